@@ -1,0 +1,50 @@
+// Errors: one line that says what was wrong, where, and what to do. The functions here throw; main() prints the line and
+// exits. 2 is for bad use (the command line), 1 for a run that failed (files, data, memory).
+#pragma once
+#include <cstdarg>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+struct Error : std::runtime_error {
+    int exit_code;
+    Error(int code, const std::string& message) : std::runtime_error(message), exit_code(code) {}
+};
+
+inline std::string vformat(const char* fmt, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    int n = vsnprintf(nullptr, 0, fmt, args);
+    std::string s(n > 0 ? n : 0, '\0');
+    if (n > 0) vsnprintf(&s[0], (size_t)n + 1, fmt, again);
+    va_end(again);
+    return s;
+}
+
+// printf into a std::string
+__attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    std::string s = vformat(fmt, args);
+    va_end(args);
+    return s;
+}
+
+// the run cannot go on: exit 1
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail(const char* fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    std::string s = vformat(fmt, args);
+    va_end(args);
+    throw Error(1, s);
+}
+
+// the command line is wrong: exit 2
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail_usage(const char* fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    std::string s = vformat(fmt, args);
+    va_end(args);
+    throw Error(2, s);
+}
