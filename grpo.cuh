@@ -1,0 +1,251 @@
+// Group Relative Policy Optimization (Shao et al. 2024, DeepSeekMath, eq. 3) with TRL's reductions.
+//
+//   G completions of each prompt get rewards r_1..r_G;  A_i = (r_i - mean(r)) / (std(r) + 1e-4)     std with G-1
+//   rho_t = exp(logp_t - old_t)                  old: the log-probability at which the token was sampled
+//   l_t   = -min(rho_t A, clip(rho_t, 1-eps_low, 1+eps_high) A) + beta k3_t
+//   k3_t  = exp(ref_t - logp_t) - (ref_t - logp_t) - 1      (Schulman 2020; >= 0, unbiased for KL(policy || reference))
+//   loss  = sum_i w_i sum_t l_t, with the weight w_i of completion i (of n_i tokens, N completions in the batch)
+//             grpo     1 / (N n_i)                              each completion counts the same
+//             bnpo     1 / (parts * tokens of its part)         TRL's local mean, parts = gradient_accumulation_steps
+//             dr_grpo  1 / (N max_completion_length)            (Liu et al. 2025, Dr. GRPO)
+//             dapo     1 / (tokens of the whole batch)          (Yu et al. 2025, DAPO, eq. 8); the default
+// The weights are known before the first micro-batch runs, so how the batch is split changes nothing but rounding.
+//
+// On the first pass rho is exactly 1: sampler and trainer are one forward. The loss is then -mean(A), about zero, while
+// its gradient is not. A ratio other than 1 at that point is a bug, and sampling/sampling_logp_difference shows it.
+#pragma once
+#include <cmath>
+#include <string>
+#include <vector>
+#include "rollout.cuh"
+#include "train.cuh"
+
+enum class LossType { grpo, bnpo, dr_grpo, dapo };
+enum class RewardScale { group, batch, none };
+
+struct GrpoConfig {
+    int num_generations = 8;
+    LossType loss_type = LossType::dapo;
+    RewardScale scale_rewards = RewardScale::group;
+    double epsilon_low = 0.2, epsilon_high = 0.2, beta = 0.0;
+    int num_iterations = 1, accumulation_steps = 1;
+    int max_completion_length = 256;
+    bool mask_truncated = false;
+    float temperature = 1.0f;
+    int64_t micro_batch_tokens = 4096;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// advantages
+
+struct Advantages {
+    std::vector<float> a;  // [P*G]
+    double reward_mean = 0.0, reward_std = 0.0, zero_std_share = 0.0;
+};
+
+// sample standard deviation (n-1); 0 for a single value
+inline double sample_std(const float* x, int n, double mean) {
+    double sum = 0.0;
+    for (int i = 0; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
+    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
+}
+
+inline Advantages group_advantages(const std::vector<float>& rewards, int G, RewardScale scale) {
+    Advantages out;
+    int n = (int)rewards.size(), groups = n / G;
+    double total = 0.0;
+    for (float r : rewards) total += r;
+    out.reward_mean = total / n;
+    double batch_std = sample_std(rewards.data(), n, out.reward_mean);
+    for (int g = 0; g < groups; g++) {
+        const float* r = rewards.data() + (size_t)g * G;
+        double mean = 0.0;
+        for (int i = 0; i < G; i++) mean += r[i];
+        mean /= G;
+        double std = sample_std(r, G, mean);
+        out.reward_std += std / groups;
+        // the mean of equal floats may differ from them by rounding: such a group teaches nothing
+        bool equal = true;
+        for (int i = 1; i < G; i++) equal = equal && r[i] == r[0];
+        if (equal) out.zero_std_share += 1.0 / groups;
+        double divisor = scale == RewardScale::group ? std + 1e-4 : scale == RewardScale::batch ? batch_std + 1e-4 : 1.0;
+        for (int i = 0; i < G; i++) out.a.push_back(equal ? 0.0f : (float)((r[i] - mean) / divisor));
+    }
+    return out;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// policy loss
+
+struct TokenLoss {
+    double loss, kl;
+    float dlogp;  // d loss / d logp
+    float ratio;
+    bool clipped_low, clipped_high;
+};
+
+// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf.
+inline TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
+                                   double epsilon_high, double beta) {
+    TokenLoss t;
+    double log_ratio = (double)logp - (double)old_logp;
+    log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
+    double ratio = exp(log_ratio), A = advantage;
+    double bounded = ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
+    t.ratio = (float)ratio;
+    t.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
+    t.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
+    t.loss = -std::min(ratio * A, bounded * A);
+    double d = t.clipped_low || t.clipped_high ? 0.0 : -ratio * A;  // d ratio / d logp = ratio
+    t.kl = 0.0;
+    if (beta > 0.0) {
+        double x = (double)ref_logp - (double)logp;
+        x = x < -20.0 ? -20.0 : (x > 20.0 ? 20.0 : x);
+        t.kl = exp(x) - x - 1.0;
+        t.loss += beta * t.kl;
+        d += beta * (1.0 - exp(x));
+    }
+    t.dlogp = (float)d;
+    return t;
+}
+
+// [N] the weight of each completion's token sum; lengths [N] are the tokens that count (0 when masked)
+inline std::vector<double> completion_weights(const std::vector<int>& lengths, LossType type, int accumulation_steps,
+                                              int max_completion_length) {
+    int N = (int)lengths.size(), part = (N + accumulation_steps - 1) / accumulation_steps;
+    int parts = (N + part - 1) / part;
+    std::vector<double> part_tokens(parts, 0.0), w(N);
+    double tokens = 0.0;
+    for (int i = 0; i < N; i++) {
+        tokens += lengths[i];
+        part_tokens[i / part] += lengths[i];
+    }
+    for (int i = 0; i < N; i++) {
+        if (type == LossType::grpo) w[i] = 1.0 / ((double)N * std::max(lengths[i], 1));
+        if (type == LossType::bnpo) w[i] = 1.0 / ((double)parts * std::max(part_tokens[i / part], 1.0));
+        if (type == LossType::dr_grpo) w[i] = 1.0 / ((double)N * max_completion_length);
+        if (type == LossType::dapo) w[i] = 1.0 / std::max(tokens, 1.0);
+    }
+    return w;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// one pass over a batch of completions
+
+struct PolicyPass {
+    double loss = 0.0, kl = 0.0, entropy = 0.0;  // loss as reduced; the others are means over tokens
+    double logp_difference_mean = 0.0, logp_difference_max = 0.0;  // |logp - sampler's|
+    double ratio_min = 1e30, ratio_max = 0.0, ratio_mean = 0.0;
+    double clip_low = 0.0, clip_high = 0.0;  // shares of tokens
+    double clip_low_min = 1.0, clip_high_max = 0.0;  // over micro-batches
+    int64_t tokens = 0, forward_tokens = 0;
+};
+
+// completions cut into micro-batches: each is a range [first, last) whose prompts and completions fit in the budget
+inline std::vector<std::pair<int, int>> micro_batches(const std::vector<std::vector<int>>& prompts,
+                                                      const std::vector<Completion>& completions, int part,
+                                                      int64_t budget) {
+    std::vector<std::pair<int, int>> out;
+    int64_t used = 0;
+    for (int i = 0; i < (int)completions.size(); i++) {
+        int64_t n = (int64_t)(prompts[completions[i].prompt].size() + completions[i].tokens.size());
+        if (n > budget)
+            fail("a prompt and completion of %lld tokens exceed --micro_batch_tokens %lld; raise it", (long long)n,
+                 (long long)budget);
+        if (out.empty() || used + n > budget || i % part == 0) {
+            out.push_back({i, i});
+            used = 0;
+        }
+        out.back().second = i + 1;
+        used += n;
+    }
+    return out;
+}
+
+// log-probabilities of the completions under the weights `work` (the reference model's), one vector a completion
+inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work,
+                                                        const std::vector<std::vector<int>>& prompts,
+                                                        const std::vector<Completion>& completions,
+                                                        const GrpoConfig& c) {
+    Model& m = *t.model;
+    Weights<floatX> policy = m.w;
+    m.w = model_views(m, work);
+    std::vector<std::vector<float>> out(completions.size());
+    for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens)) {
+        Batch b;
+        ScoredTokens s;
+        for (int i = first; i < last; i++) {
+            std::vector<int> ids = prompts[completions[i].prompt];
+            int prompt_length = (int)ids.size();
+            ids.insert(ids.end(), completions[i].tokens.begin(), completions[i].tokens.end());
+            batch_add_sequence(b, ids.data(), (int)ids.size());
+            score_last_sequence(s, b, prompt_length);
+        }
+        score_forward(m, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
+        const float* p = s.logp.data();
+        for (int i = first; i < last; i++) {
+            out[i].assign(p, p + completions[i].tokens.size());
+            p += completions[i].tokens.size();
+        }
+    }
+    m.w = policy;
+    return out;
+}
+
+// Forward, loss and backward over all completions: gradients accumulate in t.grads. ref: reference log-probabilities,
+// empty when beta is 0.
+inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
+                              const std::vector<Completion>& completions, const std::vector<float>& advantages,
+                              const std::vector<std::vector<float>>& ref, const GrpoConfig& c) {
+    PolicyPass out;
+    int N = (int)completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
+    std::vector<int> lengths(N);
+    for (int i = 0; i < N; i++)
+        lengths[i] = c.mask_truncated && !completions[i].finished ? 0 : (int)completions[i].tokens.size();
+    std::vector<double> weights = completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens)) {
+        Batch b;
+        ScoredTokens s;
+        for (int i = first; i < last; i++) {
+            std::vector<int> ids = prompts[completions[i].prompt];
+            int prompt_length = (int)ids.size();
+            ids.insert(ids.end(), completions[i].tokens.begin(), completions[i].tokens.end());
+            batch_add_sequence(b, ids.data(), (int)ids.size());
+            if (lengths[i]) score_last_sequence(s, b, prompt_length);
+        }
+        if (s.size() == 0) continue;
+        score_forward(*t.model, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
+        std::vector<float> dlogp(s.size());
+        int64_t at = 0, low = 0, high = 0;
+        for (int i = first; i < last; i++)
+            for (int j = 0; j < lengths[i]; j++, at++) {
+                float old = completions[i].logps[j], reference = ref.empty() ? 0.0f : ref[i][j];
+                TokenLoss l = policy_token_loss(s.logp[at], old, reference, advantages[i], c.epsilon_low,
+                                                c.epsilon_high, c.beta);
+                dlogp[at] = (float)(weights[i] * l.dlogp);
+                out.loss += weights[i] * l.loss;
+                out.kl += l.kl;
+                out.entropy += s.entropy[at];
+                double difference = fabs((double)s.logp[at] - (double)old);
+                out.logp_difference_mean += difference;
+                out.logp_difference_max = std::max(out.logp_difference_max, difference);
+                out.ratio_min = std::min(out.ratio_min, (double)l.ratio);
+                out.ratio_max = std::max(out.ratio_max, (double)l.ratio);
+                out.ratio_mean += l.ratio;
+                low += l.clipped_low;
+                high += l.clipped_high;
+            }
+        out.tokens += s.size();
+        out.forward_tokens += b.T();
+        out.clip_low += (double)low;
+        out.clip_high += (double)high;
+        out.clip_low_min = std::min(out.clip_low_min, (double)low / (double)s.size());
+        out.clip_high_max = std::max(out.clip_high_max, (double)high / (double)s.size());
+        score_backward(t, b, s, dlogp, 1.0f / c.temperature);
+    }
+    double n = (double)std::max<int64_t>(out.tokens, 1);
+    for (double* mean : {&out.kl, &out.entropy, &out.logp_difference_mean, &out.ratio_mean, &out.clip_low, &out.clip_high})
+        *mean /= n;
+    if (out.tokens == 0) out.ratio_min = out.ratio_max = out.ratio_mean = 1.0, out.clip_low_min = 0.0;
+    return out;
+}

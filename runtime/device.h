@@ -1,0 +1,240 @@
+// What the three builds share. The same source is compiled by g++ (CPU loops only), by nvcc (CPU loops and kernels) and
+// by g++ with -DTRAIN_QRL_SIMT -I test/simt, where <cuda_runtime.h> is a stand-in that runs the kernels on the CPU.
+// Kernels and their launches stand inside #if HAS_KERNELS. They are launched by LAUNCH, declare dynamic shared memory
+// by DYNAMIC_SHARED, and move 16 bytes at a time by load128 and store128. The trap: LAUNCH is asynchronous under nvcc,
+// so an illegal access shows at a later CUDA_CHECK, not at its own line.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include "dtypes.h"
+#include "error.h"
+
+#if defined(__CUDACC__) || defined(TRAIN_QRL_SIMT)
+#define HAS_KERNELS 1
+#include <cuda_runtime.h>
+#else
+#define HAS_KERNELS 0
+#endif
+#if defined(__CUDACC__)
+#include <nvtx3/nvToolsExt.h>
+#endif
+
+#define CEIL_DIV(a, b) (((a) + (b)-1) / (b))
+
+// ---------------------------------------------------------------------------------------------------------------------
+// where an operator runs: the last argument of every launcher. Device() is the CPU.
+
+#if HAS_KERNELS
+struct Device {
+    bool cuda = false;
+    cudaStream_t stream = nullptr;
+};
+#else
+struct Device {
+    static constexpr bool cuda = false;
+};
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// checks, range markers, launches
+
+#if HAS_KERNELS
+inline const char* cuda_hint(cudaError_t error) {
+    switch (error) {
+        case cudaErrorMemoryAllocation:
+            return "--plan prints what needs the memory";
+        case cudaErrorNoDevice:
+        case cudaErrorInsufficientDriver:
+            return "--device cpu runs without a GPU";
+        case cudaErrorNoKernelImageForDevice:
+            return "compile for the architecture of this GPU";
+        case cudaErrorIllegalAddress:
+        case cudaErrorMisalignedAddress:
+        case cudaErrorLaunchFailure:
+            return "an earlier kernel may be at fault: rerun under compute-sanitizer";
+        default:
+            return "compute-sanitizer or CUDA_LAUNCH_BLOCKING=1 finds the kernel at fault";
+    }
+}
+
+inline void cuda_check(cudaError_t error, const char* call, const char* file, int line) {
+    if (error != cudaSuccess) fail("%s:%d: %s: %s (%s)", file, line, call, cudaGetErrorString(error), cuda_hint(error));
+}
+#define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
+#endif
+
+// NVTX_RANGE(name): names the enclosing scope in a profiler's timeline; nothing outside nvcc
+#if defined(__CUDACC__)
+struct NvtxRange {
+    explicit NvtxRange(const char* name) { nvtxRangePushA(name); }
+    ~NvtxRange() { nvtxRangePop(); }
+    NvtxRange(const NvtxRange&) = delete;
+    NvtxRange& operator=(const NvtxRange&) = delete;
+};
+#define NVTX_RANGE(name) NvtxRange nvtx_range_(name)
+#else
+#define NVTX_RANGE(name) (void)0
+#endif
+
+// A number as a type, for a generic lambda that launches one instance of a kernel or another: launch(Int<32>()).
+template <int N>
+using Int = std::integral_constant<int, N>;
+
+// LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
+// A template kernel is put in parentheses with its arguments written out: LAUNCH((kernel<8, true>), ...).
+// Above 48 KB a kernel must ask for its dynamic shared memory; LAUNCH does that.
+#if defined(__CUDACC__)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                   \
+    do {                                                                                                         \
+        size_t launch_shared_ = (shared_bytes);                                                                  \
+        if (launch_shared_ > 48 * 1024)                                                                          \
+            CUDA_CHECK(                                                                                          \
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch_shared_)); \
+        kernel<<<(grid), (block), launch_shared_, (stream)>>>(__VA_ARGS__);                                      \
+        cuda_check(cudaGetLastError(), "launch of " #kernel, __FILE__, __LINE__);                                \
+    } while (0)
+#elif defined(TRAIN_QRL_SIMT)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    simt_launch(#kernel, __FILE__, __LINE__, (grid), (block), (shared_bytes), (stream), kernel, __VA_ARGS__)
+#endif
+
+// DYNAMIC_SHARED(type, name): `type* name` at the start of the block's dynamic shared memory, 16-byte aligned
+#if defined(__CUDACC__)
+#define DYNAMIC_SHARED(type, name)                                   \
+    extern __shared__ __align__(16) unsigned char dynamic_shared_[]; \
+    type* name = reinterpret_cast<type*>(dynamic_shared_)
+#elif defined(TRAIN_QRL_SIMT)
+#define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(simt_dynamic_shared())
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// memory that lives for one operator, uninitialised: the heap, or the stream's pool (ordered with the kernels that use
+// it)
+
+struct Scratch {
+    float* data = nullptr;  // (count)
+    Device dev;
+    Scratch(size_t count, Device dev) : dev(dev) {
+#if HAS_KERNELS
+        if (dev.cuda) {
+            CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&data), count * sizeof(float), dev.stream));
+            return;
+        }
+#endif
+        data = static_cast<float*>(malloc(count * sizeof(float)));
+        if (!data && count) fail("out of memory: %zu bytes of scratch", count * sizeof(float));
+    }
+    ~Scratch() {
+#if HAS_KERNELS
+        if (dev.cuda) {
+            cudaFreeAsync(data, dev.stream);
+            return;
+        }
+#endif
+        free(data);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// device functions
+
+#if HAS_KERNELS
+// 16 bytes of T in registers, so that a load or store is one 128-bit transaction
+template <class T>
+struct alignas(16) Pack128 {
+    static constexpr int size = 16 / (int)sizeof(T);
+    T v[size];
+    __device__ T& operator[](int i) { return v[i]; }
+    __device__ const T& operator[](int i) const { return v[i]; }
+};
+
+// p: 16-byte aligned
+template <class T>
+__device__ inline Pack128<T> load128(const T* p) {
+    int4 bits = *reinterpret_cast<const int4*>(p);
+    Pack128<T> pack;
+    memcpy(&pack, &bits, 16);
+    return pack;
+}
+
+// a load that will not be used again: it does not displace what the cache should keep
+template <class T>
+__device__ inline Pack128<T> load128_streaming(const T* p) {
+    int4 bits = __ldcs(reinterpret_cast<const int4*>(p));
+    Pack128<T> pack;
+    memcpy(&pack, &bits, 16);
+    return pack;
+}
+
+template <class T>
+__device__ inline void store128(T* p, const Pack128<T>& pack) {
+    int4 bits;
+    memcpy(&bits, &pack, 16);
+    *reinterpret_cast<int4*>(p) = bits;
+}
+
+template <class T>
+__device__ inline void store128_streaming(T* p, const Pack128<T>& pack) {
+    int4 bits;
+    memcpy(&bits, &pack, 16);
+    __stcs(reinterpret_cast<int4*>(p), bits);
+}
+
+// Elements i ... i + size - 1 of a row of C; what lies past C reads as zero and is not stored. aligned: see
+// is_aligned16. The element an index belongs to does not depend on aligned, so neither do the bits of a sum over the
+// row.
+template <class T>
+__device__ inline Pack128<T> load_pack(const T* row, int i, int C, bool aligned) {
+    if (aligned && i + Pack128<T>::size <= C) return load128(row + i);
+    Pack128<T> pack;
+    for (int k = 0; k < Pack128<T>::size; k++) pack[k] = i + k < C ? row[i + k] : T(0.0f);
+    return pack;
+}
+
+template <class T>
+__device__ inline void store_pack(T* row, int i, int C, bool aligned, const Pack128<T>& pack) {
+    if (aligned && i + Pack128<T>::size <= C) {
+        store128(row + i, pack);
+        return;
+    }
+    for (int k = 0; k < Pack128<T>::size && i + k < C; k++) row[i + k] = pack[k];
+}
+
+// every row of a matrix whose rows begin `stride` elements apart begins at a multiple of 16 bytes
+template <class T>
+inline bool is_aligned16(const T* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % Pack128<T>::size == 0;
+}
+
+// Sums over groups of LANES neighbouring lanes (a power of two, at most 32); every lane of the group gets the same
+// bits. All 32 lanes of the warp must call it.
+template <int LANES>
+__device__ inline float group_reduce_sum(float x) {
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    return x;
+}
+
+template <int LANES>
+__device__ inline float group_reduce_max(float x) {
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    return x;
+}
+
+__device__ inline float warp_reduce_sum(float x) { return group_reduce_sum<32>(x); }
+__device__ inline float warp_reduce_max(float x) { return group_reduce_max<32>(x); }
+
+// Sum over the block; every thread gets the same bits. blockDim.x is a multiple of 32, and all threads must call it.
+__device__ inline float block_reduce_sum(float x) {
+    __shared__ float partial[32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    x = warp_reduce_sum(x);
+    __syncthreads();  // the previous call's reads of partial are over
+    if (lane == 0) partial[warp] = x;
+    __syncthreads();
+    return warp_reduce_sum(lane < warps ? partial[lane] : 0.0f);
+}
+#endif

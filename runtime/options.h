@@ -1,0 +1,723 @@
+// Options: `./train_qrl [command] [--flag value ...]`. One table makes the struct, the parser, --help, the start-up
+// print, config.json and the table of the README. Names and defaults are TRL's (GRPOConfig, SFTConfig) where it has
+// one. To add an option, add one line to OPTION_TABLE.
+//
+//   OPT(type, name, default, allowed, commands, help)
+//     type      std::string, int, uint64_t, double or bool
+//     allowed   "[2, 1024]"  interval, round brackets exclude the end: "(0, 1]", "[0, inf)"
+//               "a|b|c"      one of these
+//               "{a, b, c}"  a comma list of these
+//               ""           anything
+//     commands  bit mask of the commands that take it
+//
+// The trap: an interval is about what the user may write. A default outside of its interval means "not set" (shown as
+// "unset", null in JSON); parse_options() must give it a value, see resolve_options().
+#pragma once
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+#include <nlohmann/json.hpp>
+#include "error.h"
+#include "nearest.h"
+
+#define TRAIN_QRL_VERSION "0.1.0"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// commands
+
+#define COMMAND_TABLE(CMD)                                                                 \
+    CMD(GRPO, grpo, "reinforcement learning with group-relative advantages (the default)") \
+    CMD(SFT, sft, "supervised fine-tuning on prompt and completion pairs")                 \
+    CMD(EVAL, eval, "accuracy of a model on a set of problems")                            \
+    CMD(GENERATE, generate, "complete one prompt")                                         \
+    CMD(TOKENIZE, tokenize, "text to token ids, or back with --decode")                    \
+    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")
+
+enum Command : int {
+#define CMD(id, name, help) COMMAND_##id,
+    COMMAND_TABLE(CMD)
+#undef CMD
+        COMMAND_COUNT
+};
+
+enum CommandMask : unsigned {
+#define CMD(id, name, help) IN_##id = 1u << COMMAND_##id,
+    COMMAND_TABLE(CMD)
+#undef CMD
+};
+static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT;                  // updates weights
+static constexpr unsigned IN_SAMPLE = IN_GRPO | IN_EVAL | IN_GENERATE;  // draws completions
+static constexpr unsigned IN_FILES = IN_GRPO | IN_SFT | IN_EVAL;        // reads data sets, writes under --output_dir
+static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
+static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
+static constexpr unsigned IN_ALL = (1u << COMMAND_COUNT) - 1;
+
+struct CommandRow {
+    const char* name;
+    const char* help;
+};
+
+static constexpr CommandRow command_rows[COMMAND_COUNT] = {
+#define CMD(id, name, help) {#name, help},
+    COMMAND_TABLE(CMD)
+#undef CMD
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the table
+
+// clang-format off
+#define OPTION_TABLE(GROUP, OPT) \
+GROUP("files") \
+OPT(std::string, model, "", "", IN_ALL, "Hugging Face folder or .gguf file; empty: the embedded model") \
+OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: the one beside the model") \
+OPT(std::string, train_data, "", "", IN_TRAIN, "JSONL to train on; empty: the embedded task") \
+OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
+OPT(std::string, output_dir, "out", "", IN_FILES, "folder for config.json, metrics.jsonl and checkpoints") \
+OPT(bool, overwrite_output_dir, false, "", IN_FILES, "write into a folder that already holds a run; its logs are replaced") \
+OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
+GROUP("quantization") \
+OPT(std::string, weights, "none", "", IN_MODEL, "quantizer of the linear layers' weights, such as int4:g32:sym or none") \
+OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL, "linear layers that are quantized") \
+OPT(std::string, qat_scale, "dynamic", "dynamic|static", IN_TRAIN, "scales: from the current weights at every step, or kept from the first") \
+OPT(std::string, ste, "identity", "identity|clip", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped") \
+GROUP("GRPO") \
+OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the group size G") \
+OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \
+OPT(int, num_iterations, 1, "[1, 64]", IN_GRPO, "passes over one batch of rollouts") \
+OPT(int, gradient_accumulation_steps, 1, "[1, 65536]", IN_TRAIN, "batches per optimizer step") \
+OPT(std::string, loss_type, "dapo", "grpo|dr_grpo|bnpo|dapo", IN_GRPO, "how token losses are averaged") \
+OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - epsilon") \
+OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high; unset: epsilon") \
+OPT(double, beta, 0.0, "[0, 100]", IN_GRPO, "weight of the KL divergence from the reference model; 0 keeps no reference") \
+OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide advantages by this standard deviation") \
+OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
+OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
+OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
+GROUP("sampling") \
+OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE, "tokens; a longer prompt is an error") \
+OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
+OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy") \
+OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
+OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
+OPT(int, rollout_batch, 256, "[1, 65536]", IN_SAMPLE, "sequences decoded at once") \
+GROUP("optimizer") \
+OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
+OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of the matrices") \
+OPT(double, adam_beta1, 0.9, "[0, 1)", IN_TRAIN, "decay of the first moment") \
+OPT(double, adam_beta2, 0.999, "[0, 1)", IN_TRAIN, "decay of the second moment") \
+OPT(double, adam_epsilon, 1e-8, "(0, 1]", IN_TRAIN, "added to the root of the second moment") \
+OPT(double, max_grad_norm, 1.0, "[0, inf)", IN_TRAIN, "gradients are scaled down to this global norm; 0: never") \
+OPT(std::string, lr_scheduler_type, "linear", "linear|cosine|constant", IN_TRAIN, "learning rate after the warm-up: down to 0, or constant") \
+OPT(int, warmup_steps, 0, "[0, inf)", IN_TRAIN, "optimizer steps from 0 up to the learning rate") \
+OPT(int, max_steps, -1, "[-1, inf)", IN_TRAIN, "optimizer steps; -1: as many as num_train_epochs gives") \
+OPT(double, num_train_epochs, 1.0, "(0, 1000000]", IN_TRAIN, "passes over the training data") \
+GROUP("training") \
+OPT(uint64_t, seed, 0, "", IN_MODEL, "same seed, same machine, same bits") \
+OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_MODEL, "most tokens in one forward and backward pass") \
+OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
+OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT, "rows per batch") \
+OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT, "tokens of prompt and completion together") \
+OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
+OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
+OPT(int, eval_samples, 1, "[1, 1024]", IN_FILES, "sampled completions per held-out problem") \
+OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
+OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN, "type of the saved weights") \
+OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
+OPT(bool, log_completions, true, "", IN_FILES, "write completions.jsonl") \
+OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
+GROUP("prompts") \
+OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
+OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
+OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem alone") \
+OPT(std::string, system_prompt, "", "", IN_MODEL, "system message of the chat template") \
+OPT(std::string, chat_template, "auto", "auto|on|off", IN_MODEL | IN_TOKENIZE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
+OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_MODEL | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
+GROUP("embedded task") \
+OPT(std::string, task, "arithmetic", "", IN_FILES, "the task made up without --train_data") \
+OPT(int, sft_steps, -1, "[-1, inf)", IN_GRPO, "supervised steps before GRPO; -1: the embedded model's own number")
+// clang-format on
+
+enum OptionType { OPTION_STRING, OPTION_INT, OPTION_UINT64, OPTION_DOUBLE, OPTION_BOOL };
+inline constexpr OptionType option_type_of(const std::string*) { return OPTION_STRING; }
+inline constexpr OptionType option_type_of(const int*) { return OPTION_INT; }
+inline constexpr OptionType option_type_of(const uint64_t*) { return OPTION_UINT64; }
+inline constexpr OptionType option_type_of(const double*) { return OPTION_DOUBLE; }
+inline constexpr OptionType option_type_of(const bool*) { return OPTION_BOOL; }
+
+struct OptionRow {
+    const char* name;  // nullptr: the title of a group, in help
+    OptionType type;
+    const char* allowed;
+    unsigned commands;
+    const char* help;
+};
+
+static constexpr OptionRow option_rows[] = {
+#define GROUP(title) {nullptr, OPTION_BOOL, "", 0, title},
+#define OPT(type, name, def, allowed, commands, help) {#name, option_type_of((type*)nullptr), allowed, commands, help},
+    OPTION_TABLE(GROUP, OPT)
+#undef GROUP
+#undef OPT
+};
+static constexpr int OPTION_ROWS = (int)(sizeof(option_rows) / sizeof(option_rows[0]));
+
+// the row of a name, or -1
+inline int option_index(const std::string& name) {
+    for (int i = 0; i < OPTION_ROWS; i++)
+        if (option_rows[i].name && name == option_rows[i].name) return i;
+    return -1;
+}
+
+enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_VERSION };
+
+struct Options {
+#define GROUP(title)
+#define OPT(type, name, def, allowed, commands, help) type name = def;
+    OPTION_TABLE(GROUP, OPT)
+#undef GROUP
+#undef OPT
+    Command command = COMMAND_GRPO;
+    bool command_given = false;
+    OptionsAction action = OPTIONS_RUN;
+    bool is_given[OPTION_ROWS] = {};  // on the command line or in --config
+
+    // did the user set it? (a caller may change only what was not given)
+    bool given(const char* name) const {
+        int i = option_index(name);
+        if (i < 0) fail("no option is called %s", name);
+        return is_given[i];
+    }
+};
+
+// the field behind a row; nullptr for a group's title
+inline void* option_field(Options& o, int row) {
+    void* fields[] = {
+#define GROUP(title) nullptr,
+#define OPT(type, name, def, allowed, commands, help) &o.name,
+        OPTION_TABLE(GROUP, OPT)
+#undef GROUP
+#undef OPT
+    };
+    return fields[row];
+}
+inline const void* option_field(const Options& o, int row) { return option_field(const_cast<Options&>(o), row); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what is allowed
+
+struct Interval {
+    double low = 0, high = 0;
+    bool low_open = false, high_open = false;
+};
+
+inline bool is_interval(const char* allowed) { return allowed[0] == '[' || allowed[0] == '('; }
+inline bool is_set(const char* allowed) { return allowed[0] == '{'; }
+
+// "(0, 1]" of the table; test_options checks that every row parses
+inline Interval parse_interval(const char* allowed) {
+    Interval r;
+    char open = 0, close = 0;
+    if (sscanf(allowed, "%c%lf, %lf%c", &open, &r.low, &r.high, &close) != 4 || (open != '[' && open != '(') ||
+        (close != ']' && close != ')') || !(r.low < r.high))
+        fail("bad interval '%s' in the table of options", allowed);
+    r.low_open = open == '(';
+    r.high_open = close == ')';
+    return r;
+}
+
+inline bool interval_has(const Interval& r, double v) {
+    return (r.low_open ? v > r.low : v >= r.low) && (r.high_open ? v < r.high : v <= r.high);
+}
+
+// "a|b" or "{a, b}" -> a, b; also splits what a user wrote, by comma. Blanks around a word are dropped.
+inline std::vector<std::string> split_words(const std::string& text, const char* separators) {
+    std::vector<std::string> words;
+    for (size_t at = 0; at <= text.size();) {
+        size_t end = text.find_first_of(separators, at);
+        if (end == std::string::npos) end = text.size();
+        size_t a = text.find_first_not_of(' ', at), b = end;
+        if (a == std::string::npos || a > end) a = end;
+        while (b > a && text[b - 1] == ' ') b--;
+        words.push_back(text.substr(a, b - a));
+        at = end + 1;
+    }
+    return words;
+}
+
+inline std::vector<std::string> allowed_words(const char* allowed) {
+    std::string s = allowed;
+    if (s.empty() || is_interval(allowed)) return {};
+    if (is_set(allowed)) return split_words(s.substr(1, s.size() - 2), ",");
+    return split_words(s, "|");
+}
+
+inline std::string join_words(const std::vector<std::string>& words, const char* between = ", ") {
+    std::string s;
+    for (size_t i = 0; i < words.size(); i++) s += (i ? between : "") + words[i];
+    return s;
+}
+
+// is `item` in a comma list such as --quantize_layers? "all" holds everything
+inline bool list_has(const std::string& list, const std::string& item) {
+    for (const std::string& word : split_words(list, ","))
+        if (word == item || word == "all") return true;
+    return false;
+}
+
+// grpo, sft, ... for a bit mask
+inline std::string command_names(unsigned mask, const char* between = ", ") {
+    std::vector<std::string> names;
+    for (int c = 0; c < COMMAND_COUNT; c++)
+        if (mask >> c & 1) names.push_back(command_rows[c].name);
+    return join_words(names, between);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// values as text
+
+// user text inside a one-line message: control characters and bytes that are not UTF-8 are escaped or replaced, long
+// text is cut
+inline std::string printable(const std::string& text, size_t most = 80) {
+    std::string cut = text.size() > most ? text.substr(0, most) + "..." : text;
+    std::string s = nlohmann::json(cut).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    return s.substr(1, s.size() - 2);
+}
+
+// shortest text that reads back as the same number
+inline std::string double_text(double v) {
+    char buffer[64];
+    auto r = std::to_chars(buffer, buffer + sizeof(buffer), v);
+    return std::string(buffer, r.ptr);
+}
+
+// a default outside of its interval means "not set"
+inline bool option_is_set(const Options& o, int row) {
+    const OptionRow& r = option_rows[row];
+    if (!is_interval(r.allowed)) return true;
+    const void* p = option_field(o, row);
+    double v = r.type == OPTION_INT ? *(const int*)p : *(const double*)p;
+    return interval_has(parse_interval(r.allowed), v);
+}
+
+// value as the user would write it
+inline std::string option_text(const Options& o, int row) {
+    const void* p = option_field(o, row);
+    if (!option_is_set(o, row)) return "unset";
+    switch (option_rows[row].type) {
+        case OPTION_STRING:
+            return *(const std::string*)p;
+        case OPTION_INT:
+            return std::to_string(*(const int*)p);
+        case OPTION_UINT64:
+            return std::to_string(*(const uint64_t*)p);
+        case OPTION_DOUBLE:
+            return double_text(*(const double*)p);
+        case OPTION_BOOL:
+            return *(const bool*)p ? "true" : "false";
+    }
+    return "";
+}
+
+template <typename T>
+inline bool parse_whole(const std::string& text, T* v) {
+    auto r = std::from_chars(text.data(), text.data() + text.size(), *v);
+    return r.ec == std::errc() && r.ptr == text.data() + text.size();
+}
+
+// Sets one option from text. `where` names it in errors: "--beta x" or "run.json: beta x".
+inline void set_option(Options& o, int row, const std::string& text, const std::string& where) {
+    const OptionRow& r = option_rows[row];
+    void* p = option_field(o, row);
+    std::vector<std::string> words = allowed_words(r.allowed);
+    std::string range = is_interval(r.allowed) ? std::string("; allowed: ") + r.allowed : "";
+    double number = 0;
+    switch (r.type) {
+        case OPTION_STRING:
+            if (is_set(r.allowed)) {
+                std::set<std::string> seen;
+                for (const std::string& word : split_words(text, ",")) {
+                    bool known = false;
+                    for (const std::string& w : words) known = known || w == word;
+                    if (!known)
+                        fail_usage("%s: '%s' is not one of %s%s", where.c_str(), printable(word).c_str(),
+                                   join_words(words).c_str(), did_you_mean(word, words).c_str());
+                    if (!seen.insert(word).second)
+                        fail_usage("%s: '%s' is listed twice", where.c_str(), printable(word).c_str());
+                }
+            } else if (!words.empty()) {
+                bool known = false;
+                for (const std::string& w : words) known = known || w == text;
+                if (!known)
+                    fail_usage("%s: not one of %s%s", where.c_str(), join_words(words).c_str(),
+                               did_you_mean(text, words).c_str());
+            }
+            *(std::string*)p = text;
+            return;
+        case OPTION_BOOL:
+            if (text != "true" && text != "false") fail_usage("%s: not true or false", where.c_str());
+            *(bool*)p = text == "true";
+            return;
+        case OPTION_UINT64: {
+            uint64_t v = 0;
+            if (!parse_whole(text, &v)) fail_usage("%s: not an integer from 0 to 18446744073709551615", where.c_str());
+            *(uint64_t*)p = v;
+            return;
+        }
+        case OPTION_INT: {
+            long long v =
+                0;  // wider than the field, so that 3000000000 is called out of range and not "not an integer"
+            auto e = std::from_chars(text.data(), text.data() + text.size(), v);
+            if (text.empty() || e.ptr != text.data() + text.size() || e.ec == std::errc::invalid_argument)
+                fail_usage("%s: not an integer%s", where.c_str(), range.c_str());
+            number = e.ec == std::errc() ? (double)v : std::numeric_limits<double>::infinity();
+            break;
+        }
+        case OPTION_DOUBLE:
+            if (!parse_whole(text, &number) || !std::isfinite(number))
+                fail_usage("%s: not a number%s", where.c_str(), range.c_str());
+            break;
+    }
+    bool inside = !is_interval(r.allowed) || interval_has(parse_interval(r.allowed), number);
+    if (r.type == OPTION_INT) inside = inside && number >= -2147483648.0 && number <= 2147483647.0;
+    if (!inside) fail_usage("%s: out of range%s", where.c_str(), range.c_str());
+    if (r.type == OPTION_INT) *(int*)p = (int)number;
+    else *(double*)p = number;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// parser
+
+inline std::vector<std::string> option_names(unsigned mask) {
+    std::vector<std::string> names;
+    for (int i = 0; i < OPTION_ROWS; i++)
+        if (option_rows[i].name && (option_rows[i].commands & mask)) names.push_back(option_rows[i].name);
+    return names;
+}
+
+inline Command parse_command(const std::string& text, const std::string& where) {
+    std::vector<std::string> names;
+    for (int c = 0; c < COMMAND_COUNT; c++) {
+        if (text == command_rows[c].name) return (Command)c;
+        names.push_back(command_rows[c].name);
+    }
+    fail_usage("%sunknown command '%s', not one of %s%s", where.c_str(), printable(text).c_str(),
+               join_words(names).c_str(), did_you_mean(text, names).c_str());
+}
+
+// The row of a flag of this command. `shown` is how the user wrote it: "flag --x", or "run.json: key x".
+inline int option_row_of(const std::string& name, Command command, const std::string& shown, const char* dashes) {
+    int row = option_index(name);
+    if (row < 0)
+        fail_usage("%s is unknown%s (%s --help lists the flags)", shown.c_str(),
+                   did_you_mean(name, option_names(1u << command), dashes).c_str(), command_rows[command].name);
+    if (!(option_rows[row].commands >> command & 1))
+        fail_usage("%s is not used by %s, only by %s", shown.c_str(), command_rows[command].name,
+                   command_names(option_rows[row].commands).c_str());
+    return row;
+}
+
+// What nlohmann says of a text it cannot read, without the exception's number and its own position.
+inline std::string json_error_text(const nlohmann::json::exception& e) {
+    std::string s = e.what();
+    size_t bracket = s.find("] "), column = s.find("column "), colon = s.find(": ", std::min(column, s.size()));
+    if (colon != std::string::npos) s = s.substr(colon + 2);
+    else if (bracket != std::string::npos) s = s.substr(bracket + 2);
+    return printable(s, 160);
+}
+
+// Reads --config: one object whose keys are option names. null leaves the default. The keys "command" and "version",
+// which config.json of a run has, are understood: the command is taken when the command line names none.
+inline nlohmann::ordered_json read_config_file(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    if (!in) fail_usage("--config %s: cannot be opened", printable(path, 400).c_str());
+    const size_t most = 1 << 20;
+    std::string text(most + 1, '\0');
+    in.read(&text[0], (std::streamsize)text.size());
+    text.resize((size_t)in.gcount());
+    if (in.bad()) fail_usage("--config %s: cannot be read", printable(path, 400).c_str());
+    if (text.size() > most) fail_usage("--config %s: longer than 1 MiB", printable(path, 400).c_str());
+    std::set<std::string> keys;
+    std::string twice;
+    auto see = [&](int depth, nlohmann::ordered_json::parse_event_t event, nlohmann::ordered_json& v) {
+        if (depth > 2)
+            fail_usage("--config %s: nested values; a key takes a string, a number or a bool",
+                       printable(path, 400).c_str());
+        if (depth == 1 && event == nlohmann::ordered_json::parse_event_t::key)
+            if (!keys.insert(v.get<std::string>()).second) twice = v.get<std::string>();
+        return true;
+    };
+    nlohmann::ordered_json j;
+    try {
+        j = nlohmann::ordered_json::parse(text, see);
+    } catch (const nlohmann::json::parse_error& e) {
+        size_t line = 1, column = 1, at = e.byte > 0 ? e.byte - 1 : 0;
+        for (size_t i = 0; i < at && i < text.size(); i++) {
+            column = text[i] == '\n' ? 1 : column + 1;
+            line += text[i] == '\n';
+        }
+        fail_usage("--config %s:%zu:%zu: not JSON: %s", printable(path, 400).c_str(), line, column,
+                   json_error_text(e).c_str());
+    } catch (const nlohmann::json::exception& e) {  // a number beyond double
+        fail_usage("--config %s: %s", printable(path, 400).c_str(), json_error_text(e).c_str());
+    }
+    if (!j.is_object()) fail_usage("--config %s: not a JSON object", printable(path, 400).c_str());
+    if (!twice.empty()) fail_usage("%s: key %s is given twice", printable(path, 400).c_str(), printable(twice).c_str());
+    return j;
+}
+
+inline void apply_config_file(Options& o, const std::string& path) {
+    nlohmann::ordered_json j = read_config_file(path);
+    std::string file = printable(path, 400) + ": ";
+    if (j.contains("command")) {
+        if (!j["command"].is_string()) fail_usage("%scommand: not a string", file.c_str());
+        Command c = parse_command(j["command"].get<std::string>(), file);
+        if (o.command_given && c != o.command)
+            fail_usage("%sis for command %s, but the command line says %s", file.c_str(), command_rows[c].name,
+                       command_rows[o.command].name);
+        o.command = c;
+    }
+    for (auto& item : j.items()) {
+        if (item.key() == "command" || item.key() == "version") continue;
+        std::string shown = file + "key " + printable(item.key());
+        if (item.key() == "config") fail_usage("%s: a config file cannot name another", shown.c_str());
+        int row = option_row_of(item.key(), o.command, shown, "");
+        const nlohmann::ordered_json& v = item.value();
+        if (v.is_null()) continue;
+        OptionType type = option_rows[row].type;
+        const char* wanted = type == OPTION_STRING ? "a string" : type == OPTION_BOOL ? "true or false" : "a number";
+        bool right = type == OPTION_STRING ? v.is_string() : type == OPTION_BOOL ? v.is_boolean() : v.is_number();
+        if (!right) fail_usage("%s: not %s", shown.c_str(), wanted);
+        std::string text = v.is_string() ? v.get<std::string>() : v.dump();
+        set_option(o, row, text, file + item.key() + " " + printable(text));
+        o.is_given[row] = true;
+    }
+}
+
+// Gives the "unset" options the values they stand for. Called by parse_options().
+inline void resolve_options(Options& o) {
+    if (!option_is_set(o, option_index("epsilon_high"))) o.epsilon_high = o.epsilon;
+}
+
+// What no single row can check.
+inline void check_options(const Options& o) {
+    if (o.command == COMMAND_GRPO && o.temperature == 0)
+        fail_usage(
+            "--temperature 0: greedy completions of a prompt are all equal, so that grpo has nothing to learn "
+            "from; allowed: (0, 100]");
+}
+
+// args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over
+// the other flags: when action is not OPTIONS_RUN, main prints options_answer() and leaves.
+inline Options parse_options(const std::vector<std::string>& args) {
+    Options o;
+    size_t at = 0;
+    if (at < args.size() && args[at] == "help") {
+        o.action = OPTIONS_HELP;
+        at++;
+        if (at < args.size() && args[at] == "markdown") {
+            o.action = OPTIONS_MARKDOWN;
+            return o;
+        }
+    }
+    if (at < args.size() && (args[at].empty() || args[at][0] != '-')) {
+        o.command = parse_command(args[at++], "");
+        o.command_given = true;
+    }
+    for (size_t i = at; i < args.size(); i++) {
+        if (args[i] == "--help" || args[i] == "-h") o.action = OPTIONS_HELP;
+        else if (args[i] == "--version" && o.action == OPTIONS_RUN) o.action = OPTIONS_VERSION;
+    }
+    if (o.action != OPTIONS_RUN) return o;
+
+    // the flags as written; the command that checks them may still come from --config
+    std::vector<std::pair<std::string, std::string>> flags;
+    std::set<std::string> seen;
+    while (at < args.size()) {
+        const std::string& arg = args[at++];
+        if (arg.size() < 3 || arg.compare(0, 2, "--") != 0)
+            fail_usage("unexpected argument '%s': flags start with --, a value follows its flag",
+                       printable(arg).c_str());
+        size_t equals = arg.find('=');
+        std::string name = arg.substr(2, equals == std::string::npos ? equals : equals - 2), value;
+        int row = option_index(name);
+        bool has_next = at < args.size() && args[at].compare(0, 2, "--") != 0;
+        if (equals != std::string::npos) value = arg.substr(equals + 1);
+        else if (row >= 0 && option_rows[row].type == OPTION_BOOL) value = has_next ? args[at++] : "true";
+        else if (has_next) value = args[at++];
+        else if (row >= 0)
+            fail_usage("--%s needs a value%s%s (write --%s=VALUE for a value that starts with --)", name.c_str(),
+                       option_rows[row].allowed[0] ? ": " : "", option_rows[row].allowed, name.c_str());
+        if (!seen.insert(name).second) fail_usage("--%s is given twice", printable(name).c_str());
+        if (name == "config") o.config = value;
+        flags.push_back({name, value});
+    }
+    if (seen.count("config")) {
+        if (o.config.empty()) fail_usage("--config needs a file name");
+        apply_config_file(o, o.config);
+    }
+    for (const auto& flag : flags) {
+        int row = option_row_of(flag.first, o.command, "flag --" + printable(flag.first), "--");
+        set_option(o, row, flag.second, "--" + flag.first + " " + printable(flag.second));
+        o.is_given[row] = true;
+    }
+    resolve_options(o);
+    check_options(o);
+    return o;
+}
+
+inline Options parse_options(int argc, char** argv) {
+    return parse_options(std::vector<std::string>(argv + (argc > 0), argv + argc));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what the table prints
+
+// the group's title lines and rows that `mask` uses, in order
+inline std::vector<int> rows_for(unsigned mask) {
+    std::vector<int> rows;
+    for (int i = 0; i < OPTION_ROWS; i++) {
+        if (option_rows[i].name) {
+            if (option_rows[i].commands & mask) rows.push_back(i);
+        } else {
+            if (!rows.empty() && !option_rows[rows.back()].name) rows.pop_back();  // a group without rows
+            rows.push_back(i);
+        }
+    }
+    if (!rows.empty() && !option_rows[rows.back()].name) rows.pop_back();
+    return rows;
+}
+
+// allowed values in words: "grpo, dr_grpo", "[2, 1024]", "list of all, q, k", "text"
+inline std::string allowed_text(int row) {
+    const OptionRow& r = option_rows[row];
+    if (is_interval(r.allowed)) return (r.type == OPTION_INT ? "integer " : "number ") + std::string(r.allowed);
+    if (is_set(r.allowed)) return "list of " + join_words(allowed_words(r.allowed));
+    if (r.allowed[0]) return join_words(allowed_words(r.allowed));
+    switch (r.type) {
+        case OPTION_STRING:
+            return "text";
+        case OPTION_INT:
+            return "integer";
+        case OPTION_UINT64:
+            return "integer >= 0";
+        case OPTION_DOUBLE:
+            return "number";
+        case OPTION_BOOL:
+            return "true, false";
+    }
+    return "";
+}
+
+// --help of one command
+inline std::string options_help(const Options& o) {
+    std::string s = "usage: train_qrl [command] [--flag value | --flag=value ...]\n\ncommands\n";
+    for (int c = 0; c < COMMAND_COUNT; c++) s += format("  %-10s %s\n", command_rows[c].name, command_rows[c].help);
+    s += format("  %-10s the flags of a command: train_qrl help sft\n", "help");
+    s += format("\nflags of %s, with their defaults", command_rows[o.command].name);
+    Options defaults;
+    for (int i : rows_for(1u << o.command)) {
+        const OptionRow& r = option_rows[i];
+        if (!r.name) {
+            s += format("\n\n%s", r.help);
+            continue;
+        }
+        std::string value = option_text(defaults, i);
+        if (value.empty()) value = "\"\"";
+        s += format("\n  --%-28s %-10s %s", r.name, value.c_str(), r.help);
+        if (r.allowed[0])
+            s += format(" %s", is_interval(r.allowed) || is_set(r.allowed)
+                                   ? r.allowed
+                                   : ("{" + join_words(allowed_words(r.allowed), "|") + "}").c_str());
+    }
+    return s + "\n";
+}
+
+// The values in force, one a line; "*" marks those that differ from the table's default.
+inline std::string options_print(const Options& o) {
+    Options defaults;
+    resolve_options(defaults);
+    std::string s = format("train_qrl %s %s\n", TRAIN_QRL_VERSION, command_rows[o.command].name);
+    for (int i : rows_for(1u << o.command)) {
+        const OptionRow& r = option_rows[i];
+        if (!r.name) {
+            s += format("%s\n", r.help);
+            continue;
+        }
+        std::string value = option_text(o, i), normal = option_text(defaults, i);
+        bool changed = value != normal;
+        auto show = [](const std::string& v) { return v.empty() ? std::string("\"\"") : printable(v, 200); };
+        s += format("%c %-28s %s%s\n", changed ? '*' : ' ', r.name, show(value).c_str(),
+                    changed ? ("  (default " + show(normal) + ")").c_str() : "");
+    }
+    return s;
+}
+
+// Everything that applies to the command, in the table's order; --config FILE reads it back. The flag --config itself
+// is left out: its values are in here.
+inline nlohmann::ordered_json options_to_json(const Options& o) {
+    nlohmann::ordered_json j;
+    j["version"] = TRAIN_QRL_VERSION;
+    j["command"] = command_rows[o.command].name;
+    for (int i = 0; i < OPTION_ROWS; i++) {
+        const OptionRow& r = option_rows[i];
+        if (!r.name || !(r.commands >> o.command & 1) || std::string(r.name) == "config") continue;
+        const void* p = option_field(o, i);
+        if (!option_is_set(o, i)) {
+            j[r.name] = nullptr;
+            continue;
+        }
+        switch (r.type) {
+            case OPTION_STRING:
+                j[r.name] = *(const std::string*)p;
+                break;
+            case OPTION_INT:
+                j[r.name] = *(const int*)p;
+                break;
+            case OPTION_UINT64:
+                j[r.name] = *(const uint64_t*)p;
+                break;
+            case OPTION_DOUBLE:
+                j[r.name] = *(const double*)p;
+                break;
+            case OPTION_BOOL:
+                j[r.name] = *(const bool*)p;
+                break;
+        }
+    }
+    return j;
+}
+
+// The table of the README.
+inline std::string options_markdown() {
+    auto cell = [](const std::string& text) {
+        std::string s;
+        for (char c : text) s += c == '|' ? std::string("\\|") : std::string(1, c);
+        return s;
+    };
+    std::string s = "| flag | default | allowed | commands | meaning |\n| --- | --- | --- | --- | --- |\n";
+    Options defaults;
+    for (int i = 0; i < OPTION_ROWS; i++) {
+        const OptionRow& r = option_rows[i];
+        if (!r.name) continue;
+        std::string value = option_text(defaults, i);
+        if (!value.empty()) value = "`" + cell(value) + "`";
+        std::string commands = r.commands == IN_ALL ? "all" : command_names(r.commands);
+        s += "| `--" + std::string(r.name) + "` | " + value + " | " + cell(allowed_text(i)) + " | " + commands + " | " +
+             cell(r.help) + " |\n";
+    }
+    return s;
+}
+
+// The text for help and version.
+inline std::string options_answer(const Options& o) {
+    if (o.action == OPTIONS_VERSION) return format("train_qrl %s\n", TRAIN_QRL_VERSION);
+    return o.action == OPTIONS_MARKDOWN ? options_markdown() : options_help(o);
+}

@@ -1,0 +1,167 @@
+// The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
+// object a step), completions.jsonl, and summary.json, which is there when the run ended in order (also after Ctrl-C).
+// A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
+// not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
+// look like one curve; --overwrite_output_dir replaces the four files and leaves checkpoints alone. Also here: stopping
+// on SIGINT and SIGTERM, the clock, peak memory, short numbers.
+#pragma once
+#include <dirent.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <nlohmann/json.hpp>
+#include "error.h"
+#include "file_io.h"
+
+static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "summary.json"};
+
+struct RunDir {
+    std::string path;
+    AppendFile metrics, completions;  // completions is closed when the run logs none
+};
+
+// One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
+// character) become U+FFFD.
+inline std::string json_line(const nlohmann::ordered_json& j, int indent = -1) {
+    return j.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+// mkdir -p
+inline void make_folders(const std::string& path) {
+    if (path.empty()) fail("--output_dir is empty; name a folder");
+    for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+        std::string part = path.substr(0, end);
+        struct stat st;
+        if (mkdir(part.c_str(), 0777) != 0) {
+            int e = errno;
+            bool there = stat(part.c_str(), &st) == 0;
+            if (there && !S_ISDIR(st.st_mode))
+                fail("--output_dir %s: %s is a file; name another folder", path.c_str(), part.c_str());
+            if (!there) fail("cannot create %s: %s; %s", part.c_str(), strerror(e), write_advice(e));
+        }
+        if (end == std::string::npos) return;
+    }
+}
+
+// the name of something a run left in the folder; "" when it holds none
+inline std::string run_in_folder(const std::string& path) {
+    for (const char* name : run_dir_files) {
+        struct stat st;
+        if (lstat((path + "/" + name).c_str(), &st) == 0) return name;
+    }
+    std::string found;
+    DIR* dir = opendir(path.c_str());
+    if (!dir) fail("cannot list %s: %s; choose another --output_dir", path.c_str(), strerror(errno));
+    while (dirent* entry = readdir(dir))
+        if (strncmp(entry->d_name, "checkpoint-", 11) == 0) found = entry->d_name;
+    closedir(dir);
+    return found;
+}
+
+// Creates the folder and its parents, writes config.json, opens the logs. Call it before the long work starts: all that
+// can be wrong with the folder is said here.
+inline RunDir open_run_dir(const std::string& path, bool overwrite, bool log_completions,
+                           const nlohmann::ordered_json& config) {
+    make_folders(path);
+    std::string found = run_in_folder(path);
+    if (!found.empty() && !overwrite)
+        fail(
+            "%s already holds a run (%s); choose another --output_dir, or replace its logs with --overwrite_output_dir",
+            path.c_str(), found.c_str());
+    for (const char* name : run_dir_files)
+        if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
+            fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name, strerror(errno));
+    RunDir run;
+    run.path = path;
+    write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
+    run.metrics = AppendFile(path + "/metrics.jsonl");
+    if (log_completions) run.completions = AppendFile(path + "/completions.jsonl");
+    return run;
+}
+
+// one object, in its own key order
+inline void log_metrics(RunDir& run, const nlohmann::ordered_json& j) { run.metrics.line(json_line(j)); }
+
+// does nothing when the run logs no completions
+inline void log_completion(RunDir& run, const nlohmann::ordered_json& j) {
+    if (run.completions.fd >= 0) run.completions.line(json_line(j));
+}
+
+// Last call of a run: flushes the logs, then writes summary.json.
+inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
+    run.metrics.close();
+    run.completions.close();
+    write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// stopping
+
+inline volatile sig_atomic_t stop_signal = 0;  // the signal that asked the run to stop, or 0
+
+// only calls that are allowed in a signal handler
+extern "C" inline void stop_handler(int signal_number) {
+    if (stop_signal != 0) _exit(130);
+    stop_signal = signal_number;
+    static const char text[] = "\nstopping after this step; once more to leave at once\n";
+    int saved = errno;
+    if (write(2, text, sizeof(text) - 1) < 0) errno = 0;  // no terminal: nothing to tell
+    errno = saved;
+}
+
+// SIGINT and SIGTERM set the flag; the second one leaves with 130. A signal that the parent ignores (nohup, a job in
+// the background) stays ignored. SIGXFSZ is turned into an error of write(), so that a file size limit gives a message.
+inline void install_stop_handler() {
+    for (int s : {SIGINT, SIGTERM}) {
+        struct sigaction old, act;
+        if (sigaction(s, nullptr, &old) == 0 && old.sa_handler == SIG_IGN) continue;
+        memset(&act, 0, sizeof(act));
+        act.sa_handler = stop_handler;
+        act.sa_flags = SA_RESTART;
+        sigemptyset(&act.sa_mask);
+        sigaction(s, &act, nullptr);
+    }
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+inline bool stop_requested() { return stop_signal != 0; }
+// what a stopped run exits with: 128 + signal, as shells expect (130 after Ctrl-C)
+inline int stop_exit_code() { return 128 + (int)stop_signal; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// measures
+
+// seconds since some fixed moment; never goes back
+inline double wall_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// largest resident size of this process so far
+inline size_t peak_rss_bytes() {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+#ifdef __APPLE__
+    return (size_t)usage.ru_maxrss;
+#else
+    return (size_t)usage.ru_maxrss * 1024;
+#endif
+}
+
+// 950 -> "950", 1234567 -> "1.2M", 999999 -> "1.0M", 0.25 -> "0.25"; from 1e18 on "1.0e+18"
+inline std::string human_count(double v) {
+    if (!std::isfinite(v)) return format("%g", v);
+    if (std::fabs(v) < 999.5) return std::fabs(v) < 10 && v != std::floor(v) ? format("%.2g", v) : format("%.0f", v);
+    static const char units[] = "kMGTP";
+    for (int i = 0; units[i]; i++) {
+        v /= 1000;
+        if (std::fabs(v) < 999.95) return format("%.1f%c", v, units[i]);
+    }
+    return format("%.1e", v * 1e15);
+}

@@ -1,0 +1,359 @@
+// Runs CUDA kernels on the CPU: the threads of a block are fibers on one OS thread, blocks are spread over OS threads.
+//
+// A thread runs until it waits or returns. A warp intrinsic waits for the lanes of its mask, __syncthreads for the block;
+// threads that returned are not waited for. Which thread runs next is a setting (forward, reverse, random by seed): a
+// kernel whose result depends on it has a race. Dynamic shared memory and cudaMalloc start as NaN in fp32 and bf16.
+// Faults throw Error from the launch, with kernel, block and thread: threads that wait for each other or for a barrier the
+// others do not reach, one barrier reached on two lines, a shuffle from a lane that has left or is not in the mask, writes
+// past dynamic shared memory, more than 1024 threads or 227 KB.
+//
+// What it cannot show: `__shared__` is one object per OS thread, so the block after finds the values of the block before,
+// and a thread that spins on memory another thread of its block shall write spins forever.
+#pragma once
+#include <sys/mman.h>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+#include "../../runtime/error.h"
+#include "fiber.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+enum SimtOrder { SIMT_FORWARD, SIMT_REVERSE, SIMT_RANDOM };
+
+struct SimtSettings {
+    SimtOrder order = SIMT_FORWARD;
+    uint64_t seed = 0;  // of SIMT_RANDOM
+};
+
+inline SimtSettings simt_settings;
+
+static constexpr int SIMT_MAX_THREADS = 1024;
+static constexpr size_t SIMT_MAX_SHARED = 227 * 1024;
+static constexpr size_t SIMT_CANARY = 256;  // bytes behind dynamic shared memory that must keep their value
+#if defined(SIMT_ASAN)
+static constexpr size_t SIMT_STACK = 256 * 1024;
+#else
+static constexpr size_t SIMT_STACK = 128 * 1024;
+#endif
+// Not a power of two, so that the hot ends of a thousand stacks do not fall into one cache set.
+static constexpr size_t SIMT_STACK_STRIDE = SIMT_STACK + 17 * 64;
+static constexpr uint64_t SIMT_STACK_CANARY = 0x5AFE57ACC0FFEE00ull;
+
+enum SimtOp { SIMT_SYNCWARP, SIMT_SHFL, SIMT_SHFL_UP, SIMT_SHFL_DOWN, SIMT_SHFL_XOR, SIMT_BALLOT, SIMT_SYNCTHREADS };
+
+inline const char* simt_op_name(SimtOp op) {
+    static const char* const names[] = {"__syncwarp",      "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
+                                        "__shfl_xor_sync", "a vote",      "__syncthreads"};
+    return names[op];
+}
+
+struct SimtThread {
+    Fiber fiber;
+    uint3 index;
+    unsigned linear;
+    // the operation it waits in
+    SimtOp op;
+    const char* site;  // "file:line"
+    unsigned mask;
+    int param, width;  // of a shuffle
+    uint64_t value;    // in, then out
+};
+
+// bit l: lane l
+struct SimtWarp {
+    unsigned alive, ready, in_warp_op, in_barrier;
+};
+
+struct SimtBlock {
+    // the launch
+    const char* kernel = nullptr;
+    void (*invoke)(void*) = nullptr;
+    void* arguments = nullptr;
+    dim3 grid, dim;
+    size_t shared_bytes = 0;
+    SimtSettings settings;
+    // the block
+    uint3 index = {0, 0, 0};
+    unsigned threads = 0, alive = 0, in_barrier = 0;
+    unsigned ready_warps = 0;
+    uint64_t random = 0;
+    std::string fault;
+    SimtWarp warp[SIMT_MAX_THREADS / 32];
+    SimtThread thread[SIMT_MAX_THREADS];
+    // the OS thread
+    Fiber scheduler;
+    bool fibers_made = false;
+    char* stacks = nullptr;
+    char* shared = nullptr;
+};
+
+inline thread_local SimtBlock* simt_block = nullptr;
+inline thread_local SimtThread* simt_thread = nullptr;
+
+static constexpr size_t SIMT_STACKS_BYTES = SIMT_STACK_STRIDE * SIMT_MAX_THREADS;
+static constexpr size_t SIMT_SHARED_BYTES = SIMT_MAX_SHARED + SIMT_CANARY;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// scheduling
+
+inline std::string simt_where(const SimtBlock& b, const SimtThread& t) {
+    return format("kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", b.kernel, b.index.x, b.index.y, b.index.z, t.index.x,
+                  t.index.y, t.index.z);
+}
+
+// bit of m to run next
+inline int simt_pick(SimtBlock& b, unsigned m) {
+    if (b.settings.order == SIMT_FORWARD) return __builtin_ctz(m);
+    if (b.settings.order == SIMT_REVERSE) return 31 - __builtin_clz(m);
+    b.random ^= b.random << 13;
+    b.random ^= b.random >> 7;
+    b.random ^= b.random << 17;
+    int r = (int)(b.random >> 32 & 31);
+    unsigned rotated = r ? m >> r | m << (32 - r) : m;
+    return (__builtin_ctz(rotated) + r) & 31;
+}
+
+// Leaves `from` for the next thread that can run, or for the scheduler if there is none or the block has a fault.
+__attribute__((noinline)) inline void simt_yield(SimtBlock& b, SimtThread* from) {
+    if (b.ready_warps == 0 || !b.fault.empty()) {
+        fiber_switch(&from->fiber, &b.scheduler);
+        return;
+    }
+    int w = simt_pick(b, b.ready_warps);
+    SimtThread* to = &b.thread[w * 32 + simt_pick(b, b.warp[w].ready)];
+    simt_thread = to;
+    if (to != from) fiber_switch(&from->fiber, &to->fiber);
+}
+
+// The kernel is not resumed: its stacks are dropped as they are.
+[[noreturn]] inline void simt_fault(SimtBlock& b, SimtThread* from, const std::string& what) {
+    b.fault = simt_where(b, *from) + ": " + what;
+    for (;;) simt_yield(b, from);
+}
+
+inline void simt_make_ready(SimtBlock& b, int w, unsigned lanes) {
+    b.warp[w].ready |= lanes;
+    b.ready_warps |= 1u << w;
+}
+
+inline bool simt_same_site(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// waiting
+
+inline void simt_try_barrier(SimtBlock& b, SimtThread* from) {
+    if (b.alive == 0 || b.in_barrier < b.alive) return;
+    int warps = (int)(b.threads + 31) / 32;
+    const SimtThread* first = nullptr;
+    for (int w = 0; w < warps; w++)
+        for (unsigned m = b.warp[w].in_barrier; m; m &= m - 1) {
+            const SimtThread* t = &b.thread[w * 32 + __builtin_ctz(m)];
+            if (!first) first = t;
+            else if (!simt_same_site(first->site, t->site))
+                simt_fault(b, from, format("divergent barrier: thread (%u,%u,%u) waits at %s, thread (%u,%u,%u) at %s",
+                                           first->index.x, first->index.y, first->index.z, first->site, t->index.x,
+                                           t->index.y, t->index.z, t->site));
+        }
+    b.in_barrier = 0;
+    for (int w = 0; w < warps; w++) {
+        if (b.warp[w].in_barrier) simt_make_ready(b, w, b.warp[w].in_barrier);
+        b.warp[w].in_barrier = 0;
+    }
+}
+
+// the lane a shuffle reads, or the caller's own where the rule says that it keeps its value
+inline int simt_shuffle_source(const SimtThread& t, int lane) {
+    int segment = lane & ~(t.width - 1), source = lane;
+    switch (t.op) {
+        case SIMT_SHFL: return segment + (t.param & (t.width - 1));
+        case SIMT_SHFL_UP: source = lane - t.param; return source < segment ? lane : source;
+        case SIMT_SHFL_DOWN: source = lane + t.param; return source >= segment + t.width ? lane : source;
+        // a lane of an earlier segment may be read, of a later one not
+        default: source = lane ^ t.param; return source >= segment + t.width ? lane : source;
+    }
+}
+
+// Completes the operation lane `any` of warp w waits in, if all its lanes have come.
+inline void simt_try_warp_op(SimtBlock& b, SimtThread* from, int w, int any) {
+    SimtWarp& warp = b.warp[w];
+    SimtThread* lanes = &b.thread[w * 32];
+    const SimtThread& t = lanes[any];
+    unsigned group = t.mask & warp.alive;
+    if (group & ~warp.in_warp_op) return;
+    uint64_t value[32], ballot = 0;
+    for (unsigned m = group; m; m &= m - 1) {
+        int l = __builtin_ctz(m);
+        const SimtThread& u = lanes[l];
+        if (u.op != t.op || u.mask != t.mask || !simt_same_site(u.site, t.site))
+            simt_fault(b, from, format("divergent warp: lane %d waits in %s(0x%08X) at %s, lane %d in %s(0x%08X) at %s", any,
+                                       simt_op_name(t.op), t.mask, t.site, l, simt_op_name(u.op), u.mask, u.site));
+        value[l] = u.value;
+        if (t.op == SIMT_BALLOT && u.value) ballot |= 1ull << l;
+    }
+    if (t.op == SIMT_BALLOT)
+        for (unsigned m = group; m; m &= m - 1) lanes[__builtin_ctz(m)].value = ballot;
+    else if (t.op != SIMT_SYNCWARP)
+        for (unsigned m = group; m; m &= m - 1) {
+            int l = __builtin_ctz(m), source = simt_shuffle_source(lanes[l], l);
+            if (!(group >> source & 1))
+                simt_fault(b, &lanes[l],
+                           format("%s at %s reads lane %d, which %s", simt_op_name(t.op), t.site, source,
+                                  t.mask >> source & 1 ? "has left the kernel" : "is not in the mask"));
+            lanes[l].value = value[source];
+        }
+    warp.in_warp_op &= ~group;
+    simt_make_ready(b, w, group);
+}
+
+// Waits in an operation described by the caller's op, site, mask and value.
+inline void simt_wait(SimtBlock& b, SimtThread* t) {
+    int w = (int)t->linear / 32, lane = (int)t->linear % 32;
+    SimtWarp& warp = b.warp[w];
+    warp.ready &= ~(1u << lane);
+    if (warp.ready == 0) b.ready_warps &= ~(1u << w);
+    if (t->op == SIMT_SYNCTHREADS) {
+        warp.in_barrier |= 1u << lane;
+        b.in_barrier++;
+        simt_try_barrier(b, t);
+    } else {
+        if (!(t->mask >> lane & 1))
+            simt_fault(b, t, format("%s at %s: the caller, lane %d, is not in its own mask 0x%08X", simt_op_name(t->op),
+                                    t->site, lane, t->mask));
+        warp.in_warp_op |= 1u << lane;
+        simt_try_warp_op(b, t, w, lane);
+    }
+    simt_yield(b, t);
+}
+
+// The kernel has returned. Those who wait may have waited for this thread alone.
+inline void simt_leave(SimtBlock& b, SimtThread* t) {
+    int w = (int)t->linear / 32;
+    SimtWarp& warp = b.warp[w];
+    unsigned bit = 1u << (t->linear % 32);
+    warp.alive &= ~bit;
+    warp.ready &= ~bit;
+    if (warp.ready == 0) b.ready_warps &= ~(1u << w);
+    b.alive--;
+    for (int l = 0; l < 32; l++)
+        if (warp.in_warp_op >> l & 1) simt_try_warp_op(b, t, w, l);
+    simt_try_barrier(b, t);
+    simt_yield(b, t);
+}
+
+// A fiber is one thread of every block its OS thread runs: it is resumed for the next block where it left the last.
+inline void simt_fiber_main() {
+    fiber_entered();
+    for (;;) {
+        SimtBlock& b = *simt_block;
+        SimtThread* t = simt_thread;
+        std::string thrown;
+        try {
+            b.invoke(b.arguments);
+        } catch (const std::exception& e) {
+            thrown = e.what();
+        }
+        if (!thrown.empty()) simt_fault(b, t, thrown);
+        simt_leave(b, t);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// blocks
+
+// the OS thread's block; memory is reserved at once and touched as it is used
+inline SimtBlock& simt_this_block() {
+    struct Owner {
+        SimtBlock block;
+        Owner() {
+            void* p = mmap(nullptr, SIMT_STACKS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (p == MAP_FAILED) fail("simt: no memory for %d stacks", SIMT_MAX_THREADS);
+            block.stacks = static_cast<char*>(p);
+            block.shared = static_cast<char*>(aligned_alloc(1024, (SIMT_SHARED_BYTES + 1023) / 1024 * 1024));
+            if (!block.shared) fail("simt: no memory for shared memory");
+        }
+        ~Owner() {
+#if defined(SIMT_ASAN)
+            __asan_unpoison_memory_region(block.stacks, SIMT_STACKS_BYTES);
+            __asan_unpoison_memory_region(block.shared, SIMT_SHARED_BYTES);
+#endif
+            munmap(block.stacks, SIMT_STACKS_BYTES);
+            free(block.shared);
+        }
+    };
+    static thread_local Owner owner;
+    fiber_adopt_current(&owner.block.scheduler);
+    return owner.block;
+}
+
+inline void simt_make_fibers(SimtBlock& b) {
+#if defined(SIMT_ASAN)
+    __asan_unpoison_memory_region(b.stacks, SIMT_STACKS_BYTES);
+#endif
+    for (int i = 0; i < SIMT_MAX_THREADS; i++) {
+        char* stack = b.stacks + i * SIMT_STACK_STRIDE;
+        memcpy(stack, &SIMT_STACK_CANARY, 8);
+        fiber_make(&b.thread[i].fiber, stack, SIMT_STACK, simt_fiber_main);
+    }
+    b.fibers_made = true;
+}
+
+inline std::string simt_deadlock(const SimtBlock& b) {
+    std::string s;
+    unsigned left = b.threads - b.alive, told = 0;
+    const SimtThread *barrier = nullptr, *warp_op = nullptr;
+    for (unsigned i = 0; i < b.threads; i++) {
+        if (b.warp[i / 32].in_barrier >> (i % 32) & 1 && !barrier) barrier = &b.thread[i];
+        if (b.warp[i / 32].in_warp_op >> (i % 32) & 1 && !warp_op) warp_op = &b.thread[i];
+    }
+    s = simt_where(b, barrier ? *barrier : *warp_op) + ": deadlock: ";
+    if (barrier) s += format("%u of %u threads wait in __syncthreads at %s", b.in_barrier, b.threads, barrier->site), told++;
+    if (warp_op)
+        s += format("%s%u wait in a warp operation, thread (%u,%u,%u) in %s(0x%08X) at %s", told ? ", " : "",
+                    b.alive - b.in_barrier, warp_op->index.x, warp_op->index.y, warp_op->index.z, simt_op_name(warp_op->op),
+                    warp_op->mask, warp_op->site);
+    return s + format(", %u have left", left);
+}
+
+// Runs block `index` of the launch in b; a fault is left in b.fault.
+inline void simt_run_block(SimtBlock& b, uint64_t index) {
+    b.index = uint3{(unsigned)(index % b.grid.x), (unsigned)(index / b.grid.x % b.grid.y),
+                    (unsigned)(index / b.grid.x / b.grid.y)};
+    if (!b.fibers_made) simt_make_fibers(b);
+    memset(b.shared, 0xFF, b.shared_bytes + SIMT_CANARY);
+    b.random = (b.settings.seed + 1) * 0x9E3779B97F4A7C15ull ^ (index + 1) * 0xD1B54A32D192ED03ull;
+    if (b.random == 0) b.random = 1;
+    b.alive = b.threads;
+    b.in_barrier = 0;
+    b.ready_warps = 0;
+    for (unsigned w = 0; w * 32 < b.threads; w++) {
+        unsigned n = b.threads - w * 32;
+        b.warp[w] = SimtWarp{n >= 32 ? ~0u : (1u << n) - 1, 0, 0, 0};
+        simt_make_ready(b, (int)w, b.warp[w].alive);
+    }
+    SimtThread scheduler_thread;  // stands for the scheduler where a thread is asked for
+    (void)scheduler_thread;
+    int w = simt_pick(b, b.ready_warps);
+    simt_thread = &b.thread[w * 32 + simt_pick(b, b.warp[w].ready)];
+    simt_block = &b;
+    fiber_switch(&b.scheduler, &simt_thread->fiber);
+    simt_thread = nullptr;
+    simt_block = nullptr;
+    if (b.fault.empty() && b.alive) b.fault = simt_deadlock(b);
+    if (!b.fault.empty()) b.fibers_made = false;
+}

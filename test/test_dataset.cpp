@@ -1,0 +1,301 @@
+// Data sets: the accepted shapes, that a bad row stops the run with its line, GSM8K's own files, and the epoch's order.
+#include <gtest/gtest.h>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include "../data/dataset.h"
+
+static std::string temp_path() {
+    return (std::filesystem::temp_directory_path() / format("test_dataset_%ld.jsonl", (long)getpid())).string();
+}
+
+struct DataFile {
+    std::string path = temp_path();
+    explicit DataFile(const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+    ~DataFile() { std::filesystem::remove(path); }
+};
+
+static std::vector<Problem> problems_in(const std::string& text) {
+    DataFile f(text);
+    return load_problems(f.path);
+}
+static std::vector<SftExample> sft_in(const std::string& text) {
+    DataFile f(text);
+    return load_sft(f.path);
+}
+static std::string gold_of(const std::string& row) { return problems_in(row).at(0).gold; }
+
+template <typename Load>
+static std::string error_of(Load load, const std::string& text) {
+    DataFile f(text);
+    try {
+        load(f.path);
+    } catch (const Error& e) {
+        std::string what = e.what();
+        EXPECT_EQ(e.exit_code, 1) << what;
+        EXPECT_EQ(what.find('\n'), std::string::npos) << what;
+        EXPECT_EQ(what.find(f.path), 0u) << what;
+        EXPECT_LT(what.size(), 1000u);
+        return what.substr(std::min(what.size(), f.path.size()));
+    }
+    ADD_FAILURE() << "accepted: " << text.substr(0, 200);
+    return "";
+}
+static void expect_error(const std::string& text, const std::string& part) {
+    std::string what = error_of(load_problems, text);
+    EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks: " << part;
+}
+static void expect_sft_error(const std::string& text, const std::string& part) {
+    std::string what = error_of(load_sft, text);
+    EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks: " << part;
+}
+
+TEST(Problems, Shapes) {
+    std::vector<Problem> p = problems_in(
+        "{\"question\": \"q1\", \"answer\": \"#### 1\\nso\\n#### 1,072 \"}\n"
+        "{\"prompt\": \"q2\", \"solution\": \"3/4\"}\n"
+        "{\"prompt\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"q3\", \"name\": "
+        "\"n\"}],"
+        " \"ground_truth\": 7}\n"
+        "{\"problem\": \"q4\", \"solution\": \"so $\\\\boxed{1}$ or $\\\\boxed{\\\\frac{1}{2}}$.\"}\n"
+        "{\"problem\": \"q5\", \"answer\": \"x\", \"solution\": \"unboxed\"}");
+    ASSERT_EQ(p.size(), 5u);
+    EXPECT_EQ(p[0].question, "q1");
+    EXPECT_EQ(p[0].gold, "1,072");
+    EXPECT_TRUE(p[0].messages.is_null());
+    EXPECT_EQ(p[0].source, temp_path());
+    EXPECT_EQ(p[0].line, 1);
+    EXPECT_EQ(p[1].gold, "3/4");
+    EXPECT_EQ(p[2].question, "q3");
+    EXPECT_EQ(p[2].gold, "7");
+    EXPECT_EQ(p[2].messages.size(), 2u);
+    EXPECT_EQ(p[2].messages[1]["name"], "n");
+    EXPECT_EQ(p[3].gold, "\\frac{1}{2}");
+    EXPECT_EQ(p[4].gold, "x");
+    EXPECT_EQ(p[4].line, 5);
+}
+
+TEST(Problems, Gold) {
+    EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": \"work\\n#### 5\\nbye\"}"), "5");
+    EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": null, \"label\": \" b \"}"), "b");
+    EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": \"a\", \"label\": \"b\"}"), "a");
+    EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": -0.5}"), "-0.5");
+    EXPECT_EQ(gold_of("{\"question\": \"q\", \"answer\": 42}"), "42");
+    EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": \"\\\\boxed{\\\\{1\\\\}}\"}"), "\\{1\\}");
+    expect_error("{\"question\": \"q\", \"answer\": \"72\"}", ":1: no final answer in `answer`");
+    expect_error("{\"question\": \"q\", \"answer\": \"so\\n####  \"}", ":1: the final answer in `answer` is empty");
+    expect_error("{\"prompt\": \"q\", \"answer\": \" \"}", "`answer` is empty");
+    expect_error("{\"prompt\": \"q\", \"answer\": \"\\\\boxed{ }\"}", "is empty");
+    expect_error("{\"problem\": \"q\", \"solution\": \"no box\"}", "no final answer in `solution`");
+    expect_error("{\"problem\": \"q\", \"solution\": \"\\\\boxed{1\"}", "no final answer in `solution`");
+    expect_error("{\"prompt\": \"q\", \"answer\": [\"1\"]}", "`answer` is array, not text");
+    expect_error("{\"prompt\": \"q\", \"answer\": true}", "`answer` is boolean, not text");
+}
+
+TEST(Problems, BadRows) {
+    const std::string good = "{\"prompt\": \"q\", \"answer\": \"a\"}\n";
+    expect_error("", " holds no rows");
+    expect_error("\n \r\n", " holds no rows");
+    expect_error(good + "\n{\"prompt\": \"q\" \"answer\"}", ":3:17: not valid JSON");
+    expect_error(good + "{\"prompt\": \"q\", \"answer\": \"a\"", ":2:");  // the last line is torn
+    expect_error("[" + good, ":1:");
+    expect_error("[1]", ":1: the line holds array, not an object");
+    expect_error("3", "holds number");
+    expect_error(good + "{\"Prompt\": 1, \"answer\": 2}",
+                 ":2: no `question`, `prompt` or `problem`; the row has: 'Prompt', 'answer'");
+    expect_error("{}", "the row has: none");
+    expect_error("{\"prompt\": \"q\"}", "no `answer`, `solution`, `ground_truth` or `label` beside `prompt`");
+    expect_error("{\"question\": \"q\", \"label\": \"1\"}", "no `answer` beside `question`");
+    expect_error("{\"question\": 1, \"answer\": \"#### 1\"}", "`question` is number, not text");
+    expect_error("{\"question\": \" \", \"answer\": \"#### 1\"}", "`question` is empty");
+    expect_error("{\"prompt\": 1, \"answer\": \"1\"}", "`prompt` is number, not a list of messages");
+    expect_error("{\"prompt\": [], \"answer\": \"1\"}", "`prompt` has no messages");
+    expect_error("{\"prompt\": [1], \"answer\": \"1\"}", "message 1 of `prompt` has no text `role`");
+    expect_error("{\"prompt\": [{\"role\": \"user\", \"content\": [\"x\"]}], \"answer\": \"1\"}",
+                 "has no text `content`");
+    expect_error("{\"prompt\": [{\"role\": \"system\", \"content\": \"x\"}], \"answer\": \"1\"}",
+                 "no text of the user");
+    expect_error(
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \"y\"}],"
+        " \"answer\": \"1\"}",
+        "ends with a message of the assistant");
+    expect_error("{\"prompt\": \"q\", \"prompt\": \"r\", \"answer\": \"1\"}", "the key 'prompt' appears twice");
+    expect_error("{\"prompt\": \"q\", \"answer\": 1e999}", ":1: a value cannot be read");
+    expect_error("{\"prompt\": \"\\ud800\", \"answer\": \"1\"}", "not valid JSON");
+    expect_error("{\"x\": " + std::string(1 << 20, '['), "nested deeper");
+    expect_error(good + "{\"prompt\": \"\xFF\", \"answer\": \"1\"}", ":2:13: byte 0xFF is not valid UTF-8");
+    expect_error(std::string("{\"prompt\": \"q\0\"}", 15), ":1:");
+    std::string many = "{";
+    for (int i = 0; i < 1000; i++) many += format("%s\"k%d\": 1", i ? "," : "", i);
+    expect_error(many + "}", "'k11', ...");
+    EXPECT_THROW(load_problems("/nonexistent.jsonl"), Error);
+    EXPECT_THROW(load_problems("/"), Error);
+    EXPECT_THROW(load_problems("/dev/zero"), Error);
+}
+
+TEST(Problems, ToleratesBomCrlfAndBlankLines) {
+    std::vector<Problem> p = problems_in(
+        "\xEF\xBB\xBF\xEF\xBB\xBF{\"prompt\": \"a\", \"answer\": \"1\"}\r\n\r\n  \t\n"
+        "\xEF\xBB\xBF{\"prompt\": \"b\", \"answer\": \"2\"}\r\n\xEF\xBB\xBF");
+    ASSERT_EQ(p.size(), 2u);
+    EXPECT_EQ(p[0].question, "a");
+    EXPECT_EQ(p[0].gold, "1");
+    EXPECT_EQ(p[1].question, "b");
+    EXPECT_EQ(p[1].line, 4);
+}
+
+TEST(Lines, CrossTheBlocksOfTheReader) {
+    // lengths around the reader's 256 KiB block, so that the newline falls on every side of its edge
+    for (int delta = -3; delta <= 3; delta++) {
+        std::string shell = "{\"prompt\": \"\", \"answer\": \"1\"}";
+        std::string x((256 << 10) - shell.size() + (size_t)(delta + 3) - 3, 'x');
+        std::string row = "{\"prompt\": \"" + x + "\", \"answer\": \"1\"}";
+        for (const char* end : {"", "\n"}) {
+            std::vector<Problem> p = problems_in(row + "\n" + row + end);
+            ASSERT_EQ(p.size(), 2u) << delta;
+            EXPECT_EQ(p[0].question, x);
+            EXPECT_EQ(p[1].question, x);
+        }
+    }
+}
+
+TEST(Lines, ALineBeyondTheLimitIsRefused) {
+    std::string path = temp_path();
+    std::ofstream(path) << "{}";
+    std::filesystem::resize_file(path, (uint64_t)3 << 30);  // a hole: 3 GiB of zeros and no newline
+    std::string line;
+    LineReader reader(path);
+    EXPECT_THROW(reader.next(&line), Error);
+    EXPECT_LE(line.size(), DATASET_MAX_LINE);
+    std::filesystem::remove(path);
+}
+
+TEST(Utf8, WellFormedOrNot) {
+    for (const char* good : {"", "a", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
+                             "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"})
+        EXPECT_EQ(utf8_error_offset(good), -1) << good;
+    for (const char* bad :
+         {"\x80", "\xC1\xBF", "\xC0\x80", "\xC2", "\xC2\x41", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xE1\x80",
+          "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xF1\x80\x80", "\xFF"})
+        EXPECT_EQ(utf8_error_offset(std::string("ab") + bad), 2);
+    EXPECT_EQ(utf8_error_offset("\xC3\xA9\xFFz"), 2);
+}
+
+TEST(Sft, Shapes) {
+    std::vector<SftExample> e = sft_in(
+        "{\"prompt\": \"p\", \"completion\": \" c\"}\n"
+        "{\"question\": \"q\", \"answer\": \"w\\n#### 3\"}\n"
+        "{\"text\": \"t\"}\n"
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"u\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n"
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"u\"}], \"completion\": [{\"role\": \"assistant\", "
+        "\"content\": \"a\"}]}\n"
+        "{\"problem\": \"q\", \"solution\": \"s\"}\n");
+    ASSERT_EQ(e.size(), 6u);
+    EXPECT_EQ(e[0].prompt, "p");
+    EXPECT_EQ(e[0].completion, " c");  // blanks belong to the text
+    EXPECT_EQ(e[1].prompt, "q");
+    EXPECT_EQ(e[1].completion, "w\n#### 3");
+    EXPECT_EQ(e[2].prompt, "");
+    EXPECT_EQ(e[2].completion, "t");
+    for (int i : {3, 4}) {
+        EXPECT_EQ(e[(size_t)i].messages.size(), 2u);
+        EXPECT_EQ(e[(size_t)i].prompt_messages, 1);
+        EXPECT_EQ(e[(size_t)i].line, i + 1);
+    }
+    EXPECT_TRUE(e[5].messages.is_null());
+    EXPECT_EQ(e[5].completion, "s");
+}
+
+TEST(Sft, BadRows) {
+    expect_sft_error("{\"x\": 1}", ":1: no `messages`, `prompt`, `question`, `problem` or `text`; the row has: 'x'");
+    expect_sft_error("{\"prompt\": \"p\"}", "no `completion` beside `prompt`");
+    expect_sft_error("{\"question\": \"p\"}", "no `answer` beside `question`");
+    expect_sft_error("{\"prompt\": \"p\", \"completion\": \"\"}", "`completion` is empty");
+    expect_sft_error("{\"prompt\": \"p\", \"completion\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
+                     "both be text or both");
+    expect_sft_error(
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"u\"}], \"completion\": [{\"role\": \"user\", \"content\": "
+        "\"a\"}]}",
+        "does not begin with a message of the assistant");
+    expect_sft_error("{\"messages\": [{\"role\": \"user\", \"content\": \"u\"}]}", "not of the assistant");
+    expect_sft_error("{\"messages\": [{\"role\": \"assistant\", \"content\": \"u\"}]}", "an answer to nothing");
+    expect_sft_error("{\"messages\": {}}", "not a list of messages");
+    expect_sft_error("{\"text\": \"\"}", "`text` is empty");
+}
+
+TEST(Gsm8k, EveryRowHasANumber) {
+    struct {
+        const char* name;
+        size_t rows;
+        const char *first, *last;
+    } files[] = {
+        {"train", 7473, "72", "14"},
+        {"test", 1319, "18", "5"},
+    };
+    for (const auto& f : files) {
+        std::string path = std::string("../shared/data/gsm8k/") + f.name + ".jsonl";
+        if (!file_exists(path)) GTEST_SKIP() << "needs GSM8K at " << path;
+        std::vector<Problem> p = load_problems(path);
+        ASSERT_EQ(p.size(), f.rows);
+        EXPECT_EQ(p.front().gold, f.first);
+        EXPECT_EQ(p.back().line, (int)f.rows);
+        for (const Problem& x : p) {
+            EXPECT_EQ(x.gold.find_first_not_of("0123456789.,-"), std::string::npos) << x.line << " " << x.gold;
+            EXPECT_FALSE(x.question.empty());
+        }
+        EXPECT_EQ(p.back().gold, f.last);
+        std::vector<SftExample> e = load_sft(path);
+        ASSERT_EQ(e.size(), f.rows);
+        EXPECT_EQ(e[0].prompt, p[0].question);
+        EXPECT_NE(e[0].completion.find("#### "), std::string::npos);
+    }
+}
+
+TEST(EpochOrder, IsAPermutationThatDependsOnSeedAndEpoch) {
+    for (int n : {0, 1, 2, 3, 31, 1000}) {
+        std::vector<int> a = epoch_order(n, 7, 0), sorted = a;
+        std::sort(sorted.begin(), sorted.end());
+        ASSERT_EQ(sorted.size(), (size_t)n);
+        for (int i = 0; i < n; i++) ASSERT_EQ(sorted[(size_t)i], i);
+        EXPECT_EQ(a, epoch_order(n, 7, 0));
+        if (n < 31) continue;
+        EXPECT_NE(a, epoch_order(n, 7, 1));
+        EXPECT_NE(a, epoch_order(n, 8, 0));
+        EXPECT_NE(a, epoch_order(n, 7 + (1ull << 32), 0));  // all 64 bits of the seed count
+    }
+    EXPECT_THROW(epoch_order(-1, 0, 0), Error);
+}
+
+TEST(EpochOrder, EveryPermutationIsEquallyLikely) {
+    // 24 orders of 4 rows over 24000 epochs: chi-square has 23 degrees of freedom, 99.99 % below 56; the seed is fixed
+    std::vector<int> count(256, 0);
+    const int epochs = 24000;
+    for (int epoch = 0; epoch < epochs; epoch++) {
+        std::vector<int> o = epoch_order(4, 1, (uint32_t)epoch);
+        count[(size_t)(o[0] * 64 + o[1] * 16 + o[2] * 4 + o[3])]++;
+    }
+    double chi2 = 0, expected = epochs / 24.0;
+    int orders = 0;
+    for (int c : count) {
+        if (c == 0) continue;
+        orders++;
+        chi2 += (c - expected) * (c - expected) / expected;
+    }
+    EXPECT_EQ(orders, 24);
+    EXPECT_LT(chi2, 56.0);
+    EXPECT_GT(chi2, 5.0);  // and not suspiciously even
+}
+
+TEST(EpochOrder, DrawsHaveNoBias) {
+    // n = 3 * 2^30: without rejection two thirds of the draws would fall on multiples of 3, or none would
+    const uint32_t n = 3u << 30;
+    int below = 0;
+    const int draws = 20000;
+    for (uint32_t i = 0; i < draws; i++) {
+        uint32_t v = shuffle_draw(3, 0, i, n);
+        ASSERT_LT(v, n);
+        below += v % 3 == 0;
+    }
+    EXPECT_NEAR(below / (double)draws, 1.0 / 3, 0.014);  // 4 standard errors
+}

@@ -1,0 +1,161 @@
+// The run's folder: what is refused, what is replaced, that a full disk leaves whole lines; stopping; short numbers.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <vector>
+#include "../runtime/run_dir.h"
+
+namespace fs = std::filesystem;
+typedef nlohmann::ordered_json json;
+
+struct TempFolder {
+    std::string path;
+    TempFolder() {
+        path = (fs::temp_directory_path() / format("test_run_dir_%ld", (long)getpid())).string();
+        fs::remove_all(path);
+        fs::create_directories(path);
+    }
+    ~TempFolder() { fs::remove_all(path); }
+};
+
+template <typename Call>
+static std::string error_of(Call call) {
+    try {
+        call();
+    } catch (const Error& e) {
+        EXPECT_EQ(e.exit_code, 1) << e.what();
+        EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos) << e.what();
+        return e.what();
+    }
+    return "";
+}
+
+TEST(RunDir, WritesWhatItPromises) {
+    TempFolder t;
+    std::string path = t.path + "/a/b";  // parents are made
+    RunDir run = open_run_dir(path, false, true, json{{"seed", 1}});
+    double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+    log_metrics(run, json{{"step", 1}, {"loss", nan}, {"a", -inf}, {"b", 0.5}});
+    EXPECT_EQ(read_file(path + "/metrics.jsonl"),
+              "{\"step\":1,\"loss\":null,\"a\":null,\"b\":0.5}\n");  // at once, in order
+    log_completion(run, json{{"completion", "a\n\xC3\xA9\xC3"}});    // cut inside a character
+    EXPECT_EQ(read_file(path + "/completions.jsonl"), "{\"completion\":\"a\\n\xC3\xA9\xEF\xBF\xBD\"}\n");
+    EXPECT_FALSE(fs::exists(path + "/summary.json"));
+    close_run_dir(run, json{{"steps", 1}});
+    EXPECT_EQ(json::parse(read_file(path + "/summary.json")), (json{{"steps", 1}}));
+    EXPECT_EQ(json::parse(read_file(path + "/config.json")), (json{{"seed", 1}}));
+    int files = 0;
+    for (const auto& entry : fs::directory_iterator(path)) files += entry.is_regular_file();
+    EXPECT_EQ(files, 4);  // and nothing temporary
+}
+
+TEST(RunDir, CompletionsAreOptional) {
+    TempFolder t;
+    RunDir run = open_run_dir(t.path, false, false, json::object());
+    log_completion(run, json{{"x", 1}});
+    close_run_dir(run, json::object());
+    EXPECT_FALSE(fs::exists(t.path + "/completions.jsonl"));
+}
+
+TEST(RunDir, RefusesAnotherRun) {
+    TempFolder t;
+    std::ofstream(t.path + "/notes.txt") << "mine";
+    {
+        RunDir run = open_run_dir(t.path, false, true, json{{"run", 1}});
+        log_metrics(run, json{{"step", 1}});
+    }
+    std::string e = error_of([&] { open_run_dir(t.path, false, true, json{{"run", 2}}); });
+    EXPECT_NE(e.find("already holds a run"), std::string::npos) << e;
+    EXPECT_NE(e.find("--overwrite_output_dir"), std::string::npos) << e;
+    EXPECT_EQ(json::parse(read_file(t.path + "/config.json"))["run"], 1);  // untouched
+    fs::create_directory(t.path + "/checkpoint-5");
+    RunDir run = open_run_dir(t.path, true, true, json{{"run", 2}});
+    EXPECT_EQ(read_file(t.path + "/metrics.jsonl"), "");
+    EXPECT_EQ(json::parse(read_file(t.path + "/config.json"))["run"], 2);
+    EXPECT_TRUE(fs::exists(t.path + "/checkpoint-5"));
+    EXPECT_TRUE(fs::exists(t.path + "/notes.txt"));
+    TempFolder other;  // a checkpoint alone is a run, too
+    fs::create_directory(other.path + "/checkpoint-5");
+    EXPECT_NE(error_of([&] { open_run_dir(other.path, false, true, json::object()); }).find("checkpoint-5"),
+              std::string::npos);
+}
+
+TEST(RunDir, RefusesWhatIsNoFolder) {
+    TempFolder t;
+    std::ofstream(t.path + "/file") << "x";
+    for (const char* name : {"/file", "/file/below"}) {
+        std::string e = error_of([&] { open_run_dir(t.path + name, true, true, json::object()); });
+        EXPECT_NE(e.find("/file is a file"), std::string::npos) << e;
+    }
+    EXPECT_NE(error_of([&] { open_run_dir("", false, true, json::object()); }), "");
+    EXPECT_NE(error_of([&] { open_run_dir("/proc/no/such", false, true, json::object()); }), "");
+    EXPECT_EQ(read_file(t.path + "/file"), "x");
+}
+
+TEST(RunDir, AFullDiskLeavesWholeLines) {
+    TempFolder t;
+    RunDir run = open_run_dir(t.path, false, true, json::object());
+    log_metrics(run, json{{"step", 1}});
+    install_stop_handler();  // ignores SIGXFSZ
+    struct rlimit old, small;
+    ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+    small = old;
+    small.rlim_cur = 20;  // room for one line and half of the next
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    std::string e = error_of([&] { log_metrics(run, json{{"step", 2}, {"loss", 0.5}}); });
+    std::string late = error_of([&] { close_run_dir(run, json{{"text", std::string(100, 'x')}}); });
+    setrlimit(RLIMIT_FSIZE, &old);
+    EXPECT_NE(e.find("metrics.jsonl"), std::string::npos) << e;
+    EXPECT_EQ(read_file(t.path + "/metrics.jsonl"), "{\"step\":1}\n");
+    EXPECT_NE(late.find("summary.json"), std::string::npos) << late;
+    EXPECT_FALSE(fs::exists(t.path + "/summary.json"));
+}
+
+TEST(StopDeathTest, TheFirstSignalAsksTheSecondLeaves) {
+    testing::FLAGS_gtest_death_test_style = "threadsafe";
+    EXPECT_EXIT(
+        {
+            install_stop_handler();
+            if (stop_requested()) _exit(1);
+            raise(SIGTERM);
+            if (!stop_requested() || stop_exit_code() != 143) _exit(2);
+            raise(SIGINT);
+            _exit(3);
+        },
+        testing::ExitedWithCode(130), "stopping after this step");
+}
+
+TEST(StopDeathTest, AnIgnoredSignalStaysIgnored) {
+    EXPECT_EXIT(
+        {
+            signal(SIGINT, SIG_IGN);
+            install_stop_handler();
+            raise(SIGINT);
+            _exit(stop_requested() ? 1 : 42);
+        },
+        testing::ExitedWithCode(42), "");
+}
+
+TEST(Measures, AreSane) {
+    double a = wall_seconds();
+    std::vector<char> block(64u << 20, 1);
+    EXPECT_GE(peak_rss_bytes(), block.size());
+    EXPECT_LT(peak_rss_bytes(), (size_t)1 << 40);
+    EXPECT_GT(wall_seconds(), a);
+}
+
+TEST(Measures, HumanCount) {
+    struct {
+        double v;
+        const char* text;
+    } cases[] = {
+        {0, "0"},          {0.25, "0.25"},      {1, "1"},
+        {950, "950"},      {999.4, "999"},      {999.6, "1.0k"},
+        {1000, "1.0k"},    {999949, "999.9k"},  {999999, "1.0M"},
+        {1234567, "1.2M"}, {-1234567, "-1.2M"}, {7.6e9, "7.6G"},
+        {1e18, "1.0e+18"}, {1.5e15, "1.5P"},    {INFINITY, "inf"},
+    };
+    for (const auto& c : cases) EXPECT_EQ(human_count(c.v), c.text);
+}
