@@ -57,8 +57,7 @@ static constexpr const char* kToolsTail =
     "<tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": "
     "<args-json-object>}\n</tool_call><|im_end|>\n";
 
-// ---- Python's json.dumps
-// ---------------------------------------------------------------------------------------------------
+// ---- Python's json.dumps ------------------------------------------------------------------------------------
 
 // repr(float): the shortest digits that read back the same; exponent form when the decimal exponent is < -4 or >= 16
 inline std::string python_float_repr(double x) {
@@ -167,8 +166,7 @@ inline std::string python_json(const nlohmann::ordered_json& v) {
     return out;
 }
 
-// ---- what Jinja does with a value
-// ------------------------------------------------------------------------------------------
+// ---- what Jinja does with a value ---------------------------------------------------------------------------
 
 // message.key, or nullptr when undefined
 inline const nlohmann::ordered_json* jinja_get(const nlohmann::ordered_json& object, const char* key) {
@@ -229,8 +227,7 @@ inline std::string python_strip(const std::string& s) {
     return std::string(v);
 }
 
-// ---- the families
-// ----------------------------------------------------------------------------------------------------------
+// ---- the families -------------------------------------------------------------------------------------------
 
 inline void chatml_turn(std::string& out, const std::string& role, const std::string& content) {
     out += "<|im_start|>" + role + "\n" + content + "<|im_end|>\n";
@@ -391,8 +388,8 @@ inline std::string render_llama3(const nlohmann::ordered_json& messages) {
     std::string out;
     for (size_t i = 0; i < messages.size(); i++) {
         if (i == 0) out += "<|begin_of_text|>";
-        out += "<|start_header_id|>" + jinja_text(messages[i], "role", i) + "<|end_header_id|>\n\n" +
-               python_strip(jinja_text(messages[i], "content", i)) + "<|eot_id|>";
+        out += "<|start_header_id|>" + jinja_text(messages[i], "role", i) + "<|end_header_id|>\n\n";
+        out += python_strip(jinja_text(messages[i], "content", i)) + "<|eot_id|>";
     }
     return out;
 }
@@ -443,8 +440,7 @@ inline std::string chat_render(ChatTemplate kind, const nlohmann::ordered_json& 
     return out;
 }
 
-// ---- recognising a template
-// ------------------------------------------------------------------------------------------------
+// ---- recognising a template ---------------------------------------------------------------------------------
 
 // One spelling for all texts that Jinja (trim_blocks, lstrip_blocks, as transformers sets it) treats alike: white space
 // control applied, blanks inside tags removed, string literals unescaped and single-quoted, x['role'] written x.role.
@@ -493,7 +489,7 @@ inline std::string chat_template_canonical(const std::string& text) {
                         if (c == 'n') {
                             c = '\n';
                         } else if (!strchr("'\"\\", c)) {
-                            body += '\\';
+                            body += "\\\\";  // an escape that no known template uses: must not match one
                         }
                     }
                     body += c;

@@ -227,6 +227,12 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     }
 }
 
+// work = floatX(master) everywhere, quantizer left out: the full-precision policy. model_refresh brings it back.
+inline void model_work_from_master(Model& m) {
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < m.num_params; i++) m.work.data[i] = m.master.data[i];
+}
+
 // work from master: after loading and after every optimizer step
 inline void model_refresh(Model& m) {
     size_t next = 0;

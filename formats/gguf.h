@@ -532,7 +532,7 @@ inline void gguf_read_float(const GgufTensor& t, float* dst, int64_t first = 0, 
             w, t.type->name);
     int64_t size = t.type->bytes, values = t.type->block, blocks = n / values;
     const uint8_t* data = t.data + first / values * size;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > (1 << 16))
     for (int64_t i = 0; i < blocks; i++) t.type->read(data + i * size, dst + i * values);
 }
 
@@ -627,7 +627,7 @@ inline void gguf_read_parameter(const GgufFile& f, const ModelConfig& c, const s
 // original / high, factor above original / low, and in between 1 / ((1 - s) / factor + s) with s linear in 1 /
 // wavelength.
 inline double llama3_rope_divisor(const ModelConfig& c, int i) {
-    double wavelength = 2 * M_PI * std::pow((double)c.rope_theta, 2.0 * i / c.head_dim);
+    double wavelength = 2 * 3.14159265358979323846 * std::pow((double)c.rope_theta, 2.0 * i / c.head_dim);
     double periods = c.original_max_position_embeddings / wavelength;
     if (periods > c.high_freq_factor) return 1;
     if (periods < c.low_freq_factor) return c.factor;

@@ -1,7 +1,7 @@
 // The shape of a model, and Hugging Face's config.json that carries it: the dialect of transformers 4.x (torch_dtype,
 // rope_theta, rope_scaling) and that of 5.x (dtype, rope_parameters). config_to_json writes the older one, which both
-// read. Whatever would change the computation and is not implemented here is refused, never ignored. The trap: head_dim
-// is not hidden_size / num_attention_heads (Qwen3-0.6B: 128, not 64), so NH * HD differs from C.
+// read. Whatever would change the computation and is not implemented here is refused, never ignored.
+// The trap: head_dim is not hidden_size / num_attention_heads (Qwen3-0.6B: 128, not 64), so NH * HD differs from C.
 #pragma once
 #include <cmath>
 #include <cstdlib>
@@ -44,8 +44,8 @@ struct ModelConfig {
     std::string torch_dtype = "bfloat16";  // of the stored weights
 };
 
-// Fails with one line unless every size is plausible and the sizes fit together. The caps keep any product of two
-// sizes below 2^42.
+// Fails with one line unless every size is plausible and the sizes fit together. Under the caps no weight has
+// more than 2^38 values.
 inline void config_check(const ModelConfig& c, const std::string& where) {
     const char* w = where.c_str();
     if (c.model_type != "qwen2" && c.model_type != "qwen3" && c.model_type != "llama")

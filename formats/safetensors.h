@@ -1,6 +1,5 @@
 // safetensors: u64 little-endian N, N bytes of JSON, then the data.
-//   {"name": {"dtype": "BF16", "shape": [out, in], "data_offsets": [begin, end]}, ..., "__metadata__": {"format":
-//   "pt"}}
+//   {"__metadata__": {"format": "pt"}, "name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
 // Offsets count from the end of the JSON, and the tensors tile the data: no hole, no overlap, nothing behind the last.
 // A large model is several such files and model.safetensors.index.json: {"metadata": {"total_size": n},
 // "weight_map": {tensor: file}}. Source: the format section of the safetensors project's README.
@@ -28,6 +27,7 @@ static constexpr StDtype st_dtypes[] = {
     {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64},
 };
 static constexpr uint64_t st_max_header = 100000000;  // the reference implementation's limit
+static constexpr int64_t st_parallel = 1 << 16;       // fewer elements are not worth waking threads for
 
 // index into st_dtypes, -1 if there is no such type
 inline int st_dtype_index(const std::string& name) {
@@ -250,25 +250,25 @@ inline void st_read_float(const StTensor& t, float* dst, int64_t first = 0, int6
     const uint8_t* data = t.data;
     if (t.dtype == "F32") {
         const int64_t chunk = 1 << 16;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > st_parallel)
         for (int64_t i = 0; i < n; i += chunk)
             memcpy(dst + i, data + 4 * (first + i), 4 * (size_t)std::min(chunk, n - i));
     } else if (t.dtype == "BF16") {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > st_parallel)
         for (int64_t i = 0; i < n; i++) {
             uint16_t bits;
             memcpy(&bits, data + 2 * (first + i), 2);
             dst[i] = bf16_bits_to_float(bits);
         }
     } else if (t.dtype == "F16") {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > st_parallel)
         for (int64_t i = 0; i < n; i++) {
             uint16_t bits;
             memcpy(&bits, data + 2 * (first + i), 2);
             dst[i] = fp16_bits_to_float(bits);
         }
     } else if (t.dtype == "F64") {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > st_parallel)
         for (int64_t i = 0; i < n; i++) {
             double value;
             memcpy(&value, data + 8 * (first + i), 8);
@@ -297,7 +297,7 @@ inline void st_encode_float(const std::string& dtype, const float* src, int64_t 
         memcpy(dst, src, 4 * (size_t)n);
     } else if (dtype == "BF16" || dtype == "F16") {
         bool bf = dtype == "BF16";
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > st_parallel)
         for (int64_t i = 0; i < n; i++) {
             uint16_t bits = bf ? float_to_bf16_bits(src[i]) : float_to_fp16_bits(src[i]);
             memcpy(dst + 2 * i, &bits, 2);

@@ -3,10 +3,12 @@
 // Order of the rules (extract_answer): text inside <think>...</think> never counts, and an unclosed <think> means no
 // answer; then the last \boxed{...} or \fbox{...}; else the last "#### N" (GSM8K); else "answer is N" or "answer: N";
 // else, when lenient, the last $...$ if no number follows it, else the last number.
-// A reward should use strict_boxed or strict_hash, which look for one declared form; a lenient rule pays for stray numbers.
+// A reward should use strict_boxed or strict_hash, which look for one declared form; a lenient rule pays for stray
+// numbers.
 //
-// The trap: a completion cut off inside "\boxed{18" has no answer (it may have been going to say 180), so from a last box
-// that never closes on, no number counts either. Nothing here throws, recurses or looks at a byte more than a few times.
+// The trap: a completion cut off inside "\boxed{18" has no answer (it may have been going to say 180), so from a last
+// box that never closes on, no number counts either. Nothing here throws, recurses or looks at a byte more than a few
+// times.
 #pragma once
 #include <cctype>
 #include <cstring>
@@ -27,7 +29,9 @@ inline const char* answer_rule_name(AnswerRule rule) {
 inline bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 inline bool is_ascii_digit(char c) { return c >= '0' && c <= '9'; }
 inline bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-inline bool text_at(const std::string& s, size_t i, const char* what) { return s.compare(i, strlen(what), what) == 0; }
+inline bool text_at(const std::string& s, size_t i, const char* what) {
+    return i <= s.size() && s.compare(i, strlen(what), what) == 0;
+}
 
 // without white space and the given characters at both ends
 inline std::string trim_text(const std::string& s, const char* also = "") {
@@ -95,7 +99,8 @@ inline BoxedText box_at(const std::string& s, size_t i) {
         box.end = close + 1;
     } else {  // "\boxed 5": up to white space or the end of the formula
         size_t e = p;
-        while (e < s.size() && s[e] != '$' && !is_ascii_space(s[e]) && !text_at(s, e, "\\)") && !text_at(s, e, "\\]")) e++;
+        while (e < s.size() && s[e] != '$' && !is_ascii_space(s[e]) && !text_at(s, e, "\\)") && !text_at(s, e, "\\]"))
+            e++;
         box.content = trim_text(s.substr(p, e - p), ".,");
         box.end = e;
     }
@@ -112,8 +117,8 @@ inline BoxedText last_box(const std::string& s) {
     return BoxedText();
 }
 
-// The next number at or after `p`: 18, -1,234.50, 3/4, 7 3/4, 12:00, 25%, 10^{6}, \frac{2}{5}, 2\sqrt{3}. Digits inside a
-// name (x2) and exponents (m^2) are not numbers. false: there is none.
+// The next number at or after `p`: 18, -1,234.50, 3/4, 7 3/4, 12:00, 25%, 10^{6}, \frac{2}{5}, 2\sqrt{3}. Digits inside
+// a name (x2) and exponents (m^2) are not numbers. false: there is none.
 inline bool next_number(const std::string& s, size_t p, size_t& begin, size_t& end) {
     auto digit = [&](size_t i) { return i < s.size() && is_ascii_digit(s[i]); };
     auto digits = [&](size_t i) {
@@ -180,8 +185,10 @@ inline bool next_number(const std::string& s, size_t p, size_t& begin, size_t& e
         // a sign belongs to the number unless it stands right after an operand ("9-3")
         size_t sign = begin;
         if (sign > p && s[sign - 1] == '$') sign--;
-        size_t at = sign > p && s[sign - 1] == '-' ? sign - 1 : sign >= p + 3 && text_at(s, sign - 3, "\u2212") ? sign - 3 : sign;
-        if (at < sign && (at == p || strchr(" \t\n([{$=:/,*", s[at - 1]))) begin = at;
+        size_t at = sign > p && s[sign - 1] == '-'                    ? sign - 1
+                    : sign >= p + 3 && text_at(s, sign - 3, "\u2212") ? sign - 3
+                                                                      : sign;
+        if (at < sign && (at == 0 || strchr(" \t\n([{$=:/,*", s[at - 1]))) begin = at;
         end = e;
         return true;
     }
@@ -201,7 +208,7 @@ inline std::string last_hash_answer(const std::string& s) {
         for (;;) {
             if (i < line.size() && line[i] && strchr("$+-.([{ ", line[i])) i++;
             else if (text_at(line, i, "\u2212")) i += 3;
-            else if (text_at(line, i, "\u20ac")) i += 3;                                 // euro
+            else if (text_at(line, i, "\u20ac")) i += 3;                                // euro
             else if (text_at(line, i, "\u00a3") || text_at(line, i, "\u00a5")) i += 2;  // pound, yen
             else break;
         }
@@ -209,7 +216,8 @@ inline std::string last_hash_answer(const std::string& s) {
         if (is_ascii_digit(line[i])) {
             size_t q = i;
             while (q < line.size() && is_ascii_digit(line[q])) q++;
-            if (i == 0 && q + 2 < line.size() && strchr(".):", line[q]) && line[q + 1] == ' ' && is_ascii_letter(line[q + 2]))
+            if (i == 0 && q + 2 < line.size() && strchr(".):", line[q]) && line[q + 1] == ' ' &&
+                is_ascii_letter(line[q + 2]))
                 continue;
             return line;
         }
@@ -223,20 +231,38 @@ inline std::string last_hash_answer(const std::string& s) {
     return "";
 }
 
-// Where the text after "answer is", "answer:" and the like begins, for the last such place before `limit`; npos if none.
-inline size_t after_answer_phrase(const std::string& s, size_t limit, size_t& phrase) {
-    static const char* const nouns[] = {"answer",     "answers",     "r\u00e9ponse", "reponse", "respuesta",
-                                        "antwort",    "risposta",    "resposta",     "result",  "\u043e\u0442\u0432\u0435\u0442",
-                                        "\u7b54\u6848", "\u7b54\u3048", "\uc815\ub2f5",  "\u0627\u0644\u0625\u062c\u0627\u0628\u0629",
-                                        "\u0627\u0644\u062c\u0648\u0627\u0628", "\u0909\u0924\u094d\u0924\u0930", "option", "choice"};
-    static const char* const links[] = {"is", "are", "est", "es", "ist", "equals", ":", "=", "\uff1a", "\u662f", "\u4e3a", "\u70ba", "\u306f",
-                                        "\u00e8", "\u00e9", "\u0647\u064a", "\u0647\u0648", "\u0939\u0948"};
+// Where the text after "answer is", "answer:" and the like begins, for the last such place before `limit`; npos if
+// none. `phrase`: where the phrase begins. `choice` adds "option is" and "choice is".
+inline size_t after_answer_phrase(const std::string& s, size_t limit, bool choice, size_t& phrase) {
+    static const char* const nouns[] = {
+        "option",  // these two for a choice only
+        "choice",
+        "answer",
+        "answers",
+        "r\u00e9ponse",  // French
+        "reponse",
+        "respuesta",                                   // Spanish
+        "antwort",                                     // German
+        "risposta",                                    // Italian
+        "resposta",                                    // Portuguese
+        "\u0442\u0432\u0435\u0442",                    // Russian, without its capital
+        "\u7b54\u6848",                                // Chinese
+        "\u7b54\u3048",                                // Japanese
+        "\uc815\ub2f5",                                // Korean
+        "\u0627\u0644\u0625\u062c\u0627\u0628\u0629",  // Arabic
+        "\u0627\u0644\u062c\u0648\u0627\u0628",
+        "\u0909\u0924\u094d\u0924\u0930",  // Hindi
+    };
+    static const char* const links[] = {"is",     "are",    "est",    "es",           "ist",          "equals",
+                                        ":",      "=",      "\uff1a", "\u662f",       "\u4e3a",       "\u70ba",
+                                        "\u306f", "\u00e8", "\u00e9", "\u0647\u064a", "\u0647\u0648", "\u0939\u0948"};
     std::string low(s, 0, limit);
     for (char& c : low)
         if (c >= 'A' && c <= 'Z') c += 'a' - 'A';
     size_t best = std::string::npos;
     phrase = 0;
-    for (const char* noun : nouns) {
+    for (size_t k = choice ? 0 : 2; k < sizeof(nouns) / sizeof(nouns[0]); k++) {
+        const char* noun = nouns[k];
         size_t at = low.size(), n = strlen(noun);
         while (at > 0 && (at = low.rfind(noun, at - 1)) != std::string::npos) {
             if (best != std::string::npos && at <= phrase) break;
@@ -272,8 +298,9 @@ inline size_t sentence_end(const std::string& s, size_t p) {
     return p;
 }
 
-// The answer at the head of a text that follows "answer is": a formula in $...$ or \(...\), else the longest run without
-// words if it holds a digit ("18" of "18 because 3 of 4"), else the first number of the sentence, else the sentence.
+// The answer at the head of a text that follows "answer is": a formula in $...$ or \(...\), else the longest run
+// without words if it holds a digit ("18" of "18 because 3 of 4"), else the first number of the sentence, else the
+// sentence.
 inline std::string phrase_answer(const std::string& s, size_t p) {
     static const char* const pairs[][2] = {{"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
     for (auto& pair : pairs) {
@@ -315,19 +342,19 @@ inline std::string phrase_answer(const std::string& s, size_t p) {
 // the last $...$, $$...$$, \(...\) or \[...\] that holds a digit or a command, if no digit follows it; else empty
 inline std::string last_math_answer(const std::string& s) {
     static const char* const pairs[][2] = {{"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
-    bool gone[4] = {false, false, false, false};  // this closing mark does not come any more: keeps the scan linear
+    const size_t longest = 2048;
     size_t best_b = 0, best_e = 0;
     for (size_t i = 0; i < s.size();) {
         size_t next = i + 1;
-        for (int k = 0; k < 4; k++) {
-            if (gone[k] || !text_at(s, i, pairs[k][0])) continue;
-            size_t b = i + strlen(pairs[k][0]), e = s.find(pairs[k][1], b);
-            gone[k] = e == std::string::npos;
-            if (gone[k]) continue;
-            size_t close = e + strlen(pairs[k][1]);
+        for (auto& pair : pairs) {
+            if (!text_at(s, i, pair[0])) continue;
+            size_t b = i + strlen(pair[0]), e = b;
+            while (e < s.size() && e - b < longest && !text_at(s, e, pair[1])) e++;
+            if (!text_at(s, e, pair[1])) continue;
+            size_t close = e + strlen(pair[1]);
             bool digit = false, command = false;
             int words = 0, run = 0;
-            for (size_t j = b; j < e && words < 2 && e - b < 2048; j++) {
+            for (size_t j = b; j < e && words < 2; j++) {
                 digit = digit || is_ascii_digit(s[j]);
                 command = command || (s[j] == '\\' && j + 1 < e && is_ascii_letter(s[j + 1]));
                 bool letter = is_ascii_letter(s[j]);
@@ -336,8 +363,8 @@ inline std::string last_math_answer(const std::string& s) {
                 run = letter ? run + 1 : 0;
                 if (run == 3 && !named) words++;
             }
-            bool money = k == 1 && (s.compare(b, e - b, std::string(e - b, ' ')) == 0 || is_ascii_digit(close < s.size() ? s[close] : ' '));
-            if (words >= 2 || money || e - b >= 2048) break;  // two prices, not a formula
+            bool price = strcmp(pair[0], "$") == 0 && close < s.size() && is_ascii_digit(s[close]);
+            if (words >= 2 || price) break;
             if (digit || command) best_b = b, best_e = e;
             next = close;
             break;
@@ -363,7 +390,7 @@ inline ExtractedAnswer extract_answer(const std::string& text, bool lenient = tr
     if (box.state == BoxedText::closed && take(box.content, AnswerRule::boxed)) return found;
     if (box.state == BoxedText::unclosed) s.resize(box.begin);
     if (take(last_hash_answer(s), AnswerRule::hash)) return found;
-    size_t phrase = 0, p = after_answer_phrase(s, s.size(), phrase);
+    size_t phrase = 0, p = after_answer_phrase(s, s.size(), false, phrase);
     if (p != std::string::npos && take(phrase_answer(s, p), AnswerRule::phrase)) return found;
     if (!lenient) return found;
     if (take(last_math_answer(s), AnswerRule::math)) return found;
@@ -390,8 +417,8 @@ inline bool strict_hash(const std::string& text, std::string& answer) {
     return !answer.empty();
 }
 
-// The letter A..J of a multiple choice answer, empty if there is none: in the last box; else the first one after the last
-// "answer is"; else at the very start ("D. it is ..."); else the last one that stands alone.
+// The letter A..J of a multiple choice answer, empty if there is none: in the last box; else the first one after the
+// last "answer is"; else at the very start ("D. it is ..."); else the last one that stands alone.
 inline std::string extract_choice(const std::string& text) {
     std::string s;
     if (!text_after_thinking(text, s)) return "";
@@ -409,7 +436,7 @@ inline std::string extract_choice(const std::string& text) {
     if (box.state == BoxedText::closed) return first(box.content, 0, box.content.size());
     size_t phrase = 0;
     for (size_t limit = s.size(), tries = 0; limit > 0 && tries < 8; limit = phrase, tries++) {
-        size_t p = after_answer_phrase(s, limit, phrase);
+        size_t p = after_answer_phrase(s, limit, true, phrase);
         if (p == std::string::npos) break;
         std::string letter = first(s, p, sentence_end(s, p));
         if (!letter.empty()) return letter;

@@ -13,6 +13,7 @@
 // The trap: an interval is about what the user may write. A default outside of its interval means "not set" (shown as
 // "unset", null in JSON); parse_options() must give it a value, see resolve_options().
 #pragma once
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
@@ -136,7 +137,7 @@ OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
 GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
-OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem alone") \
+OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem, and for rows with a question field how to give the answer") \
 OPT(std::string, system_prompt, "", "", IN_MODEL, "system message of the chat template") \
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_MODEL | IN_TOKENIZE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_MODEL | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
@@ -372,8 +373,7 @@ inline void set_option(Options& o, int row, const std::string& text, const std::
             return;
         }
         case OPTION_INT: {
-            long long v =
-                0;  // wider than the field, so that 3000000000 is called out of range and not "not an integer"
+            long long v = 0;  // wider than the field: 3000000000 is an integer, but out of range
             auto e = std::from_chars(text.data(), text.data() + text.size(), v);
             if (text.empty() || e.ptr != text.data() + text.size() || e.ec == std::errc::invalid_argument)
                 fail_usage("%s: not an integer%s", where.c_str(), range.c_str());

@@ -1,5 +1,35 @@
-// Matrix products on the CPU: every linear layer of the transformer, forward and backward, in training and in generation.
-// (teaching comment follows in final version)
+// Matrix products on the CPU: every linear layer of the transformer, forward and backward, in training and in
+// generation.
+//
+//   gemm_nt   Y[M,N]  = X[M,K] W[N,K]^T + bias   forward            gemm_nt_packed   the same bits, W packed beforehand
+//   gemm_nn   dX[M,K] = dY[M,N] W[N,K]           activation gradient
+//   gemm_tn   dW[N,K] += dY[M,N]^T X[M,K]        weight gradient, float
+//
+// How it is fast (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 2008; BLIS: Van Zee &
+// van de Geijn, TOMS 2015). All three are C[M,N] = A[M,K] B[K,N], and a core that does two 16-wide multiply-adds a
+// cycle cannot load its operands at that rate; so every operand loaded must be used many times from the nearest memory:
+//   registers  A tile of GEMM_MR x GEMM_NR (8 x 48) sums stays in registers while k runs: 11 loads feed 24
+//   multiply-adds.
+//              That loop is gemm_micro.h; everything here only keeps it fed.
+//   L1         GEMM_MR rows of A over GEMM_KC of k (16 KB of bf16) are used by every panel of a task in turn.
+//   L2         B is copied into panels of GEMM_NR columns, k after k, so that the tile reads one stream without a gap
+//              (no TLB or cache-way conflicts whatever ldw is). A task's panels are kept within GEMM_GROUP_BYTES.
+//   L3         At most GEMM_SHARED_BYTES of panels exist at a time, packed by all threads together, then shared by
+//   them.
+// A is read where it stands if it is the 32-bit words the tile wants (float, or bf16 with vdpbf16ps), else it is copied
+// too. A thread takes tasks, row blocks x groups of panels, from a counter; small products run on fewer threads, down
+// to one.
+//
+// Batch invariance, the property the trainer stands on: the bits of an output depend on its row of A, its column of B
+// and on nothing else: not on M, the row's place, N or a cut of N, the number of threads, packed or not. GRPO's ratio
+// exp(logp_trainer - logp_sampler) must be exactly 1 at the first step, while the sampler decodes 1..64 rows at a time
+// and the trainer sees thousands. Therefore one order of summation, for every shape: inside a k block of GEMM_KC one
+// chain from k = 0 upwards; block sums added in order; old C (accumulate) before the first block, bias after the last;
+// one rounding to C's type at the end. GEMM_KC is thus part of the arithmetic, and blocks also keep the error at about
+// (GEMM_KC + K / GEMM_KC) eps instead of K eps. Nothing else above changes bits, so everything else may be tuned.
+//
+// The one trap: results differ between back ends (gemm_micro.h), so two machines need not agree; one build with itself
+// does. bf16 and float may be mixed freely among the operands; products with a float operand are float products.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -12,15 +42,15 @@
 #include "../../runtime/error.h"
 #include "gemm_micro.h"
 
-enum {
-    GEMM_KC = 1024,         // k block; even. Part of the arithmetic: changing it changes bits
-    GEMM_ROWS = 128,        // rows of A in one task
-    GEMM_GROUP = 8,         // panels of B in one task
-    GEMM_SHARED = 4 << 20,  // bytes of packed B, and of carried sums, held at once
-};
-static const double GEMM_FLOP_PER_THREAD = 2e6;  // below this a thread costs more than it brings
+static constexpr int64_t GEMM_KC = 1024;        // k block, even: part of the arithmetic (above)
+static constexpr int64_t GEMM_TASK_ROWS = 128;  // most rows of A in a task
+static constexpr int64_t GEMM_GROUP_BYTES = 512
+                                            << 10;     // B panels a row block goes through at a time: half of a 1 MB L2
+static constexpr int64_t GEMM_SHARED_BYTES = 4 << 20;  // most bytes of packed B, and of carried sums, at a time
+// A thread is worth waking (about 2 us) for this many multiply-adds.
+static constexpr double GEMM_WORK_PER_THREAD = 1e6;
 
-// 64-byte aligned memory that grows and is freed with its thread
+// 64-byte aligned memory that grows, and is freed with its thread
 struct GemmScratch {
     void* data = nullptr;
     size_t bytes = 0;
@@ -35,13 +65,13 @@ struct GemmScratch {
             data = aligned_alloc(64, bytes);
             if (!data) {
                 bytes = 0;
-                fail("gemm: cannot allocate %zu bytes of scratch memory", need);
+                fail("gemm: cannot allocate %zu bytes of scratch memory: use fewer threads or free some memory", need);
             }
         }
         return data;
     }
 };
-enum { GEMM_SCRATCH_B, GEMM_SCRATCH_SUMS, GEMM_SCRATCH_A, GEMM_SCRATCH_COUNT };
+enum { GEMM_SCRATCH_A, GEMM_SCRATCH_B, GEMM_SCRATCH_SUMS, GEMM_SCRATCH_COUNT };
 inline GemmScratch& gemm_scratch(int which) {
     static thread_local GemmScratch scratch[GEMM_SCRATCH_COUNT];
     return scratch[which];
@@ -51,155 +81,184 @@ inline int64_t gemm_min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t gemm_max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t gemm_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class T>
-struct GemmSame {
-    typedef T type;
-};
 template <class TA, class TB>
 constexpr GemmKind gemm_kind() {
-    if (sizeof(TB) == 4) return GEMM_FLOATS;
-    return GEMM_BACKEND == GEMM_AVX512_BF16 && sizeof(TA) == 2 ? GEMM_PAIRS_DOT : GEMM_PAIRS_WIDEN;
+    return sizeof(TB) == 4                                       ? GEMM_FLOATS
+           : GEMM_BACKEND == GEMM_AVX512_BF16 && sizeof(TA) == 2 ? GEMM_PAIRS_DOT
+                                                                 : GEMM_PAIRS_WIDEN;
+}
+// words of B a column takes over kc of k: pairs of bf16, an odd last one padded with zero
+template <class TB>
+constexpr int64_t gemm_steps(int64_t kc) {
+    return sizeof(TB) == 2 ? (kc + 1) / 2 : kc;
 }
 
-// How N columns are cut into panels of up to GEMM_NV vectors. A lone last vector would leave the multiply-add units waiting
-// on each other, so that 4 vectors are cut 2 + 2 rather than 3 + 1.
+// How N columns are cut into panels of up to GEMM_NV vectors. A tile one vector wide is too narrow to hide the latency
+// of the multiply-add, so 4 vectors are cut 2 + 2 and not 3 + 1.
 struct GemmPanels {
     int64_t vectors, count;
     explicit GemmPanels(int64_t N) : vectors(gemm_ceil_div(N, GEMM_VF)), count(gemm_ceil_div(vectors, GEMM_NV)) {}
-    int64_t start(int64_t p) const {  // in vectors
+    int64_t first_vector(int64_t p) const {
         if (p >= count) return vectors;
-        bool even_out = GEMM_NV == 3 && p == count - 1 && p > 0 && vectors % GEMM_NV == 1;
+        bool even_out = GEMM_NV == 3 && vectors % 3 == 1 && p > 0 && p == count - 1;
         return p * GEMM_NV - (even_out ? 1 : 0);
     }
+    int64_t column(int64_t p) const { return first_vector(p) * GEMM_VF; }
+    int width(int64_t p) const { return (int)(column(p + 1) - column(p)); }
 };
 
 // ---- packing ----
 
-// B^T given as rows [N,K] (a weight): one panel, k in [k0, k0 + kc), columns [n0, n0 + 16*nv)
-// B given as rows [K,N]: the same panel
-template <bool ROWS_ARE_N, class TB>
-void gemm_pack_panel(uint32_t* dst, const TB* B, int64_t ldb, int64_t n0, int nv, int64_t N, int64_t k0, int64_t kc) {
-    const int64_t width = nv * GEMM_VF;
-    if (ROWS_ARE_N) {
-        const int64_t whole = sizeof(TB) == 2 ? kc / 2 : kc;  // words that lie inside the row
-        for (int v = 0; v < nv; v++) {
-            int64_t n = n0 + v * GEMM_VF;
-            int valid = (int)gemm_max(0, gemm_min(GEMM_VF, N - n));
-            const TB* src = B + n * ldb + k0;
-            gemm_transpose_words(dst + v * GEMM_VF, width, (const char*)src, ldb * (int64_t)sizeof(TB), valid, whole);
+// One panel of B: columns [n0, n0 + width), k in [k0, k0 + kc) -> dst[steps][width], zero beyond N and beyond k0 + kc.
+// B is [N,K] with B_IS_NK (a weight used forward), else [K,N].
+template <bool B_IS_NK, class TB>
+void gemm_pack_b(uint32_t* dst, const TB* B, int64_t ldb, int64_t n0, int width, int64_t N, int64_t k0, int64_t kc) {
+    const int valid = (int)gemm_min(width, N - n0);
+    if (B_IS_NK) {
+        const int64_t whole = sizeof(TB) == 2 ? kc / 2 : kc;  // words that lie inside a row
+        for (int j0 = 0; j0 < width; j0 += GEMM_VF) {
+            const TB* src = B + (n0 + j0) * ldb + k0;
+            const int rows = (int)gemm_min(GEMM_VF, valid - j0);
+            gemm_transpose_words(dst + j0, width, (const char*)src, ldb * (int64_t)sizeof(TB), rows, whole);
             if (sizeof(TB) == 2 && kc % 2 == 1) {
-                uint32_t* last = dst + whole * width + v * GEMM_VF;
                 for (int j = 0; j < GEMM_VF; j++) {
                     uint16_t low = 0;
-                    if (j < valid) memcpy(&low, src + j * ldb + kc - 1, 2);
-                    last[j] = low;
+                    if (j < rows) memcpy(&low, src + j * ldb + kc - 1, 2);
+                    dst[whole * width + j0 + j] = low;
                 }
             }
         }
-    } else {
-        const int64_t valid = gemm_min(width, N - n0);
-        if (sizeof(TB) == 4) {
-            for (int64_t k = 0; k < kc; k++) {
-                memcpy(dst + k * width, B + (k0 + k) * ldb + n0, (size_t)valid * 4);
-                for (int64_t j = valid; j < width; j++) dst[k * width + j] = 0;
-            }
-        } else {
-            for (int64_t k = 0; k < kc; k += 2) {
-                const uint16_t* low = (const uint16_t*)(B + (k0 + k) * ldb + n0);
-                uint32_t* out = dst + k / 2 * width;
-                if (k + 1 < kc) {
-                    const uint16_t* high = low + ldb;
-                    for (int64_t j = 0; j < valid; j++) out[j] = low[j] | (uint32_t)high[j] << 16;
-                } else {
-                    for (int64_t j = 0; j < valid; j++) out[j] = low[j];
-                }
-                for (int64_t j = valid; j < width; j++) out[j] = 0;
-            }
-        }
+        return;
+    }
+    for (int64_t s = 0; s < gemm_steps<TB>(kc); s++) {
+        uint32_t* out = dst + s * width;
+        const TB* src = B + (k0 + s * (sizeof(TB) == 2 ? 2 : 1)) * ldb + n0;
+        if (sizeof(TB) == 4) memcpy(out, src, (size_t)valid * 4);
+        else gemm_pair_rows(out, (const uint16_t*)src, 2 * s + 1 < kc ? (const uint16_t*)src + ldb : nullptr, valid);
+        for (int j = valid; j < width; j++) out[j] = 0;
     }
 }
 
-// rows of A [M,K] -> words [rows][words], float or pairs, zero-padded at the end of a row
+// Rows of A [rows, kc] -> dst[rows][words], a row padded with zeros.
 template <GemmKind KIND, class TA>
-void gemm_pack_rows(uint32_t* dst, int64_t words, const TA* A, int64_t lda, int64_t rows, int64_t kc) {
-    for (int64_t i = 0; i < rows; i++) {
-        const TA* src = A + i * lda;
+void gemm_pack_a_rows(uint32_t* dst, int64_t words, const TA* A, int64_t lda, int64_t rows, int64_t kc) {
+    for (int64_t i = 0; i < rows; i++, dst += words, A += lda) {
         if (KIND == GEMM_PAIRS_DOT) {
-            dst[i * words + words - 1] = 0;
-            memcpy(dst + i * words, src, (size_t)kc * sizeof(TA));
+            dst[words - 1] = 0;
+            memcpy(dst, A, (size_t)kc * sizeof(TA));
         } else {
-            float* out = (float*)(dst + i * words);
-            for (int64_t k = 0; k < kc; k++) out[k] = (float)src[k];
-            for (int64_t k = kc; k < words; k++) out[k] = 0.0f;
+            for (int64_t k = 0; k < words; k++) dst[k] = k < kc ? float_bits((float)A[k]) : 0;
         }
     }
 }
 
-// columns of A [K,M] -> one panel of words [words][GEMM_MR]
+// Columns of A [kc, columns] -> panels of GEMM_MR columns, dst[columns / MR][words][MR]. k is the outer loop: a row of
+// A is read once, through its whole length. What a last narrow panel holds beyond its columns is never read.
 template <GemmKind KIND, class TA>
-void gemm_pack_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda, int rows, int64_t kc) {
-    if (KIND == GEMM_PAIRS_DOT) {
-        for (int64_t s = 0; s < words; s++) {
-            const uint16_t* low = (const uint16_t*)(A + 2 * s * lda);
-            const uint16_t* high = low + lda;
-            bool pair = 2 * s + 1 < kc;
-            uint32_t* out = dst + s * GEMM_MR;
-            if (pair && rows == GEMM_MR) {
-                for (int i = 0; i < GEMM_MR; i++) out[i] = low[i] | (uint32_t)high[i] << 16;
+void gemm_pack_a_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda, int64_t columns, int64_t kc) {
+    for (int64_t s = 0; s < words; s++) {
+        const TA* src = A + s * (KIND == GEMM_PAIRS_DOT ? 2 : 1) * lda;
+        for (int64_t i = 0; i < columns; i += GEMM_MR) {
+            uint32_t* out = dst + i * words + s * GEMM_MR;
+            const int n = (int)gemm_min(GEMM_MR, columns - i);
+            if (KIND == GEMM_PAIRS_DOT) {
+                const uint16_t *low = (const uint16_t*)src + i, *high = 2 * s + 1 < kc ? low + lda : nullptr;
+                if (n == GEMM_MR) gemm_pair_rows(out, low, high, GEMM_MR);
+                else gemm_pair_rows(out, low, high, n);
+            } else if (s >= kc) {
+                for (int j = 0; j < n; j++) out[j] = 0;
+            } else if (n == GEMM_MR) {
+                for (int j = 0; j < GEMM_MR; j++) out[j] = float_bits((float)src[i + j]);
             } else {
-                for (int i = 0; i < rows; i++) out[i] = low[i] | (pair ? (uint32_t)high[i] << 16 : 0u);
+                for (int j = 0; j < n; j++) out[j] = float_bits((float)src[i + j]);
             }
-        }
-    } else {
-        for (int64_t k = 0; k < words; k++) {
-            float* out = (float*)(dst + k * GEMM_MR);
-            if (k < kc) {
-                for (int i = 0; i < rows; i++) out[i] = (float)A[k * lda + i];
-            } else {
-                for (int i = 0; i < rows; i++) out[i] = 0.0f;
-            }
-        }
-    }
-}
-
-// ---- the end of a tile ----
-
-// dst[i][j] = (prev ? prev[i][j] + tile : tile) + (bias ? bias[j] : 0)
-template <class TD, class TP, class TBias>
-void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float* tile, const TBias* bias, int rows,
-                 int64_t cols) {
-    for (int i = 0; i < rows; i++) {
-        TD* d = dst + i * ldd;
-        const float* t = tile + i * GEMM_NR;
-        if (prev && bias) {
-            for (int64_t j = 0; j < cols; j++) d[j] = (TD)(((float)prev[i * ldp + j] + t[j]) + (float)bias[j]);
-        } else if (prev) {
-            for (int64_t j = 0; j < cols; j++) d[j] = (TD)((float)prev[i * ldp + j] + t[j]);
-        } else if (bias) {
-            for (int64_t j = 0; j < cols; j++) d[j] = (TD)(t[j] + (float)bias[j]);
-        } else {
-            for (int64_t j = 0; j < cols; j++) d[j] = (TD)t[j];
         }
     }
 }
 
 // ---- the loops ----
 
-template <class TC, class TA, class TB, class TBias>
+// C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. Shared by the threads of a
+// call.
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 struct GemmJob {
-    TC* C;            // [M,N]
-    const TA* A;      // [M,K], or [K,M] with A_COLUMNS
-    const TB* B;      // [N,K] with B_ROWS_ARE_N, else [K,N]; null when packed
-    const uint32_t* packed;  // all panels over the whole K, or null
-    const TBias* bias;       // [N] or null
+    TC* C;
+    const TA* A;
+    const TB* B;             // null when packed
+    const uint32_t* packed;  // all panels over the whole of K, or null
+    const TB* bias;          // [N] or null
     int64_t M, N, K, ldc, lda, ldb;
     bool accumulate;
-    // shared by the threads
-    uint32_t* shared_b;
-    float* sums;
-    std::atomic<int64_t> next;
-    int threads;
+    int64_t chunk_rows, chunk_panels;  // what is worked on between two barriers
+    uint32_t *shared_a, *shared_b;     // packed A of one task for each thread; packed B of one chunk
+    int64_t a_words;                   // of packed A for each thread
+    float* sums;                       // [chunk_rows, chunk columns] when C is bf16 and K needs several blocks
+    std::atomic<int64_t> next_task;
 };
+
+// a part of C: rows [m0, m1), panels [p0, p1)
+struct GemmBlock {
+    int64_t m0, m1, p0, p1;
+};
+
+// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight or from shared_b.
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
+void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk, GemmBlock part, int64_t kb,
+               int thread) {
+    constexpr GemmKind KIND = gemm_kind<TA, TB>();
+    const GemmPanels panels(job.N);
+    const int64_t k0 = kb * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0), steps = gemm_steps<TB>(kc);
+    const int64_t words = KIND == GEMM_PAIRS_WIDEN ? 2 * steps : steps;  // of A in a row
+    const bool first = k0 == 0, last = k0 + kc >= job.K;
+    const int64_t rows = part.m1 - part.m0, tiles = gemm_ceil_div(rows, GEMM_MR);
+
+    // A: the words the tile reads, where they stand if they are just that
+    const bool direct = !A_IS_KM && (KIND == GEMM_PAIRS_DOT ? kc % 2 == 0 : sizeof(TA) == 4 && words == kc);
+    uint32_t* packed_a = job.shared_a + thread * job.a_words;
+    if (A_IS_KM) gemm_pack_a_columns<KIND>(packed_a, words, job.A + k0 * job.lda + part.m0, job.lda, rows, kc);
+    else if (!direct) gemm_pack_a_rows<KIND>(packed_a, words, job.A + part.m0 * job.lda + k0, job.lda, rows, kc);
+    const int64_t a_row_bytes = direct ? job.lda * (int64_t)sizeof(TA) : words * 4;
+
+    const int64_t group = gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
+    for (int64_t g = part.p0; g < part.p1; g += group) {
+        const int64_t g_end = gemm_min(g + group, part.p1);
+        for (int64_t t = 0; t < tiles; t++) {
+            // rows shared out evenly, 9 = 5 + 4 and not 8 + 1, for a tile of one row waits on latency; packed panels
+            // are MR each
+            const int64_t r0 = A_IS_KM ? t * GEMM_MR : rows * t / tiles;
+            const int64_t r1 = A_IS_KM ? gemm_min(rows, r0 + GEMM_MR) : rows * (t + 1) / tiles;
+            const int mr = (int)(r1 - r0);
+            const char* a =
+                direct ? (const char*)(job.A + (part.m0 + r0) * job.lda + k0) : (const char*)(packed_a + r0 * words);
+            for (int64_t p = g; p < g_end; p++) {
+                const int64_t n0 = panels.column(p);
+                const int width = panels.width(p), cols = (int)gemm_min(width, job.N - n0);
+                const uint32_t* b = job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
+                                               : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
+                alignas(64) float tile[GEMM_MR * GEMM_NR];
+                gemm_pick_micro<KIND, A_IS_KM>(mr, width / GEMM_VF)(tile, a, a_row_bytes, b, steps);
+
+                TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
+                const TC* old = job.accumulate ? c : nullptr;
+                const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
+                if (first && last) {
+                    gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
+                    continue;
+                }
+                // block sums are carried in float: in C itself if it is float
+                float* sum = (float*)(void*)c;
+                int64_t ld = job.ldc;
+                if (sizeof(TC) == 2) {
+                    ld = panels.column(chunk.p1) - panels.column(chunk.p0);
+                    sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
+                }
+                if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
+                else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
+                else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+            }
+        }
+    }
+}
 
 inline void gemm_barrier(int threads) {
     (void)threads;
@@ -210,194 +269,139 @@ inline void gemm_barrier(int threads) {
 #endif
 }
 
-template <bool A_COLUMNS, bool B_ROWS_ARE_N, class TC, class TA, class TB, class TBias>
-void gemm_work(GemmJob<TC, TA, TB, TBias>& job, int thread, int64_t chunk_rows, int64_t chunk_panels) {
-    constexpr GemmKind KIND = gemm_kind<TA, TB>();
-    constexpr bool B_PAIRS = sizeof(TB) == 2;
-    const int64_t M = job.M, N = job.N, K = job.K, ldc = job.ldc;
-    const GemmPanels panels(N);
-    const int64_t all_steps = B_PAIRS ? (K + 1) / 2 : K;
-    const int64_t k_blocks = gemm_max(1, gemm_ceil_div(K, GEMM_KC));
-    const bool float_out = sizeof(TC) == 4;
-
-    for (int64_t m_chunk = 0; m_chunk < M; m_chunk += chunk_rows)
-        for (int64_t p_chunk = 0; p_chunk < panels.count; p_chunk += chunk_panels) {
-            const int64_t m_count = gemm_min(chunk_rows, M - m_chunk);
-            const int64_t p_end = gemm_min(p_chunk + chunk_panels, panels.count);
-            const int64_t chunk_n0 = panels.start(p_chunk) * GEMM_VF;
-            const int64_t ld_sums = panels.start(p_end) * GEMM_VF - chunk_n0;
-            // tasks: row blocks x panel groups, four a thread if there is enough to share out
-            const int64_t tiles = gemm_ceil_div(m_count, GEMM_MR);
-            int64_t task_tiles = gemm_min(tiles, GEMM_ROWS / GEMM_MR), task_panels = gemm_min(p_end - p_chunk, GEMM_GROUP);
-            while (gemm_ceil_div(tiles, task_tiles) * gemm_ceil_div(p_end - p_chunk, task_panels) < 4 * job.threads &&
-                   job.threads > 1 && (task_tiles > 1 || task_panels > 1)) {
-                if (task_tiles >= 4 * task_panels || task_panels == 1)
-                    task_tiles = (task_tiles + 1) / 2;
-                else
-                    task_panels = (task_panels + 1) / 2;
+// what each thread runs: for every chunk of C and every k block, pack B together, then take tasks until none is left
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
+void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int threads) {
+    const GemmPanels panels(job.N);
+    const int64_t k_blocks = gemm_max(1, gemm_ceil_div(job.K, GEMM_KC));
+    for (int64_t m0 = 0; m0 < job.M; m0 += job.chunk_rows)
+        for (int64_t p0 = 0; p0 < panels.count; p0 += job.chunk_panels) {
+            const GemmBlock chunk = {m0, gemm_min(m0 + job.chunk_rows, job.M), p0,
+                                     gemm_min(p0 + job.chunk_panels, panels.count)};
+            const int64_t m_count = chunk.m1 - m0, p_count = chunk.p1 - p0;
+            // tasks as large as the caches like, then halved until there are four a thread to share out
+            int64_t task_rows = gemm_min(m_count, GEMM_TASK_ROWS);
+            int64_t task_panels = p_count;
+            while (threads > 1 && (task_rows > GEMM_MR || task_panels > 1) &&
+                   gemm_ceil_div(m_count, task_rows) * gemm_ceil_div(p_count, task_panels) < 4 * threads) {
+                if (task_panels == 1 || task_rows > task_panels * GEMM_NR) task_rows = gemm_max(GEMM_MR, task_rows / 2);
+                else task_panels = (task_panels + 1) / 2;
             }
-            const int64_t row_blocks = gemm_ceil_div(tiles, task_tiles);
-            const int64_t groups = gemm_ceil_div(p_end - p_chunk, task_panels);
+            task_rows = gemm_ceil_div(task_rows, GEMM_MR) * GEMM_MR;
+            const int64_t row_blocks = gemm_ceil_div(m_count, task_rows), groups = gemm_ceil_div(p_count, task_panels);
 
-            for (int64_t stage = 0; stage < (job.packed ? 1 : k_blocks); stage++) {
-                if (thread == 0) job.next.store(0, std::memory_order_relaxed);
+            const int64_t stages = job.packed ? 1 : k_blocks;  // packed panels are there for all k blocks at once
+            for (int64_t stage = 0; stage < stages; stage++) {
+                if (m0 + p0 + stage > 0) {  // everyone is done with the panels, the sums and the counter
+                    gemm_barrier(threads);
+                    if (thread == 0) job.next_task.store(0, std::memory_order_relaxed);
+                    if (job.packed) gemm_barrier(threads);
+                }
                 if (!job.packed) {
-                    const int64_t k0 = stage * GEMM_KC, kc = gemm_min(GEMM_KC, K - k0);
-                    const int64_t steps = B_PAIRS ? (kc + 1) / 2 : kc;
-                    const int64_t first = p_chunk + (p_end - p_chunk) * thread / job.threads;
-                    const int64_t last = p_chunk + (p_end - p_chunk) * (thread + 1) / job.threads;
-                    for (int64_t p = first; p < last; p++) {
-                        int64_t v0 = panels.start(p), v1 = panels.start(p + 1);
-                        gemm_pack_panel<B_ROWS_ARE_N>(job.shared_b + (v0 * GEMM_VF - chunk_n0) * steps, job.B, job.ldb,
-                                                      v0 * GEMM_VF, (int)(v1 - v0), N, k0, kc);
+                    const int64_t k0 = stage * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0);
+                    const int64_t end = p0 + p_count * (thread + 1) / threads;
+                    for (int64_t p = p0 + p_count * thread / threads; p < end; p++) {
+                        const int64_t n0 = panels.column(p);
+                        gemm_pack_b<B_IS_NK>(job.shared_b + (n0 - panels.column(p0)) * gemm_steps<TB>(kc), job.B,
+                                             job.ldb, n0, panels.width(p), job.N, k0, kc);
                     }
+                    gemm_barrier(threads);
                 }
-                gemm_barrier(job.threads);
                 for (;;) {
-                    const int64_t task = job.next.fetch_add(1, std::memory_order_relaxed);
+                    const int64_t task = job.next_task.fetch_add(1, std::memory_order_relaxed);
                     if (task >= row_blocks * groups) break;
-                    // consecutive tasks share their panels
-                    const int64_t row_block = task % row_blocks, group = task / row_blocks;
-                    const int64_t t0 = tiles * row_block / row_blocks, t1 = tiles * (row_block + 1) / row_blocks;
-                    const int64_t p0 = p_chunk + (p_end - p_chunk) * group / groups;
-                    const int64_t p1 = p_chunk + (p_end - p_chunk) * (group + 1) / groups;
-                    const int64_t r0 = m_chunk + m_count * t0 / tiles, r1 = m_chunk + m_count * t1 / tiles;
-                    for (int64_t kb = job.packed ? 0 : stage; kb < (job.packed ? k_blocks : stage + 1); kb++) {
-                        const int64_t k0 = kb * GEMM_KC, kc = gemm_min(GEMM_KC, K - k0);
-                        const int64_t steps = B_PAIRS ? (kc + 1) / 2 : kc;
-                        const int64_t a_words = KIND == GEMM_PAIRS_WIDEN ? 2 * steps : steps;
-                        // A as it stands in memory where that is what the kernel reads
-                        const bool direct = !A_COLUMNS && (KIND == GEMM_PAIRS_DOT ? kc % 2 == 0 : sizeof(TA) == 4 && a_words == kc);
-                        uint32_t* pack = nullptr;
-                        if (!direct) {
-                            const int64_t rows = A_COLUMNS ? (t1 - t0) * GEMM_MR : r1 - r0;
-                            pack = (uint32_t*)gemm_scratch(GEMM_SCRATCH_A).get((size_t)(rows * a_words * 4));
-                            if (A_COLUMNS) {
-                                for (int64_t t = t0; t < t1; t++) {
-                                    int64_t r = m_chunk + m_count * t / tiles;
-                                    gemm_pack_columns<KIND>(pack + (t - t0) * GEMM_MR * a_words, a_words,
-                                                            job.A + k0 * job.lda + r, job.lda,
-                                                            (int)(m_chunk + m_count * (t + 1) / tiles - r), kc);
-                                }
-                            } else {
-                                gemm_pack_rows<KIND>(pack, a_words, job.A + r0 * job.lda + k0, job.lda, rows, kc);
-                            }
-                        }
-                        const bool first = kb == 0, last = kb == k_blocks - 1;
-                        for (int64_t p = p0; p < p1; p++) {
-                            const int64_t v0 = panels.start(p), n0 = v0 * GEMM_VF;
-                            const int nv = (int)(panels.start(p + 1) - v0);
-                            const int64_t cols = gemm_min(nv * GEMM_VF, N - n0);
-                            const uint32_t* b = job.packed
-                                                    ? job.packed + n0 * all_steps + (B_PAIRS ? k0 / 2 : k0) * nv * GEMM_VF
-                                                    : job.shared_b + (n0 - chunk_n0) * steps;
-                            for (int64_t t = t0; t < t1; t++) {
-                                const int64_t r = m_chunk + m_count * t / tiles;
-                                const int rows = (int)(m_chunk + m_count * (t + 1) / tiles - r);
-                                alignas(64) float tile[GEMM_MR * GEMM_NR];
-                                const char* a;
-                                int64_t a_row_bytes;
-                                if (direct) {
-                                    a = (const char*)(job.A + r * job.lda + k0);
-                                    a_row_bytes = job.lda * (int64_t)sizeof(TA);
-                                } else {
-                                    a = (const char*)(pack + (A_COLUMNS ? (t - t0) * GEMM_MR : r - r0) * a_words);
-                                    a_row_bytes = a_words * 4;
-                                }
-                                gemm_pick_micro<KIND, A_COLUMNS>(rows, nv)(tile, a, a_row_bytes, b, steps);
-                                TC* c = job.C + r * ldc + n0;
-                                float* sum = float_out ? (float*)(void*)c : job.sums + (r - m_chunk) * ld_sums + n0 - chunk_n0;
-                                const int64_t ld_sum = float_out ? ldc : ld_sums;
-                                const TC* old = job.accumulate ? c : nullptr;
-                                const TBias* bias = job.bias ? job.bias + n0 : nullptr;
-                                const TBias* none = nullptr;
-                                const float* no_sum = nullptr;
-                                if (first && last)
-                                    gemm_finish(c, ldc, old, ldc, tile, bias, rows, cols);
-                                else if (first && job.accumulate)
-                                    gemm_finish(sum, ld_sum, old, ldc, tile, none, rows, cols);
-                                else if (first)
-                                    gemm_finish(sum, ld_sum, no_sum, 0, tile, none, rows, cols);
-                                else if (!last)
-                                    gemm_finish(sum, ld_sum, (const float*)sum, ld_sum, tile, none, rows, cols);
-                                else
-                                    gemm_finish(c, ldc, (const float*)sum, ld_sum, tile, bias, rows, cols);
-                            }
-                        }
-                    }
+                    // neighbours in time share panels
+                    const int64_t block = task % row_blocks, group = task / row_blocks;
+                    GemmBlock part = {m0 + block * task_rows, gemm_min(m0 + (block + 1) * task_rows, chunk.m1),
+                                      p0 + p_count * group / groups, p0 + p_count * (group + 1) / groups};
+                    for (int64_t kb = stage; kb < (job.packed ? k_blocks : stage + 1); kb++)
+                        gemm_task(job, chunk, part, kb, thread);
                 }
-                gemm_barrier(job.threads);
             }
         }
 }
 
-template <bool A_COLUMNS, bool B_ROWS_ARE_N, class TC, class TA, class TB, class TBias>
-void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TBias* bias, int64_t M, int64_t N, int64_t K,
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
+void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB* bias, int64_t M, int64_t N, int64_t K,
               bool accumulate, int64_t ldc, int64_t lda, int64_t ldb) {
     if (M <= 0 || N <= 0) return;
-    GemmJob<TC, TA, TB, TBias> job;
+    GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB> job;
     job.C = C, job.A = A, job.B = B, job.packed = packed, job.bias = bias;
     job.M = M, job.N = N, job.K = K, job.ldc = ldc, job.lda = lda, job.ldb = ldb;
     job.accumulate = accumulate;
-    job.shared_b = nullptr, job.sums = nullptr;
-    job.threads = 1;
+    job.next_task.store(0, std::memory_order_relaxed);
+    int threads = 1;
 #if defined(_OPENMP)
-    job.threads = (int)gemm_max(1, gemm_min(omp_get_max_threads(), (int64_t)(2.0 * M * N * K / GEMM_FLOP_PER_THREAD)));
+    const double worth = (double)M * (double)N * (double)K / GEMM_WORK_PER_THREAD;
+    const int max_threads = omp_get_max_threads();
+    threads = worth >= max_threads ? max_threads : worth < 2 ? 1 : (int)worth;
 #endif
-    const GemmPanels panels(N);
-    const int64_t steps = sizeof(TB) == 2 ? (gemm_min(K, GEMM_KC) + 1) / 2 : gemm_min(K, GEMM_KC);
-    int64_t chunk_panels = panels.count, chunk_rows = M;
+    const int64_t kc = gemm_min(K, GEMM_KC), panel_bytes = gemm_max(1, gemm_steps<TB>(kc)) * GEMM_NR * 4;
+    job.chunk_rows = M;
+    job.chunk_panels = GemmPanels(N).count;
+    job.shared_b = nullptr, job.sums = nullptr;
     if (!packed) {
-        const int64_t panel_bytes = gemm_max(1, steps) * GEMM_NR * 4;
-        chunk_panels = gemm_min(chunk_panels, gemm_max(1, GEMM_SHARED / panel_bytes));
-        job.shared_b = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(chunk_panels * panel_bytes));
+        job.chunk_panels = gemm_min(job.chunk_panels, gemm_max(1, GEMM_SHARED_BYTES / panel_bytes));
+        job.shared_b = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(job.chunk_panels * panel_bytes));
     }
     if (sizeof(TC) == 2 && K > GEMM_KC) {
-        chunk_panels = gemm_min(chunk_panels, gemm_max(1, GEMM_SHARED / (gemm_min(M, 256) * GEMM_NR * 4)));
-        chunk_rows = gemm_min(M, gemm_max(GEMM_MR, GEMM_SHARED / (chunk_panels * GEMM_NR * 4)));
-        job.sums = (float*)gemm_scratch(GEMM_SCRATCH_SUMS).get((size_t)(chunk_rows * chunk_panels * GEMM_NR * 4));
+        const int64_t most = GEMM_SHARED_BYTES / (GEMM_NR * 4);  // rows x panels
+        job.chunk_panels = gemm_min(job.chunk_panels, most / gemm_min(M, 2 * GEMM_TASK_ROWS));
+        job.chunk_rows = gemm_min(M, most / job.chunk_panels);
+        job.sums =
+            (float*)gemm_scratch(GEMM_SCRATCH_SUMS).get((size_t)(job.chunk_rows * job.chunk_panels * GEMM_NR * 4));
     }
-    if (job.threads == 1) {
-        gemm_work<A_COLUMNS, B_ROWS_ARE_N>(job, 0, chunk_rows, chunk_panels);
+    job.a_words = gemm_min(gemm_ceil_div(M, GEMM_MR) * GEMM_MR, GEMM_TASK_ROWS + GEMM_MR) * (kc + 2);
+    job.a_words = gemm_ceil_div(job.a_words, 16) * 16;
+    job.shared_a = (uint32_t*)gemm_scratch(GEMM_SCRATCH_A).get((size_t)(threads * job.a_words * 4));
+    if (threads == 1) {
+        gemm_thread(job, 0, 1);
         return;
     }
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(job.threads)
-    {
-#pragma omp single
-        job.threads = omp_get_num_threads();
-        gemm_work<A_COLUMNS, B_ROWS_ARE_N>(job, omp_get_thread_num(), chunk_rows, chunk_panels);
-    }
+#pragma omp parallel num_threads(threads)
+    gemm_thread(job, omp_get_thread_num(), omp_get_num_threads());
 #endif
 }
 
 // ---- the interface ----
+// All matrices are row-major; a leading dimension (ld*) counts elements from one row to the next, 0 means dense.
+// Outputs are bf16 or float, inputs too, in any mix. Not to be called from two threads at once with overlapping
+// outputs.
 
-// Y[M,N] (+)= X[M,K] W[N,K]^T + bias[N]. bias may be null. ld*: elements from one row to the next, 0 for dense.
+// keeps a parameter out of template deduction, so that nullptr may be passed
+template <class T>
+struct GemmSame {
+    typedef T type;
+};
+
+// Y[M,N] (+)= X[M,K] W[N,K]^T + bias[N]; bias may be null. M = 0 does nothing.
 template <class TY, class TX, class TW>
 void gemm_nt(TY* Y, const TX* X, const TW* W, const typename GemmSame<TW>::type* bias, int64_t M, int64_t N, int64_t K,
              bool accumulate = false, int64_t ldy = 0, int64_t ldx = 0, int64_t ldw = 0) {
     gemm_run<false, true>(Y, X, W, nullptr, bias, M, N, K, accumulate, ldy ? ldy : N, ldx ? ldx : K, ldw ? ldw : K);
 }
 
-// dX[M,K] (+)= dY[M,N] W[N,K]
+// dX[M,K] (+)= dY[M,N] W[N,K]. M = 0 does nothing.
 template <class TX, class TY, class TW>
-void gemm_nn(TX* dX, const TY* dY, const TW* W, int64_t M, int64_t N, int64_t K, bool accumulate = false, int64_t lddx = 0,
-             int64_t lddy = 0, int64_t ldw = 0) {
-    const TW* none = nullptr;
-    gemm_run<false, false>(dX, dY, W, nullptr, none, M, K, N, accumulate, lddx ? lddx : K, lddy ? lddy : N, ldw ? ldw : K);
+void gemm_nn(TX* dX, const TY* dY, const TW* W, int64_t M, int64_t N, int64_t K, bool accumulate = false,
+             int64_t lddx = 0, int64_t lddy = 0, int64_t ldw = 0) {
+    const TW* no_bias = nullptr;
+    gemm_run<false, false>(dX, dY, W, nullptr, no_bias, M, K, N, accumulate, lddx ? lddx : K, lddy ? lddy : N,
+                           ldw ? ldw : K);
 }
 
-// dW[N,K] += dY[M,N]^T X[M,K]
+// dW[N,K] += dY[M,N]^T X[M,K], dW float. M = 0 does nothing.
 template <class TY, class TX>
 void gemm_tn(float* dW, const TY* dY, const TX* X, int64_t M, int64_t N, int64_t K, int64_t lddw = 0, int64_t lddy = 0,
              int64_t ldx = 0) {
     if (M <= 0) return;
-    const TX* none = nullptr;
-    gemm_run<true, false>(dW, dY, X, nullptr, none, N, K, M, true, lddw ? lddw : K, lddy ? lddy : N, ldx ? ldx : K);
+    const TX* no_bias = nullptr;
+    gemm_run<true, false>(dW, dY, X, nullptr, no_bias, N, K, M, true, lddw ? lddw : K, lddy ? lddy : N, ldx ? ldx : K);
 }
 
-// A weight [N,K] in the kernel's own order, for the many products of generation. Move-only.
+// A weight [N,K] in the order the tile reads it, for the thousands of products of a generation. N is rounded up to a
+// vector and, for bf16, K to a pair: otherwise the size of W. Can be moved, not copied.
 template <class TW>
 struct PackedWeight {
     uint32_t* words = nullptr;
@@ -405,41 +409,41 @@ struct PackedWeight {
     PackedWeight() = default;
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;
-    PackedWeight(PackedWeight&& o) noexcept : words(o.words), N(o.N), K(o.K) { o.words = nullptr, o.N = o.K = 0; }
-    PackedWeight& operator=(PackedWeight&& o) noexcept {
-        if (this != &o) {
-            free(words);
-            words = o.words, N = o.N, K = o.K;
-            o.words = nullptr, o.N = o.K = 0;
-        }
+    PackedWeight(PackedWeight&& other) noexcept { swap(other); }
+    PackedWeight& operator=(PackedWeight&& other) noexcept {
+        swap(other);
         return *this;
     }
     ~PackedWeight() { free(words); }
-    size_t bytes() const {
-        return (size_t)(GemmPanels(N).vectors * GEMM_VF * (sizeof(TW) == 2 ? (K + 1) / 2 : K) * 4);
+    void swap(PackedWeight& other) noexcept {
+        uint32_t* w = words;
+        int64_t n = N, k = K;
+        words = other.words, N = other.N, K = other.K;
+        other.words = w, other.N = n, other.K = k;
     }
+    size_t bytes() const { return (size_t)(GemmPanels(N).vectors * GEMM_VF * gemm_steps<TW>(K) * 4); }
 };
 
-// packs W[N,K] into `packed`, reusing its memory when the shape is the same (weights that changed by an optimizer step)
+// Packs W[N,K] into `packed`, in its present memory if the shape has not changed (the weights of the next training
+// step).
 template <class TW>
 void repack_weight_nt(PackedWeight<TW>& packed, const TW* W, int64_t N, int64_t K, int64_t ldw = 0) {
-    if (packed.N != N || packed.K != K || !packed.words) {
-        free(packed.words);
-        packed.words = nullptr;
-        packed.N = N, packed.K = K;
-        if (N <= 0 || K <= 0) return;
-        packed.words = (uint32_t*)aligned_alloc(64, (packed.bytes() + 63) / 64 * 64);
-        if (!packed.words) fail("gemm: cannot allocate %zu bytes for a packed weight [%lld,%lld]", packed.bytes(), (long long)N, (long long)K);
+    if (packed.N != N || packed.K != K) {
+        PackedWeight<TW> fresh;
+        fresh.N = N, fresh.K = K;
+        fresh.words = (uint32_t*)aligned_alloc(64, (fresh.bytes() + 63) / 64 * 64);
+        if (!fresh.words)
+            fail("gemm: cannot allocate %zu bytes to pack a weight [%lld,%lld]: free some memory, or generate unpacked",
+                 fresh.bytes(), (long long)N, (long long)K);
+        packed = static_cast<PackedWeight<TW>&&>(fresh);
     }
     const GemmPanels panels(N);
-    const int64_t steps = sizeof(TW) == 2 ? (K + 1) / 2 : K;
 #if defined(_OPENMP)
-#pragma omp parallel for schedule(static) if (N * K > 1 << 18)
+#pragma omp parallel for schedule(static) if (N * K > (1 << 18))
 #endif
-    for (int64_t p = 0; p < panels.count; p++) {
-        int64_t v0 = panels.start(p), v1 = panels.start(p + 1);
-        gemm_pack_panel<true>(packed.words + v0 * GEMM_VF * steps, W, ldw ? ldw : K, v0 * GEMM_VF, (int)(v1 - v0), N, 0, K);
-    }
+    for (int64_t p = 0; p < panels.count; p++)
+        gemm_pack_b<true>(packed.words + panels.column(p) * gemm_steps<TW>(K), W, ldw ? ldw : K, panels.column(p),
+                          panels.width(p), N, 0, K);
 }
 
 template <class TW>
@@ -449,7 +453,7 @@ PackedWeight<TW> pack_weight_nt(const TW* W, int64_t N, int64_t K, int64_t ldw =
     return packed;
 }
 
-// Y[M,N] (+)= X[M,K] W^T + bias[N], the same bits as gemm_nt with the weight that was packed
+// Y[M,N] (+)= X[M,K] W^T + bias[N]: the bits of gemm_nt with the weight that was packed.
 template <class TY, class TX, class TW>
 void gemm_nt_packed(TY* Y, const TX* X, const PackedWeight<TW>& W, const typename GemmSame<TW>::type* bias, int64_t M,
                     bool accumulate = false, int64_t ldy = 0, int64_t ldx = 0) {

@@ -1,24 +1,25 @@
-// The innermost part of the CPU matrix product: a tile of at most GEMM_MR x GEMM_NR outputs held in registers and summed
-// over k, and the vector operations around it. Everything above registers is in gemm.h.
+// The innermost part of the CPU matrix product: a tile of at most GEMM_MR x GEMM_NR outputs held in registers and
+// summed over k, and the vector operations around it. Everything above registers is in gemm.h.
 //
-// Both operands are streams of 32-bit words, one word a step. For float a word is one element; for bf16 it is a pair, element
-// 2s in the low half and 2s+1 in the high half: what vdpbf16ps takes, and what four bytes of a row are.
+// Both operands are streams of 32-bit words, one word a step. For float a word is one element; for bf16 it is a pair,
+// element 2s in the low half and 2s+1 in the high half: what vdpbf16ps takes, and what four bytes of a row are.
 //   A: word (i, s) lies at a + i * a_row + s * a_step bytes: rows as they stand in memory, or a panel [steps][GEMM_MR].
 //   B: always a packed panel [steps][width], width = 1..GEMM_NV vectors.
 //
-// The one trap: the bits of an output must not depend on the tile it was computed in (gemm.h says why). Every variant does,
-// for each (i, j): acc = 0, then acc = fma(a(i, s), b(s, j), acc) for s = 0, 1, 2, ...; one chain an output, whatever the
-// number of rows and vectors. Nothing is split over k and added later, and edges are padded with zeros, not special-cased.
+// The one trap: the bits of an output must not depend on the tile it was computed in (gemm.h says why). Every variant
+// does, for each (i, j): acc = 0, then acc = fma(a(i, s), b(s, j), acc) for s = 0, 1, 2, ...; one chain an output,
+// whatever the number of rows and vectors. Nothing is split over k and added later, and edges are padded with zeros,
+// not special-cased.
 //
-// vdpbf16ps (AMD and Intel manuals, AVX512_BF16): products of bf16 are exact, the two products of a pair and the accumulator
-// are added with round to nearest even, subnormal inputs and results count as zero whatever MXCSR says. So this back end
-// agrees with the others to rounding, not bit for bit.
+// vdpbf16ps (AMD and Intel manuals, AVX512_BF16): products of bf16 are exact, the two products of a pair and the
+// accumulator are added with round to nearest even, subnormal inputs and results count as zero whatever MXCSR says. So
+// this back end agrees with the others to rounding, not bit for bit.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include "../../runtime/dtypes.h"
 
-#define GEMM_PORTABLE 0     // plain C++ loops
+#define GEMM_PORTABLE 0     // the generic vectors of GCC and Clang: SSE2, NEON, or whatever the target has
 #define GEMM_AVX2 1         // AVX2 + FMA; bf16 is widened to float, its products are exact
 #define GEMM_AVX512 2       // AVX-512F, the same arithmetic as GEMM_AVX2
 #define GEMM_AVX512_BF16 3  // bf16 x bf16 by vdpbf16ps, anything with a float in it as GEMM_AVX512
@@ -41,13 +42,13 @@
 #endif
 
 // ---- vectors of GEMM_VF floats ----
-// MR * NV accumulators, NV vectors of B and one of A must fit the register file (32 zmm, 16 ymm, 16 xmm), and MR * NV must
-// cover latency x units of the multiply-add: 4 x 2 for fma, 6 x 2 for vdpbf16ps on Zen 5.
-// gemm_load_n, gemm_store_n: the first n <= GEMM_VF elements of float or bf16, not a byte more; bf16 rounds as
-// float_to_bf16_bits does. AVX-512 uses the maskz_ forms: GCC 12 warns about its own unmasked ones (-Wmaybe-uninitialized).
+// MR * NV accumulators, NV vectors of B and one of A must fit the register file (32 zmm, 16 ymm, 16 xmm), and MR * NV
+// must cover latency x units of the multiply-add: 4 x 2 for fma, 6 x 2 for vdpbf16ps on Zen 5. gemm_load_n,
+// gemm_store_n: the first n <= GEMM_VF elements of float or bf16, not a byte more; bf16 rounds as float_to_bf16_bits
+// does. AVX-512 uses the maskz_ forms: GCC 12 warns about its own unmasked ones (-Wmaybe-uninitialized).
 #if GEMM_BACKEND >= GEMM_AVX512
 typedef __m512 GemmVec;
-enum { GEMM_VF = 16, GEMM_MR = 8, GEMM_NV = 3 };
+static constexpr int GEMM_VF = 16, GEMM_MR = 8, GEMM_NV = 3;
 static const __mmask16 GEMM_ALL = 0xFFFF;
 inline GemmVec gemm_zero() { return _mm512_setzero_ps(); }
 inline GemmVec gemm_load(const void* p) { return _mm512_loadu_ps(p); }
@@ -73,7 +74,7 @@ inline __m256i gemm_bf16_bits(GemmVec x) {
 }
 #elif GEMM_BACKEND == GEMM_AVX2
 typedef __m256 GemmVec;
-enum { GEMM_VF = 8, GEMM_MR = 6, GEMM_NV = 2 };
+static constexpr int GEMM_VF = 8, GEMM_MR = 6, GEMM_NV = 2;
 inline GemmVec gemm_zero() { return _mm256_setzero_ps(); }
 inline GemmVec gemm_load(const void* p) { return _mm256_loadu_ps((const float*)p); }
 inline void gemm_store(float* p, GemmVec x) { _mm256_storeu_ps(p, x); }
@@ -101,9 +102,47 @@ inline __m128i gemm_bf16_bits(GemmVec x) {
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 #else
-enum { GEMM_VF = 8, GEMM_MR = 4, GEMM_NV = 1 };
+// A compiler that may fuse a * b + c (-ffp-contract=fast is GCC's default) does so in some variants of the tile and not
+// in others (GCC 12, -mtune=znver3: not in narrow ones), and the bits then depend on the tile. So the product is hidden
+// from it: product and sum round separately here, on every target.
+#if defined(__x86_64__) || defined(__i386__)
+#define GEMM_OPAQUE "+x"
+#elif defined(__aarch64__)
+#define GEMM_OPAQUE "+w"
+#else
+#define GEMM_OPAQUE "+m"
 #endif
-enum { GEMM_NR = GEMM_VF * GEMM_NV };
+typedef float GemmVec __attribute__((vector_size(16)));
+typedef uint32_t GemmWords __attribute__((vector_size(16)));
+static constexpr int GEMM_VF = 4, GEMM_MR = 4, GEMM_NV = 2;
+inline GemmVec gemm_broadcast(float x) { return GemmVec{x, x, x, x}; }
+inline GemmVec gemm_zero() { return gemm_broadcast(0.0f); }
+inline GemmVec gemm_load(const void* p) {
+    GemmVec x;
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+inline void gemm_store(float* p, GemmVec x) { memcpy(p, &x, sizeof(x)); }
+inline GemmVec gemm_add(GemmVec a, GemmVec b) { return a + b; }
+inline GemmVec gemm_fma(GemmVec a, GemmVec b, GemmVec c) {
+    GemmVec product = a * b;
+    __asm__("" : GEMM_OPAQUE(product));
+    return product + c;
+}
+inline GemmVec gemm_even(GemmVec pairs) { return (GemmVec)((GemmWords)pairs << 16); }
+inline GemmVec gemm_odd(GemmVec pairs) { return (GemmVec)((GemmWords)pairs & 0xFFFF0000u); }
+template <class T>
+GemmVec gemm_load_n(const T* p, int n) {
+    GemmVec x = gemm_zero();
+    for (int j = 0; j < n; j++) x[j] = (float)p[j];
+    return x;
+}
+template <class T>
+void gemm_store_n(T* p, GemmVec x, int n) {
+    for (int j = 0; j < n; j++) p[j] = (T)x[j];
+}
+#endif
+static constexpr int GEMM_NR = GEMM_VF * GEMM_NV;
 
 #if GEMM_BACKEND != GEMM_PORTABLE
 inline GemmVec gemm_load_n(const bf16* p, int n) {
@@ -122,10 +161,8 @@ inline GemmVec gemm_load_n(const bf16* p, int n) {
 }
 inline void gemm_store_n(bf16* p, GemmVec x, int n) {
     auto halves = gemm_bf16_bits(x);
-    if (n == GEMM_VF)
-        memcpy((void*)p, &halves, sizeof(halves));
-    else
-        memcpy((void*)p, &halves, (size_t)n * 2);
+    if (n == GEMM_VF) memcpy((void*)p, &halves, sizeof(halves));
+    else memcpy((void*)p, &halves, (size_t)n * 2);
 }
 #endif
 
@@ -150,22 +187,6 @@ template <GemmKind KIND, bool PANEL, int MR, int NV>
 void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps) {
     const int64_t a_row = PANEL ? 4 : a_row_bytes;
     const int64_t a_step = PANEL ? 4 * GEMM_MR : 4;
-#if GEMM_BACKEND == GEMM_PORTABLE
-    static_assert(NV == 1, "the portable tile is one vector wide");
-    float acc[MR][GEMM_VF] = {};
-    for (int64_t s = 0; s < steps; s++, b += GEMM_VF) {
-        for (int half = 0; half < (KIND == GEMM_FLOATS ? 1 : 2); half++, a += a_step) {
-            float bv[GEMM_VF];
-            for (int j = 0; j < GEMM_VF; j++)
-                bv[j] = bits_float(KIND == GEMM_FLOATS ? b[j] : half ? b[j] & 0xFFFF0000u : b[j] << 16);
-            for (int i = 0; i < MR; i++) {
-                float x = gemm_word(a + i * a_row);
-                for (int j = 0; j < GEMM_VF; j++) acc[i][j] += x * bv[j];
-            }
-        }
-    }
-    for (int i = 0; i < MR; i++) memcpy(tile + i * GEMM_NR, acc[i], sizeof(acc[i]));
-#else
     GemmVec acc[MR][NV];
     for (int i = 0; i < MR; i++)
         for (int v = 0; v < NV; v++) acc[i][v] = gemm_zero();
@@ -199,7 +220,6 @@ void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t*
     }
     for (int i = 0; i < MR; i++)
         for (int v = 0; v < NV; v++) gemm_store(tile + i * GEMM_NR + v * GEMM_VF, acc[i][v]);
-#endif
 }
 
 typedef void (*GemmMicro)(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps);
@@ -216,8 +236,8 @@ GemmMicro gemm_pick_micro(int rows, int vectors) {
     return gemm_micro<KIND, PANEL, MR, NV>;
 }
 
-// The end of a tile: dst[i][j] = (prev ? prev[i][j] + tile[i][j] : tile[i][j]) + (bias ? bias[j] : 0), rounded once to TD.
-// dst and prev may be the same memory; nothing beyond `cols` columns is read or written.
+// The end of a tile: dst[i][j] = (prev ? prev[i][j] + tile[i][j] : tile[i][j]) + (bias ? bias[j] : 0), rounded once to
+// TD. dst and prev may be the same memory; nothing beyond `cols` columns is read or written.
 template <class TD, class TP, class TBias>
 void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float* tile, const TBias* bias, int rows,
                  int cols) {
@@ -225,14 +245,6 @@ void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float*
         TD* d = dst + i * ldd;
         const TP* o = prev ? prev + i * ldp : nullptr;
         const float* t = tile + i * GEMM_NR;
-#if GEMM_BACKEND == GEMM_PORTABLE
-        for (int j = 0; j < cols; j++) {
-            float x = t[j];
-            if (o) x = (float)o[j] + x;
-            if (bias) x += (float)bias[j];
-            d[j] = (TD)x;
-        }
-#else
         for (int j = 0; j < cols; j += GEMM_VF) {
             const int n = cols - j < GEMM_VF ? cols - j : GEMM_VF;
             GemmVec x = gemm_load(t + j);
@@ -240,11 +252,19 @@ void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float*
             if (bias) x = gemm_add(x, gemm_load_n(bias + j, n));
             gemm_store_n(d + j, x, n);
         }
-#endif
     }
 }
 
 // ---- packing ----
+
+// out[j] = the pair (low[j], high[j]), high zero where it is null, j < n
+inline void gemm_pair_rows(uint32_t* out, const uint16_t* low, const uint16_t* high, int n) {
+    if (high) {
+        for (int j = 0; j < n; j++) out[j] = low[j] | (uint32_t)high[j] << 16;
+    } else {
+        for (int j = 0; j < n; j++) out[j] = low[j];
+    }
+}
 
 // dst[s * width + j] = word s of row j for j < GEMM_VF, s < steps: the transposition that packs a weight [N,K].
 // Row j starts at src + j * row_bytes; rows j >= valid are not read, their words are zero.

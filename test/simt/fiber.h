@@ -1,6 +1,6 @@
-// Stack switching for the simulated CUDA threads: save the callee-saved registers, exchange the stack pointer. 10 to 20 ns
-// on x86-64 and aarch64. Elsewhere, or with -DSIMT_UCONTEXT, swapcontext does it: a system call, 1 us or more.
-// The trap: AddressSanitizer must be told of every switch, or it takes the new stack for an overflow of the old one.
+// Stack switching for the simulated CUDA threads: save the callee-saved registers, exchange the stack pointer. 10 to 20
+// ns on x86-64 and aarch64. Elsewhere, or with -DSIMT_UCONTEXT, swapcontext does it: a system call, 1 us or more. The
+// trap: AddressSanitizer must be told of every switch, or it takes the new stack for an overflow of the old one.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,18 +1,20 @@
 // Runs CUDA kernels on the CPU: the threads of a block are fibers on one OS thread, blocks are spread over OS threads.
 //
-// A thread runs until it waits or returns. A warp intrinsic waits for the lanes of its mask, __syncthreads for the block;
-// threads that returned are not waited for. Which thread runs next is a setting (forward, reverse, random by seed): a
-// kernel whose result depends on it has a race. Dynamic shared memory and cudaMalloc start as NaN in fp32 and bf16.
-// Faults throw Error from the launch, with kernel, block and thread: threads that wait for each other or for a barrier the
-// others do not reach, one barrier reached on two lines, a shuffle from a lane that has left or is not in the mask, writes
-// past dynamic shared memory, more than 1024 threads or 227 KB.
+// A thread runs until it waits or returns. A warp intrinsic waits for the lanes of its mask, __syncthreads for the
+// block; threads that returned are not waited for. Which thread runs next is a setting (forward, reverse, random by
+// seed): a kernel whose result depends on it has a race. Dynamic shared memory and cudaMalloc start as NaN in fp32 and
+// bf16. Faults throw Error from the launch, with kernel, block and thread: threads that wait for each other or for a
+// barrier the others do not reach, one barrier reached on two lines, a shuffle from a lane that has left or is not in
+// the mask, writes past dynamic shared memory, more than 1024 threads or 227 KB.
 //
-// What it cannot show: `__shared__` is one object per OS thread, so the block after finds the values of the block before,
-// and a thread that spins on memory another thread of its block shall write spins forever.
+// What it cannot show: `__shared__` is one object per OS thread, so the block after finds the values of the block
+// before, and a thread that spins on memory another thread of its block shall write spins forever.
 #pragma once
 #include <sys/mman.h>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -107,14 +109,14 @@ inline thread_local SimtBlock* simt_block = nullptr;
 inline thread_local SimtThread* simt_thread = nullptr;
 
 static constexpr size_t SIMT_STACKS_BYTES = SIMT_STACK_STRIDE * SIMT_MAX_THREADS;
-static constexpr size_t SIMT_SHARED_BYTES = SIMT_MAX_SHARED + SIMT_CANARY;
+static constexpr size_t SIMT_SHARED_BYTES = SIMT_MAX_SHARED + 1024;  // a multiple of 1024 with room for the canary
 
 // ---------------------------------------------------------------------------------------------------------------------
 // scheduling
 
 inline std::string simt_where(const SimtBlock& b, const SimtThread& t) {
-    return format("kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", b.kernel, b.index.x, b.index.y, b.index.z, t.index.x,
-                  t.index.y, t.index.z);
+    return format("kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", b.kernel, b.index.x, b.index.y, b.index.z,
+                  t.index.x, t.index.y, t.index.z);
 }
 
 // bit of m to run next
@@ -141,9 +143,14 @@ __attribute__((noinline)) inline void simt_yield(SimtBlock& b, SimtThread* from)
     if (to != from) fiber_switch(&from->fiber, &to->fiber);
 }
 
-// The kernel is not resumed: its stacks are dropped as they are.
-[[noreturn]] inline void simt_fault(SimtBlock& b, SimtThread* from, const std::string& what) {
-    b.fault = simt_where(b, *from) + ": " + what;
+// Ends the block with a message. The kernel is not resumed and its stacks are dropped as they are, so nothing that owns
+// memory may be alive in the caller.
+[[noreturn]] __attribute__((format(printf, 3, 4))) inline void simt_fault(SimtBlock& b, SimtThread* from,
+                                                                          const char* fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    b.fault = simt_where(b, *from) + ": " + vformat(fmt, args);
+    va_end(args);
     for (;;) simt_yield(b, from);
 }
 
@@ -166,9 +173,9 @@ inline void simt_try_barrier(SimtBlock& b, SimtThread* from) {
             const SimtThread* t = &b.thread[w * 32 + __builtin_ctz(m)];
             if (!first) first = t;
             else if (!simt_same_site(first->site, t->site))
-                simt_fault(b, from, format("divergent barrier: thread (%u,%u,%u) waits at %s, thread (%u,%u,%u) at %s",
-                                           first->index.x, first->index.y, first->index.z, first->site, t->index.x,
-                                           t->index.y, t->index.z, t->site));
+                simt_fault(b, from, "divergent barrier: thread (%u,%u,%u) waits at %s, thread (%u,%u,%u) at %s",
+                           first->index.x, first->index.y, first->index.z, first->site, t->index.x, t->index.y,
+                           t->index.z, t->site);
         }
     b.in_barrier = 0;
     for (int w = 0; w < warps; w++) {
@@ -181,11 +188,18 @@ inline void simt_try_barrier(SimtBlock& b, SimtThread* from) {
 inline int simt_shuffle_source(const SimtThread& t, int lane) {
     int segment = lane & ~(t.width - 1), source = lane;
     switch (t.op) {
-        case SIMT_SHFL: return segment + (t.param & (t.width - 1));
-        case SIMT_SHFL_UP: source = lane - t.param; return source < segment ? lane : source;
-        case SIMT_SHFL_DOWN: source = lane + t.param; return source >= segment + t.width ? lane : source;
+        case SIMT_SHFL:
+            return segment + (t.param & (t.width - 1));
+        case SIMT_SHFL_UP:
+            source = lane - t.param;
+            return source < segment ? lane : source;
+        case SIMT_SHFL_DOWN:
+            source = lane + t.param;
+            return source >= segment + t.width ? lane : source;
         // a lane of an earlier segment may be read, of a later one not
-        default: source = lane ^ t.param; return source >= segment + t.width ? lane : source;
+        default:
+            source = lane ^ t.param;
+            return source >= segment + t.width ? lane : source;
     }
 }
 
@@ -201,8 +215,8 @@ inline void simt_try_warp_op(SimtBlock& b, SimtThread* from, int w, int any) {
         int l = __builtin_ctz(m);
         const SimtThread& u = lanes[l];
         if (u.op != t.op || u.mask != t.mask || !simt_same_site(u.site, t.site))
-            simt_fault(b, from, format("divergent warp: lane %d waits in %s(0x%08X) at %s, lane %d in %s(0x%08X) at %s", any,
-                                       simt_op_name(t.op), t.mask, t.site, l, simt_op_name(u.op), u.mask, u.site));
+            simt_fault(b, from, "divergent warp: lane %d waits in %s(0x%08X) at %s, lane %d in %s(0x%08X) at %s", any,
+                       simt_op_name(t.op), t.mask, t.site, l, simt_op_name(u.op), u.mask, u.site);
         value[l] = u.value;
         if (t.op == SIMT_BALLOT && u.value) ballot |= 1ull << l;
     }
@@ -212,9 +226,8 @@ inline void simt_try_warp_op(SimtBlock& b, SimtThread* from, int w, int any) {
         for (unsigned m = group; m; m &= m - 1) {
             int l = __builtin_ctz(m), source = simt_shuffle_source(lanes[l], l);
             if (!(group >> source & 1))
-                simt_fault(b, &lanes[l],
-                           format("%s at %s reads lane %d, which %s", simt_op_name(t.op), t.site, source,
-                                  t.mask >> source & 1 ? "has left the kernel" : "is not in the mask"));
+                simt_fault(b, &lanes[l], "%s at %s reads lane %d, which %s", simt_op_name(t.op), t.site, source,
+                           t.mask >> source & 1 ? "has left the kernel" : "is not in the mask");
             lanes[l].value = value[source];
         }
     warp.in_warp_op &= ~group;
@@ -233,8 +246,8 @@ inline void simt_wait(SimtBlock& b, SimtThread* t) {
         simt_try_barrier(b, t);
     } else {
         if (!(t->mask >> lane & 1))
-            simt_fault(b, t, format("%s at %s: the caller, lane %d, is not in its own mask 0x%08X", simt_op_name(t->op),
-                                    t->site, lane, t->mask));
+            simt_fault(b, t, "%s at %s: the caller, lane %d, is not in its own mask 0x%08X", simt_op_name(t->op),
+                       t->site, lane, t->mask);
         warp.in_warp_op |= 1u << lane;
         simt_try_warp_op(b, t, w, lane);
     }
@@ -262,13 +275,10 @@ inline void simt_fiber_main() {
     for (;;) {
         SimtBlock& b = *simt_block;
         SimtThread* t = simt_thread;
-        std::string thrown;
         try {
             b.invoke(b.arguments);
-        } catch (const std::exception& e) {
-            thrown = e.what();
-        }
-        if (!thrown.empty()) simt_fault(b, t, thrown);
+        } catch (const std::exception& e) { b.fault = simt_where(b, *t) + ": " + e.what(); }
+        while (!b.fault.empty()) simt_yield(b, t);
         simt_leave(b, t);
     }
 }
@@ -276,29 +286,30 @@ inline void simt_fiber_main() {
 // ---------------------------------------------------------------------------------------------------------------------
 // blocks
 
-// the OS thread's block; memory is reserved at once and touched as it is used
+// the OS thread's block; stacks are reserved at once and touched as they are used
 inline SimtBlock& simt_this_block() {
     struct Owner {
-        SimtBlock block;
+        std::unique_ptr<SimtBlock> block{new SimtBlock};
         Owner() {
-            void* p = mmap(nullptr, SIMT_STACKS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            void* p = mmap(nullptr, SIMT_STACKS_BYTES, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (p == MAP_FAILED) fail("simt: no memory for %d stacks", SIMT_MAX_THREADS);
-            block.stacks = static_cast<char*>(p);
-            block.shared = static_cast<char*>(aligned_alloc(1024, (SIMT_SHARED_BYTES + 1023) / 1024 * 1024));
-            if (!block.shared) fail("simt: no memory for shared memory");
+            block->stacks = static_cast<char*>(p);
+            block->shared = static_cast<char*>(aligned_alloc(1024, SIMT_SHARED_BYTES));
+            if (!block->shared) fail("simt: no memory for shared memory");
+            fiber_adopt_current(&block->scheduler);
         }
         ~Owner() {
 #if defined(SIMT_ASAN)
-            __asan_unpoison_memory_region(block.stacks, SIMT_STACKS_BYTES);
-            __asan_unpoison_memory_region(block.shared, SIMT_SHARED_BYTES);
+            __asan_unpoison_memory_region(block->stacks, SIMT_STACKS_BYTES);
+            __asan_unpoison_memory_region(block->shared, SIMT_SHARED_BYTES);
 #endif
-            munmap(block.stacks, SIMT_STACKS_BYTES);
-            free(block.shared);
+            munmap(block->stacks, SIMT_STACKS_BYTES);
+            free(block->shared);
         }
     };
     static thread_local Owner owner;
-    fiber_adopt_current(&owner.block.scheduler);
-    return owner.block;
+    return *owner.block;
 }
 
 inline void simt_make_fibers(SimtBlock& b) {
@@ -322,11 +333,12 @@ inline std::string simt_deadlock(const SimtBlock& b) {
         if (b.warp[i / 32].in_warp_op >> (i % 32) & 1 && !warp_op) warp_op = &b.thread[i];
     }
     s = simt_where(b, barrier ? *barrier : *warp_op) + ": deadlock: ";
-    if (barrier) s += format("%u of %u threads wait in __syncthreads at %s", b.in_barrier, b.threads, barrier->site), told++;
+    if (barrier)
+        s += format("%u of %u threads wait in __syncthreads at %s", b.in_barrier, b.threads, barrier->site), told++;
     if (warp_op)
         s += format("%s%u wait in a warp operation, thread (%u,%u,%u) in %s(0x%08X) at %s", told ? ", " : "",
-                    b.alive - b.in_barrier, warp_op->index.x, warp_op->index.y, warp_op->index.z, simt_op_name(warp_op->op),
-                    warp_op->mask, warp_op->site);
+                    b.alive - b.in_barrier, warp_op->index.x, warp_op->index.y, warp_op->index.z,
+                    simt_op_name(warp_op->op), warp_op->mask, warp_op->site);
     return s + format(", %u have left", left);
 }
 
@@ -336,6 +348,9 @@ inline void simt_run_block(SimtBlock& b, uint64_t index) {
                     (unsigned)(index / b.grid.x / b.grid.y)};
     if (!b.fibers_made) simt_make_fibers(b);
     memset(b.shared, 0xFF, b.shared_bytes + SIMT_CANARY);
+#if defined(SIMT_ASAN)
+    __asan_poison_memory_region(b.shared + (b.shared_bytes + 7) / 8 * 8, SIMT_CANARY);
+#endif
     b.random = (b.settings.seed + 1) * 0x9E3779B97F4A7C15ull ^ (index + 1) * 0xD1B54A32D192ED03ull;
     if (b.random == 0) b.random = 1;
     b.alive = b.threads;
@@ -346,14 +361,173 @@ inline void simt_run_block(SimtBlock& b, uint64_t index) {
         b.warp[w] = SimtWarp{n >= 32 ? ~0u : (1u << n) - 1, 0, 0, 0};
         simt_make_ready(b, (int)w, b.warp[w].alive);
     }
-    SimtThread scheduler_thread;  // stands for the scheduler where a thread is asked for
-    (void)scheduler_thread;
     int w = simt_pick(b, b.ready_warps);
     simt_thread = &b.thread[w * 32 + simt_pick(b, b.warp[w].ready)];
     simt_block = &b;
     fiber_switch(&b.scheduler, &simt_thread->fiber);
     simt_thread = nullptr;
     simt_block = nullptr;
+#if defined(SIMT_ASAN)
+    __asan_unpoison_memory_region(b.shared, SIMT_SHARED_BYTES);
+#endif
     if (b.fault.empty() && b.alive) b.fault = simt_deadlock(b);
+    for (size_t i = 0; i < SIMT_CANARY && b.fault.empty(); i++)
+        if (b.shared[b.shared_bytes + i] != (char)0xFF)
+            b.fault =
+                format("kernel %s, block (%u,%u,%u): wrote byte %zu of dynamic shared memory, the launch asked for %zu",
+                       b.kernel, b.index.x, b.index.y, b.index.z, b.shared_bytes + i, b.shared_bytes);
     if (!b.fault.empty()) b.fibers_made = false;
+}
+
+inline void simt_check_stacks(SimtBlock& b) {
+    for (unsigned i = 0; i < b.threads && b.fibers_made; i++)
+        if (memcmp(b.thread[i].fiber.stack, &SIMT_STACK_CANARY, 8) != 0) {
+            b.fibers_made = false;
+            b.fault = format("kernel %s: a thread needs more than the %zu KB of stack it has here", b.kernel,
+                             SIMT_STACK / 1024);
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launches
+
+// names of the kernels that ran, template arguments left out: a test asks it whether each kernel of the tree was run
+inline std::set<std::string>& simt_launched() {
+    static std::set<std::string> names;
+    return names;
+}
+
+inline std::mutex& simt_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
+// "(scale_kernel<8, true>)" -> "scale_kernel"
+inline std::string simt_kernel_name(const std::string& text) {
+    size_t begin = text.find_first_not_of("( ");
+    if (begin == std::string::npos) return text;
+    return text.substr(begin, text.find_first_of("<) ", begin) - begin);
+}
+
+inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
+                     void (*invoke)(void*), void* arguments) {
+    std::string name = simt_kernel_name(kernel);
+    uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
+    if (threads == 0 || threads > SIMT_MAX_THREADS || dim.z > 64)
+        fail("%s:%d: kernel %s: a block of (%u,%u,%u) threads; 1 to %d, z at most 64", file, line, name.c_str(), dim.x,
+             dim.y, dim.z, SIMT_MAX_THREADS);
+    if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535)
+        fail("%s:%d: kernel %s: a grid of (%u,%u,%u) blocks; at least 1, x below 2^31, y and z below 65536", file, line,
+             name.c_str(), grid.x, grid.y, grid.z);
+    if (shared_bytes > SIMT_MAX_SHARED)
+        fail("%s:%d: kernel %s: %zu bytes of dynamic shared memory; at most %zu", file, line, name.c_str(),
+             shared_bytes, SIMT_MAX_SHARED);
+    SimtSettings settings = simt_settings;
+    std::string fault;
+    {
+        std::lock_guard<std::mutex> lock(simt_mutex());
+        simt_launched().insert(name);
+    }
+    std::atomic<uint64_t> next{0};
+    std::atomic<bool> stop{false};
+    auto worker = [&] {
+        SimtBlock& b = simt_this_block();
+        b.kernel = name.c_str();
+        b.invoke = invoke;
+        b.arguments = arguments;
+        b.grid = grid;
+        b.dim = dim;
+        b.shared_bytes = shared_bytes;
+        b.settings = settings;
+        b.fault.clear();
+        b.threads = (unsigned)threads;
+        for (unsigned i = 0; i < b.threads; i++) {
+            b.thread[i].linear = i;
+            b.thread[i].index = uint3{i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
+        }
+        for (uint64_t i; !stop && b.fault.empty() && (i = next++) < blocks;) {
+            uint64_t index = i;
+            if (settings.order == SIMT_REVERSE) index = blocks - 1 - i;
+            // a permutation: a prime above any grid of the tests, and an offset
+            if (settings.order == SIMT_RANDOM) index = (i * 2147483659u % blocks + settings.seed) % blocks;
+            simt_run_block(b, index);
+        }
+        if (b.fault.empty()) simt_check_stacks(b);
+        if (b.fault.empty()) return;
+        stop = true;
+        std::lock_guard<std::mutex> lock(simt_mutex());
+        if (fault.empty()) fault = b.fault;
+    };
+#if defined(_OPENMP)
+    int workers = omp_get_max_threads();
+    if ((uint64_t)workers > blocks) workers = (int)blocks;
+#pragma omp parallel num_threads(workers)
+#endif
+    worker();
+    if (!fault.empty()) fail("%s:%d: %s", file, line, fault.c_str());
+}
+
+// The arguments are converted to the kernel's parameter types once, and copied for every thread.
+template <class Stream, class... P, class... A>
+void simt_launch(const char* kernel_name, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes, Stream,
+                 void (*kernel)(P...), A&&... arguments) {
+    std::tuple<std::decay_t<P>...> parameters(static_cast<std::decay_t<P>>(arguments)...);
+    auto call = [&] { std::apply(kernel, parameters); };
+    simt_run(
+        kernel_name, file, line, grid, dim, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+}
+
+inline void* simt_dynamic_shared() { return simt_block->shared; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what the intrinsics of cuda_runtime.h are made of
+
+inline void simt_syncthreads(const char* site) {
+    SimtThread* t = simt_thread;
+    t->op = SIMT_SYNCTHREADS;
+    t->site = site;
+    simt_wait(*simt_block, t);
+}
+
+// a type, so that __syncwarp() and __syncwarp(mask) can both be one macro
+struct SimtSyncwarp {
+    const char* site;
+    void operator()(unsigned mask = 0xFFFFFFFFu) const {
+        SimtThread* t = simt_thread;
+        t->op = SIMT_SYNCWARP;
+        t->site = site;
+        t->mask = mask;
+        simt_wait(*simt_block, t);
+    }
+};
+
+// bit l: lane l of the mask voted yes; lanes that have left vote no
+inline unsigned simt_ballot(const char* site, unsigned mask, bool yes) {
+    SimtThread* t = simt_thread;
+    t->op = SIMT_BALLOT;
+    t->site = site;
+    t->mask = mask;
+    t->value = yes;
+    simt_wait(*simt_block, t);
+    return (unsigned)t->value;
+}
+
+inline bool simt_all(const char* site, unsigned mask, bool yes) { return simt_ballot(site, mask, !yes) == 0; }
+
+template <class T>
+T simt_shuffle(const char* site, SimtOp op, unsigned mask, T value, int param, int width = 32) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    SimtThread* t = simt_thread;
+    if (width < 1 || width > 32 || (width & (width - 1)))
+        simt_fault(*simt_block, t, "%s at %s: width %d is not 1, 2, 4, 8, 16 or 32", simt_op_name(op), site, width);
+    t->op = op;
+    t->site = site;
+    t->mask = mask;
+    t->param = param;
+    t->width = width;
+    t->value = 0;
+    memcpy(&t->value, &value, sizeof(T));
+    simt_wait(*simt_block, t);
+    memcpy(&value, &t->value, sizeof(T));
+    return value;
 }

@@ -1,0 +1,165 @@
+# make            build ./train_qrl: nvcc when there are a CUDA toolkit and a driver (or CUDA=1), else g++ or clang++
+# make run        install what is missing, build, run the embedded example
+# make test       install what is missing, build and run every test; the last line counts them
+# make bench      speed of the parts, in one table
+# make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
+# make cuda       compile with nvcc for ARCHS, no GPU needed
+# make sanitize   the tests of kernels and file readers under AddressSanitizer and UBSan
+#
+# PRECISION=BF16|FP32   working weights and activations          MARCH=native|x86-64|...   CPU to compile for
+# CUDA=0|1              never or always nvcc                     ARCHS="80 90"             GPUs for nvcc (default: native)
+
+PRECISION ?= BF16
+MARCH ?= native
+BUILD ?= build
+CUDA_HOME ?= /usr/local/cuda
+
+# ---- which compiler --------------------------------------------------------------------------------------------------
+
+ifeq ($(origin CXX),default)
+  CXX := $(shell command -v g++ >/dev/null 2>&1 && echo g++ || { command -v clang++ >/dev/null 2>&1 && echo clang++ || echo g++; })
+endif
+NVCC ?= $(shell command -v nvcc 2>/dev/null || { test -x $(CUDA_HOME)/bin/nvcc && echo $(CUDA_HOME)/bin/nvcc; })
+DRIVER := $(shell { nvidia-smi -L >/dev/null 2>&1 || test -e /dev/nvidia0; } && echo yes)
+
+ifeq ($(CUDA),1)
+  ifeq ($(NVCC),)
+    $(error CUDA=1, but there is no nvcc: install the CUDA toolkit or set NVCC or CUDA_HOME)
+  endif
+  USE_NVCC := yes
+  WHY := CUDA=1
+else ifeq ($(CUDA),0)
+  WHY := CUDA=0
+else ifeq ($(NVCC),)
+  WHY := no nvcc found
+else ifeq ($(DRIVER),)
+  WHY := nvcc found, but no NVIDIA driver (CUDA=1 compiles with nvcc all the same)
+else
+  USE_NVCC := yes
+  WHY := CUDA toolkit and driver found
+endif
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+# no -ffast-math anywhere: NaN and the order of sums must mean what the source says
+OPTIMIZE ?= -O3
+MARCH_FLAG := $(if $(MARCH),-march=$(MARCH))
+OPENMP := $(shell echo 'int main(){}' | $(CXX) -fopenmp -x c++ - -o /dev/null 2>/dev/null && echo -fopenmp)
+ifeq ($(OPENMP),)
+  OPENMP_NOTE := echo "warning: $(CXX) has no OpenMP; the program will use one core";
+endif
+ifeq ($(PRECISION),FP32)
+  DEFINES := -DPRECISION_FP32
+else ifneq ($(PRECISION),BF16)
+  $(error PRECISION=$(PRECISION): BF16 or FP32)
+endif
+CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
+BASE_FLAGS := -std=c++17 $(OPENMP)
+LIBS := -lutf8proc
+ARCHS ?= native
+NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
+NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall"
+
+SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h commands/*.cuh)
+
+all: train_qrl
+
+# the flags of the last build: a change of PRECISION, MARCH or compiler rebuilds
+STAMP := $(BUILD)/flags.$(shell echo '$(USE_NVCC) $(NVCC_ARCH) $(CXX) $(CXXFLAGS) $(DEFINES) $(OPENMP)' | cksum | cut -d' ' -f1)
+$(STAMP):
+	@mkdir -p $(BUILD) && rm -f $(BUILD)/flags.* && touch $@
+
+train_qrl: $(SOURCES) $(STAMP) | check-headers
+ifeq ($(USE_NVCC),yes)
+	@echo "compiling with $(NVCC) ($(WHY)), $(PRECISION)"
+	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $@ $(LIBS)
+else
+	@echo "compiling with $(CXX) for the CPU ($(WHY)), $(PRECISION)"
+	@$(OPENMP_NOTE) true
+	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) -x c++ train_qrl.cu -o $@ $(LIBS)
+endif
+
+cuda: $(SOURCES) | check-headers
+	@test -n "$(NVCC)" || { echo "make cuda: no nvcc; install the CUDA toolkit or set NVCC or CUDA_HOME" >&2; exit 1; }
+	@mkdir -p $(BUILD)
+	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $(BUILD)/train_qrl_cuda $(LIBS)
+
+run: deps
+	@$(MAKE) --no-print-directory train_qrl
+	./train_qrl
+
+# ---- dependencies ----------------------------------------------------------------------------------------------------
+
+HEADERS := nlohmann/json.hpp utf8proc.h
+PACKAGES := g++ nlohmann-json3-dev libutf8proc-dev
+have_header = $(shell echo '\#include <$(1)>' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo yes)
+missing_headers = $(strip $(foreach h,$(1),$(if $(call have_header,$(h)),,$(h))))
+
+check-headers:
+	@missing="$(call missing_headers,$(HEADERS))"; test -z "$$missing" || { \
+	  echo "missing: $$missing; 'make deps' installs them with apt, elsewhere install: C++ compiler, nlohmann/json 3.x, utf8proc 2.x" >&2; exit 1; }
+
+deps:
+	@$(MAKE) --no-print-directory install-missing WANT="$(HEADERS)" WANT_PACKAGES="$(PACKAGES)"
+deps-test:
+	@$(MAKE) --no-print-directory install-missing WANT="$(HEADERS) gtest/gtest.h" WANT_PACKAGES="$(PACKAGES) libgtest-dev"
+
+install-missing:
+	@missing="$(call missing_headers,$(WANT))"; test -z "$$missing" && exit 0; \
+	if ! command -v apt-get >/dev/null 2>&1; then \
+	  echo "missing: $$missing; there is no apt-get here, install: $(WANT_PACKAGES) (Debian's names)" >&2; exit 1; fi; \
+	echo "missing: $$missing; installing $(WANT_PACKAGES)"; \
+	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	$$sudo apt-get -qq update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $(WANT_PACKAGES) >/dev/null
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+# build/test_NAME from test/test_NAME.cpp; a second name after @ is a variant of the same source
+TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
+VARIANTS := $(if $(filter test_golden,$(TESTS)),test_golden@fp32) $(if $(filter test_kernels,$(TESTS)),test_kernels@fp32) \
+            $(if $(filter test_gemm,$(TESTS)),test_gemm@portable)
+TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
+TEST_FLAGS := -std=c++17 $(OPENMP) -O2 $(MARCH_FLAG) -Wall -Wextra
+TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
+
+$(BUILD)/test_%: MORE :=
+$(BUILD)/test_simt%: MORE := -DTRAIN_QRL_SIMT -I test/simt
+$(BUILD)/%@fp32: MORE := -DPRECISION_FP32
+$(BUILD)/%@portable: MORE := -march=x86-64
+
+TEST_SOURCES := $(SOURCES) $(wildcard test/simt/*)
+.SECONDEXPANSION:
+$(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
+	@mkdir -p $(BUILD)
+	@echo "compiling $@"
+	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
+
+tests: $(TEST_BINARIES)
+
+test: deps-test
+	@$(MAKE) --no-print-directory -j2 train_qrl tests
+	@test/run $(TEST_BINARIES)
+
+simt: deps-test
+	@$(MAKE) --no-print-directory -j2 $(filter $(BUILD)/test_simt%,$(TEST_BINARIES))
+	@test/run $(filter $(BUILD)/test_simt%,$(TEST_BINARIES))
+
+SANITIZE := test_formats test_tokenizer test_rewards test_kernels test_gemm test_simt test_simt_rmsnorm test_dataset
+sanitize: deps-test
+	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
+	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  $(addprefix $(BUILD)/sanitize/,$(filter $(TESTS),$(SANITIZE)))
+	@test/run $(addprefix $(BUILD)/sanitize/,$(filter $(TESTS),$(SANITIZE)))
+
+bench: deps-test
+	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm
+	@$(BUILD)/bench_gemm
+
+$(BUILD)/bench_%: test/bench_%.cpp $(SOURCES)
+	@mkdir -p $(BUILD)
+	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) $< -o $@ $(LIBS)
+
+clean:
+	rm -rf $(BUILD) train_qrl
+
+.PHONY: all run cuda deps deps-test install-missing check-headers tests test simt sanitize bench clean

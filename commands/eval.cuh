@@ -1,0 +1,51 @@
+// eval: greedy and sampled accuracy of a model on held-out problems.
+#pragma once
+#include "session.cuh"
+
+inline int eval_command(Session& s) {
+    double start = wall_seconds();
+    Options& o = s.o;
+    if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
+    if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
+    session_load(s);
+    std::vector<Prompt> prompts = eval_prompts(s);
+    RunDir run = open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    options_print(o);
+    session_quantize(s, false);
+    s.m.master.release();  // nothing is trained
+    print_start(s);
+    RolloutState state;
+    EvalResult e = run_eval(s, state, prompts, 0);
+    for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
+        for (const EvalSample& c : *samples) {
+            nlohmann::ordered_json j;
+            j["decoding"] = samples == &e.sampled ? "sampled" : "greedy";
+            j["prompt"] = prompts[c.problem].text;
+            j["completion"] = c.text;
+            j["gold"] = prompts[c.problem].gold;
+            j["strict"] = c.strict;
+            j["lenient"] = c.lenient;
+            j["finished"] = c.finished;
+            log_completion(run, j);
+        }
+    nlohmann::ordered_json summary;
+    summary["command"] = "eval";
+    summary["seed"] = o.seed;
+    summary["weights"] = quantizer_text(s.m.quantizer);
+    summary["model"] = o.model;
+    summary["eval"] = eval_to_json(e);
+    summary["eval"]["n"] = e.n;
+    summary["eval"]["samples"] = e.samples;
+    summary["wall_seconds"] = wall_seconds() - start;
+    summary["tokens_generated"] = e.stats.completion_tokens;
+    summary["generation_tokens_per_second"] = (double)e.stats.completion_tokens / e.stats.seconds;
+    summary["peak_rss_bytes"] = peak_rss_bytes();
+    close_run_dir(run, summary);
+    printf("%d problems, weights %s\n", e.n, quantizer_text(s.m.quantizer).c_str());
+    printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
+    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n", 100 * e.pass1,
+           100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, o.temperature);
+    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length, 100 * e.clipped_ratio,
+           human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), wall_seconds() - start, run.path.c_str());
+    return 0;
+}

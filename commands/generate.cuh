@@ -1,0 +1,40 @@
+// generate: complete one prompt, printed as it is sampled.
+#pragma once
+#include <unistd.h>
+#include <iostream>
+#include <iterator>
+#include "session.cuh"
+
+inline std::string read_standard_input() {
+    return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+}
+
+inline int generate_command(Session& s) {
+    Options& o = s.o;
+    if (o.model.empty()) fail_usage("generate needs --model: a Hugging Face folder or a .gguf file");
+    session_load(s);
+    session_quantize(s, false);
+    s.m.master.release();
+    Problem problem;
+    problem.question = o.given("prompt") ? o.prompt : read_standard_input();
+    problem.source = o.given("prompt") ? "--prompt" : "standard input";
+    problem.line = 1;
+    Prompt p = checked_prompt(s, problem);
+    model_pack(s.m);
+    Utf8Streamer stream;
+    RolloutState state;
+    RolloutStats stats;
+    RolloutConfig config = rollout_config(s);
+    std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {
+        std::string text = utf8_stream_push(stream, tokenizer_token_bytes(s.tok, token, true));
+        fwrite(text.data(), 1, text.size(), stdout);
+        fflush(stdout);
+        return !stop_requested();
+    });
+    printf("%s\n", utf8_stream_flush(stream).c_str());
+    fprintf(stderr, "%lld prompt tokens, %lld new tokens, %.2f s, %s tok/s%s\n", (long long)stats.prompt_tokens,
+            (long long)stats.completion_tokens, stats.seconds,
+            human_count((double)(stats.prompt_tokens + stats.completion_tokens) / stats.seconds).c_str(),
+            done[0].finished ? "" : stop_requested() ? ", stopped" : ", cut off at --max_completion_length");
+    return stop_requested() ? stop_exit_code() : 0;
+}

@@ -1,0 +1,236 @@
+// What every command needs first: threads, model, tokenizer, prompts, quantizer.
+#pragma once
+#include <string>
+#include <vector>
+#include "../data/arithmetic.h"
+#include "../data/prompts.h"
+#include "../eval/pass_at_k.h"
+#include "../formats/checkpoint.h"
+#include "../rollout.cuh"
+#include "../runtime/options.h"
+#include "../runtime/run_dir.h"
+#include "../tokenizer.h"
+#include "../train.cuh"
+
+struct Session {
+    Options o;
+    Model m;
+    Tokenizer tok;
+    bool embedded_model = false;
+    PromptConfig prompt;
+};
+
+// A Qwen3-style model of 0.6M parameters over bytes: large enough to learn two-digit arithmetic in a minute on two cores
+inline ModelConfig embedded_config() {
+    ModelConfig c;
+    c.model_type = "qwen3";
+    c.vocab_size = 259;
+    c.hidden_size = 128;
+    c.intermediate_size = 256;
+    c.num_hidden_layers = 4;
+    c.num_attention_heads = 4;
+    c.num_key_value_heads = 2;
+    c.head_dim = 32;
+    c.max_position_embeddings = 512;
+    c.rms_norm_eps = 1e-6f;
+    c.rope_theta = 10000.0f;
+    c.tie_word_embeddings = true;
+    c.qk_norm = true;
+    c.torch_dtype = "float32";
+    return c;
+}
+
+inline Tokenizer load_tokenizer(const std::string& path) {
+    Tokenizer tok;
+    if (is_gguf_path(path)) {
+        GgufFile f = gguf_open(path);
+        GgufTokenizerParts p = gguf_tokenizer(f);
+        if (p.model != "gpt2")
+            fail("%s: tokenizer model '%s' is not supported; byte-level BPE ('gpt2') is", path.c_str(), p.model.c_str());
+        tok = tokenizer_from_parts(p.tokens, p.merges, p.token_type, p.pre, p.eos_token_id, p.bos_token_id,
+                                   p.pad_token_id, p.add_bos, p.chat_template);
+    } else {
+        tokenizer_load(tok, path);
+    }
+    return tok;
+}
+
+inline void session_threads(const Options& o) {
+#if defined(_OPENMP)
+    if (o.threads > 0) omp_set_num_threads(o.threads);
+#else
+    if (o.threads > 1) fprintf(stderr, "warning: built without OpenMP, --threads %d has no effect\n", o.threads);
+#endif
+}
+
+inline PromptConfig prompt_config(const Options& o) {
+    PromptConfig p;
+    p.prompt_template = o.prompt_template;
+    p.system_prompt = o.system_prompt;
+    p.chat_template = o.chat_template;
+    p.enable_thinking = o.enable_thinking == "auto" ? -1 : o.enable_thinking == "true" ? 1 : 0;
+    return p;
+}
+
+// Model and tokenizer. Without --model: random weights of the embedded model, byte-level tokenizer.
+inline void session_load(Session& s) {
+    session_threads(s.o);
+    s.prompt = prompt_config(s.o);
+    s.embedded_model = s.o.model.empty();
+    if (s.embedded_model) {
+        model_allocate(s.m, embedded_config());
+        model_init_random(s.m, s.o.seed);
+        s.tok = tokenizer_byte_level();
+        s.tok.chat = ChatTemplate::none;  // the task's prompts are plain text; a template would cost more than they do
+        s.m.config.eos_token_ids = s.tok.eos;
+        if (!s.o.tokenizer.empty()) fail_usage("--tokenizer: the embedded model has its own; give --model too");
+    } else {
+        s.tok = load_tokenizer(s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer);
+        model_load(s.m, s.o.model);
+    }
+    if (tokenizer_vocab_size(s.tok) > s.m.V())
+        fail("the tokenizer has %d tokens and the model %d rows; they do not belong together", tokenizer_vocab_size(s.tok), s.m.V());
+    for (int id : s.tok.eos)
+        if (std::find(s.m.config.eos_token_ids.begin(), s.m.config.eos_token_ids.end(), id) ==
+            s.m.config.eos_token_ids.end())
+            s.m.config.eos_token_ids.push_back(id);
+}
+
+// the quantizer of --weights, and the working weights that it gives
+inline void session_quantize(Session& s, bool track_flips) {
+    Quantizer q = quantizer_parse(s.o.weights, "weights");
+    model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
+                   s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+    model_refresh(s.m);
+}
+
+inline RolloutConfig rollout_config(const Session& s) {
+    RolloutConfig r;
+    r.sampling = SamplingParams{(float)s.o.temperature, s.o.top_k, (float)s.o.top_p};
+    r.max_completion_length = s.o.max_completion_length;
+    r.stop_tokens = s.m.config.eos_token_ids;
+    r.n_allowed = tokenizer_vocab_size(s.tok);
+    r.max_sequences = s.o.rollout_batch;
+    r.prefill_tokens = s.o.micro_batch_tokens;
+    r.seed = s.o.seed;
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// problems
+
+constexpr int EMBEDDED_COMPLETION_LENGTH = 40;
+constexpr uint32_t EMBEDDED_TRAIN_PROBLEMS = 100000, EMBEDDED_EVAL_PROBLEMS = 256;
+
+inline std::vector<Problem> embedded_problems(uint64_t seed, uint32_t n, bool held_out) {
+    std::vector<Problem> out;
+    for (uint32_t i = 0; i < n; i++) {
+        ArithmeticProblem a = arithmetic_problem(seed, i, held_out);
+        Problem p;
+        p.question = a.question + "\n";
+        p.gold = a.gold;
+        p.source = held_out ? "embedded task, held out" : "embedded task";
+        p.line = (int)i;
+        out.push_back(p);
+    }
+    return out;
+}
+
+inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+    Prompt p = make_prompt(s.tok, problem, s.prompt);
+    int n = (int)p.tokens.size();
+    if (n == 0) fail("%s:%d: the prompt is empty", problem.source.c_str(), problem.line);
+    if (n > s.o.max_prompt_length)
+        fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
+             problem.source.c_str(), problem.line, n, s.o.max_prompt_length);
+    if (n + s.o.max_completion_length > s.m.config.max_position_embeddings)
+        fail("%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d",
+             problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
+    return p;
+}
+
+inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Problem>& problems) {
+    std::vector<Prompt> out;
+    for (const Problem& p : problems) out.push_back(checked_prompt(s, p));
+    return out;
+}
+
+// held-out problems: --eval_data, else the embedded task's when that is what is trained on; empty otherwise
+inline std::vector<Prompt> eval_prompts(const Session& s) {
+    std::vector<Problem> problems;
+    if (!s.o.eval_data.empty()) problems = load_problems(s.o.eval_data);
+    else if (s.o.train_data.empty()) problems = embedded_problems(0, EMBEDDED_EVAL_PROBLEMS, true);
+    if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
+    return make_prompts(s, problems);
+}
+
+inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index) {
+    EvalConfig c;
+    c.rollout = rollout_config(s);
+    c.rollout.stream = RNG_EVAL;
+    c.rollout.step = index;
+    c.samples = s.o.eval_samples;
+    return evaluate(s.m, state, s.tok, prompts, c);
+}
+
+// the same policy without its quantizer
+inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
+                                          uint32_t index) {
+    model_work_from_master(s.m);
+    EvalResult r = run_eval(s, state, prompts, index);
+    model_refresh(s.m);
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what a run prints first
+
+inline const char* gemm_backend_name() {
+    const char* names[] = {"portable loops", "AVX2", "AVX-512", "AVX-512 BF16"};
+    return names[GEMM_BACKEND];
+}
+
+inline void print_start(const Session& s) {
+    const ModelConfig& c = s.m.config;
+    int64_t params = 0, linear = 0;
+    for (const ParamTensor& t : s.m.tensors) {
+        params += t.count();
+        if (t.kind == ParamKind::linear) linear += t.count();
+    }
+    printf("model       %s: %s, %s parameters (%s in linears), %d layers, hidden %d, heads %d/%d of %d, vocabulary %d\n",
+           s.embedded_model ? "embedded, from scratch" : s.o.model.c_str(), c.model_type.c_str(),
+           human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
+           c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
+#if defined(_OPENMP)
+    printf("device      cpu, %d threads, %s, %s\n", omp_get_max_threads(), PRECISION_NAME, gemm_backend_name());
+#else
+    printf("device      cpu, 1 thread (built without OpenMP), %s, %s\n", PRECISION_NAME, gemm_backend_name());
+#endif
+}
+
+inline void session_save(const Session& s, const std::string& dir) {
+    model_save(s.m, dir, s.o.save_dtype, [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
+}
+
+inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full, const std::string& weights) {
+    printf("held out %-7s| %-13s pass@1 %5.1f%% +- %.1f (greedy %.1f%%)", when, weights.c_str(), 100 * quantized.pass1,
+           100 * quantized.pass1_standard_error, 100 * quantized.greedy);
+    if (full) printf(" | full precision %5.1f%% (greedy %.1f%%)", 100 * full->pass1, 100 * full->greedy);
+    printf(" | %d problems x %d samples, length %.1f\n", quantized.n, quantized.samples, quantized.mean_length);
+    fflush(stdout);
+}
+
+inline std::string one_line(std::string text, size_t most) {
+    std::string out;
+    for (char c : text) out += c == '\n' ? " / " : std::string(1, c);
+    return out.size() > most ? out.substr(0, most) + "..." : out;
+}
+
+inline void print_samples(const char* when, const std::vector<Prompt>& prompts, const EvalResult& e) {
+    printf("samples %s\n", when);
+    for (int i = 0; i < 5 && i < (int)e.sampled.size() / std::max(e.samples, 1); i++) {
+        const EvalSample& c = e.sampled[(size_t)i * e.samples];
+        printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong", one_line(prompts[c.problem].text, 60).c_str(),
+               one_line(c.text, 100).c_str(), prompts[c.problem].gold.c_str());
+    }
+}

@@ -1,0 +1,242 @@
+// sft: next-token cross-entropy on completions. Also the embedded model's cold start.
+#pragma once
+#include <string>
+#include <vector>
+#include "session.cuh"
+
+// One example as tokens: tokens from `first` on are learnt
+struct SftTokens {
+    std::vector<int> ids;
+    int first = 0;
+};
+
+struct SftResult {
+    double loss = 0.0, grad_norm = 0.0;
+    int64_t tokens = 0, forward_tokens = 0;
+    bool skipped = false;
+};
+
+// Mean negative log-likelihood over the learnt tokens of all the examples, in micro-batches, and one optimizer step
+inline SftResult sft_step(Trainer& t, const std::vector<const SftTokens*>& examples, int64_t budget,
+                          double learning_rate) {
+    SftResult r;
+    for (const SftTokens* e : examples) r.tokens += (int64_t)e->ids.size() - std::max(e->first, 1);
+    if (r.tokens <= 0) fail("a batch has no token to learn; every completion in it is empty");
+    double total = 0.0;
+    for (size_t i = 0; i < examples.size();) {
+        Batch b;
+        ScoredTokens s;
+        for (; i < examples.size() && (b.T() == 0 || b.T() + (int64_t)examples[i]->ids.size() <= budget); i++) {
+            batch_add_sequence(b, examples[i]->ids.data(), (int)examples[i]->ids.size());
+            score_last_sequence(s, b, examples[i]->first);
+        }
+        score_forward(*t.model, t.acts, t.head, t.hidden, b, s, 1.0f);
+        for (float logp : s.logp) total -= logp;
+        score_backward(t, b, s, std::vector<float>(s.size(), (float)(-1.0 / (double)r.tokens)), 1.0f);
+        r.forward_tokens += b.T();
+    }
+    r.loss = total / (double)r.tokens;
+    OptimizerResult o = optimizer_step(t, learning_rate, r.loss);
+    r.grad_norm = o.grad_norm;
+    r.skipped = o.skipped;
+    return r;
+}
+
+inline void append_tokens(const Tokenizer& tok, const std::string& text, std::vector<int>& ids) {
+    std::vector<int> more;
+    tokenizer_encode(tok, text, more);
+    ids.insert(ids.end(), more.begin(), more.end());
+}
+
+// Plain text is followed by the end token; a conversation is rendered by the chat template, and the tokens after the
+// prompt's own rendering are learnt.
+inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
+    SftTokens t;
+    bool chat = use_chat(s.tok, s.prompt);
+    if (e.messages.is_null() && (!chat || e.prompt.empty())) {
+        if (!e.prompt.empty()) append_tokens(s.tok, fill_template(s.prompt.prompt_template, e.prompt), t.ids);
+        t.first = (int)t.ids.size();
+        append_tokens(s.tok, e.completion, t.ids);
+        if (!s.m.config.eos_token_ids.empty()) t.ids.push_back(s.m.config.eos_token_ids[0]);
+    } else {
+        if (!chat)
+            fail("%s:%d: the example is a list of messages, but no chat template is in use; give a model that has one",
+                 e.source.c_str(), e.line);
+        nlohmann::ordered_json messages = e.messages;
+        int prompt_messages = e.prompt_messages;
+        if (messages.is_null()) {
+            messages = ::prompt_messages(fill_template(s.prompt.prompt_template, e.prompt), s.prompt);
+            prompt_messages = (int)messages.size();
+            messages.push_back({{"role", "assistant"}, {"content", e.completion}});
+        }
+        nlohmann::ordered_json before(messages.begin(), messages.begin() + prompt_messages);
+        std::string prompt = chat_render(s.tok.chat, before, nullptr, true, s.prompt.enable_thinking);
+        std::string all = chat_render(s.tok.chat, messages, nullptr, false, s.prompt.enable_thinking);
+        if (all.compare(0, prompt.size(), prompt) != 0)
+            fail("%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
+                 "completion as text instead",
+                 e.source.c_str(), e.line);
+        append_tokens(s.tok, prompt, t.ids);
+        t.first = (int)t.ids.size();
+        append_tokens(s.tok, all.substr(prompt.size()), t.ids);
+    }
+    if ((int)t.ids.size() > s.o.max_length)
+        fail("%s:%d: the example has %zu tokens, --max_length is %d; raise it or leave the row out", e.source.c_str(),
+             e.line, t.ids.size(), s.o.max_length);
+    if ((int)t.ids.size() <= std::max(t.first, 1))
+        fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
+    return t;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cold start of the embedded model
+
+struct ColdStartConfig {
+    int steps = 400, batch = 128;
+    double learning_rate = 3e-3;
+};
+
+// Supervised steps on freshly drawn problems of the embedded task, in full precision
+inline void cold_start(Session& s, const ColdStartConfig& c) {
+    Trainer t;
+    trainer_init(t, s.m, s.o.micro_batch_tokens, false);
+    t.adam.beta2 = 0.99f;
+    model_refresh(s.m);
+    int end = s.m.config.eos_token_ids[0];
+    double start = wall_seconds();
+    int64_t tokens = 0;
+    for (int step = 0; step < c.steps && !stop_requested(); step++) {
+        std::vector<SftTokens> rows(c.batch);
+        std::vector<const SftTokens*> batch;
+        for (int i = 0; i < c.batch; i++) {
+            ArithmeticProblem p = arithmetic_problem(s.o.seed, (uint32_t)(step * c.batch + i), false);
+            append_tokens(s.tok, p.question + "\n", rows[i].ids);
+            rows[i].first = (int)rows[i].ids.size();
+            append_tokens(s.tok, p.solution, rows[i].ids);
+            rows[i].ids.push_back(end);
+            batch.push_back(&rows[i]);
+        }
+        double rate = schedule_rate(Schedule::cosine, c.learning_rate, step + 1, c.steps / 20 + 1, c.steps + 1);
+        SftResult r = sft_step(t, batch, s.o.micro_batch_tokens, rate);
+        tokens += r.forward_tokens;
+        if (step % (c.steps / 8 + 1) == 0 || step + 1 == c.steps) {
+            printf("cold start %4d/%d | loss %.4f | grad %.2f | lr %.1e | %s tok/s\n", step + 1, c.steps, r.loss,
+                   r.grad_norm, rate, human_count((double)tokens / (wall_seconds() - start)).c_str());
+            fflush(stdout);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the command
+
+inline Schedule parse_schedule(const std::string& name) {
+    return name == "cosine" ? Schedule::cosine : name == "linear" ? Schedule::linear : Schedule::constant;
+}
+
+inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
+    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing);
+    t.max_grad_norm = o.max_grad_norm;
+    t.adam = {(float)o.learning_rate, (float)o.adam_beta1, (float)o.adam_beta2, (float)o.adam_epsilon,
+              (float)o.weight_decay};
+}
+
+inline int sft_command(Session& s) {
+    double start = wall_seconds();
+    Options& o = s.o;
+    if (o.train_data.empty()) fail_usage("sft needs --train_data: JSONL of prompt and completion, or of text");
+    Quantizer quantizer = quantizer_parse(o.weights, "weights");
+    session_load(s);
+    std::vector<SftTokens> rows;
+    for (const SftExample& e : load_sft(o.train_data)) rows.push_back(sft_tokens(s, e));
+    for (const SftTokens& r : rows)
+        if ((int)r.ids.size() > o.micro_batch_tokens)
+            fail("an example of %zu tokens exceeds --micro_batch_tokens %d; raise it", r.ids.size(), o.micro_batch_tokens);
+    std::vector<Prompt> held_out;
+    if (!o.eval_data.empty()) held_out = eval_prompts(s);
+    const int64_t per_step = (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps;
+    const int64_t n = (int64_t)rows.size(), per_epoch = (n + per_step - 1) / per_step;
+    const int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)per_epoch * o.num_train_epochs);
+
+    RunDir run = open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    options_print(o);
+    session_quantize(s, true);
+    print_start(s);
+    printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps, (long long)per_step);
+    RolloutState state;
+    EvalResult before, after;
+    if (!held_out.empty()) before = run_eval(s, state, held_out, 0);
+
+    Trainer t;
+    trainer_from_options(t, s.m, o);
+    int64_t tokens_trained = 0, step = 0;
+    double train_seconds = 0.0;
+    for (; step < steps && !stop_requested(); step++) {
+        double step_start = wall_seconds();
+        int64_t epoch = step / per_epoch, first = step % per_epoch * per_step;
+        std::vector<int> order = epoch_order((int)n, o.seed, (uint32_t)epoch);
+        std::vector<const SftTokens*> batch;
+        for (int64_t i = first; i < std::min(first + per_step, n); i++) batch.push_back(&rows[order[i]]);
+        double rate = schedule_rate(parse_schedule(o.lr_scheduler_type), o.learning_rate, step, o.warmup_steps, steps);
+        SftResult r = sft_step(t, batch, o.micro_batch_tokens, rate);
+        tokens_trained += r.forward_tokens;
+        double seconds = wall_seconds() - step_start;
+        train_seconds += seconds;
+        if ((step + 1) % o.logging_steps == 0 || step + 1 == steps) {
+            nlohmann::ordered_json j;
+            j["step"] = step + 1;
+            j["loss"] = r.loss;
+            j["grad_norm"] = r.grad_norm;
+            j["learning_rate"] = rate;
+            if (quantizer.on()) {
+                j["quant/code_flip_rate"] = code_flip_rate(s.m, false);
+                j["quant/code_flip_total"] = code_flip_rate(s.m, true);
+            }
+            j["skipped_steps"] = t.skipped;
+            j["epoch"] = (double)(step + 1) / (double)per_epoch;
+            j["num_tokens"] = tokens_trained;
+            j["step_time"] = seconds;
+            log_metrics(run, j);
+            printf("step %lld/%lld | loss %.4f | grad %.3f%s | lr %.1e | %s tok/s | %.1f s\n", (long long)step + 1,
+                   (long long)steps, r.loss, r.grad_norm, r.skipped ? " SKIPPED" : "", rate,
+                   human_count((double)r.forward_tokens / seconds).c_str(), seconds);
+            fflush(stdout);
+        }
+        bool last = step + 1 == steps;
+        if (o.save_steps > 0 && (step + 1) % o.save_steps == 0 && !last)
+            session_save(s, format("%s/checkpoint-%lld", run.path.c_str(), (long long)step + 1));
+        if (o.eval_steps > 0 && (step + 1) % o.eval_steps == 0 && !last && !held_out.empty())
+            print_eval(format("step %lld", (long long)step + 1).c_str(), run_eval(s, state, held_out, (uint32_t)(step + 1)),
+                       nullptr, o.weights);
+    }
+    if (!held_out.empty() && !stop_requested()) {
+        after = run_eval(s, state, held_out, 1u << 30);
+        print_eval("before", before, nullptr, o.weights);
+        print_eval("after", after, nullptr, o.weights);
+    }
+    std::string checkpoint = format("%s/checkpoint-%lld", run.path.c_str(), (long long)step);
+    session_save(s, checkpoint);
+    nlohmann::ordered_json summary;
+    summary["command"] = "sft";
+    summary["seed"] = o.seed;
+    summary["weights"] = quantizer_text(quantizer);
+    summary["model"] = s.embedded_model ? "embedded" : o.model;
+    summary["steps"] = step;
+    summary["stopped"] = stop_requested();
+    if (before.n) {
+        summary["eval"]["n"] = before.n;
+        summary["eval"]["before"] = eval_to_json(before);
+        if (after.n) summary["eval"]["after"] = eval_to_json(after);
+    }
+    summary["wall_seconds"] = wall_seconds() - start;
+    summary["tokens_trained"] = tokens_trained;
+    summary["training_tokens_per_second"] = train_seconds > 0 ? (double)tokens_trained / train_seconds : 0.0;
+    summary["skipped_steps"] = t.skipped;
+    summary["checkpoint"] = checkpoint;
+    summary["peak_rss_bytes"] = peak_rss_bytes();
+    close_run_dir(run, summary);
+    printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n",
+           stop_requested() ? "stopped" : "done", (long long)step, wall_seconds() - start,
+           (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str());
+    return stop_requested() ? stop_exit_code() : 0;
+}

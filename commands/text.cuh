@@ -1,0 +1,107 @@
+// tokenize and logprobs: JSON lines in, JSON lines out, so that other programs can check this one.
+#pragma once
+#include <iostream>
+#include "session.cuh"
+
+// calls use(object, where) for each line of standard input, or once for --prompt
+template <class Use>
+void for_each_input(const Options& o, Use use) {
+    if (o.given("prompt")) {
+        use(nlohmann::ordered_json{{"text", o.prompt}}, "--prompt");
+        return;
+    }
+    std::string line;
+    for (int number = 1; std::getline(std::cin, line) && !stop_requested(); number++) {
+        if (!line.empty() && line.back() == '\r') line.pop_back();
+        if (line.empty()) continue;
+        std::string where = format("standard input:%d", number);
+        nlohmann::ordered_json j = nlohmann::ordered_json::parse(line, nullptr, false);
+        if (j.is_discarded() || !j.is_object())
+            fail("%s: not a JSON object; one a line is expected, such as {\"text\": \"...\"}", where.c_str());
+        use(j, where);
+    }
+}
+
+inline std::vector<int> ids_field(const nlohmann::ordered_json& j, int vocabulary, const std::string& where) {
+    std::vector<int> ids;
+    if (!j["ids"].is_array()) fail("%s: ids is not a list of integers", where.c_str());
+    for (const auto& id : j["ids"]) {
+        if (!id.is_number_integer() || id.get<double>() < 0 || id.get<double>() >= vocabulary)
+            fail("%s: %s is not a token id (0 to %d)", where.c_str(), printable(id.dump()).c_str(), vocabulary - 1);
+        ids.push_back(id.get<int>());
+    }
+    return ids;
+}
+
+inline std::string text_field_of(const nlohmann::ordered_json& j, const std::string& where) {
+    if (!j.contains("text") || !j["text"].is_string()) fail("%s: the field text is missing or not a string", where.c_str());
+    return j["text"].get<std::string>();
+}
+
+// {"text"} -> {"ids"}; {"messages", "tools", "add_generation_prompt", "enable_thinking"} -> {"text", "ids"};
+// with --decode {"ids"} -> {"text"}
+inline int tokenize_command(const Options& o) {
+    std::string path = o.tokenizer.empty() ? o.model : o.tokenizer;
+    Tokenizer tok = path.empty() ? tokenizer_byte_level() : load_tokenizer(path);
+    for_each_input(o, [&](const nlohmann::ordered_json& j, const std::string& where) {
+        nlohmann::ordered_json out;
+        if (o.decode) {
+            if (!j.contains("ids")) fail("%s: --decode expects the field ids", where.c_str());
+            out["text"] = tokenizer_decode(tok, ids_field(j, tokenizer_vocab_size(tok), where), false);
+        } else {
+            std::string text;
+            if (j.contains("messages")) {
+                int thinking = o.enable_thinking == "auto" ? -1 : o.enable_thinking == "true";
+                if (j.contains("enable_thinking") && j["enable_thinking"].is_boolean())
+                    thinking = j["enable_thinking"].get<bool>();
+                bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
+                                  j["add_generation_prompt"].get<bool>();
+                text = chat_render(tok.chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
+                                   generation, thinking);
+                out["text"] = text;
+            } else {
+                text = text_field_of(j, where);
+            }
+            std::vector<int> ids;
+            tokenizer_encode(tok, text, ids);
+            out["ids"] = ids;
+        }
+        printf("%s\n", json_line(out).c_str());
+    });
+    return 0;
+}
+
+// {"text"} or {"ids"} -> {"ids", "logprobs" of each token after the first, "mean"}
+inline int logprobs_command(Session& s) {
+    if (s.o.model.empty()) fail_usage("logprobs needs --model: a Hugging Face folder or a .gguf file");
+    session_load(s);
+    session_quantize(s, false);
+    s.m.master.release();
+    Activations acts;
+    LmHeadScratch head;
+    Buffer<floatX> hidden;
+    for_each_input(s.o, [&](const nlohmann::ordered_json& j, const std::string& where) {
+        std::vector<int> ids;
+        if (j.contains("ids")) ids = ids_field(j, s.m.V(), where);
+        else tokenizer_encode(s.tok, text_field_of(j, where), ids);
+        if ((int)ids.size() > s.m.config.max_position_embeddings)
+            fail("%s: %zu tokens exceed the model's context of %d", where.c_str(), ids.size(), s.m.config.max_position_embeddings);
+        ScoredTokens scored;
+        if (ids.size() > 1) {
+            Batch b;
+            batch_add_sequence(b, ids.data(), (int)ids.size());
+            score_last_sequence(scored, b, 1);
+            if (acts.capacity < b.T()) activations_allocate(acts, s.m, b.T(), ActivationMode::inference);
+            score_forward(s.m, acts, head, hidden, b, scored, 1.0f);
+        }
+        double sum = 0.0;
+        for (float logp : scored.logp) sum += logp;
+        nlohmann::ordered_json out;
+        out["ids"] = ids;
+        out["logprobs"] = scored.logp;
+        out["mean"] = scored.logp.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(sum / (double)scored.size());
+        printf("%s\n", json_line(out).c_str());
+        fflush(stdout);
+    });
+    return 0;
+}

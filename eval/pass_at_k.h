@@ -1,0 +1,114 @@
+// Accuracy on held-out problems.
+//   pass@k = 1 - C(n-c, k) / C(n, k)   (Chen et al. 2021, eq. 1), n samples of a problem of which c are right
+// pass@1 is then the mean share of right samples. Greedy decoding is measured beside it, and strict grading (a declared
+// final answer in a finished completion) beside lenient grading (any answer that can be found), because much of an RL
+// gain may be format.
+#pragma once
+#include <cmath>
+#include <string>
+#include <vector>
+#include "../data/prompts.h"
+#include "../rewards/rewards.h"
+#include "../rollout.cuh"
+
+inline double pass_at_k(int n, int c, int k) {
+    if (n - c < k) return 1.0;
+    double miss = 1.0;
+    for (int i = 0; i < k; i++) miss *= (double)(n - c - i) / (double)(n - i);
+    return 1.0 - miss;
+}
+
+struct EvalConfig {
+    RolloutConfig rollout;
+    int samples = 1;  // per problem, besides the greedy one
+};
+
+struct EvalSample {
+    int problem;
+    std::string text;
+    bool strict, lenient, finished;
+};
+
+struct EvalResult {
+    int n = 0, samples = 0;
+    double pass1 = 0.0, pass1_standard_error = 0.0, pass1_lenient = 0.0;  // sampled, at the run's temperature
+    double pass_k = 0.0;                                                  // at k = samples
+    double greedy = 0.0, greedy_lenient = 0.0;
+    double mean_length = 0.0, clipped_ratio = 0.0;  // of the sampled completions
+    std::vector<EvalSample> greedy_samples, sampled;
+    RolloutStats stats;
+};
+
+inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
+    std::vector<int> ids = c.tokens;
+    if (c.finished) ids.pop_back();  // the stop token is not part of the text
+    return tokenizer_decode(tok, ids, false);
+}
+
+inline EvalSample grade_completion(const Tokenizer& tok, const Prompt& p, const Completion& c, int max_length) {
+    std::string text = completion_text(tok, c);
+    RewardInput in{p.text, text, p.gold, c.finished, (int)c.tokens.size(), max_length};
+    return {c.prompt, text, reward_exact(in) > 0.5f, reward_accuracy(in) > 0.5f, c.finished};
+}
+
+inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, const std::vector<Prompt>& prompts,
+                           const EvalConfig& config) {
+    EvalResult r;
+    r.n = (int)prompts.size();
+    r.samples = config.samples;
+    std::vector<std::vector<int>> tokens;
+    for (const Prompt& p : prompts) tokens.push_back(p.tokens);
+    model_pack(m);
+    RolloutConfig greedy = config.rollout;
+    greedy.sampling = SamplingParams{0.0f, 0, 1.0f};
+    for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats)) {
+        r.greedy_samples.push_back(grade_completion(tok, prompts[c.prompt], c, greedy.max_completion_length));
+        r.greedy += r.greedy_samples.back().strict;
+        r.greedy_lenient += r.greedy_samples.back().lenient;
+    }
+    std::vector<int> right(r.n, 0);
+    if (config.samples > 0) {
+        for (const Completion& c : rollout(m, state, tokens, config.samples, config.rollout, &r.stats)) {
+            EvalSample s = grade_completion(tok, prompts[c.prompt], c, config.rollout.max_completion_length);
+            right[c.prompt] += s.strict;
+            r.pass1_lenient += s.lenient;
+            r.mean_length += (double)c.tokens.size();
+            r.clipped_ratio += !c.finished;
+            r.sampled.push_back(s);
+        }
+    }
+    model_unpack(m);
+    double squares = 0.0;
+    for (int c : right) {
+        if (config.samples < 1) break;
+        double share = (double)c / config.samples;
+        r.pass1 += share;
+        squares += share * share;
+        r.pass_k += pass_at_k(config.samples, c, config.samples);
+    }
+    double n = std::max(r.n, 1), drawn = std::max((double)r.n * config.samples, 1.0);
+    r.greedy /= n;
+    r.greedy_lenient /= n;
+    r.pass1 /= n;
+    r.pass_k /= n;
+    r.pass1_lenient /= drawn;
+    r.mean_length /= drawn;
+    r.clipped_ratio /= drawn;
+    if (r.n > 1) r.pass1_standard_error = sqrt(std::max(squares / n - r.pass1 * r.pass1, 0.0) / (n - 1.0));
+    return r;
+}
+
+inline nlohmann::ordered_json eval_to_json(const EvalResult& r) {
+    nlohmann::ordered_json j;
+    if (r.samples > 0) {
+        j["pass@1"] = r.pass1;
+        j["pass@1_standard_error"] = r.pass1_standard_error;
+        j["pass@1_lenient"] = r.pass1_lenient;
+        if (r.samples > 1) j["pass@" + std::to_string(r.samples)] = r.pass_k;
+        j["completions/mean_length"] = r.mean_length;
+        j["completions/clipped_ratio"] = r.clipped_ratio;
+    }
+    j["greedy"] = r.greedy;
+    j["greedy_lenient"] = r.greedy_lenient;
+    return j;
+}

@@ -1,0 +1,88 @@
+// Models on disk: read from a Hugging Face folder or a GGUF file, written as a Hugging Face folder.
+//
+// Weights are saved as float32 unless asked otherwise: at a learning rate of 1e-6 a run moves a weight of 0.02 by less
+// than half a step of bf16 (1.2e-4), and a checkpoint rounded to bf16 would lose what was learnt.
+// A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+#include "../model.cuh"
+#include "gguf.h"
+#include "hf_config.h"
+#include "safetensors.h"
+
+inline bool is_gguf_path(const std::string& path) {
+    return path.size() >= 5 && path.compare(path.size() - 5, 5, ".gguf") == 0;
+}
+
+inline std::vector<int64_t> param_shape(const ParamTensor& t) {
+    if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) return {t.cols};
+    return {t.rows, t.cols};
+}
+
+// Fails unless every number is finite: one NaN in a weight becomes NaN everywhere after one step
+inline void check_finite(const float* x, int64_t n, const std::string& name, const std::string& where) {
+    bool finite = true;
+#pragma omp parallel for simd schedule(static) reduction(&& : finite)
+    for (int64_t i = 0; i < n; i++) finite = finite && (float_bits(x[i]) & 0x7F800000u) != 0x7F800000u;
+    if (!finite)
+        fail("%s: tensor %s holds a number that is not finite; the file is damaged", where.c_str(), name.c_str());
+}
+
+// path: a folder with config.json and safetensors, or a .gguf file. The master weights are filled; model_refresh makes
+// the working ones.
+inline void model_load(Model& m, const std::string& path) {
+    if (is_gguf_path(path)) {
+        GgufFile f = gguf_open(path);
+        model_allocate(m, config_from_gguf(f));
+        for (const ParamTensor& t : m.tensors) {
+            gguf_read_parameter(f, m.config, t.name, param_shape(t), m.master.data + t.offset);
+            check_finite(m.master.data + t.offset, t.count(), t.name, path);
+        }
+        return;
+    }
+    if (!std::filesystem::is_directory(path))
+        fail("--model %s: %s; name a Hugging Face folder or a .gguf file", path.c_str(),
+             std::filesystem::exists(path) ? "neither a folder nor a .gguf file" : "no such file or folder");
+    ModelConfig config = config_load(path);
+    SafetensorsSet set = st_open_folder(path);
+    model_allocate(m, config);
+    for (const ParamTensor& t : m.tensors) {
+        st_read_float(st_require(set.tensors, t.name, param_shape(t), path), m.master.data + t.offset);
+        check_finite(m.master.data + t.offset, t.count(), t.name, path);
+    }
+}
+
+inline const char* st_dtype_of(const std::string& save_dtype) {
+    return save_dtype == "bfloat16" ? "BF16" : save_dtype == "float16" ? "F16" : "F32";
+}
+
+// also(folder): what else belongs into it (the tokenizer), before the folder gets its name
+inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
+                       const std::function<void(const std::string&)>& also) {
+    namespace fs = std::filesystem;
+    std::string temp = dir + ".tmp", old = dir + ".old";
+    std::error_code ec;
+    fs::remove_all(temp, ec);
+    if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
+    try {
+        ModelConfig config = m.config;
+        config.torch_dtype = save_dtype;
+        write_file_atomic(temp + "/config.json", config_to_json(config));
+        std::vector<StWriteTensor> tensors;
+        for (const ParamTensor& t : m.tensors)
+            tensors.push_back(st_from_float(t.name, st_dtype_of(save_dtype), param_shape(t), m.master.data + t.offset));
+        st_write_folder(temp, tensors, (uint64_t)4 << 30);
+        also(temp);
+    } catch (...) {
+        fs::remove_all(temp, ec);
+        throw;
+    }
+    fs::remove_all(old, ec);
+    if (fs::exists(dir)) fs::rename(dir, old, ec);
+    fs::rename(temp, dir, ec);
+    if (ec) fail("cannot rename %s to %s: %s", temp.c_str(), dir.c_str(), ec.message().c_str());
+    fs::remove_all(old, ec);
+}

@@ -1,0 +1,1098 @@
+// Tokenizer: byte-level BPE as Hugging Face `tokenizers` computes it, for the Qwen2/2.5/3, GPT-2, SmolLM2 and Llama-3
+// vocabularies, plus an embedded 256-byte vocabulary. Chat templates live in chat_template.h.
+//
+// text -> ids:
+//   1. added tokens (<|im_end|>, <think>, ...) are cut out of the raw text, leftmost first, the longest on a tie
+//   2. the pieces between are brought to Unicode NFC, if the tokenizer says so (Qwen does, SmolLM2 and Llama 3 do not)
+//   3. each piece is split into words by the family's regular expression, written out by hand below
+//   4. each word is a sequence of bytes, one token each; the neighbouring pair with the lowest merge rank becomes its
+//      merged token, leftmost first on a tie, until no pair has a rank (Sennrich et al. 2016; GPT-2's byte version)
+// Vocabulary files show bytes as printable characters: GPT-2's byte-to-unicode map (space is U+0120, and so on).
+//
+// Word cache: a word that is itself a token whose merges lead to it (checked for each token at load) is looked up
+// whole. That covers most words of running text and, unlike a cache that fills up, leaves the Tokenizer const and
+// thread-safe.
+//
+// The trap: splits and NFC depend on a Unicode version, here 14 (runtime/unicode.h). Hugging Face's own NFC tables are
+// Unicode 9: next to one of the 98 combining marks added since, its ids differ from these (and from ICU's).
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+#include <nlohmann/json.hpp>
+#include "chat_template.h"
+#include "runtime/error.h"
+#include "runtime/unicode.h"
+
+// 4x the largest public vocabulary; bounds what a hostile id allocates
+static constexpr int kMaxTokenId = (1 << 20) - 1;
+
+// ---- splitting into words -----------------------------------------------------------------------------------
+
+enum class PreTokenizer { gpt2, qwen2, llama3, smollm };
+
+static constexpr const char* kGpt2Regex =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+static constexpr const char* kQwen2Regex =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+static constexpr const char* kLlama3Regex =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
+// length of 's 't 're 've 'm 'll 'd at s[i] == '\'', or 0
+inline size_t contraction_length(const char* s, size_t i, size_t n, bool ignore_case) {
+    auto at = [&](size_t k) {
+        char c = i + k < n ? s[i + k] : '\0';
+        return ignore_case && c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+    };
+    char a = at(1), b = at(2);
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return 3;
+    if (ignore_case && a == '\xC5' && b == '\xBF') return 3;  // U+017F folds to s, as in the Oniguruma that HF uses
+    return 0;
+}
+
+// end of the run of characters from i on whose class has (want) or lacks (!want) all bits of mask
+inline size_t class_run(const uint8_t* classes, const char* s, size_t i, size_t n, uint8_t mask, bool want) {
+    int len;
+    while (i < n && ((utf8_class(classes, s, i, n, &len) & mask) != 0) == want) i += (size_t)len;
+    return i;
+}
+
+// \s+(?!\S)|\s+ at white space s[i], with \s*[\r\n]+ before them if `newlines`
+inline size_t space_end(const uint8_t* classes, const char* s, size_t i, size_t n, bool newlines) {
+    size_t end = i, last = i, after_newline = 0;
+    for (int len; end < n && (utf8_class(classes, s, end, n, &len) & kSpace); end += (size_t)len) {
+        last = end;
+        if (s[end] == '\n' || s[end] == '\r') after_newline = end + 1;
+    }
+    if (newlines && after_newline) return after_newline;
+    return end == n || last == i ? end : last;  // the last blank is left for the word that follows
+}
+
+inline size_t word_end_gpt2(const uint8_t* classes, const char* s, size_t i, size_t n) {
+    if (s[i] == '\'') {
+        if (size_t k = contraction_length(s, i, n, false)) return i + k;
+    }
+    size_t p = i + (s[i] == ' ');
+    int len;
+    uint8_t c = p < n ? utf8_class(classes, s, p, n, &len) : (uint8_t)kSpace;
+    if (c & kSpace) return space_end(classes, s, i, n, false);
+    if (c & kLetter) return class_run(classes, s, p, n, kLetter, true);
+    if (c & kNumber) return class_run(classes, s, p, n, kNumber, true);
+    return class_run(classes, s, p, n, kLetter | kNumber | kSpace, false);
+}
+
+inline size_t word_end_qwen2(const uint8_t* classes, const char* s, size_t i, size_t n, int max_digits) {
+    if (s[i] == '\'') {
+        if (size_t k = contraction_length(s, i, n, true)) return i + k;
+    }
+    int len, next;
+    uint8_t c = utf8_class(classes, s, i, n, &len);
+    if (c & kLetter) return class_run(classes, s, i, n, kLetter, true);
+    if (c & kNumber) {
+        size_t end = i;
+        for (int k = 0; k < max_digits && end < n && (utf8_class(classes, s, end, n, &len) & kNumber); k++)
+            end += (size_t)len;
+        return end;
+    }
+    size_t p = i + (size_t)len;
+    if (s[i] != '\n' && s[i] != '\r' && p < n && (utf8_class(classes, s, p, n, &next) & kLetter))
+        return class_run(classes, s, p, n, kLetter, true);
+    p = i + (s[i] == ' ');
+    if (p < n && !(utf8_class(classes, s, p, n, &next) & (kLetter | kNumber | kSpace))) {
+        size_t end = class_run(classes, s, p, n, kLetter | kNumber | kSpace, false);
+        while (end < n && (s[end] == '\n' || s[end] == '\r')) end++;
+        return end;
+    }
+    return space_end(classes, s, i, n, true);
+}
+
+// ends: the offset one past each word of s (valid UTF-8), so that ends.back() == s.size()
+inline void pretokenize(PreTokenizer kind, std::string_view text, std::vector<size_t>& ends) {
+    const uint8_t* classes = unicode_classes();
+    const char* s = text.data();
+    ends.clear();
+    for (size_t i = 0, n = text.size(), stop = 0; i < n; ends.push_back(i)) {
+        if (kind == PreTokenizer::qwen2) {
+            i = word_end_qwen2(classes, s, i, n, 1);
+        } else if (kind == PreTokenizer::llama3) {
+            i = word_end_qwen2(classes, s, i, n, 3);
+        } else if (kind == PreTokenizer::gpt2) {
+            i = word_end_gpt2(classes, s, i, n);
+        } else {  // smollm: numbers are cut out one by one first; GPT-2's expression sees only what is between them
+            int len;
+            if (i >= stop) stop = class_run(classes, s, i, n, kNumber, false);
+            if (i < stop) {
+                i = word_end_gpt2(classes, s, i, stop);
+            } else {
+                utf8_class(classes, s, i, n, &len);
+                i += (size_t)len;
+            }
+        }
+    }
+}
+
+// ---- bytes as printable characters --------------------------------------------------------------------------
+
+// GPT-2's map: the 188 printable Latin-1 bytes stand for themselves, the other 68, in order, are U+0100 ..
+struct ByteChars {
+    int char_of[256];       // code point that shows a byte
+    int byte_of[256 + 68];  // and back; -1: shows none
+};
+
+inline const ByteChars& byte_chars() {
+    static const ByteChars map = [] {
+        ByteChars m;
+        std::fill(std::begin(m.byte_of), std::end(m.byte_of), -1);
+        int next = 256;
+        for (int b = 0; b < 256; b++) {
+            bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+            m.char_of[b] = printable ? b : next++;
+            m.byte_of[m.char_of[b]] = b;
+        }
+        return m;
+    }();
+    return map;
+}
+
+inline std::string byte_chars_encode(std::string_view bytes) {
+    std::string out;
+    for (char b : bytes) utf8_append(out, byte_chars().char_of[(unsigned char)b]);
+    return out;
+}
+
+// false if a character of text (valid UTF-8) shows no byte; then bytes is the text itself, as HF's decoder has it
+inline bool byte_chars_decode(const std::string& text, std::string& bytes) {
+    bytes.clear();
+    for (size_t i = 0; i < text.size();) {
+        int len, c = utf8_step(text.data(), i, text.size(), &len);
+        int b = c >= 0 && c < 256 + 68 ? byte_chars().byte_of[c] : -1;
+        if (b < 0) {
+            bytes = text;
+            return false;
+        }
+        bytes += (char)b;
+        i += (size_t)len;
+    }
+    return true;
+}
+
+// ---- the tokenizer ------------------------------------------------------------------------------------------
+
+struct AddedToken {
+    std::string content;
+    int id = -1;
+    bool special = false;      // dropped by decode(skip_special)
+    bool lstrip = false;       // takes the white space before it along
+    bool rstrip = false;       // and after it
+    bool single_word = false;  // not inside a word
+    bool normalized = false;   // looked for after normalization
+    std::string needle;        // what is looked for: content, normalized if that is set
+};
+
+struct Merge {
+    uint64_t pair = ~0ull;  // left id << 32 | right id; ~0: empty slot
+    uint32_t rank = 0;
+    int id = -1;  // of the merged token
+};
+
+enum : uint8_t { kTokenVocab = 1, kTokenAdded = 2, kTokenSpecial = 4 };
+
+struct Tokenizer {
+    // V = number of ids; an id may be unused (flags 0, empty strings)
+    std::vector<std::string> text;               // [V] as vocab.json spells it; added tokens: the plain content
+    std::vector<std::string> bytes;              // [V] what it decodes to
+    std::vector<uint8_t> flags;                  // [V] kTokenVocab: reachable by BPE, kTokenAdded, kTokenSpecial
+    std::unordered_map<std::string, int> id_of;  // text -> id
+    std::vector<std::string> merges;             // "left right", by rank, in vocab.json's spelling
+    std::vector<AddedToken> added;
+
+    PreTokenizer pre = PreTokenizer::qwen2;
+    bool use_nfc = false;
+    bool ignore_merges = false;  // Llama 3: a word that is a token is never merged
+    bool add_bos = false;
+    int bos = -1, pad = -1, unk = -1;
+    std::vector<int> eos;  // the tokenizer's own first, then generation_config.json's
+    int64_t model_max_length = 0;
+    std::string chat_text;  // the template, "" if there is none
+    ChatTemplate chat = ChatTemplate::none;
+
+    // derived by tokenizer_finish
+    int byte_id[256];                                 // token of a single byte; -1: none
+    std::vector<Merge> merge_slots;                   // open addressing, a power of two, at most half full
+    std::vector<int> word_slots;                      // id + 1 by hash of bytes[id]: the words of the word cache
+    std::vector<int> added_raw[256], added_nfc[256];  // indices into added by first byte, longest first
+};
+
+inline int tokenizer_vocab_size(const Tokenizer& t) { return (int)t.text.size(); }
+inline bool tokenizer_is_special(const Tokenizer& t, int id) {
+    return id >= 0 && id < tokenizer_vocab_size(t) && (t.flags[(size_t)id] & kTokenSpecial);
+}
+inline bool tokenizer_is_eos(const Tokenizer& t, int id) {
+    return std::find(t.eos.begin(), t.eos.end(), id) != t.eos.end();
+}
+// id of a token in vocab.json's spelling (or of an added token), -1 if there is none
+inline int tokenizer_id(const Tokenizer& t, const std::string& token) {
+    auto it = t.id_of.find(token);
+    return it == t.id_of.end() ? -1 : it->second;
+}
+
+inline uint64_t hash_word(std::string_view s) {
+    uint64_t h = s.size() * 0x9E3779B97F4A7C15ull, w;
+    size_t i = 0;
+    for (; i + 8 <= s.size(); i += 8) {
+        memcpy(&w, s.data() + i, 8);
+        h = (h ^ w) * 0xD6E8FEB86659FD93ull;
+        h ^= h >> 32;
+    }
+    w = 0;
+    if (i < s.size()) memcpy(&w, s.data() + i, s.size() - i);
+    h = (h ^ w) * 0xD6E8FEB86659FD93ull;
+    return h ^ (h >> 32);
+}
+
+inline int word_find(const Tokenizer& t, std::string_view word) {
+    size_t mask = t.word_slots.size() - 1;
+    for (size_t k = hash_word(word) & mask; t.word_slots[k]; k = (k + 1) & mask) {
+        int id = t.word_slots[k] - 1;
+        if (t.bytes[(size_t)id] == word) return id;
+    }
+    return -1;
+}
+
+inline size_t merge_slot(const Tokenizer& t, uint64_t pair) {  // where pair is, or the empty slot where it would be
+    size_t mask = t.merge_slots.size() - 1;
+    uint64_t h = pair * 0x9E3779B97F4A7C15ull;
+    size_t k = (h ^ (h >> 32)) & mask;
+    while (t.merge_slots[k].pair != pair && t.merge_slots[k].pair != ~0ull) k = (k + 1) & mask;
+    return k;
+}
+inline const Merge* merge_find(const Tokenizer& t, int left, int right) {
+    const Merge& m = t.merge_slots[merge_slot(t, (uint64_t)(uint32_t)left << 32 | (uint32_t)right)];
+    return m.pair == ~0ull ? nullptr : &m;
+}
+
+// ---- encoding -----------------------------------------------------------------------------------------------
+
+// symbols[n] of a short word -> merged in place, new length returned. O(n^2) moves, but of a few bytes
+inline int bpe_short(const Tokenizer& t, int* symbols, int n) {
+    static constexpr uint32_t kNone = ~0u;
+    uint32_t rank[64];  // rank[k], merged[k]: of the pair (symbols[k], symbols[k + 1])
+    int merged[64];
+    auto look_up = [&](int k) {
+        const Merge* m = merge_find(t, symbols[k], symbols[k + 1]);
+        rank[k] = m ? m->rank : kNone;
+        merged[k] = m ? m->id : -1;
+    };
+    for (int k = 0; k + 1 < n; k++) look_up(k);
+    while (n > 1) {
+        int best = 0;
+        for (int k = 1; k + 1 < n; k++) {
+            if (rank[k] < rank[best]) best = k;
+        }
+        if (rank[best] == kNone) break;
+        symbols[best] = merged[best];
+        n--;
+        for (int k = best + 1; k < n; k++) symbols[k] = symbols[k + 1];
+        for (int k = best + 1; k + 1 < n; k++) rank[k] = rank[k + 1], merged[k] = merged[k + 1];
+        if (best > 0) look_up(best - 1);
+        if (best + 1 < n) look_up(best);
+    }
+    return n;
+}
+
+// The same for a word of any length: a linked list and a heap of (rank, position); O(n log n). An entry whose pair has
+// changed since it was pushed no longer has its rank and is skipped.
+inline void bpe_long(const Tokenizer& t, std::vector<int>& symbols) {
+    if (symbols.size() >= (1ull << 31)) fail("tokenizer: a word of more than 2^31 bytes");
+    int n = (int)symbols.size();
+    std::vector<int> prev((size_t)n), next((size_t)n);
+    std::vector<uint64_t> heap;
+    auto push = [&](int k, bool sift) {
+        if (k < 0 || next[(size_t)k] >= n) return;
+        const Merge* m = merge_find(t, symbols[(size_t)k], symbols[(size_t)next[(size_t)k]]);
+        if (!m) return;
+        heap.push_back((uint64_t)m->rank << 32 | (uint32_t)k);
+        if (sift) std::push_heap(heap.begin(), heap.end(), std::greater<uint64_t>());
+    };
+    for (int k = 0; k < n; k++) prev[(size_t)k] = k - 1, next[(size_t)k] = k + 1;
+    for (int k = 0; k < n; k++) push(k, false);
+    std::make_heap(heap.begin(), heap.end(), std::greater<uint64_t>());
+    while (!heap.empty()) {
+        uint32_t rank = (uint32_t)(heap.front() >> 32);
+        size_t k = (uint32_t)heap.front();
+        std::pop_heap(heap.begin(), heap.end(), std::greater<uint64_t>());
+        heap.pop_back();
+        int right = next[k];
+        if (symbols[k] < 0 || right >= n) continue;  // -1: swallowed by its left neighbour
+        const Merge* m = merge_find(t, symbols[k], symbols[(size_t)right]);
+        if (!m || m->rank != rank) continue;
+        symbols[k] = m->id;
+        symbols[(size_t)right] = -1;
+        next[k] = next[(size_t)right];
+        if (next[k] < n) prev[(size_t)next[k]] = (int)k;
+        push(prev[k], true);
+        push((int)k, true);
+    }
+    symbols.erase(std::remove(symbols.begin(), symbols.end(), -1), symbols.end());
+}
+
+// one word by merges alone, appended to ids. As in HF, a byte without a token becomes unk, or nothing if there is none
+inline void bpe_merge(const Tokenizer& t, std::string_view word, std::vector<int>& ids) {
+    if (word.size() <= 64) {
+        int symbols[64], n = 0;
+        for (char b : word) {
+            int id = t.byte_id[(unsigned char)b] >= 0 ? t.byte_id[(unsigned char)b] : t.unk;
+            if (id >= 0) symbols[n++] = id;
+        }
+        n = bpe_short(t, symbols, n);
+        ids.insert(ids.end(), symbols, symbols + n);
+        return;
+    }
+    std::vector<int> symbols;
+    symbols.reserve(word.size());
+    for (char b : word) {
+        int id = t.byte_id[(unsigned char)b] >= 0 ? t.byte_id[(unsigned char)b] : t.unk;
+        if (id >= 0) symbols.push_back(id);
+    }
+    bpe_long(t, symbols);
+    ids.insert(ids.end(), symbols.begin(), symbols.end());
+}
+
+struct TokenizerPiece {
+    size_t begin, end;
+    int id;  // an added token, or -1: text
+};
+
+// cuts the added tokens of one table out of s; parse_special = false passes over the special ones
+inline void cut_added_tokens(const Tokenizer& t, const std::vector<int>* table, std::string_view s, bool parse_special,
+                             std::vector<TokenizerPiece>& pieces) {
+    const uint8_t* classes = unicode_classes();
+    auto class_before = [&](size_t i) {  // of the character that ends at i
+        size_t k = i - 1;
+        while (k > 0 && ((unsigned char)s[k] & 0xC0) == 0x80) k--;
+        int len;
+        return utf8_class(classes, s.data(), k, s.size(), &len);
+    };
+    pieces.clear();
+    size_t start = 0;
+    for (size_t i = 0; i < s.size();) {
+        const AddedToken* found = nullptr;
+        for (int k : table[(unsigned char)s[i]]) {
+            const std::string& c = t.added[(size_t)k].needle;
+            if (s.compare(i, c.size(), c) == 0) {
+                found = &t.added[(size_t)k];
+                break;
+            }
+        }
+        if (!found) {
+            i++;
+            continue;
+        }
+        size_t begin = i, end = i + found->needle.size();
+        i = end;
+        if (found->special && !parse_special) continue;
+        int len;
+        if (found->single_word && ((begin > 0 && (class_before(begin) & kWord)) ||
+                                   (end < s.size() && (utf8_class(classes, s.data(), end, s.size(), &len) & kWord))))
+            continue;
+        if (found->lstrip) {
+            while (begin > start && (class_before(begin) & kSpace)) {
+                do begin--;
+                while (((unsigned char)s[begin] & 0xC0) == 0x80);
+            }
+        }
+        if (found->rstrip) end = class_run(classes, s.data(), end, s.size(), kSpace, true);
+        if (start < begin) pieces.push_back({start, begin, -1});
+        pieces.push_back({begin, end, found->id});
+        start = end;
+    }
+    if (start < s.size()) pieces.push_back({start, s.size(), -1});
+}
+
+// text -> ids (replaced, not appended to). Invalid UTF-8 is read as U+FFFD. parse_special = false: the text of special
+// tokens is plain text (use it for what a user or a model wrote; added tokens that are not special are still
+// recognised). with_bos: start with BOS if this tokenizer wants one (Llama 3). Rendered chats contain theirs already.
+inline void tokenizer_encode(const Tokenizer& t, std::string_view text, std::vector<int>& ids,
+                             bool parse_special = true, bool with_bos = false) {
+    ids.clear();
+    if (with_bos && t.add_bos) ids.push_back(t.bos);
+    std::string repaired, normal;
+    if (!utf8_is_valid(text)) {
+        repaired = utf8_lossy(text);
+        text = repaired;
+    }
+    std::vector<TokenizerPiece> pieces, inner;
+    std::vector<size_t> ends;
+    cut_added_tokens(t, t.added_raw, text, parse_special, pieces);
+    for (const TokenizerPiece& piece : pieces) {
+        if (piece.id >= 0) {
+            ids.push_back(piece.id);
+            continue;
+        }
+        std::string_view plain = text.substr(piece.begin, piece.end - piece.begin);
+        if (t.use_nfc && nfc_needed(plain)) {
+            normal = nfc(plain);
+            plain = normal;
+        }
+        cut_added_tokens(t, t.added_nfc, plain, parse_special, inner);
+        for (const TokenizerPiece& part : inner) {
+            if (part.id >= 0) {
+                ids.push_back(part.id);
+                continue;
+            }
+            std::string_view words = plain.substr(part.begin, part.end - part.begin);
+            pretokenize(t.pre, words, ends);
+            size_t begin = 0;
+            for (size_t end : ends) {
+                std::string_view word = words.substr(begin, end - begin);
+                int id = word_find(t, word);
+                if (id >= 0) {
+                    ids.push_back(id);
+                } else {
+                    bpe_merge(t, word, ids);
+                }
+                begin = end;
+            }
+        }
+    }
+}
+
+// ---- decoding -----------------------------------------------------------------------------------------------
+
+// the bytes of one token, possibly part of a character; "" for an id that is no token (the padded rows of an embedding)
+inline std::string_view tokenizer_token_bytes(const Tokenizer& t, int id, bool skip_special = false) {
+    if (id < 0 || id >= tokenizer_vocab_size(t) || (skip_special && tokenizer_is_special(t, id))) return {};
+    return t.bytes[(size_t)id];
+}
+
+inline std::string tokenizer_decode(const Tokenizer& t, const std::vector<int>& ids, bool skip_special = false) {
+    std::string bytes;
+    for (int id : ids) bytes.append(tokenizer_token_bytes(t, id, skip_special));
+    return utf8_is_valid(bytes) ? bytes : utf8_lossy(bytes);
+}
+
+// ---- building -----------------------------------------------------------------------------------------------
+
+// a token or JSON fragment for an error message: one line, at most 40 bytes
+inline std::string token_quoted(std::string_view s) {
+    std::string out;
+    for (char c : utf8_lossy(s.substr(0, 40))) out += (unsigned char)c < 0x20 || c == 0x7F ? '?' : c;
+    return "'" + out + (s.size() > 40 ? "...'" : "'");
+}
+
+// one token of the vocabulary; where: the file, for the message
+inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::string& text, int64_t id, uint8_t flags) {
+    const char* file = where.c_str();
+    std::string name = token_quoted(text);
+    if (id < 0 || id > kMaxTokenId)
+        fail("%s: token %s has id %lld, outside 0..%d", file, name.c_str(), (long long)id, kMaxTokenId);
+    if (text.empty()) fail("%s: the token with id %lld is empty", file, (long long)id);
+    if (!utf8_is_valid(text)) fail("%s: the token with id %lld is not valid UTF-8", file, (long long)id);
+    if ((size_t)id >= t.text.size()) {
+        t.text.resize((size_t)id + 1);
+        t.flags.resize((size_t)id + 1, 0);
+    }
+    std::string& slot = t.text[(size_t)id];
+    if (!slot.empty() && slot != text)
+        fail("%s: tokens %s and %s both have id %lld", file, token_quoted(slot).c_str(), name.c_str(), (long long)id);
+    auto [it, fresh] = t.id_of.emplace(text, (int)id);
+    if (!fresh && it->second != id)
+        fail("%s: token %s has two ids, %d and %lld", file, name.c_str(), it->second, (long long)id);
+    slot = text;
+    t.flags[(size_t)id] |= flags;
+}
+
+inline void tokenizer_put_added(Tokenizer& t, const std::string& where, const AddedToken& token) {
+    // listed twice (tokenizer.json, tokenizer_config.json): the first one's properties count
+    bool known = token.id >= 0 && (size_t)token.id < t.flags.size() && (t.flags[(size_t)token.id] & kTokenAdded);
+    int flags = known ? 0 : token.special ? kTokenAdded | kTokenSpecial : kTokenAdded;
+    tokenizer_put(t, where, token.content, token.id, (uint8_t)flags);
+    if (!known) t.added.push_back(token);
+}
+
+// bos, eos, pad: special wherever they come from; the next free id if the vocabulary lacks them, as in transformers
+inline int tokenizer_put_special(Tokenizer& t, const std::string& where, const std::string& content) {
+    int id = tokenizer_id(t, content);
+    AddedToken token;
+    token.content = content;
+    token.id = id >= 0 ? id : tokenizer_vocab_size(t);
+    token.special = true;
+    tokenizer_put_added(t, where, token);
+    for (AddedToken& a : t.added) {
+        if (a.id == token.id) a.special = true;
+    }
+    t.flags[(size_t)token.id] |= kTokenSpecial;
+    return token.id;
+}
+
+// checks the vocabulary and merges and builds every derived table
+inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
+    const char* file = where.c_str();
+    size_t V = t.text.size();
+    t.bytes.assign(V, "");
+    std::fill(std::begin(t.byte_id), std::end(t.byte_id), -1);
+    std::vector<char> shows_bytes(V, 0);
+    int byte_tokens = 0;
+    for (size_t id = 0; id < V; id++) {
+        shows_bytes[id] = byte_chars_decode(t.text[id], t.bytes[id]) && (t.flags[id] & kTokenVocab);
+        if (!shows_bytes[id] || t.bytes[id].size() != 1) continue;
+        t.byte_id[(unsigned char)t.bytes[id][0]] = (int)id;
+        byte_tokens++;
+    }
+    if (byte_tokens < 128) {
+        fail("%s: only %d of the 256 bytes have a token; this is not a byte-level BPE vocabulary", file, byte_tokens);
+    }
+
+    size_t size = 16;
+    while (size < 2 * t.merges.size() + 2) size *= 2;
+    t.merge_slots.assign(size, Merge());
+    for (size_t rank = 0; rank < t.merges.size(); rank++) {
+        const std::string& line = t.merges[rank];
+        size_t space = line.find(' ');
+        if (space == std::string::npos || space == 0 || space + 1 == line.size() ||
+            line.find(' ', space + 1) != std::string::npos)
+            fail("%s: merge %zu is %s, not two tokens", file, rank, token_quoted(line).c_str());
+        std::string left = line.substr(0, space), right = line.substr(space + 1);
+        for (const std::string& token : {left, right, left + right}) {
+            if (tokenizer_id(t, token) < 0) {
+                fail("%s: merge %zu (%s) needs token %s, which the vocabulary lacks", file, rank,
+                     token_quoted(line).c_str(), token_quoted(token).c_str());
+            }
+        }
+        uint64_t pair = (uint64_t)(uint32_t)tokenizer_id(t, left) << 32 | (uint32_t)tokenizer_id(t, right);
+        Merge& m = t.merge_slots[merge_slot(t, pair)];
+        m.pair = pair;
+        m.rank = (uint32_t)rank;  // of a merge listed twice the last one counts, as in HF
+        m.id = tokenizer_id(t, left + right);
+    }
+
+    size = 16;
+    while (size < 2 * V + 2) size *= 2;
+    t.word_slots.assign(size, 0);
+    std::vector<int> ids;
+    for (size_t id = 0; id < V; id++) {
+        if (!shows_bytes[id]) continue;
+        ids.clear();
+        if (!t.ignore_merges) bpe_merge(t, t.bytes[id], ids);
+        if (!t.ignore_merges && (ids.size() != 1 || ids[0] != (int)id)) continue;
+        size_t k = hash_word(t.bytes[id]) & (size - 1);
+        while (t.word_slots[k]) k = (k + 1) & (size - 1);
+        t.word_slots[k] = (int)id + 1;
+    }
+
+    for (int b = 0; b < 256; b++) t.added_raw[b].clear(), t.added_nfc[b].clear();
+    for (size_t k = 0; k < t.added.size(); k++) {
+        auto* table = t.added[k].normalized ? t.added_nfc : t.added_raw;
+        AddedToken& a = t.added[k];
+        a.needle = a.normalized && t.use_nfc ? nfc(a.content) : a.content;
+        table[(unsigned char)a.needle[0]].push_back((int)k);
+    }
+    for (auto* table : {t.added_raw, t.added_nfc}) {
+        for (int b = 0; b < 256; b++) {
+            std::stable_sort(table[b].begin(), table[b].end(), [&](int x, int y) {
+                return t.added[(size_t)x].needle.size() > t.added[(size_t)y].needle.size();
+            });
+        }
+    }
+    auto check = [&](int id, const char* what) {
+        if (id < -1 || id >= (int)V || (id >= 0 && !t.flags[(size_t)id]))
+            fail("%s: the %s token has id %d, which is not in the vocabulary", file, what, id);
+    };
+    check(t.bos, "bos");
+    check(t.pad, "pad");
+    for (int id : t.eos) check(id, "eos");
+    if (t.add_bos && t.bos < 0) fail("%s: add_bos is set, but there is no bos token", file);
+    t.chat = chat_template_detect(t.chat_text);
+}
+
+// From plain arrays, as a GGUF file has them. tokens[V]: vocab.json's spelling; merges: "left right"; token_type[V]: 1
+// normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte (empty: all normal); pre: tokenizer.ggml.pre; ids: -1
+// for none. "default" and "" mean GPT-2's split. Unknown pre: one line that names it.
+inline Tokenizer tokenizer_from_parts(const std::vector<std::string>& tokens, const std::vector<std::string>& merges,
+                                      const std::vector<int>& token_type, const std::string& pre, int eos, int bos,
+                                      int pad, bool add_bos, const std::string& chat_template) {
+    static const struct {
+        const char* name;
+        PreTokenizer pre;
+        bool use_nfc, ignore_merges;
+    } known[] = {
+        {"qwen2", PreTokenizer::qwen2, true, false},
+        {"deepseek-r1-qwen", PreTokenizer::qwen2, false, false},
+        {"llama-bpe", PreTokenizer::llama3, false, true},
+        {"llama3", PreTokenizer::llama3, false, true},
+        {"llama-v3", PreTokenizer::llama3, false, true},
+        {"smollm", PreTokenizer::smollm, false, false},
+        {"starcoder", PreTokenizer::smollm, false, false},
+        {"gpt-2", PreTokenizer::gpt2, false, false},
+        {"gpt2", PreTokenizer::gpt2, false, false},
+        {"default", PreTokenizer::gpt2, false, false},
+        {"", PreTokenizer::gpt2, false, false},
+    };
+    const char* where = "tokenizer arrays";
+    Tokenizer t;
+    auto k = std::find_if(std::begin(known), std::end(known), [&](const auto& row) { return pre == row.name; });
+    if (k == std::end(known))
+        fail("%s: unknown pre-tokenizer %s; known are qwen2, llama-bpe, smollm, gpt-2", where,
+             token_quoted(pre).c_str());
+    if (!token_type.empty() && token_type.size() != tokens.size())
+        fail("%s: %zu tokens but %zu token types", where, tokens.size(), token_type.size());
+    t.pre = k->pre;
+    t.use_nfc = k->use_nfc;
+    t.ignore_merges = k->ignore_merges;
+    int last_normal = -1;  // added tokens after it are not in the BPE vocabulary (Qwen); before it they are (SmolLM2)
+    auto type = [&](size_t id) { return token_type.empty() ? 1 : token_type[id]; };
+    for (size_t id = 0; id < tokens.size(); id++) {
+        if (type(id) == 1 || type(id) == 6) last_normal = (int)id;
+    }
+    for (size_t id = 0; id < tokens.size(); id++) {
+        if (type(id) == 5 && (int)id > last_normal) continue;  // "[PAD151670]": rows of the embedding, not tokens
+        uint8_t flags = (uint8_t)((int)id <= last_normal ? kTokenVocab : 0);
+        if (flags) tokenizer_put(t, where, tokens[id], (int64_t)id, flags);
+        if (type(id) < 2 || type(id) > 4) continue;
+        AddedToken token;
+        token.content = tokens[id];
+        token.id = (int)id;
+        token.special = type(id) != 4;
+        tokenizer_put_added(t, where, token);
+    }
+    t.merges = merges;
+    if (eos >= 0) t.eos.push_back(eos);
+    t.bos = bos;
+    t.pad = pad;
+    t.add_bos = add_bos;
+    t.chat_text = chat_template;
+    tokenizer_finish(t, where);
+    return t;
+}
+
+// The embedded vocabulary: ids 0..255 are the bytes, no merges; <|endoftext|> 256 is pad, <|im_end|> 258 is eos,
+// <|im_start|> is 257
+inline Tokenizer tokenizer_byte_level() {
+    std::vector<std::string> tokens;
+    for (int b = 0; b < 256; b++) tokens.push_back(byte_chars_encode(std::string(1, (char)b)));
+    for (const char* special : {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}) tokens.push_back(special);
+    std::vector<int> type(256, 1);
+    type.insert(type.end(), 3, 3);
+    return tokenizer_from_parts(tokens, {}, type, "gpt-2", 258, -1, 256, false, kChatMLTemplate);
+}
+
+// ---- loading ------------------------------------------------------------------------------------------------
+
+inline std::string tokenizer_read_file(const std::filesystem::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::string text;
+    if (!file || std::filesystem::is_directory(path)) fail("%s: cannot be read", path.c_str());
+    char buf[1 << 16];
+    while (file.read(buf, sizeof buf) || file.gcount() > 0) {
+        text.append(buf, (size_t)file.gcount());
+        if (text.size() > (1u << 30)) fail("%s: longer than 1 GiB; this is not a tokenizer file", path.c_str());
+    }
+    if (file.bad()) fail("%s: reading failed", path.c_str());
+    return text;
+}
+
+inline nlohmann::json tokenizer_read_json(const std::filesystem::path& path) {
+    nlohmann::json j;
+    try {
+        j = nlohmann::json::parse(tokenizer_read_file(path));
+    } catch (const nlohmann::json::exception& e) {
+        std::string what = utf8_lossy(e.what());
+        std::replace_if(
+            what.begin(), what.end(), [](char c) { return (unsigned char)c < 0x20; }, '?');
+        fail("%s: not valid JSON: %s", path.c_str(), what.substr(0, 200).c_str());
+    }
+    if (!j.is_object()) fail("%s: a JSON object is expected, not a %s", path.c_str(), j.type_name());
+    return j;
+}
+
+// j[key] if it has the wanted type, else the default (also for null)
+inline std::string json_text(const nlohmann::json& j, const char* key, const char* otherwise = "") {
+    auto it = j.is_object() ? j.find(key) : j.end();
+    return j.is_object() && it != j.end() && it->is_string() ? it->get<std::string>() : std::string(otherwise);
+}
+inline bool json_bool(const nlohmann::json& j, const char* key, bool otherwise) {
+    auto it = j.is_object() ? j.find(key) : j.end();
+    return j.is_object() && it != j.end() && it->is_boolean() ? it->get<bool>() : otherwise;
+}
+inline const nlohmann::json& json_get(const nlohmann::json& j, const char* key) {
+    static const nlohmann::json null;
+    auto it = j.is_object() ? j.find(key) : j.end();
+    return j.is_object() && it != j.end() ? *it : null;
+}
+inline int64_t json_id(const nlohmann::json& j) {  // -1: not an id
+    if (!j.is_number_integer()) return -1;
+    if (j.is_number_unsigned() && j.get<uint64_t>() > (uint64_t)INT64_MAX) return INT64_MAX;
+    return j.get<int64_t>();
+}
+
+inline void load_vocab(Tokenizer& t, const std::string& where, const nlohmann::json& vocab) {
+    if (!vocab.is_object() || vocab.empty()) fail("%s: the vocabulary must be an object token -> id", where.c_str());
+    for (auto it = vocab.begin(); it != vocab.end(); ++it) {
+        if (!it.value().is_number_integer()) {
+            fail("%s: the id of token %s is a %s, not an integer", where.c_str(), token_quoted(it.key()).c_str(),
+                 it.value().type_name());
+        }
+        tokenizer_put(t, where, it.key(), json_id(it.value()), kTokenVocab);
+    }
+}
+
+inline AddedToken load_added_token(const std::string& where, const nlohmann::json& j, int64_t id) {
+    AddedToken a;
+    a.content = json_text(j, "content");
+    if (a.content.empty()) fail("%s: an added token without content", where.c_str());
+    if (id < 0 || id > kMaxTokenId) {
+        fail("%s: added token %s has id %lld, outside 0..%d", where.c_str(), token_quoted(a.content).c_str(),
+             (long long)id, kMaxTokenId);
+    }
+    a.id = (int)id;
+    a.special = json_bool(j, "special", false);
+    a.lstrip = json_bool(j, "lstrip", false);
+    a.rstrip = json_bool(j, "rstrip", false);
+    a.single_word = json_bool(j, "single_word", false);
+    a.normalized = json_bool(j, "normalized", !a.special);
+    return a;
+}
+
+// [j] if j is no sequence of `list`, else its elements
+inline std::vector<nlohmann::json> json_steps(const nlohmann::json& j, const char* list) {
+    std::vector<nlohmann::json> steps;
+    if (j.is_null()) return steps;
+    if (json_text(j, "type") != "Sequence") return {j};
+    for (const auto& step : json_get(j, list)) steps.push_back(step);
+    return steps;
+}
+
+inline void load_pre_tokenizer(Tokenizer& t, const std::string& where, const nlohmann::json& j) {
+    std::string split;  // the steps before ByteLevel
+    bool use_regex = false, byte_level = false;
+    for (const auto& step : json_steps(j, "pretokenizers")) {
+        std::string type = json_text(step, "type");
+        if (byte_level) fail("%s: pre-tokenizer step %s after ByteLevel", where.c_str(), token_quoted(type).c_str());
+        if (type == "ByteLevel") {
+            byte_level = true;
+            use_regex = json_bool(step, "use_regex", true);
+            if (json_bool(step, "add_prefix_space", true))
+                fail("%s: ByteLevel with add_prefix_space is not supported", where.c_str());
+        } else if (type == "Split" && split.empty()) {
+            bool isolated = json_text(step, "behavior") == "Isolated" && !json_bool(step, "invert", false);
+            bool removed = json_text(step, "behavior") == "Removed" && json_bool(step, "invert", false);
+            split = json_text(json_get(step, "pattern"), "Regex");
+            if (split.empty() || !(isolated || removed))
+                fail("%s: unknown pre-tokenizer: a Split that is not by isolated matches of a Regex", where.c_str());
+        } else if (type == "Digits" && split.empty() && json_bool(step, "individual_digits", false)) {
+            split = "Digits";
+        } else {
+            fail("%s: unknown pre-tokenizer step %s", where.c_str(), token_quoted(type).c_str());
+        }
+    }
+    if (!byte_level) fail("%s: no ByteLevel pre-tokenizer; only byte-level BPE is supported", where.c_str());
+    if (split.empty() && use_regex) {
+        t.pre = PreTokenizer::gpt2;
+    } else if (split == "Digits" && use_regex) {
+        t.pre = PreTokenizer::smollm;
+    } else if (split == kGpt2Regex && !use_regex) {
+        t.pre = PreTokenizer::gpt2;
+    } else if (split == kQwen2Regex && !use_regex) {
+        t.pre = PreTokenizer::qwen2;
+    } else if (split == kLlama3Regex && !use_regex) {
+        t.pre = PreTokenizer::llama3;
+    } else {
+        std::string shown = split.empty() ? "ByteLevel without regex" : split;
+        fail("%s: unknown pre-tokenizer %s%s; known are those of Qwen2, Llama 3, SmolLM2 and GPT-2", where.c_str(),
+             utf8_lossy(shown.substr(0, 200)).c_str(), use_regex ? " followed by ByteLevel's own" : "");
+    }
+}
+
+// <|begin_of_text|> $A and the like: sets bos and add_bos
+inline void load_post_processor(Tokenizer& t, const std::string& where, const nlohmann::json& j) {
+    for (const auto& step : json_steps(j, "processors")) {
+        std::string type = json_text(step, "type");
+        if (type == "ByteLevel") continue;  // only trims offsets
+        if (type != "TemplateProcessing")
+            fail("%s: unknown post-processor %s", where.c_str(), token_quoted(type).c_str());
+        bool before = true;
+        for (const auto& item : json_get(step, "single")) {
+            const nlohmann::json& special = json_get(item, "SpecialToken");
+            if (special.is_null()) {
+                before = false;
+                continue;
+            }
+            std::string name = json_text(special, "id");
+            if (!before || t.add_bos || tokenizer_id(t, name) < 0) {
+                fail("%s: the post-processor adds %s; only one known token before the text is supported", where.c_str(),
+                     token_quoted(name).c_str());
+            }
+            t.bos = tokenizer_id(t, name);
+            t.add_bos = true;
+        }
+    }
+}
+
+inline void load_tokenizer_json(Tokenizer& t, const std::string& where, const nlohmann::json& j) {
+    const char* file = where.c_str();
+    const nlohmann::json& model = json_get(j, "model");
+    std::string type = json_text(model, "type", "BPE");
+    if (!model.is_object()) fail("%s: no \"model\"; this is not a tokenizer.json", file);
+    if (type != "BPE") fail("%s: model type %s is not supported; only BPE is", file, token_quoted(type).c_str());
+    if (json_bool(model, "byte_fallback", false) || !json_text(model, "continuing_subword_prefix").empty() ||
+        !json_text(model, "end_of_word_suffix").empty() ||
+        (json_get(model, "dropout").is_number() && json_get(model, "dropout").get<double>() != 0)) {
+        fail("%s: byte_fallback, dropout and subword prefixes or suffixes are not supported", file);
+    }
+    load_vocab(t, where, json_get(model, "vocab"));
+    t.ignore_merges = json_bool(model, "ignore_merges", false);
+    const nlohmann::json& merges = json_get(model, "merges");
+    if (!merges.is_array()) fail("%s: \"merges\" must be a list", file);
+    for (const auto& m : merges) {
+        if (m.is_string()) {
+            t.merges.push_back(m.get<std::string>());
+        } else if (m.is_array() && m.size() == 2 && m[0].is_string() && m[1].is_string()) {
+            t.merges.push_back(m[0].get<std::string>() + " " + m[1].get<std::string>());
+        } else {
+            fail("%s: merge %zu is neither \"a b\" nor [a, b]", file, t.merges.size());
+        }
+    }
+    for (const auto& a : json_get(j, "added_tokens"))
+        tokenizer_put_added(t, where, load_added_token(where, a, json_id(json_get(a, "id"))));
+    std::string unk = json_text(model, "unk_token");
+    if (!unk.empty()) t.unk = tokenizer_id(t, unk);
+    if (t.unk >= 0 && json_bool(model, "fuse_unk", false)) fail("%s: fuse_unk is not supported", file);
+    for (const auto& step : json_steps(json_get(j, "normalizer"), "normalizers")) {
+        if (json_text(step, "type") != "NFC")
+            fail("%s: unknown normalizer %s; NFC is known", file, token_quoted(json_text(step, "type")).c_str());
+        t.use_nfc = true;
+    }
+    load_pre_tokenizer(t, where, json_get(j, "pre_tokenizer"));
+    load_post_processor(t, where, json_get(j, "post_processor"));
+}
+
+// vocab.json and merges.txt say nothing about splits: tokenizer_class in tokenizer_config.json decides; without it,
+// Qwen2
+inline void load_vocab_and_merges(Tokenizer& t, const std::filesystem::path& dir, const nlohmann::json& config) {
+    std::string cls = json_text(config, "tokenizer_class", "Qwen2Tokenizer");
+    if (cls == "Qwen2Tokenizer" || cls == "Qwen2TokenizerFast") {
+        t.pre = PreTokenizer::qwen2;
+        t.use_nfc = true;
+    } else if (cls == "GPT2Tokenizer" || cls == "GPT2TokenizerFast") {
+        t.pre = PreTokenizer::gpt2;
+        if (json_bool(config, "add_prefix_space", false)) fail("%s: add_prefix_space is not supported", dir.c_str());
+    } else {
+        fail("%s: tokenizer_class %s needs a tokenizer.json; vocab.json and merges.txt are enough for Qwen2 and GPT-2",
+             (dir / "tokenizer_config.json").c_str(), token_quoted(cls).c_str());
+    }
+    std::string where = (dir / "vocab.json").string();
+    load_vocab(t, where, tokenizer_read_json(where));
+    std::string text = tokenizer_read_file(dir / "merges.txt");
+    for (size_t i = 0, end; i < text.size(); i = end + 1) {
+        end = std::min(text.find('\n', i), text.size());
+        std::string line = text.substr(i, end - i);
+        if (!line.empty() && line.back() == '\r') line.pop_back();
+        if (!line.empty() && line.compare(0, 8, "#version") != 0) t.merges.push_back(line);
+    }
+}
+
+// tokenizer_config.json, special_tokens_map.json, generation_config.json, chat_template.jinja: those that exist
+inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, const nlohmann::json& config) {
+    std::string where = (dir / "tokenizer_config.json").string();
+    const nlohmann::json& decoder = json_get(config, "added_tokens_decoder");
+    if (decoder.is_object()) {
+        std::vector<AddedToken> tokens;
+        for (auto it = decoder.begin(); it != decoder.end(); ++it) {
+            bool digits = !it.key().empty() && it.key().size() < 10 &&
+                          it.key().find_first_not_of("0123456789") == std::string::npos;
+            tokens.push_back(load_added_token(where, it.value(), digits ? std::stoll(it.key()) : -1));
+        }
+        std::sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+        for (const AddedToken& a : tokens) tokenizer_put_added(t, where, a);
+    }
+    nlohmann::json map;
+    if (std::filesystem::exists(dir / "special_tokens_map.json"))
+        map = tokenizer_read_json(dir / "special_tokens_map.json");
+    auto special = [&](const char* key) {
+        for (const nlohmann::json& v : {json_get(config, key), json_get(map, key)}) {
+            std::string content = v.is_string() ? v.get<std::string>() : json_text(v, "content");
+            if (!content.empty()) return tokenizer_put_special(t, where, content);
+        }
+        return -1;
+    };
+    int eos = special("eos_token"), bos = special("bos_token");
+    t.pad = special("pad_token");
+    if (bos >= 0 && !t.add_bos) t.bos = bos;
+    if (json_bool(config, "add_bos_token", false) && t.bos >= 0) t.add_bos = true;
+    if (eos >= 0) t.eos.push_back(eos);
+    if (std::filesystem::exists(dir / "generation_config.json")) {
+        nlohmann::json generation = tokenizer_read_json(dir / "generation_config.json");
+        nlohmann::json ids = json_get(generation, "eos_token_id");
+        if (!ids.is_array()) ids = nlohmann::json::array({ids});
+        for (const auto& id : ids) {
+            int64_t v = json_id(id);
+            if (v < 0 || v >= tokenizer_vocab_size(t) || tokenizer_is_eos(t, (int)v)) continue;
+            t.eos.push_back((int)v);
+        }
+    }
+    const nlohmann::json& length = json_get(config, "model_max_length");
+    if (length.is_number_integer()) t.model_max_length = std::max<int64_t>(0, json_id(length));
+    const nlohmann::json& chat = json_get(config, "chat_template");
+    if (chat.is_string()) t.chat_text = chat.get<std::string>();
+    if (chat.is_array()) {  // several templates with names
+        for (const auto& entry : chat) {
+            if (json_text(entry, "name") == "default") t.chat_text = json_text(entry, "template");
+        }
+    }
+    if (std::filesystem::exists(dir / "chat_template.jinja"))
+        t.chat_text = tokenizer_read_file(dir / "chat_template.jinja");
+}
+
+// dir_or_file: a folder with tokenizer.json, or with vocab.json and merges.txt; or one of those files.
+// tokenizer_config.json, chat_template.jinja, special_tokens_map.json and generation_config.json next to them are read
+// when present. t is changed only on success.
+inline void tokenizer_load(Tokenizer& t, const std::string& dir_or_file) {
+    namespace fs = std::filesystem;
+    fs::path path(dir_or_file), dir = path, json;
+    if (!fs::exists(path)) fail("%s: no such file or folder", path.c_str());
+    if (!fs::is_directory(path)) {
+        dir = path.has_parent_path() ? path.parent_path() : fs::path(".");
+        std::string name = path.filename().string();
+        bool beside = name == "vocab.json" || name == "merges.txt" || name == "tokenizer_config.json" ||
+                      name == "chat_template.jinja";
+        if (!beside) json = path;
+        if (beside && name[0] != 'v' && name[0] != 'm' && fs::exists(dir / "tokenizer.json"))
+            json = dir / "tokenizer.json";
+    } else if (fs::exists(dir / "tokenizer.json")) {
+        json = dir / "tokenizer.json";
+    }
+    if (json.empty() && !(fs::exists(dir / "vocab.json") && fs::exists(dir / "merges.txt")))
+        fail("%s: neither tokenizer.json nor vocab.json and merges.txt are here", dir.c_str());
+    nlohmann::json config = nlohmann::json::object();
+    if (fs::exists(dir / "tokenizer_config.json")) config = tokenizer_read_json(dir / "tokenizer_config.json");
+
+    Tokenizer fresh;
+    if (!json.empty()) {
+        load_tokenizer_json(fresh, json.string(), tokenizer_read_json(json));
+    } else {
+        load_vocab_and_merges(fresh, dir, config);
+        // the defaults of these classes in transformers
+        if (!config.contains("eos_token")) config["eos_token"] = "<|endoftext|>";
+        if (!config.contains("pad_token") && fresh.pre == PreTokenizer::qwen2) config["pad_token"] = "<|endoftext|>";
+    }
+    load_side_files(fresh, dir, config);
+    tokenizer_finish(fresh, json.empty() ? (dir / "merges.txt").string() : json.string());
+    t = std::move(fresh);
+}
+
+// ---- saving -------------------------------------------------------------------------------------------------
+
+inline nlohmann::ordered_json added_token_json(const AddedToken& a, bool with_id) {
+    nlohmann::ordered_json j = nlohmann::ordered_json::object();
+    if (with_id) j["id"] = a.id;
+    j["content"] = a.content;
+    j["single_word"] = a.single_word;
+    j["lstrip"] = a.lstrip;
+    j["rstrip"] = a.rstrip;
+    j["normalized"] = a.normalized;
+    j["special"] = a.special;
+    return j;
+}
+
+inline nlohmann::ordered_json pre_tokenizer_json(PreTokenizer pre) {
+    using J = nlohmann::ordered_json;
+    bool own_regex = pre == PreTokenizer::gpt2 || pre == PreTokenizer::smollm;
+    J bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", own_regex}};
+    if (pre == PreTokenizer::gpt2) return bytes;
+    J first = {{"type", "Digits"}, {"individual_digits", true}};
+    if (pre != PreTokenizer::smollm) {
+        const char* regex = pre == PreTokenizer::qwen2 ? kQwen2Regex : kLlama3Regex;
+        first = {{"type", "Split"}, {"pattern", {{"Regex", regex}}}, {"behavior", "Isolated"}, {"invert", false}};
+    }
+    return {{"type", "Sequence"}, {"pretokenizers", J::array({first, bytes})}};
+}
+
+inline void tokenizer_write_file(const std::filesystem::path& path, const std::string& text) {
+    std::filesystem::path beside = path;
+    beside += ".tmp";
+    std::ofstream file(beside, std::ios::binary);
+    file << text;
+    file.close();
+    std::error_code error;
+    if (file) std::filesystem::rename(beside, path, error);
+    if (!file || error) fail("%s: cannot be written", path.c_str());
+}
+
+// tokenizer.json and tokenizer_config.json in dir (created if needed), for Hugging Face tokenizers and transformers
+inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
+    using J = nlohmann::ordered_json;
+    std::error_code error;
+    std::filesystem::create_directories(dir, error);
+    if (error) fail("%s: cannot be created: %s", dir.c_str(), error.message().c_str());
+
+    // HF numbers added tokens that its vocabulary lacks from the vocabulary's size on. If that would give another id,
+    // the added tokens are written into the vocabulary as well.
+    std::vector<AddedToken> added = t.added;
+    std::sort(added.begin(), added.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
+    int64_t next = std::count_if(t.flags.begin(), t.flags.end(), [](uint8_t f) { return f & kTokenVocab; });
+    bool in_vocab = false;
+    for (const AddedToken& a : added) {
+        if (!(t.flags[(size_t)a.id] & kTokenVocab)) in_vocab = in_vocab || a.id != next++;
+    }
+    J vocab = J::object(), merges = J::array(), added_list = J::array(), decoder = J::object();
+    auto& entries = vocab.get_ref<J::object_t&>();  // push_back: ordered_json's own insertion searches linearly
+    for (size_t id = 0; id < t.text.size(); id++) {
+        if ((t.flags[id] & kTokenVocab) || (in_vocab && t.flags[id])) entries.push_back({t.text[id], J(id)});
+    }
+    for (const std::string& m : t.merges) merges.push_back(m);
+    for (const AddedToken& a : added) {
+        added_list.push_back(added_token_json(a, true));
+        decoder[std::to_string(a.id)] = added_token_json(a, false);
+    }
+    auto name = [&](int id) { return id >= 0 ? J(t.text[(size_t)id]) : J(); };
+
+    J j = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
+    j["added_tokens"] = std::move(added_list);
+    j["normalizer"] = t.use_nfc ? J{{"type", "NFC"}} : J();
+    j["pre_tokenizer"] = pre_tokenizer_json(t.pre);
+    J bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
+    j["post_processor"] = bytes;
+    if (t.add_bos) {
+        J bos = {{"SpecialToken", {{"id", name(t.bos)}, {"type_id", 0}}}};
+        auto sequence = [](const char* id, int type) { return J{{"Sequence", {{"id", id}, {"type_id", type}}}}; };
+        J token = {{"id", name(t.bos)}, {"ids", J::array({t.bos})}, {"tokens", J::array({name(t.bos)})}};
+        J single = J::array({bos, sequence("A", 0)}), pair = J::array({bos, sequence("A", 0), sequence("B", 1)});
+        J specials = J::object();
+        specials[t.text[(size_t)t.bos]] = token;
+        J with_bos = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", specials}};
+        j["post_processor"] = {{"type", "Sequence"}, {"processors", J::array({bytes, with_bos})}};
+    }
+    j["decoder"] = bytes;
+    J model = {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", name(t.unk)}};
+    model["continuing_subword_prefix"] = nullptr;
+    model["end_of_word_suffix"] = nullptr;
+    model["fuse_unk"] = false;
+    model["byte_fallback"] = false;
+    model["ignore_merges"] = t.ignore_merges;
+    model["vocab"] = std::move(vocab);
+    model["merges"] = std::move(merges);
+    j["model"] = std::move(model);
+
+    J config = {{"add_bos_token", t.add_bos}, {"add_prefix_space", false}};
+    config["added_tokens_decoder"] = std::move(decoder);
+    config["bos_token"] = name(t.bos);
+    if (!t.chat_text.empty()) config["chat_template"] = t.chat_text;
+    config["clean_up_tokenization_spaces"] = false;
+    config["eos_token"] = name(t.eos.empty() ? -1 : t.eos[0]);
+    config["errors"] = "replace";
+    if (t.model_max_length > 0) config["model_max_length"] = t.model_max_length;
+    config["pad_token"] = name(t.pad);
+    config["split_special_tokens"] = false;
+    config["tokenizer_class"] = "PreTrainedTokenizerFast";
+    config["unk_token"] = name(t.unk);
+    std::filesystem::path out(dir);
+    tokenizer_write_file(out / "tokenizer.json", j.dump(1) + "\n");
+    tokenizer_write_file(out / "tokenizer_config.json", config.dump(2) + "\n");
+}

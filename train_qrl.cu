@@ -1,0 +1,42 @@
+// train_qrl: reinforcement learning of quantized reasoning models.
+//   ./train_qrl [command] [--flag value ...]
+#include "commands/eval.cuh"      // eval_command: accuracy on held-out problems
+#include "commands/generate.cuh"  // generate_command: complete a prompt
+#include "commands/grpo.cuh"      // grpo_command: the main job
+#include "commands/sft.cuh"       // sft_command: supervised fine-tuning
+#include "commands/text.cuh"      // tokenize_command, logprobs_command: JSON lines in and out
+
+int main(int argc, char** argv) {
+    try {
+        Session s;
+        s.o = parse_options(argc, argv);
+        if (s.o.action != OPTIONS_RUN) {
+            fputs(options_answer(s.o).c_str(), stdout);
+            return 0;
+        }
+#if !defined(_OPENMP)
+        fprintf(stderr, "warning: built without OpenMP, one core is used\n");
+#endif
+        install_stop_handler();
+        switch (s.o.command) {
+            case COMMAND_GRPO: return grpo_command(s);
+            case COMMAND_SFT: return sft_command(s);
+            case COMMAND_EVAL: return eval_command(s);
+            case COMMAND_GENERATE: return generate_command(s);
+            case COMMAND_TOKENIZE: return tokenize_command(s.o);
+            case COMMAND_LOGPROBS: return logprobs_command(s);
+            case COMMAND_COUNT: break;
+        }
+        return 2;
+    } catch (const Error& e) {
+        fflush(stdout);
+        fprintf(stderr, "train_qrl: %s\n", e.what());
+        return e.exit_code;
+    } catch (const std::bad_alloc&) {
+        fprintf(stderr, "train_qrl: out of memory; lower --micro_batch_tokens or --rollout_batch\n");
+        return 1;
+    } catch (const std::exception& e) {
+        fprintf(stderr, "train_qrl: %s\n", e.what());
+        return 1;
+    }
+}
