@@ -6,10 +6,11 @@
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make sanitize   the tests of kernels and file readers under AddressSanitizer and UBSan
 #
-# PRECISION=BF16|FP32   working weights and activations          MARCH=native|x86-64|...   CPU to compile for
+# PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
+#                       memory but is faster only with AVX512_BF16
+# MARCH=native|x86-64|...  CPU to compile for
 # CUDA=0|1              never or always nvcc                     ARCHS="80 90"             GPUs for nvcc (default: native)
 
-PRECISION ?= BF16
 MARCH ?= native
 BUILD ?= build
 CUDA_HOME ?= /usr/local/cuda
@@ -38,6 +39,8 @@ else
   USE_NVCC := yes
   WHY := CUDA toolkit and driver found
 endif
+
+PRECISION ?= $(if $(USE_NVCC),BF16,FP32)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
 
 // work = floatX(master) everywhere, quantizer left out: the full-precision policy. model_refresh brings it back.
 inline void model_work_from_master(Model& m) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < m.num_params; i++) m.work.data[i] = m.master.data[i];
 }
 
@@ -243,7 +243,7 @@ inline void model_refresh(Model& m) {
         }
         const float* from = m.master.data + t.offset;
         floatX* to = m.work.data + t.offset;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < t.count(); i++) to[i] = from[i];
     }
 }

@@ -119,7 +119,7 @@ inline RolloutConfig rollout_config(const Session& s) {
 // ---------------------------------------------------------------------------------------------------------------------
 // problems
 
-constexpr int EMBEDDED_COMPLETION_LENGTH = 40;
+constexpr int EMBEDDED_COMPLETION_LENGTH = 56;
 constexpr uint32_t EMBEDDED_TRAIN_PROBLEMS = 100000, EMBEDDED_EVAL_PROBLEMS = 256;
 
 inline std::vector<Problem> embedded_problems(uint64_t seed, uint32_t n, bool held_out) {

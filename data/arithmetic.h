@@ -1,22 +1,26 @@
-// The embedded task: integer arithmetic in one or two operations, with the working written out.
+// The embedded task: integer arithmetic with the working written out column by column, units first.
 //
-//   question   37+48-26=?
-//   solution   37+48=85\n85-26=59\n#### 59
+//   question  482+359=?     915-748=?      468*7=?
+//   solution  2+9=11        15-8=7         8*7=56
+//             8+5+1=14      10-4=6         6*7+5=47
+//             4+3+1=8       8-7=1          4*7+4=32
+//             #### 841      #### 167       #### 3276
 //
-// Levels: 1 adds or subtracts once; 2 chains two of them; 3 multiplies by a digit and adds or subtracts.
-// A problem is a pure function of (seed, index). Train and held-out are disjoint by construction: a problem is held out
-// when a hash of its text is 0 modulo 8, whatever the seed, and the two draws reject the other's problems.
+// Three operations at three levels (numbers of 2, 3 and 4 digits). Every step is a small fact, but the model has to find
+// the right digits, carry, and put the answer together in the other direction; one wrong token makes it wrong.
+// A problem is a pure function of (seed, index). Train and held-out are disjoint by construction: a question is held out
+// when a hash of its text is 0 modulo 8, whatever the seed, and each split draws again until it has one of its own.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 #include "../runtime/error.h"
 #include "../runtime/rng.h"
-#include "dataset.h"
 
 struct ArithmeticProblem {
     std::string question, solution, gold;
-    int level = 0;
+    int level = 0;  // 1, 2, 3: numbers of level + 1 digits
+    char operation = '+';
 };
 
 inline ArithmeticProblem arithmetic_draw(uint64_t seed, uint32_t index, uint32_t attempt) {
@@ -26,30 +30,32 @@ inline ArithmeticProblem arithmetic_draw(uint64_t seed, uint32_t index, uint32_t
     };
     ArithmeticProblem p;
     p.level = between(r.x[0], 1, 3);
-    int a = between(r.x[1], 10, 99), b = between(r.x[2], 10, 99), c = between(r.x[3], 10, 99);
-    int first, last;
-    std::string head, tail;
-    if (p.level == 3) {
-        int digit = between(s.x[0], 2, 9);
-        first = a * digit;
-        head = format("%d*%d", a, digit);
-    } else {
-        bool plus = s.x[0] & 1;
-        if (!plus && a < b) std::swap(a, b);
-        first = plus ? a + b : a - b;
-        head = format("%d%c%d", a, plus ? '+' : '-', b);
+    p.operation = "+-*"[between(r.x[1], 0, 2)];
+    const int low = p.level == 1 ? 10 : p.level == 2 ? 100 : 1000, high = 10 * low - 1;
+    int a = between(r.x[2], low, high), b = between(r.x[3], low, high);
+    if (p.operation == '*') b = between(s.x[0], 2, 9);
+    if (p.operation == '-' && a < b) std::swap(a, b);
+    p.question = format("%d%c%d=?", a, p.operation, b);
+
+    int carry = 0, top = a, bottom = b;
+    for (int column = 0; column <= p.level; column++, top /= 10) {
+        int t = top % 10, d = p.operation == '*' ? b : bottom % 10, value;
+        bottom /= 10;
+        if (p.operation == '-') {
+            t -= carry;  // a borrow; 0 becomes -1, and 9 below
+            carry = t < d;
+            t += 10 * carry;
+            value = t - d;
+            p.solution += format("%d-%d=%d\n", t, d, value);
+            continue;
+        }
+        value = (p.operation == '+' ? t + d : t * d) + carry;
+        p.solution += carry ? format("%d%c%d+%d=%d\n", t, p.operation, d, carry, value)
+                            : format("%d%c%d=%d\n", t, p.operation, d, value);
+        carry = value / 10;
     }
-    std::string work = format("%s=%d\n", head.c_str(), first);
-    last = first;
-    if (p.level > 1) {
-        bool plus = (s.x[1] & 1) || first < c;
-        last = plus ? first + c : first - c;
-        tail = format("%c%d", plus ? '+' : '-', c);
-        work += format("%d%s=%d\n", first, tail.c_str(), last);
-    }
-    p.question = head + tail + "=?";
-    p.gold = std::to_string(last);
-    p.solution = work + "#### " + p.gold;
+    p.gold = std::to_string(p.operation == '+' ? a + b : p.operation == '-' ? a - b : a * b);
+    p.solution += "#### " + p.gold;
     return p;
 }
 

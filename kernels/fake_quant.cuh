@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 #include "../runtime/dtypes.h"
+#include "../runtime/math.h"
 
 struct Grid {
     float scale;
@@ -89,7 +90,7 @@ inline int64_t fake_quant_forward_cpu(floatX* out,      // [groups, group]
         if (start + piece < end) end = start + piece;
         int flips = 0;
         if (codes) {
-#pragma omp simd reduction(+ : flips)
+INDEPENDENT
             for (int64_t j = start; j < end; j++) {
                 float q = quant_code(w[j], g, low, high);
                 int8_t code = (int8_t)(q - shift);
@@ -98,7 +99,7 @@ inline int64_t fake_quant_forward_cpu(floatX* out,      // [groups, group]
                 out[j] = (q - g.zero) * g.scale;
             }
         } else {
-#pragma omp simd
+INDEPENDENT
             for (int64_t j = start; j < end; j++) out[j] = (quant_code(w[j], g, low, high) - g.zero) * g.scale;
         }
         changed += flips;
@@ -115,7 +116,7 @@ inline void fake_quant_backward_cpu(float* dw,         // [groups, group]
 #pragma omp parallel for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
         float s = grid[g].scale, z = grid[g].zero;
-#pragma omp simd
+INDEPENDENT
         for (int64_t j = g * group; j < (g + 1) * group; j++) {
             float x = w[j] / s + z;
             dw[j] = x >= low && x <= high ? dw[j] : 0.0f;

@@ -129,7 +129,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,        // [T,C]
                 const float* z = logits + i * columns;
                 floatX* dz = dlogits + i * columns;
                 float g = dlogp[t0 + i] * inverse_temperature, row_lse = lse[t0 + i];
-#pragma omp simd
+INDEPENDENT
                 for (int64_t v = 0; v < n; v++) dz[v] = -g * exp_f(z[v] * inverse_temperature - row_lse);
                 int64_t y = targets[t0 + i] - v0;
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));
@@ -137,7 +137,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,        // [T,C]
             gemm_nn(dh, dlogits, weight + v0 * C, rows, n, C, true, C, columns);
             gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, C, columns);
         }
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
     }
 }

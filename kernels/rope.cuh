@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 #include "../runtime/dtypes.h"
+#include "../runtime/math.h"
 
 struct RopeTable {
     int HD = 0;
@@ -68,7 +69,7 @@ inline void rope_cpu(floatX* out, int64_t out_stride,        // [T, H*HD] at out
         for (int h = 0; h < H; h++) {
             const floatX* x = inp + t * inp_stride + (int64_t)h * r.HD;
             floatX* y = out + t * out_stride + (int64_t)h * r.HD;
-#pragma omp simd
+INDEPENDENT
             for (int i = 0; i < half; i++) {
                 float x1 = (float)x[i], x2 = (float)x[i + half], sn = direction * s[i];
                 y[i] = x1 * c[i] - x2 * sn;

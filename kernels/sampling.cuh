@@ -26,11 +26,13 @@ inline int argmax_row(const float* logits, int64_t n) {
     return best;
 }
 
-// u: uniform in [0,1). scratch is grown as needed.
+// u: uniform in [0,1) in steps of 2^-24, taken as the middle of its step: at u = 0 itself the first word of the
+// vocabulary would be drawn however improbable it is. scratch is grown as needed.
 inline int sample_row(const float* logits,  // [n_allowed]
                       int64_t n_allowed, const SamplingParams& p, float u, std::vector<float>& weights) {
     if (p.temperature == 0.0f) return argmax_row(logits, n_allowed);
     float inverse = 1.0f / p.temperature;
+    const double quantile = (double)u + 2.98023223876953125e-8;  // + 2^-25
     float max = logits[0];
     for (int64_t i = 0; i < n_allowed; i++) max = logits[i] > max ? logits[i] : max;
 
@@ -50,7 +52,7 @@ inline int sample_row(const float* logits,  // [n_allowed]
             kept = i < 1 ? 1 : i;
             total = sum;
         }
-        double target = (double)u * total, sum = 0.0;
+        double target = quantile * total, sum = 0.0;
         for (int64_t i = 0; i < kept; i++)
             if ((sum += weights[i]) > target) return order[i];
         return order[kept - 1];
@@ -71,13 +73,13 @@ inline int sample_row(const float* logits,  // [n_allowed]
         }
         total += sums[b] = (double)sum;
     }
-    double target = (double)u * total, sum = 0.0;
+    double target = quantile * total, sum = 0.0;
     int64_t b = 0;
     while (b + 1 < blocks && sum + sums[b] <= target) sum += sums[b++];
-    int64_t i = b * block, end = std::min(i + block, n_allowed), last = i;
+    int64_t i = b * block, end = std::min(i + block, n_allowed), heaviest = i;
     for (; i < end; i++) {
-        if (weights[i] > 0.0f) last = i;
+        if (weights[i] > weights[heaviest]) heaviest = i;
         if ((sum += weights[i]) > target) return (int)i;
     }
-    return (int)last;  // rounding left the target just above the block's sum
+    return (int)heaviest;  // rounding left the target just above the block's sum
 }

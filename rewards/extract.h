@@ -200,9 +200,10 @@ inline bool next_number(const std::string& s, size_t p, size_t& begin, size_t& e
 inline std::string last_hash_answer(const std::string& s) {
     size_t at = s.size();
     while (at > 0 && (at = s.rfind("####", at - 1)) != std::string::npos) {
-        size_t b = at + 4, e = s.find('\n', b);
-        if (e == std::string::npos) e = s.size();
+        size_t b = at + 4, e = b;
+        while (e < s.size() && s[e] != '\n' && e - b < 512) e++;
         while (at > 0 && s[at - 1] == '#') at--;
+        if (e - b == 512) continue;  // no answer is that long, and many of them would be slow
         std::string line = trim_text(s.substr(b, e - b), "*`#");
         size_t i = 0;
         for (;;) {
@@ -343,12 +344,16 @@ inline std::string phrase_answer(const std::string& s, size_t p) {
 inline std::string last_math_answer(const std::string& s) {
     static const char* const pairs[][2] = {{"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
     const size_t longest = 2048;
+    size_t last_round = s.rfind("\\)"), last_square = s.rfind("\\]");
+    if (last_round == std::string::npos) last_round = 0;
+    if (last_square == std::string::npos) last_square = 0;
     size_t best_b = 0, best_e = 0;
     for (size_t i = 0; i < s.size();) {
         size_t next = i + 1;
         for (auto& pair : pairs) {
             if (!text_at(s, i, pair[0])) continue;
             size_t b = i + strlen(pair[0]), e = b;
+            if (pair[0][0] == '\\' && i > (pair[1][1] == ')' ? last_round : last_square)) continue;
             while (e < s.size() && e - b < longest && !text_at(s, e, pair[1])) e++;
             if (!text_at(s, e, pair[1])) continue;
             size_t close = e + strlen(pair[1]);

@@ -42,14 +42,12 @@ inline float reward_exact(const RewardInput& in) {
     return grade(in.gold, answer) == Verdict::correct ? 1.0f : 0.0f;
 }
 
-// 1 if the answer is right, wherever extract_answer finds it
+// 1 if the answer is right, wherever extract_answer finds it; for a letter also what extract_choice finds
 inline float reward_accuracy(const RewardInput& in) {
     ExtractedAnswer answer = extract_answer(in.completion);
     if (grade(in.gold, answer.text) == Verdict::correct) return 1;
-    if (parse_answer(in.gold).root < 0 || in.gold.size() != 1) return 0;
-    std::string letter = extract_choice(in.completion);
-    return !letter.empty() && answer.rule == AnswerRule::none && grade(in.gold, letter) == Verdict::correct ? 1.0f
-                                                                                                            : 0.0f;
+    bool choice = answer.rule == AnswerRule::none && in.gold.size() == 1 && is_ascii_letter(in.gold[0]);
+    return choice && grade(in.gold, extract_choice(in.completion)) == Verdict::correct ? 1.0f : 0.0f;
 }
 
 // 1 if the last \boxed is right, and 0.1 more if what it holds can be read: 0, 0.1 or 1.1 for a readable gold

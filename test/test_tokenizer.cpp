@@ -545,6 +545,8 @@ TEST(Chat, Qwen3DropsEarlierReasoning) {
     EXPECT_EQ(qwen3(true, -1), c);
     EXPECT_EQ(qwen3(true, 1), c);
     EXPECT_EQ(qwen3(true, 0), c + "<think>\n\n</think>\n\n");
+    Json alone = Json::parse(R"([{"role": "assistant", "content": "x"}])");  // no question at all: no reasoning block
+    EXPECT_EQ(chat_render(ChatTemplate::qwen3, alone, nullptr, false, -1), "<|im_start|>assistant\nx<|im_end|>\n");
     messages[2]["content"] = "<tool_response>5</tool_response>";  // no new question: the reasoning stays
     EXPECT_NE(qwen3(true, -1).find("<think>\nr\n</think>"), std::string::npos);
     EXPECT_NE(chat_render(ChatTemplate::qwen3_instruct, messages, nullptr, true, 0).find("<think>\nr\n</think>\n\nb"),

@@ -1,24 +1,21 @@
-// Matrix products on the CPU: every linear layer of the transformer, forward and backward, in training and in
-// generation.
+// Matrix products on the CPU: every linear layer of the transformer, in training and in generation.
 //
-//   gemm_nt   Y[M,N]  = X[M,K] W[N,K]^T + bias   forward            gemm_nt_packed   the same bits, W packed beforehand
+//   gemm_nt   Y[M,N]  = X[M,K] W[N,K]^T + bias   forward; gemm_nt_packed: the same bits, W packed beforehand
 //   gemm_nn   dX[M,K] = dY[M,N] W[N,K]           activation gradient
 //   gemm_tn   dW[N,K] += dY[M,N]^T X[M,K]        weight gradient, float
 //
 // How it is fast (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 2008; BLIS: Van Zee &
-// van de Geijn, TOMS 2015). All three are C[M,N] = A[M,K] B[K,N], and a core that does two 16-wide multiply-adds a
-// cycle cannot load its operands at that rate; so every operand loaded must be used many times from the nearest memory:
-//   registers  A tile of GEMM_MR x GEMM_NR (8 x 48) sums stays in registers while k runs: 11 loads feed 24
-//   multiply-adds.
-//              That loop is gemm_micro.h; everything here only keeps it fed.
-//   L1         GEMM_MR rows of A over GEMM_KC of k (16 KB of bf16) are used by every panel of a task in turn.
-//   L2         B is copied into panels of GEMM_NR columns, k after k, so that the tile reads one stream without a gap
-//              (no TLB or cache-way conflicts whatever ldw is). A task's panels are kept within GEMM_GROUP_BYTES.
-//   L3         At most GEMM_SHARED_BYTES of panels exist at a time, packed by all threads together, then shared by
-//   them.
-// A is read where it stands if it is the 32-bit words the tile wants (float, or bf16 with vdpbf16ps), else it is copied
-// too. A thread takes tasks, row blocks x groups of panels, from a counter; small products run on fewer threads, down
-// to one.
+// van de Geijn, TOMS 2015). All three are C[M,N] = A[M,K] B[K,N]. A core that does two 16-wide multiply-adds a cycle
+// cannot load new operands at that rate, so each one loaded is used many times, from the nearest memory that holds it:
+//   registers  A tile of GEMM_MR x GEMM_NR (8 x 48) sums stays there while k runs: 11 loads feed 24 multiply-adds.
+//              That loop is gemm_micro.h; everything in this file only keeps it fed.
+//   L1         GEMM_MR rows of A over GEMM_KC of k (16 KB of bf16) meet every panel of a group in turn.
+//   L2         B is copied into panels of GEMM_NR columns, k after k: the tile reads one stream without gaps, and no
+//              TLB or cache-way conflicts whatever ldb is. A group of panels (GEMM_GROUP_BYTES) meets all rows of a
+//              task.
+//   L3         At most GEMM_SHARED_BYTES of panels exist at a time, packed by all threads together, shared by them.
+// A is read where it stands if it already is the words the tile wants (float, or bf16 with vdpbf16ps), else copied too.
+// A thread takes tasks (row block x run of panels) from a counter; small products run on fewer threads, down to one.
 //
 // Batch invariance, the property the trainer stands on: the bits of an output depend on its row of A, its column of B
 // and on nothing else: not on M, the row's place, N or a cut of N, the number of threads, packed or not. GRPO's ratio
@@ -26,9 +23,9 @@
 // and the trainer sees thousands. Therefore one order of summation, for every shape: inside a k block of GEMM_KC one
 // chain from k = 0 upwards; block sums added in order; old C (accumulate) before the first block, bias after the last;
 // one rounding to C's type at the end. GEMM_KC is thus part of the arithmetic, and blocks also keep the error at about
-// (GEMM_KC + K / GEMM_KC) eps instead of K eps. Nothing else above changes bits, so everything else may be tuned.
+// (GEMM_KC + K / GEMM_KC) eps instead of K eps. Nothing else here changes bits, so everything else may be tuned.
 //
-// The one trap: results differ between back ends (gemm_micro.h), so two machines need not agree; one build with itself
+// The one trap: back ends differ in rounding (gemm_micro.h), so two machines need not agree; one build with itself
 // does. bf16 and float may be mixed freely among the operands; products with a float operand are float products.
 #pragma once
 #include <atomic>
@@ -42,13 +39,13 @@
 #include "../../runtime/error.h"
 #include "gemm_micro.h"
 
-static constexpr int64_t GEMM_KC = 1024;        // k block, even: part of the arithmetic (above)
-static constexpr int64_t GEMM_TASK_ROWS = 128;  // most rows of A in a task
-static constexpr int64_t GEMM_GROUP_BYTES = 512
-                                            << 10;     // B panels a row block goes through at a time: half of a 1 MB L2
-static constexpr int64_t GEMM_SHARED_BYTES = 4 << 20;  // most bytes of packed B, and of carried sums, at a time
-// A thread is worth waking (about 2 us) for this many multiply-adds.
-static constexpr double GEMM_WORK_PER_THREAD = 1e6;
+static constexpr int64_t GEMM_KC = 1024;                 // k block, even: part of the arithmetic (above)
+static constexpr int64_t GEMM_TASK_ROWS = 128;           // most rows of A in a task
+static constexpr int64_t GEMM_GROUP_BYTES = 512 * 1024;  // panels a task's rows meet at a time: half of a 1 MB L2
+static constexpr int64_t GEMM_SHARED_BYTES = 4 << 20;    // most bytes of packed B, and of carried sums, at a time
+// Multiply-adds a thread must have to be worth waking: about 10 us of work against 2 us for a fork and two barriers,
+// and against a whole time slice where other processes keep the cores busy.
+static constexpr double GEMM_WORK_PER_THREAD = 2e6;
 
 // 64-byte aligned memory that grows, and is freed with its thread
 struct GemmScratch {
@@ -152,33 +149,32 @@ void gemm_pack_a_rows(uint32_t* dst, int64_t words, const TA* A, int64_t lda, in
     }
 }
 
-// Columns of A [kc, columns] -> panels of GEMM_MR columns, dst[columns / MR][words][MR]. k is the outer loop: a row of
-// A is read once, through its whole length. What a last narrow panel holds beyond its columns is never read.
+// words of a packed panel of A: a cache line more than it holds, or panels of 2^n bytes would compete for the same
+// cache ways
+inline int64_t gemm_a_panel(int64_t words) { return words * GEMM_MR + 16; }
+
+// Columns of A [kc, columns] -> panels [words][GEMM_MR], one for every GEMM_MR columns, zero beyond the last. k is the
+// outer loop: a row of A is read once, through its whole length.
 template <GemmKind KIND, class TA>
 void gemm_pack_a_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda, int64_t columns, int64_t kc) {
+    uint32_t row[GEMM_TASK_ROWS + GEMM_MR] = {};
     for (int64_t s = 0; s < words; s++) {
-        const TA* src = A + s * (KIND == GEMM_PAIRS_DOT ? 2 : 1) * lda;
-        for (int64_t i = 0; i < columns; i += GEMM_MR) {
-            uint32_t* out = dst + i * words + s * GEMM_MR;
-            const int n = (int)gemm_min(GEMM_MR, columns - i);
-            if (KIND == GEMM_PAIRS_DOT) {
-                const uint16_t *low = (const uint16_t*)src + i, *high = 2 * s + 1 < kc ? low + lda : nullptr;
-                if (n == GEMM_MR) gemm_pair_rows(out, low, high, GEMM_MR);
-                else gemm_pair_rows(out, low, high, n);
-            } else if (s >= kc) {
-                for (int j = 0; j < n; j++) out[j] = 0;
-            } else if (n == GEMM_MR) {
-                for (int j = 0; j < GEMM_MR; j++) out[j] = float_bits((float)src[i + j]);
-            } else {
-                for (int j = 0; j < n; j++) out[j] = float_bits((float)src[i + j]);
-            }
+        const int64_t k = KIND == GEMM_PAIRS_DOT ? 2 * s : s;
+        const TA* src = A + k * lda;
+        if (KIND == GEMM_PAIRS_DOT) {
+            gemm_pair_rows(row, (const uint16_t*)src, k + 1 < kc ? (const uint16_t*)(src + lda) : nullptr,
+                           (int)columns);
+        } else {
+            for (int64_t i = 0; i < columns; i++) row[i] = k < kc ? float_bits((float)src[i]) : 0;
         }
+        uint32_t* out = dst + s * GEMM_MR;
+        for (int64_t i = 0; i < columns; i += GEMM_MR, out += gemm_a_panel(words)) memcpy(out, row + i, GEMM_MR * 4);
     }
 }
 
 // ---- the loops ----
 
-// C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. Shared by the threads of a
+// C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. One for all threads of a
 // call.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 struct GemmJob {
@@ -223,13 +219,13 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     for (int64_t g = part.p0; g < part.p1; g += group) {
         const int64_t g_end = gemm_min(g + group, part.p1);
         for (int64_t t = 0; t < tiles; t++) {
-            // rows shared out evenly, 9 = 5 + 4 and not 8 + 1, for a tile of one row waits on latency; packed panels
-            // are MR each
+            // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels
+            // hold GEMM_MR each.
             const int64_t r0 = A_IS_KM ? t * GEMM_MR : rows * t / tiles;
             const int64_t r1 = A_IS_KM ? gemm_min(rows, r0 + GEMM_MR) : rows * (t + 1) / tiles;
             const int mr = (int)(r1 - r0);
-            const char* a =
-                direct ? (const char*)(job.A + (part.m0 + r0) * job.lda + k0) : (const char*)(packed_a + r0 * words);
+            const char* a = direct ? (const char*)(job.A + (part.m0 + r0) * job.lda + k0)
+                                   : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : r0 * words));
             for (int64_t p = g; p < g_end; p++) {
                 const int64_t n0 = panels.column(p);
                 const int width = panels.width(p), cols = (int)gemm_min(width, job.N - n0);
@@ -299,12 +295,18 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
                 }
                 if (!job.packed) {
                     const int64_t k0 = stage * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0);
-                    const int64_t end = p0 + p_count * (thread + 1) / threads;
-                    for (int64_t p = p0 + p_count * thread / threads; p < end; p++) {
-                        const int64_t n0 = panels.column(p);
-                        gemm_pack_b<B_IS_NK>(job.shared_b + (n0 - panels.column(p0)) * gemm_steps<TB>(kc), job.B,
-                                             job.ldb, n0, panels.width(p), job.N, k0, kc);
-                    }
+                    // [K,N] goes a few rows at a time through all the panels of the thread, so that rows are read at
+                    // length
+                    const int64_t sweep = B_IS_NK ? GEMM_KC : 16, steps = gemm_steps<TB>(kc);
+                    const int64_t begin = p0 + p_count * thread / threads, end = p0 + p_count * (thread + 1) / threads;
+                    for (int64_t k = 0; k < kc; k += sweep)
+                        for (int64_t p = begin; p < end; p++) {
+                            const int64_t n0 = panels.column(p);
+                            const int width = panels.width(p);
+                            gemm_pack_b<B_IS_NK>(
+                                job.shared_b + (n0 - panels.column(p0)) * steps + gemm_steps<TB>(k) * width, job.B,
+                                job.ldb, n0, width, job.N, k0 + k, gemm_min(sweep, kc - k));
+                        }
                     gemm_barrier(threads);
                 }
                 for (;;) {
@@ -351,8 +353,8 @@ void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB*
         job.sums =
             (float*)gemm_scratch(GEMM_SCRATCH_SUMS).get((size_t)(job.chunk_rows * job.chunk_panels * GEMM_NR * 4));
     }
-    job.a_words = gemm_min(gemm_ceil_div(M, GEMM_MR) * GEMM_MR, GEMM_TASK_ROWS + GEMM_MR) * (kc + 2);
-    job.a_words = gemm_ceil_div(job.a_words, 16) * 16;
+    const int64_t task_tiles = gemm_ceil_div(gemm_min(M, GEMM_TASK_ROWS), GEMM_MR);
+    job.a_words = gemm_ceil_div(task_tiles * gemm_a_panel(kc + 1), 16) * 16;
     job.shared_a = (uint32_t*)gemm_scratch(GEMM_SCRATCH_A).get((size_t)(threads * job.a_words * 4));
     if (threads == 1) {
         gemm_thread(job, 0, 1);

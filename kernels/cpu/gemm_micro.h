@@ -49,7 +49,7 @@
 #if GEMM_BACKEND >= GEMM_AVX512
 typedef __m512 GemmVec;
 static constexpr int GEMM_VF = 16, GEMM_MR = 8, GEMM_NV = 3;
-static const __mmask16 GEMM_ALL = 0xFFFF;
+static constexpr __mmask16 GEMM_ALL = 0xFFFF;
 inline GemmVec gemm_zero() { return _mm512_setzero_ps(); }
 inline GemmVec gemm_load(const void* p) { return _mm512_loadu_ps(p); }
 inline void gemm_store(float* p, GemmVec x) { _mm512_storeu_ps(p, x); }

@@ -1,0 +1,100 @@
+// Speed of kernels/cpu/gemm.h at the shapes of the embedded model, SmolLM-135M (C 576, V 49152) and Qwen2.5-0.5B (C
+// 896, F 4864).
+//   g++ -std=c++17 -O3 -march=native -fopenmp test/bench_gemm.cpp -o bench_gemm && ./bench_gemm [seconds for each
+//   number]
+// A number is the best of several calls, in GFLOP/s, one multiply-add counting two. `tile` is the register tile alone
+// on operands in L1, on as many threads: what the blocking above it could reach at most.
+#include "../kernels/cpu/gemm.h"
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+static double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// the shortest of the calls of f that fit in `budget` seconds, three at least
+template <class F>
+static double best_time(double budget, F f) {
+    double best = 1e30, start = seconds();
+    for (int calls = 0; calls < 3 || seconds() - start < budget; calls++) {
+        double t = seconds();
+        f();
+        t = seconds() - t;
+        best = t < best ? t : best;
+    }
+    return best;
+}
+
+template <class T>
+static std::vector<T> numbers(int64_t n) {
+    std::vector<T> x((size_t)n);
+    uint32_t state = 1;
+    for (T& e : x) {
+        state = state * 1664525u + 1013904223u;
+        e = T((float)(state >> 8) * (2.0f / 16777216.0f) - 1.0f);
+    }
+    return x;
+}
+
+static int thread_count() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+// GFLOP/s of the full tile with both operands in L1, all threads together
+template <class T>
+static double tile_speed(double budget) {
+    constexpr GemmKind KIND = gemm_kind<T, T>();
+    const int64_t steps = 128, repeat = 2000;  // 24 KB of B at 48 columns
+    double best = best_time(budget, [&] {
+#if defined(_OPENMP)
+#pragma omp parallel
+#endif
+        {
+            alignas(64) float tile[GEMM_MR * GEMM_NR];
+            alignas(64) uint32_t a[GEMM_MR * 2 * steps] = {}, b[GEMM_NR * steps] = {};
+            volatile GemmMicro micro = gemm_pick_micro<KIND, false>(GEMM_MR, GEMM_NV);  // or it is not called again
+            for (int64_t i = 0; i < repeat; i++) micro(tile, (const char*)a, 8 * steps, b, steps);
+        }
+    });
+    const double k = (double)steps * (sizeof(T) == 2 ? 2 : 1);
+    return 2.0 * GEMM_MR * GEMM_NR * k * repeat * thread_count() / best * 1e-9;
+}
+
+template <class T>
+static void bench(const char* type, double budget) {
+    const int64_t shapes[][3] = {{64, 128, 128},    {64, 384, 128},   {512, 384, 128},   {1024, 768, 384},
+                                 {1, 576, 576},     {64, 576, 576},   {64, 1536, 576},   {1024, 1536, 576},
+                                 {4096, 576, 1536}, {1, 49152, 576},  {64, 49152, 576},  {64, 4864, 896},
+                                 {512, 4864, 896},  {512, 896, 4864}, {1024, 1024, 1024}};
+    printf("\n%s, tile %.0f GFLOP/s\n", type, tile_speed<T>(budget));
+    printf("%6s %6s %6s %8s %8s %8s %8s\n", "M", "N", "K", "nt", "packed", "nn", "tn");
+    for (auto& s : shapes) {
+        const int64_t M = s[0], N = s[1], K = s[2];
+        const auto X = numbers<T>(M * K), W = numbers<T>(N * K), dY = numbers<T>(M * N);
+        std::vector<T> Y((size_t)(M * N)), dX((size_t)(M * K));
+        std::vector<float> dW((size_t)(N * K));
+        const PackedWeight<T> packed = pack_weight_nt(W.data(), N, K);
+        const double gflop = 2e-9 * (double)M * (double)N * (double)K;
+        double nt = best_time(budget, [&] { gemm_nt(Y.data(), X.data(), W.data(), nullptr, M, N, K); });
+        double pk = best_time(budget, [&] { gemm_nt_packed(Y.data(), X.data(), packed, nullptr, M); });
+        double nn = best_time(budget, [&] { gemm_nn(dX.data(), dY.data(), W.data(), M, N, K); });
+        double tn = best_time(budget, [&] { gemm_tn(dW.data(), dY.data(), X.data(), M, N, K); });
+        printf("%6lld %6lld %6lld %8.0f %8.0f %8.0f %8.0f\n", (long long)M, (long long)N, (long long)K, gflop / nt,
+               gflop / pk, gflop / nn, gflop / tn);
+    }
+}
+
+int main(int argc, char** argv) {
+    const double budget = argc > 1 ? atof(argv[1]) : 0.02;
+    const char* names[] = {"portable", "AVX2", "AVX-512", "AVX-512 BF16"};
+    printf("back end %s, %d threads\n", names[GEMM_BACKEND], thread_count());
+    bench<bf16>("bf16", budget);
+    bench<float>("float", budget);
+    return 0;
+}

@@ -1,0 +1,789 @@
+// GRPO's properties: advantages, the loss of a token and its gradient, the weights of completions; and, with a tiny
+// random quantized model, that sampler and trainer agree to the bit, that cutting the batch changes rounding alone,
+// that a step that is not finite is skipped, and that code flips are counted.
+#include <gtest/gtest.h>
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <vector>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#include "../grpo.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// advantages
+
+TEST(Advantages, ByHand) {
+    // group 1: mean 2, n-1 standard deviation 2; group 2: all equal; group 3: one of four correct, std 0.5
+    std::vector<float> rewards = {0, 4, 2, 2, 0.1f, 0.1f, 0.1f, 0.1f, 1, 0, 0, 0};
+    double s1 = std::sqrt(8.0 / 3.0), s3 = 0.5;
+    Advantages a = group_advantages(rewards, 4, RewardScale::group);
+    ASSERT_EQ(a.a.size(), rewards.size());
+    const double expected[] = {-2 / (s1 + 1e-4),   2 / (s1 + 1e-4),    0, 0, 0, 0, 0, 0,
+                               0.75 / (s3 + 1e-4), -0.25 / (s3 + 1e-4)};
+    for (int i = 0; i < 10; i++) EXPECT_NEAR(a.a[i], expected[i], 1e-6) << i;
+    for (int i = 2; i < 8; i++) EXPECT_EQ(a.a[i], 0.0f) << i;  // exactly: equal rewards teach nothing
+    EXPECT_NEAR(a.reward_mean, (8 + 0.4 + 1) / 12, 1e-7);
+    EXPECT_NEAR(a.reward_std, (s1 + 0 + s3) / 3, 1e-7);
+    EXPECT_NEAR(a.zero_std_share, 1.0 / 3, 1e-12);
+
+    Advantages none = group_advantages(rewards, 4, RewardScale::none);
+    EXPECT_FLOAT_EQ(none.a[0], -2.0f);
+    EXPECT_FLOAT_EQ(none.a[8], 0.75f);
+    double mean = 0, variance = 0;
+    for (float r : rewards) mean += r / 12.0;
+    for (float r : rewards) variance += (r - mean) * (r - mean) / 11.0;
+    Advantages batch = group_advantages(rewards, 4, RewardScale::batch);
+    EXPECT_NEAR(batch.a[1], 2 / (std::sqrt(variance) + 1e-4), 1e-6);
+    EXPECT_NEAR(batch.a[9], -0.25 / (std::sqrt(variance) + 1e-4), 1e-6);
+    EXPECT_EQ(batch.a[5], 0.0f);
+}
+
+TEST(Advantages, SmallGroupsAndNaN) {
+    Advantages one = group_advantages({3.0f, -1.0f}, 1, RewardScale::group);  // no group to compare with
+    EXPECT_EQ(one.a, (std::vector<float>{0.0f, 0.0f}));
+    Advantages two = group_advantages({0.0f, 1.0f}, 2, RewardScale::group);
+    EXPECT_NEAR(two.a[1], 0.5 / (std::sqrt(0.5) + 1e-4), 1e-6);
+    EXPECT_FLOAT_EQ(two.a[0], -two.a[1]);
+    Advantages bad = group_advantages({0.0f, NAN, 1.0f, 2.0f}, 2, RewardScale::group);
+    EXPECT_TRUE(std::isnan(bad.a[0]) && std::isnan(bad.a[1]));  // its own group, and no other
+    EXPECT_TRUE(std::isfinite(bad.a[2]) && std::isfinite(bad.a[3]));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// loss of a token
+
+TEST(PolicyTokenLoss, GradientAgainstCentralDifferences) {
+    const double low = 0.2, high = 0.28;
+    int clipped_low = 0, clipped_high = 0;
+    for (float old : {-0.5f, -4.0f})
+        for (float gap : {-2.0f, -0.3f, -0.2f, -0.01f, 0.0f, 0.01f, 0.2f, 0.3f, 1.0f})
+            for (float advantage : {-1.5f, 0.0f, 0.7f})
+                for (float reference : {old - 0.8f, old, old + 0.5f})
+                    for (double beta : {0.0, 0.1}) {
+                        const float logp = old + gap, h = 1.0f / 1024;
+                        auto loss = [&](float x) {
+                            return policy_token_loss(x, old, reference, advantage, low, high, beta).loss;
+                        };
+                        TokenLoss t = policy_token_loss(logp, old, reference, advantage, low, high, beta);
+                        double numeric = (loss(logp + h) - loss(logp - h)) / ((double)(logp + h) - (double)(logp - h));
+                        EXPECT_NEAR(t.dlogp, numeric, 1e-4) << "logp " << logp << " old " << old << " A " << advantage;
+                        // formulas
+                        double ratio = std::exp((double)logp - old), x = (double)reference - logp;
+                        double bounded = std::min(std::max(ratio, 1 - low), 1 + high);
+                        EXPECT_NEAR(t.kl, beta > 0 ? std::exp(x) - x - 1 : 0, 1e-12);
+                        EXPECT_GE(t.kl, 0.0);
+                        EXPECT_NEAR(t.loss, -std::min(ratio * advantage, bounded * advantage) + beta * t.kl, 1e-9);
+                        EXPECT_NEAR(t.ratio, ratio, 1e-6 * ratio);
+                        EXPECT_EQ(t.clipped_low, ratio < 1 - low && advantage < 0);
+                        EXPECT_EQ(t.clipped_high, ratio > 1 + high && advantage > 0);
+                        clipped_low += t.clipped_low, clipped_high += t.clipped_high;
+                        if (beta == 0 && (t.clipped_low || t.clipped_high)) { EXPECT_EQ(t.dlogp, 0.0f); }
+                    }
+    EXPECT_GT(clipped_low, 0);
+    EXPECT_GT(clipped_high, 0);
+}
+
+TEST(PolicyTokenLoss, FirstPassAndExtremes) {
+    TokenLoss t = policy_token_loss(-1.25f, -1.25f, -1.25f, 0.75f, 0.2, 0.2, 0.04);
+    EXPECT_EQ(t.ratio, 1.0f);
+    EXPECT_EQ(t.kl, 0.0);
+    EXPECT_EQ(t.loss, -0.75);
+    EXPECT_EQ(t.dlogp, -0.75f);
+    for (float logp : {-1e4f, -90.0f})  // collapsed, and its mirror: large, not infinite
+        for (float a : {-1.0f, 1.0f}) {
+            TokenLoss down = policy_token_loss(logp, 0.0f, 0.0f, a, 0.2, 0.2, 0.1);
+            TokenLoss up = policy_token_loss(0.0f, logp, logp, a, 0.2, 0.2, 0.1);
+            EXPECT_TRUE(std::isfinite(down.loss) && std::isfinite(down.dlogp) && std::isfinite(up.loss) &&
+                        std::isfinite(up.dlogp));
+        }
+    EXPECT_TRUE(std::isnan(policy_token_loss(-1.0f, -1.0f, 0.0f, NAN, 0.2, 0.2, 0.0).loss));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// weights of completions
+
+TEST(CompletionWeights, TheFourReductions) {
+    const std::vector<int> n = {4, 1, 0, 5, 10};  // the third is masked
+    auto sum = [&](LossType type, int parts) {
+        std::vector<double> w = completion_weights(n, type, parts, 16);
+        double total = 0;  // the loss when every token's loss is 1
+        for (size_t i = 0; i < n.size(); i++) total += w[i] * n[i];
+        return total;
+    };
+    std::vector<double> grpo = completion_weights(n, LossType::grpo, 1, 16);
+    for (int i : {0, 1, 3, 4}) EXPECT_DOUBLE_EQ(grpo[i], 1.0 / (5.0 * n[i]));
+    EXPECT_NEAR(sum(LossType::grpo, 1), 0.8, 1e-12);
+    std::vector<double> dr = completion_weights(n, LossType::dr_grpo, 3, 16);
+    for (double w : dr) EXPECT_DOUBLE_EQ(w, 1.0 / (5 * 16));
+    for (int parts : {1, 2, 5}) {
+        std::vector<double> dapo = completion_weights(n, LossType::dapo, parts, 16);
+        for (double w : dapo) EXPECT_DOUBLE_EQ(w, 1.0 / 20);
+    }
+    EXPECT_NEAR(sum(LossType::dapo, 2), 1.0, 1e-12);
+    // two parts: completions 0-2 with 5 tokens, 3-4 with 15
+    std::vector<double> bnpo = completion_weights(n, LossType::bnpo, 2, 16);
+    for (int i = 0; i < 3; i++) EXPECT_DOUBLE_EQ(bnpo[i], 1.0 / (2 * 5));
+    for (int i = 3; i < 5; i++) EXPECT_DOUBLE_EQ(bnpo[i], 1.0 / (2 * 15));
+    EXPECT_NEAR(sum(LossType::bnpo, 2), 1.0, 1e-12);
+    // one part: bnpo is dapo
+    EXPECT_EQ(completion_weights(n, LossType::bnpo, 1, 16), completion_weights(n, LossType::dapo, 1, 16));
+    for (LossType type : {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo})
+        for (double w : completion_weights({0, 0}, type, 1, 8)) EXPECT_TRUE(std::isfinite(w));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// learning rate
+
+TEST(Schedule, Rates) {
+    const double p = 2e-5;
+    for (Schedule s : {Schedule::linear, Schedule::cosine, Schedule::constant}) {
+        EXPECT_EQ(schedule_rate(s, p, 0, 10, 100), 0.0);
+        EXPECT_DOUBLE_EQ(schedule_rate(s, p, 5, 10, 100), p / 2);
+        EXPECT_DOUBLE_EQ(schedule_rate(s, p, 10, 10, 100), p);
+        EXPECT_DOUBLE_EQ(schedule_rate(s, p, 0, 0, 100), p);
+        EXPECT_DOUBLE_EQ(schedule_rate(s, p, 3, 3, 3), p);  // nothing but warm-up: the peak follows
+    }
+    EXPECT_DOUBLE_EQ(schedule_rate(Schedule::linear, p, 55, 10, 100), p / 2);
+    EXPECT_NEAR(schedule_rate(Schedule::linear, p, 100, 10, 100), 0, 1e-18);
+    EXPECT_NEAR(schedule_rate(Schedule::linear, p, 120, 10, 100), 0, 1e-18);
+    EXPECT_NEAR(schedule_rate(Schedule::cosine, p, 55, 10, 100), p / 2, 1e-18);
+    EXPECT_NEAR(schedule_rate(Schedule::cosine, p, 40, 10, 100), p * 0.75, 1e-18);  // cos(60 degrees)
+    EXPECT_NEAR(schedule_rate(Schedule::cosine, p, 100, 10, 100), 0, 1e-18);
+    EXPECT_DOUBLE_EQ(schedule_rate(Schedule::constant, p, 99, 10, 100), p);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// a tiny model
+
+static constexpr int VOCABULARY = 101, ALLOWED = 97;
+
+// Qwen3 with head_dim != C/NH and random weights large enough for a policy with preferences
+static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode::dynamic,
+                       SteRule ste = SteRule::identity) {
+    ModelConfig c;
+    c.model_type = "qwen3";
+    c.vocab_size = VOCABULARY;
+    c.hidden_size = 64;
+    c.intermediate_size = 96;
+    c.num_hidden_layers = 2;
+    c.num_attention_heads = 4;
+    c.num_key_value_heads = 2;
+    c.head_dim = 24;
+    c.max_position_embeddings = 64;
+    c.tie_word_embeddings = true;
+    c.qk_norm = true;
+    config_check(c, "tiny model");
+    model_allocate(m, c);
+    model_init_random(m, 7);
+    for (const ParamTensor& t : m.tensors)
+        for (int64_t i = 0; i < t.count(); i++) {
+            float& w = m.master[t.offset + i];
+            float noise = uniform01(rng_bits(8, RNG_INIT, (uint32_t)t.offset, (uint32_t)i, 0).x[0]) - 0.5f;
+            if (t.kind == ParamKind::norm) w += noise;
+            else w *= t.kind == ParamKind::linear ? 6.0f : 5.0f;
+        }
+    model_quantize(m, quantizer_parse(weights, "weights"), mode, ste, "all", true);
+    model_refresh(m);
+}
+
+static std::vector<std::vector<int>> prompts() { return {{5, 9, 3}, {1}, {2, 2, 2, 2, 2, 2, 2}, {60, 11, 12, 90, 4}}; }
+
+static RolloutConfig rollout_config(float temperature) {
+    RolloutConfig c;
+    c.sampling.temperature = temperature;
+    c.max_completion_length = 14;
+    c.stop_tokens = {7, 8, 10};
+    c.n_allowed = ALLOWED;
+    c.max_sequences = 64;
+    c.seed = 11;
+    c.step = 3;
+    return c;
+}
+
+static GrpoConfig grpo_config(float temperature) {
+    GrpoConfig c;
+    c.num_generations = 6;
+    c.temperature = temperature;
+    c.max_completion_length = 14;
+    c.micro_batch_tokens = 4096;
+    return c;
+}
+
+static std::vector<Completion> sample(Model& m, const RolloutConfig& c, bool pack = true) {
+    RolloutState state;
+    if (pack) model_pack(m);
+    std::vector<Completion> done = rollout(m, state, prompts(), 6, c);
+    if (pack) model_unpack(m);
+    return done;
+}
+
+static bool same_completions(const std::vector<Completion>& a, const std::vector<Completion>& b) {
+    if (a.size() != b.size()) return false;
+    for (size_t i = 0; i < a.size(); i++) {
+        if (a[i].prompt != b[i].prompt || a[i].sample != b[i].sample || a[i].finished != b[i].finished ||
+            a[i].tokens != b[i].tokens || a[i].logps.size() != b[i].logps.size() ||
+            memcmp(a[i].logps.data(), b[i].logps.data(), a[i].logps.size() * sizeof(float)))
+            return false;
+    }
+    return true;
+}
+
+// some reward that differs within a group
+static std::vector<float> rewards_of(const std::vector<Completion>& done) {
+    std::vector<float> r;
+    for (const Completion& c : done) {
+        int sum = 0;
+        for (int t : c.tokens) sum += t;
+        r.push_back((float)(sum % 5) / 4.0f + (c.finished ? 0.5f : 0.0f));
+    }
+    return r;
+}
+
+struct Agreement {
+    double cosine, relative;
+};
+
+static Agreement agree(const std::vector<float>& a, const std::vector<float>& b) {
+    double aa = 0, bb = 0, ab = 0, dd = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        aa += (double)a[i] * a[i], bb += (double)b[i] * b[i], ab += (double)a[i] * b[i];
+        dd += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    }
+    return {ab / std::sqrt(aa * bb), std::sqrt(dd / bb)};
+}
+
+static std::vector<float> gradients(const Trainer& t) { return {t.grads.data, t.grads.data + t.grads.size}; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// rollout
+
+TEST(Rollout, TokensAreAllowedAndLengthsAreRight) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    // raise the padded rows of the tied embedding: the softmax sees them, the draw must not
+    for (int v = ALLOWED; v < VOCABULARY; v++)
+        for (int i = 0; i < m.C(); i++)
+            m.master[(int64_t)v * m.C() + i] = 3.0f * m.master[(int64_t)(v % 7) * m.C() + i];
+    model_refresh(m);
+    int finished = 0, truncated = 0;
+    std::set<int> seen;
+    for (float temperature : {1.0f, 5.0f, 0.0f}) {
+        RolloutConfig c = rollout_config(temperature);
+        std::vector<Completion> done = sample(m, c);
+        ASSERT_EQ(done.size(), 24u);
+        for (size_t i = 0; i < done.size(); i++) {
+            const Completion& d = done[i];
+            EXPECT_EQ(d.prompt, (int)i / 6);
+            EXPECT_EQ(d.sample, (int)i % 6);
+            ASSERT_TRUE(!d.tokens.empty() && (int)d.tokens.size() <= c.max_completion_length);
+            ASSERT_EQ(d.tokens.size(), d.logps.size());
+            for (size_t j = 0; j < d.tokens.size(); j++) {
+                EXPECT_TRUE(d.tokens[j] >= 0 && d.tokens[j] < ALLOWED) << "a padded row was drawn";
+                EXPECT_TRUE(d.logps[j] <= 1e-6f && std::isfinite(d.logps[j]));
+                bool stop = d.tokens[j] == 7 || d.tokens[j] == 8 || d.tokens[j] == 10;
+                EXPECT_EQ(stop, d.finished && j + 1 == d.tokens.size()) << "a stop token ends a completion";
+                seen.insert(d.tokens[j]);
+            }
+            EXPECT_TRUE(d.finished || (int)d.tokens.size() == c.max_completion_length);
+            (d.finished ? finished : truncated)++;
+        }
+    }
+    EXPECT_GT(finished, 0);
+    EXPECT_GT(truncated, 0);
+    EXPECT_GT(seen.size(), 40u);
+}
+
+TEST(Rollout, SlotsPrefillBudgetPackingAndThreadsDoNotChangeABit) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    for (float temperature : {1.0f, 0.7f, 0.0f}) {
+        RolloutConfig c = rollout_config(temperature);
+        std::vector<Completion> reference = sample(m, c);
+        for (int slots : {1, 2, 5, 7, 24}) {
+            RolloutConfig d = c;
+            d.max_sequences = slots;
+            EXPECT_TRUE(same_completions(reference, sample(m, d))) << slots << " slots";
+            d.prefill_tokens = 1;
+            EXPECT_TRUE(same_completions(reference, sample(m, d))) << slots << " slots, short prefill";
+        }
+        EXPECT_TRUE(same_completions(reference, sample(m, c, false))) << "weights not packed";
+#if defined(_OPENMP)
+        const int threads = omp_get_max_threads();
+        for (int n : {1, 3}) {
+            omp_set_num_threads(n);
+            EXPECT_TRUE(same_completions(reference, sample(m, c))) << n << " threads";
+        }
+        omp_set_num_threads(threads);
+#endif
+        // memory that an earlier, larger rollout left
+        RolloutState state;
+        RolloutConfig few = c;
+        few.max_sequences = 2;
+        rollout(m, state, prompts(), 6, c);
+        EXPECT_TRUE(same_completions(reference, rollout(m, state, prompts(), 6, few))) << "used state";
+    }
+}
+
+TEST(Rollout, SeedStepAndStreamAreTheKey) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    RolloutConfig c = rollout_config(1.0f);
+    std::vector<Completion> first = sample(m, c);
+    EXPECT_TRUE(same_completions(first, sample(m, c)));
+    RolloutConfig seed = c, step = c, stream = c;
+    seed.seed++, step.step++, stream.stream = RNG_EVAL;
+    EXPECT_FALSE(same_completions(first, sample(m, seed)));
+    EXPECT_FALSE(same_completions(first, sample(m, step)));
+    EXPECT_FALSE(same_completions(first, sample(m, stream)));
+    // the samples of a group differ, and greedy ones do not
+    std::set<std::vector<int>> group, greedy;
+    for (int i = 0; i < 6; i++) group.insert(first[i].tokens);
+    EXPECT_GT(group.size(), 3u);
+    std::vector<Completion> zero = sample(m, rollout_config(0.0f));
+    for (int i = 0; i < 6; i++) greedy.insert(zero[i].tokens);
+    EXPECT_EQ(greedy.size(), 1u);
+}
+
+TEST(Rollout, RefusesWhatDoesNotFitAndStopsWhenAsked) {
+    Model m;
+    tiny_model(m, "none");
+    RolloutState state;
+    RolloutConfig c = rollout_config(1.0f);
+    EXPECT_THROW(rollout(m, state, {{1, 2}, {}}, 2, c), Error);
+    EXPECT_THROW(rollout(m, state, {std::vector<int>(60, 5)}, 2, c), Error);  // 60 + 14 > 64
+    EXPECT_TRUE(rollout(m, state, {}, 2, c).empty());
+    int calls = 0;
+    RolloutStats stats;
+    rollout(m, state, prompts(), 6, c, &stats, [&](int, int) { return ++calls < 30; });
+    EXPECT_GE(calls, 30);
+    EXPECT_LE(calls, 30 + 24);
+    EXPECT_EQ(stats.completion_tokens, calls);
+    EXPECT_EQ(stats.prompt_tokens, 16);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// policy pass
+
+TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
+    for (const char* weights : {"int4:g32:sym", "int8:channel:asym", "none"})
+        for (float temperature : {1.0f, 0.7f})
+            for (bool checkpointing : {false, true})
+                for (int64_t budget : {4096, 22}) {
+                    Model m;
+                    tiny_model(m, weights);
+                    Trainer t;
+                    trainer_init(t, m, budget, checkpointing);
+                    RolloutConfig rc = rollout_config(temperature);
+                    rc.max_sequences = 5;
+                    std::vector<Completion> done = sample(m, rc);
+                    GrpoConfig c = grpo_config(temperature);
+                    c.micro_batch_tokens = budget;
+                    std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+                    PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+                    int64_t tokens = 0;
+                    for (const Completion& d : done) tokens += (int64_t)d.tokens.size();
+                    EXPECT_EQ(p.tokens, tokens);
+                    EXPECT_EQ(p.logp_difference_max, 0.0) << weights << " temperature " << temperature;
+                    EXPECT_EQ(p.logp_difference_mean, 0.0);
+                    EXPECT_EQ(p.ratio_min, 1.0);
+                    EXPECT_EQ(p.ratio_max, 1.0);
+                    EXPECT_EQ(p.ratio_mean, 1.0);
+                    EXPECT_EQ(p.clip_low + p.clip_high + p.clip_high_max + p.clip_low_min, 0.0);
+                    EXPECT_EQ(p.kl, 0.0);
+                    EXPECT_TRUE(p.entropy > 0.1 && p.entropy < std::log((double)VOCABULARY));
+                    double expected = 0;  // dapo: minus the mean advantage over tokens
+                    for (size_t i = 0; i < done.size(); i++)
+                        expected -= a[i] * (double)done[i].tokens.size() / (double)tokens;
+                    EXPECT_NEAR(p.loss, expected, 1e-12);
+                    EXPECT_GT(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0);
+                }
+}
+
+// What sampler and trainer share must not be a constant: another temperature, or weights moved after the rollout, show
+TEST(PolicyPass, ADifferenceBetweenSamplerAndTrainerIsMeasured) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    Trainer t;
+    trainer_init(t, m, 4096, false);
+    std::vector<Completion> done = sample(m, rollout_config(1.0f));
+    std::vector<float> a(done.size(), 1.0f);
+    EXPECT_GT(policy_pass(t, prompts(), done, a, {}, grpo_config(0.7f)).logp_difference_max, 0.01);
+    for (size_t i = 0; i < m.num_params; i += 2) m.master[i] *= 1.2f;
+    model_refresh(m);
+    PolicyPass p = policy_pass(t, prompts(), done, a, {}, grpo_config(1.0f));
+    EXPECT_GT(p.logp_difference_max, 0.01);
+    EXPECT_LT(p.ratio_min, 1.0);
+    EXPECT_GT(p.ratio_max, 1.0);
+    EXPECT_GT(p.clip_high, 0.0);
+    EXPECT_EQ(p.clip_low, 0.0);  // only a positive advantage here
+}
+
+// Micro-batches change the order of fp32 sums over tokens in the gradients, and nothing else: relative difference of at
+// most a few roundings (1e-6 measured below 3e-7); the loss is summed in double in the same order.
+TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
+    double worst = 0, worst_loss = 0;
+    for (LossType type : {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo})
+        for (bool masked : {false, true}) {
+            Model m;
+            tiny_model(m, "int4:g32:sym");
+            Trainer t, small;
+            trainer_init(t, m, 4096, false);
+            trainer_init(small, m, 4096, true);
+            std::vector<Completion> done = sample(m, rollout_config(1.0f));
+            for (Completion& d : done)
+                for (size_t j = 0; j < d.logps.size(); j++)
+                    d.logps[j] += 0.15f * (float)((int)(j % 5) - 2);  // off policy
+            std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+            GrpoConfig c = grpo_config(1.0f);
+            c.loss_type = type;
+            c.accumulation_steps = 4;
+            c.mask_truncated = masked;
+            PolicyPass whole = policy_pass(t, prompts(), done, a, {}, c);
+            EXPECT_TRUE(whole.clip_low > 0 && whole.clip_high > 0);
+            std::vector<float> g = gradients(t);
+            for (int64_t budget : {22, 40, 100}) {
+                memset(small.grads.data, 0, small.grads.bytes());
+                GrpoConfig d = c;
+                d.micro_batch_tokens = budget;
+                PolicyPass cut = policy_pass(small, prompts(), done, a, {}, d);
+                Agreement same = agree(gradients(small), g);
+                worst = std::max(worst, same.relative);
+                worst_loss = std::max(worst_loss, std::fabs(cut.loss - whole.loss));
+                EXPECT_LE(same.relative, 1e-6) << "budget " << budget;
+                EXPECT_NEAR(cut.loss, whole.loss, 1e-14);
+                EXPECT_EQ(cut.tokens, whole.tokens);
+                EXPECT_EQ(cut.ratio_min, whole.ratio_min);
+                EXPECT_EQ(cut.ratio_max, whole.ratio_max);
+                EXPECT_NEAR(cut.entropy, whole.entropy, 1e-12);
+                EXPECT_NEAR(cut.clip_low, whole.clip_low, 1e-12);
+                EXPECT_NEAR(cut.clip_high, whole.clip_high, 1e-12);
+            }
+            if (type == LossType::dapo || type == LossType::grpo || type == LossType::dr_grpo) {
+                // the number of accumulation steps is another cut; only bnpo's mean is local to it
+                memset(small.grads.data, 0, small.grads.bytes());
+                GrpoConfig d = c;
+                d.accumulation_steps = 7;
+                EXPECT_NEAR(policy_pass(small, prompts(), done, a, {}, d).loss, whole.loss, 1e-14);
+                EXPECT_LE(agree(gradients(small), g).relative, 1e-6);
+            }
+        }
+    printf("micro-batches: gradients differ by at most %.1e, losses by %.1e\n", worst, worst_loss);
+    Model m;
+    tiny_model(m, "none");
+    Trainer t;
+    trainer_init(t, m, 4096, false);
+    std::vector<Completion> done = sample(m, rollout_config(1.0f));
+    GrpoConfig c = grpo_config(1.0f);
+    c.micro_batch_tokens = 10;  // less than one prompt and completion
+    EXPECT_THROW(policy_pass(t, prompts(), done, std::vector<float>(done.size(), 1.0f), {}, c), Error);
+}
+
+TEST(PolicyPass, MaskedCompletionsCountForNothing) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    Trainer t, u;
+    trainer_init(t, m, 4096, false);
+    trainer_init(u, m, 4096, false);
+    std::vector<Completion> done = sample(m, rollout_config(1.0f));
+    std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a, other = a;
+    int64_t tokens = 0;
+    int masked = 0;
+    for (size_t i = 0; i < done.size(); i++) {
+        if (done[i].finished) tokens += (int64_t)done[i].tokens.size();
+        else other[i] = 1e6f, masked++;
+    }
+    ASSERT_TRUE(masked > 0 && tokens > 0);
+    GrpoConfig c = grpo_config(1.0f);
+    c.mask_truncated = true;
+    PolicyPass p = policy_pass(t, prompts(), done, a, {}, c), q = policy_pass(u, prompts(), done, other, {}, c);
+    EXPECT_EQ(p.tokens, tokens);
+    EXPECT_EQ(p.loss, q.loss);
+    EXPECT_EQ(gradients(t), gradients(u));
+    for (Completion& d : done) d.finished = false;  // nothing left
+    memset(t.grads.data, 0, t.grads.bytes());
+    PolicyPass none = policy_pass(t, prompts(), done, a, {}, c);
+    EXPECT_EQ(none.tokens, 0);
+    EXPECT_EQ(none.loss, 0.0);
+    EXPECT_EQ(none.ratio_mean, 1.0);
+    EXPECT_EQ(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0);
+}
+
+TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
+    for (float temperature : {1.0f, 0.7f}) {
+        Model m;
+        tiny_model(m, "int4:g32:sym");
+        Trainer t;
+        trainer_init(t, m, 64, false);
+        Buffer<floatX> reference;
+        reference.allocate(m.num_params, "reference");
+        memcpy((void*)reference.data, m.work.data, reference.bytes());
+        std::vector<Completion> done = sample(m, rollout_config(temperature));
+        std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        GrpoConfig c = grpo_config(temperature), plain = c;
+        c.beta = 0.5;
+        c.micro_batch_tokens = plain.micro_batch_tokens = 64;
+        std::vector<std::vector<float>> ref = completion_logps(t, reference.data, prompts(), done, c);
+        ASSERT_EQ(ref.size(), done.size());
+        for (size_t i = 0; i < done.size(); i++) EXPECT_EQ(ref[i], done[i].logps);
+        PolicyPass p = policy_pass(t, prompts(), done, a, ref, c);
+        EXPECT_EQ(p.kl, 0.0);
+        EXPECT_EQ(p.logp_difference_max, 0.0);
+        std::vector<float> g = gradients(t);
+        memset(t.grads.data, 0, t.grads.bytes());
+        PolicyPass without = policy_pass(t, prompts(), done, a, {}, plain);
+        EXPECT_EQ(p.loss, without.loss);
+        EXPECT_EQ(g, gradients(t)) << "k3 has no slope where the models agree";
+
+        for (size_t i = 0; i < m.num_params; i++) m.master[i] *= 1.1f;
+        model_refresh(m);
+        EXPECT_EQ(ref, completion_logps(t, reference.data, prompts(), done, c))
+            << "the reference moved with the policy";
+        memset(t.grads.data, 0, t.grads.bytes());
+        PolicyPass moved = policy_pass(t, prompts(), done, a, ref, c);
+        EXPECT_GT(moved.kl, 1e-5);
+        EXPECT_GT(agree(gradients(t), g).relative, 1e-3);
+    }
+}
+
+#if defined(PRECISION_FP32)
+// The derivative of the whole loss (ratio, clipping, KL, temperature, weights) along the gradient it reports
+TEST(PolicyPass, GradientIsTheSlopeOfTheLoss) {
+    for (LossType type : {LossType::grpo, LossType::dapo}) {
+        Model m;
+        tiny_model(m, "none");
+        Trainer t;
+        trainer_init(t, m, 4096, false);
+        std::vector<Completion> done = sample(m, rollout_config(0.7f));
+        std::vector<std::vector<float>> ref;
+        for (Completion& d : done) {
+            for (size_t j = 0; j < d.logps.size(); j++) d.logps[j] += 0.15f * (float)((int)(j % 5) - 2);
+            ref.push_back(d.logps);
+            for (float& x : ref.back()) x -= 0.1f;
+        }
+        std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        GrpoConfig c = grpo_config(0.7f);
+        c.loss_type = type;
+        c.beta = 0.3;
+        policy_pass(t, prompts(), done, a, ref, c);
+        std::vector<float> g = gradients(t), start(m.master.data, m.master.data + m.num_params);
+        double norm = std::sqrt(sum_of_squares_cpu(g.data(), (int64_t)g.size()));
+        auto loss_at = [&](double h) {
+            for (size_t i = 0; i < m.num_params; i++) m.master[i] = (float)(start[i] + h * g[i] / norm);
+            model_refresh(m);
+            return policy_pass(t, prompts(), done, a, ref, c).loss;
+        };
+        const double h = 1e-3;
+        double slope = (loss_at(h) - loss_at(-h)) / (2 * h);
+        EXPECT_NEAR(slope / norm, 1.0, 2e-3);
+    }
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// optimizer step
+
+// rollout, rewards, pass and update, `steps` times; returns the weights and all tokens
+static std::vector<float> train(int steps, uint64_t seed, std::vector<int>* tokens) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    GrpoConfig c = grpo_config(1.0f);
+    c.micro_batch_tokens = 64;
+    c.beta = 0.0;
+    for (int step = 0; step < steps; step++) {
+        RolloutConfig rc = rollout_config(1.0f);
+        rc.seed = seed;
+        rc.step = (uint32_t)step;
+        std::vector<Completion> done = sample(m, rc);
+        for (const Completion& d : done) tokens->insert(tokens->end(), d.tokens.begin(), d.tokens.end());
+        std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        for (int iteration = 0; iteration < 2; iteration++) {
+            PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+            EXPECT_EQ(p.logp_difference_max == 0.0, iteration == 0);
+            OptimizerResult r = optimizer_step(t, 5e-3, p.loss);
+            EXPECT_FALSE(r.skipped);
+        }
+    }
+    EXPECT_EQ(t.step, 2 * steps);
+    return {m.master.data, m.master.data + m.num_params};
+}
+
+TEST(Training, SameSeedSameBitsOtherSeedOtherTokens) {
+    std::vector<int> a, b, c, one_thread;
+    std::vector<float> first = train(3, 1, &a);
+    EXPECT_EQ(first, train(3, 1, &b));
+    EXPECT_EQ(a, b);
+    train(3, 2, &c);
+    EXPECT_NE(a, c);
+#if defined(_OPENMP)
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(threads == 1 ? 2 : 1);
+    EXPECT_EQ(first, train(3, 1, &one_thread));
+    EXPECT_EQ(a, one_thread);
+    omp_set_num_threads(threads);
+#endif
+}
+
+TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
+    for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::frozen})
+        for (const char* weights : {"int4:g32:sym", "int3:channel:asym", "int8:tensor:sym"}) {
+            Model m;
+            tiny_model(m, weights, mode);
+            ASSERT_EQ(m.quantized.size(), 14u);
+            Trainer t;
+            trainer_init(t, m, 4096, false);
+            const Quantizer q = m.quantizer;
+            // codes from the master weights, by the formulas
+            std::vector<std::vector<Grid>> frozen;
+            auto codes = [&] {
+                std::vector<int> all;
+                size_t at = 0;
+                for (const ParamTensor& p : m.tensors) {
+                    if (p.kind != ParamKind::linear) continue;
+                    const float* w = m.master.data + p.offset;
+                    int64_t group = q.scope == QuantScope::tensor    ? p.count()
+                                    : q.scope == QuantScope::channel ? p.cols
+                                                                     : 32;
+                    if (frozen.size() <= at) frozen.emplace_back();
+                    for (int64_t k = 0; k < p.count() / group; k++) {
+                        float low = std::min(0.0f, *std::min_element(w + k * group, w + (k + 1) * group));
+                        float high = std::max(0.0f, *std::max_element(w + k * group, w + (k + 1) * group));
+                        Grid g = quant_grid(low, high, q.bits, q.symmetric);
+                        if ((int64_t)frozen[at].size() <= k) frozen[at].push_back(g);
+                        if (mode == ScaleMode::frozen) g = frozen[at][k];
+                        for (int64_t i = k * group; i < (k + 1) * group; i++)
+                            all.push_back((int)quant_code(w[i], g, quant_low(q.bits, q.symmetric),
+                                                          quant_high(q.bits, q.symmetric)));
+                    }
+                    at++;
+                }
+                return all;
+            };
+            std::vector<int> first = codes(), last = first;
+            int changed_steps = 0;
+            for (int step = 0; step < 4; step++) {
+                for (size_t i = 0; i < m.num_params; i++)
+                    t.grads[i] = uniform01(rng_bits(3, RNG_TASK, (uint32_t)step, (uint32_t)i, 0).x[0]) - 0.5f;
+                OptimizerResult r = optimizer_step(t, step == 2 ? 0.0 : 2e-3, 0.0);
+                std::vector<int> now = codes();
+                int64_t flips = 0, total = 0;
+                for (size_t i = 0; i < now.size(); i++) flips += now[i] != last[i], total += now[i] != first[i];
+                EXPECT_DOUBLE_EQ(r.flip_rate, (double)flips / (double)now.size()) << weights;
+                EXPECT_DOUBLE_EQ(r.flip_total, (double)total / (double)now.size()) << weights;
+                changed_steps += flips > 0;
+                last = now;
+            }
+            EXPECT_EQ(changed_steps, 3) << weights << ": three steps move codes, that with learning rate 0 does not";
+        }
+}
+
+TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
+    Model m;
+    tiny_model(m, "int4:g32:sym");
+    Trainer t;
+    trainer_init(t, m, 4096, false);
+    std::vector<Completion> done = sample(m, rollout_config(1.0f));
+    std::vector<float> rewards = rewards_of(done);
+    GrpoConfig c = grpo_config(1.0f);
+    auto snapshot = [&] {
+        std::vector<float> all(m.master.data, m.master.data + m.num_params);
+        for (size_t i = 0; i < m.num_params; i++) all.push_back((float)m.work[i]);
+        all.insert(all.end(), t.moment1.data, t.moment1.data + m.num_params);
+        all.insert(all.end(), t.moment2.data, t.moment2.data + m.num_params);
+        return all;
+    };
+    auto good = [&] {
+        PolicyPass p = policy_pass(t, prompts(), done, group_advantages(rewards, 6, RewardScale::group).a, {}, c);
+        OptimizerResult r = optimizer_step(t, 1e-4, p.loss);
+        EXPECT_FALSE(r.skipped);
+        EXPECT_TRUE(std::isfinite(r.grad_norm) && r.grad_norm > 0);
+    };
+    auto bad_reward = [&] {
+        std::vector<float> nan = rewards;
+        nan[7] = NAN;
+        PolicyPass p = policy_pass(t, prompts(), done, group_advantages(nan, 6, RewardScale::group).a, {}, c);
+        EXPECT_TRUE(std::isnan(p.loss));
+        return optimizer_step(t, 1e-4, p.loss);
+    };
+    good();
+    std::vector<float> before = snapshot();
+    EXPECT_TRUE(bad_reward().skipped);
+    t.grads[5] = INFINITY;
+    EXPECT_TRUE(optimizer_step(t, 1e-4, 0.0).skipped);
+    t.grads[m.num_params - 1] = NAN;
+    EXPECT_TRUE(optimizer_step(t, 1e-4, 0.0).skipped);
+    t.grads[0] = 1.0f;
+    EXPECT_TRUE(optimizer_step(t, 1e-4, NAN).skipped);
+    EXPECT_EQ(before, snapshot()) << "a skipped step changed something";
+    EXPECT_EQ(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0) << "gradients of a skipped step remain";
+    EXPECT_EQ(t.step, 1);
+    EXPECT_EQ(t.skipped, 4);
+    good();  // four in a row are forgiven
+    EXPECT_EQ(t.skipped_in_a_row, 0);
+    EXPECT_EQ(t.step, 2);
+    for (int i = 0; i < 4; i++) EXPECT_NO_THROW(bad_reward());
+    try {
+        bad_reward();
+        ADD_FAILURE() << "a fifth step in a row was skipped in silence";
+    } catch (const Error& e) {
+        EXPECT_EQ(e.exit_code, 1);
+        EXPECT_NE(std::string(e.what()).find("5 steps in a row"), std::string::npos) << e.what();
+    }
+    EXPECT_EQ(t.skipped, 9);
+}
+
+TEST(OptimizerStep, ClipsTheGlobalNormAndDecaysMatricesAlone) {
+    Model m, n;
+    tiny_model(m, "none");
+    tiny_model(n, "none");
+    Trainer t, u;
+    trainer_init(t, m, 64, false);
+    trainer_init(u, n, 64, false);
+    t.adam.epsilon = u.adam.epsilon = 1.0f;  // so that the scale of a gradient matters
+    t.max_grad_norm = 0.5, u.max_grad_norm = 0.0;
+    for (const ParamTensor& p : m.tensors)
+        for (int64_t i = 0; i < p.count(); i++)
+            t.grads[p.offset + i] = u.grads[p.offset + i] = 0.01f * (float)(i % 7 - 3);
+    double norm = std::sqrt(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size));
+    ASSERT_GT(norm, 0.5);
+    for (size_t i = 0; i < n.num_params; i++) u.grads[i] *= (float)(0.5 / (norm + 1e-6));
+    OptimizerResult r = optimizer_step(t, 0.1, 0.0);
+    EXPECT_DOUBLE_EQ(r.grad_norm, norm);
+    optimizer_step(u, 0.1, 0.0);
+    for (size_t i = 0; i < m.num_params; i++) ASSERT_NEAR(m.master[i], n.master[i], 1e-6f) << i;
+
+    std::vector<float> before(m.master.data, m.master.data + m.num_params);
+    Trainer w;
+    trainer_init(w, m, 64, false);
+    w.adam.weight_decay = 0.5f;
+    optimizer_step(w, 0.1, 0.0);  // no gradient
+    for (const ParamTensor& p : m.tensors)
+        for (int64_t i = 0; i < p.count(); i++) {
+            bool decays = p.kind != ParamKind::norm && p.kind != ParamKind::bias;
+            ASSERT_FLOAT_EQ(m.master[p.offset + i], before[p.offset + i] * (decays ? 0.95f : 1.0f)) << p.name;
+        }
+}
+
+// With a frozen scale a weight outside the grid gets no gradient under the clipped rule and its full one under identity
+TEST(OptimizerStep, StraightThroughRules) {
+    for (SteRule rule : {SteRule::identity, SteRule::clip}) {
+        Model m;
+        tiny_model(m, "int4:g32:sym", ScaleMode::frozen, rule);
+        Trainer t;
+        trainer_init(t, m, 64, false);
+        QuantizedTensor& q = m.quantized[3];
+        float* w = m.master.data + (q.master - m.master.data);
+        w[0] = 8.5f * q.grid[0].scale;   // above 7
+        w[1] = -8.5f * q.grid[0].scale;  // below -8
+        w[2] = 2.0f * q.grid[0].scale;
+        const float start[3] = {w[0], w[1], w[2]};
+        for (size_t i = 0; i < m.num_params; i++) t.grads[i] = 1.0f;
+        t.max_grad_norm = 0.0;
+        optimizer_step(t, 1e-3, 0.0);
+        for (int i = 0; i < 3; i++) EXPECT_EQ(w[i] == start[i], rule == SteRule::clip && i < 2) << i;
+    }
+}
