@@ -40,6 +40,7 @@ else
   WHY := CUDA toolkit and driver found
 endif
 
+PRECISION_ASKED := $(PRECISION)
 PRECISION ?= $(if $(USE_NVCC),BF16,FP32)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
@@ -82,6 +83,7 @@ else
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) -x c++ train_qrl.cu -o $@ $(LIBS)
 endif
 
+cuda: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
 cuda: $(SOURCES) | check-headers
 	@test -n "$(NVCC)" || { echo "make cuda: no nvcc; install the CUDA toolkit or set NVCC or CUDA_HOME" >&2; exit 1; }
 	@mkdir -p $(BUILD)

@@ -33,7 +33,7 @@ inline void embedded_defaults(Options& o) {
         if (!o.given(name)) field = value;
     };
     set("weights", o.weights, std::string("int4:g32:sym"));
-    set("learning_rate", o.learning_rate, 5e-4);
+    set("learning_rate", o.learning_rate, 2e-4);
     set("adam_beta2", o.adam_beta2, 0.99);
     set("lr_scheduler_type", o.lr_scheduler_type, std::string("constant"));
     set("max_steps", o.max_steps, 60);
@@ -43,7 +43,6 @@ inline void embedded_defaults(Options& o) {
     set("rollout_batch", o.rollout_batch, 512);
     set("eval_samples", o.eval_samples, 4);
     set("epsilon_high", o.epsilon_high, 0.28);
-    set("sft_steps", o.sft_steps, 400);
 }
 
 struct RewardedGroup {
@@ -103,8 +102,8 @@ inline int grpo_command(Session& s) {
         if (!o.train_data.empty())
             fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
         embedded_defaults(o);
-    } else if (o.given("sft_steps") && o.sft_steps > 0 && !o.train_data.empty()) {
-        fail_usage("--sft_steps is the embedded task's cold start; use the sft command for your own data");
+    } else if (o.given("cold_start_loss")) {
+        fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
     }
     Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
@@ -131,9 +130,9 @@ inline int grpo_command(Session& s) {
            nlohmann::json(one_line(train[0].text, 160)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     fflush(stdout);
 
-    if (s.embedded_model && o.sft_steps > 0) {
+    if (s.embedded_model) {
         ColdStartConfig c;
-        c.steps = o.sft_steps;
+        c.target = o.cold_start_loss;
         cold_start(s, c);
     }
 

@@ -127,17 +127,19 @@ inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,           // [
         for (int task = 0; task < sequences * NKV; task++) {
             int s = task / NKV, kv_head = task % NKV;
             int64_t start = starts[s], n = starts[s + 1] - start, head = (int64_t)kv_head * HD;
-            scratch.assign((size_t)(4 * n * HD + 3 * HD + 2 * n), 0.0f);
-            float *K = scratch.data(), *V = K + n * HD, *dK = V + n * HD, *dV = dK + n * HD;  // [n,HD] each
-            float *Q = dV + n * HD, *dO = Q + HD, *dQ = dO + HD, *P = dQ + HD, *dP = P + n;
+            scratch.assign((size_t)(6 * n * HD + 3 * HD + 2 * n), 0.0f);
+            // keys and values also transposed: the sums over d then run over all keys at once, without a horizontal add
+            float *K = scratch.data(), *dK = K + n * HD, *dV = dK + n * HD;              // [n,HD] each
+            float *K_t = dV + n * HD, *V_t = K_t + n * HD;                               // [HD,n] each
+            float *Q = V_t + n * HD, *dO = Q + HD, *dQ = dO + HD, *P = dQ + HD, *dP = P + n;
             for (int64_t j = 0; j < n; j++)
                 for (int d = 0; d < HD; d++) {
-                    K[j * HD + d] = (float)kv.k[(start + j) * kv.k_stride + head + d];
-                    V[j * HD + d] = (float)kv.v[(start + j) * kv.v_stride + head + d];
+                    K[j * HD + d] = K_t[d * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + d];
+                    V_t[d * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + d];
                 }
             for (int64_t i = 0; i < n; i++)
                 for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-                    int64_t t = start + i;
+                    int64_t t = start + i, keys = i + 1;
                     const floatX* o = out + t * NH * HD + (int64_t)h * HD;
                     const floatX* go = dout + t * NH * HD + (int64_t)h * HD;
                     const floatX* qrow = q + t * q_stride + (int64_t)h * HD;
@@ -148,22 +150,22 @@ inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,           // [
                         dQ[d] = 0.0f;
                         D += dO[d] * (float)o[d];
                     }
-                    for (int64_t j = 0; j <= i; j++) {
-                        float dot = 0.0f, dp = 0.0f;
-#pragma omp simd reduction(+ : dot, dp)
-                        for (int d = 0; d < HD; d++) {
-                            dot += Q[d] * K[j * HD + d];
-                            dp += dO[d] * V[j * HD + d];
+                    for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
+                    for (int d = 0; d < HD; d++) {
+                        float x = Q[d], y = dO[d];
+                        const float *k = K_t + d * n, *v = V_t + d * n;
+#pragma omp simd
+                        for (int64_t j = 0; j < keys; j++) {
+                            P[j] += x * k[j];
+                            dP[j] += y * v[j];
                         }
-                        P[j] = dot * scale - row_lse;
-                        dP[j] = dp;
                     }
 #pragma omp simd
-                    for (int64_t j = 0; j <= i; j++) {
-                        P[j] = exp_f(P[j]);
+                    for (int64_t j = 0; j < keys; j++) {
+                        P[j] = exp_f(P[j] * scale - row_lse);
                         dP[j] = P[j] * (dP[j] - D) * scale;
                     }
-                    for (int64_t j = 0; j <= i; j++) {
+                    for (int64_t j = 0; j < keys; j++) {
                         float p = P[j], ds = dP[j];
 #pragma omp simd
                         for (int d = 0; d < HD; d++) {

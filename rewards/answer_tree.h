@@ -386,7 +386,7 @@ struct AnswerParser {
                 if (k < 0) return -1;
                 if (negative) k = add('-', {k});
                 kids.push_back(inverse ? add('/', {k}) : k);
-            } else if (first || starts_factor()) {
+            } else if (first || starts_factor() || (is(p, end, 'n') && nodes[kids.back()].kind == '+')) {  // (n-2) 2^n
                 if (!first && unit_here()) {
                     if (!units()) return -1;
                     break;

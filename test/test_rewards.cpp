@@ -157,6 +157,17 @@ TEST(Grader, Rules) {
     expect_verdicts(rules_unparsable, Verdict::unparsable);
 }
 
+// a huge intermediate value is no licence: found by comparing all gold answers of OlympiadBench with each other
+TEST(Grader, DifferentAnswersStayDifferent) {
+    EXPECT_EQ(grade(R"(\frac{100!}{2^{50}})", "2n"), Verdict::wrong);
+    EXPECT_EQ(grade(R"(\frac{100!}{2^{50}})", R"(\sqrt{2})"), Verdict::wrong);
+    EXPECT_EQ(grade("7", R"(10^{20}\pi - 10^{20}\pi + 5)"), Verdict::wrong);
+    EXPECT_EQ(grade("0", R"(\lfloor\sqrt{n-1}\rfloor)"), Verdict::wrong);
+    EXPECT_EQ(grade("0", R"(\sqrt{2}+\sqrt{3}-\sqrt{5+2\sqrt{6}})"), Verdict::correct);
+    EXPECT_EQ(grade("(n-2) 2^{n}+1", "1+2^n(n-2)"), Verdict::correct);
+    EXPECT_EQ(grade("10", "(2) 5"), Verdict::wrong);
+}
+
 TEST(Grader, IntegersOfAnyLength) {
     std::string a(3000, '7'), b = a;
     b[2999] = '8';

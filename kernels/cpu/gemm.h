@@ -125,9 +125,8 @@ void gemm_pack_b(uint32_t* dst, const TB* B, int64_t ldb, int64_t n0, int width,
                 }
             }
         }
-        return;
     }
-    for (int64_t s = 0; s < gemm_steps<TB>(kc); s++) {
+    for (int64_t s = 0; !B_IS_NK && s < gemm_steps<TB>(kc); s++) {
         uint32_t* out = dst + s * width;
         const TB* src = B + (k0 + s * (sizeof(TB) == 2 ? 2 : 1)) * ldb + n0;
         if (sizeof(TB) == 4) memcpy(out, src, (size_t)valid * 4);
