@@ -6,10 +6,11 @@ inline int eval_command(Session& s) {
     double start = wall_seconds();
     Options& o = s.o;
     if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
+    check_task(o);
     if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
     session_load(s);
     std::vector<Prompt> prompts = eval_prompts(s);
-    RunDir run = open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    RunDir run = session_run_dir(o);
     options_print(o);
     session_quantize(s, false);
     s.m.master.release();  // nothing is trained

@@ -27,7 +27,7 @@ inline GrpoConfig grpo_config(const Options& o) {
     return c;
 }
 
-// Without --model the defaults are the embedded task's. What the user gave stays.
+// The defaults of the embedded task. What the user gave stays.
 inline void embedded_defaults(Options& o) {
     auto set = [&](const char* name, auto& field, auto value) {
         if (!o.given(name)) field = value;
@@ -98,19 +98,18 @@ inline void length_metrics(nlohmann::ordered_json& j, const std::vector<Completi
 inline int grpo_command(Session& s) {
     double run_start = wall_seconds();
     Options& o = s.o;
-    if (o.model.empty()) {
-        if (!o.train_data.empty())
-            fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
-        embedded_defaults(o);
-    } else if (o.given("cold_start_loss")) {
+    check_task(o);
+    bool embedded_task = o.train_data.empty();
+    if (embedded_task) embedded_defaults(o);
+    if (o.model.empty() && !embedded_task)
+        fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
+    if (!o.model.empty() && o.given("cold_start_loss"))
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
-    }
     Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     session_load(s);
 
     // data
-    bool embedded_task = o.train_data.empty();
     std::vector<Prompt> train;
     if (embedded_task) train = make_prompts(s, embedded_problems(o.seed + 1, EMBEDDED_TRAIN_PROBLEMS, false));
     else train = make_prompts(s, load_problems(o.train_data));
@@ -121,7 +120,7 @@ inline int grpo_command(Session& s) {
     int64_t per_epoch = (int64_t)train.size() / o.prompts_per_step;
     int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)((double)per_epoch * o.num_train_epochs);
 
-    RunDir run = open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    RunDir run = session_run_dir(o);
     AppendFile flips_log;
     if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
     options_print(o);

@@ -96,6 +96,13 @@ inline void session_load(Session& s) {
             s.m.config.eos_token_ids.push_back(id);
 }
 
+// --output_dir, or the first of out, out-2, out-3 ... that holds no run
+inline RunDir session_run_dir(Options& o) {
+    for (int i = 2; !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty(); i++)
+        o.output_dir = "out-" + std::to_string(i);
+    return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+}
+
 // the quantizer of --weights, and the working weights that it gives
 inline void session_quantize(Session& s, bool track_flips) {
     Quantizer q = quantizer_parse(s.o.weights, "weights");
@@ -139,6 +146,9 @@ inline std::vector<Problem> embedded_problems(uint64_t seed, uint32_t n, bool he
 inline Prompt checked_prompt(const Session& s, const Problem& problem) {
     Prompt p = make_prompt(s.tok, problem, s.prompt);
     int n = (int)p.tokens.size();
+    if (!problem.gold.empty() && !answer_parses(problem.gold))
+        fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
+             printable(problem.gold).c_str());
     if (n == 0) fail("%s:%d: the prompt is empty", problem.source.c_str(), problem.line);
     if (n > s.o.max_prompt_length)
         fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
@@ -153,6 +163,13 @@ inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Prob
     std::vector<Prompt> out;
     for (const Problem& p : problems) out.push_back(checked_prompt(s, p));
     return out;
+}
+
+// A model of the user's own is trained on the embedded task only when asked to
+inline void check_task(const Options& o) {
+    if (!o.model.empty() && o.train_data.empty() && o.eval_data.empty() && !o.given("task"))
+        fail_usage("name a data set with --%s, or take the embedded problems with --task arithmetic",
+                   o.command == COMMAND_EVAL ? "eval_data" : "train_data");
 }
 
 // held-out problems: --eval_data, else the embedded task's when that is what is trained on; empty otherwise

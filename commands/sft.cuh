@@ -54,7 +54,7 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
     SftTokens t;
     bool chat = use_chat(s.tok, s.prompt);
     if (e.messages.is_null() && (!chat || e.prompt.empty())) {
-        if (!e.prompt.empty()) append_tokens(s.tok, fill_template(s.prompt.prompt_template, e.prompt), t.ids);
+        if (!e.prompt.empty()) append_tokens(s.tok, problem_text(s.prompt, e.prompt, e.bare, chat), t.ids);
         t.first = (int)t.ids.size();
         append_tokens(s.tok, e.completion, t.ids);
         if (!s.m.config.eos_token_ids.empty()) t.ids.push_back(s.m.config.eos_token_ids[0]);
@@ -63,13 +63,13 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
             fail("%s:%d: the example is a list of messages, but no chat template is in use; give a model that has one",
                  e.source.c_str(), e.line);
         nlohmann::ordered_json messages = e.messages;
-        int prompt_messages = e.prompt_messages;
+        int given = e.prompt_messages;
         if (messages.is_null()) {
-            messages = ::prompt_messages(fill_template(s.prompt.prompt_template, e.prompt), s.prompt);
-            prompt_messages = (int)messages.size();
+            messages = prompt_messages(problem_text(s.prompt, e.prompt, e.bare, chat), s.prompt);
+            given = (int)messages.size();
             messages.push_back({{"role", "assistant"}, {"content", e.completion}});
         }
-        nlohmann::ordered_json before(messages.begin(), messages.begin() + prompt_messages);
+        nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
         std::string prompt = chat_render(s.tok.chat, before, nullptr, true, s.prompt.enable_thinking);
         std::string all = chat_render(s.tok.chat, messages, nullptr, false, s.prompt.enable_thinking);
         if (all.compare(0, prompt.size(), prompt) != 0)
@@ -169,7 +169,7 @@ inline int sft_command(Session& s) {
     const int64_t n = (int64_t)rows.size(), per_epoch = (n + per_step - 1) / per_step;
     const int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)per_epoch * o.num_train_epochs);
 
-    RunDir run = open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    RunDir run = session_run_dir(o);
     options_print(o);
     session_quantize(s, true);
     print_start(s);

@@ -26,6 +26,7 @@ struct Problem {
     std::string question;             // the text; for messages, the content of the last user message
     nlohmann::ordered_json messages;  // [{role, content}, ...], or null for plain text
     std::string gold;                 // never empty
+    bool bare = false;                // a `question` or `problem` that does not say how to answer
     std::string source;               // path of the file
     int line = 0;                     // from 1
 };
@@ -34,6 +35,7 @@ struct Problem {
 // learnt for i >= prompt_messages, given those before.
 struct SftExample {
     std::string prompt, completion;
+    bool bare = false;                // as in Problem
     nlohmann::ordered_json messages;  // [{role, content}, ...], or null for plain text
     int prompt_messages = 0;
     std::string source;
@@ -238,6 +240,9 @@ inline std::string gold_field(const DatasetRow& row, const char* name, bool work
     if (found) {
         std::string rest = trim_field(text.substr(hashes + 4));
         gold = trim_field(rest.substr(0, rest.find('\n')));
+        if (worked && !gold.empty() && gold.find_first_of("0123456789") == std::string::npos)
+            fail("%s: the final answer '%s' after #### in `%s` is not a number; a text answer goes with `prompt`",
+                 row.where.c_str(), shown(gold).c_str(), name);
     } else {
         found = gold_in_box(text, &gold);
     }
@@ -300,6 +305,7 @@ inline Problem parse_problem(const DatasetRow& row) {
              : math ? "`answer` or `solution`"
                     : "`answer`, `solution`, `ground_truth` or `label`",
              prompt, row_fields(row).c_str());
+    p.bare = gsm8k || math;
     p.gold = gold_field(row, gold, gsm8k || (math && strcmp(gold, "solution") == 0));
     return p;
 }
@@ -355,6 +361,7 @@ inline SftExample parse_sft(const DatasetRow& row) {
                  name == "question" ? "answer" : "solution", kind, row_fields(row).c_str());
         e.prompt = text_field(row, kind);
         e.completion = text_field(row, answer);
+        e.bare = true;
     } else if (name == "text") {
         e.completion = text_field(row, kind);
     } else {

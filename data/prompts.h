@@ -6,7 +6,7 @@
 #include "dataset.h"
 
 struct PromptConfig {
-    std::string prompt_template;  // "{question}" or "{prompt}" is replaced by the problem; empty: the problem itself
+    std::string prompt_template;  // "{question}" or "{prompt}" is replaced by the problem; empty: see problem_text
     std::string system_prompt;
     std::string chat_template = "auto";  // auto: if the tokenizer brings one; on; off
     int enable_thinking = -1;            // -1: not passed to the template
@@ -18,12 +18,16 @@ struct Prompt {
     std::vector<int> tokens;
 };
 
-inline std::string fill_template(const std::string& prompt_template, const std::string& question) {
-    if (prompt_template.empty()) return question;
-    std::string out = prompt_template;
+// What a bare question is followed by, so that the answer comes in a form the `exact` reward can read
+constexpr const char* ANSWER_INSTRUCTION = "\nThink step by step, then give the final answer alone on the last line after ####.";
+
+// The problem inside the template. Without one, a `prompt` row stands as it is, and a bare question is told how to answer.
+inline std::string problem_text(const PromptConfig& c, const std::string& problem, bool bare, bool chat) {
+    if (c.prompt_template.empty()) return bare ? problem + ANSWER_INSTRUCTION + (chat ? "" : "\n") : problem;
+    std::string out = c.prompt_template;
     for (const char* key : {"{question}", "{prompt}"}) {
         size_t at = out.find(key);
-        if (at != std::string::npos) return out.replace(at, strlen(key), question);
+        if (at != std::string::npos) return out.replace(at, strlen(key), problem);
     }
     fail_usage("--prompt_template: neither {question} nor {prompt} is in it");
 }
@@ -48,14 +52,14 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
     bool chat = use_chat(tok, c);
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;
-        if (messages.is_null()) messages = prompt_messages(fill_template(c.prompt_template, problem.question), c);
+        if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
         p.text = chat_render(tok.chat, messages, nullptr, true, c.enable_thinking);
     } else if (!problem.messages.is_null()) {
         fail("%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "
              "prompt that is text",
              problem.source.c_str(), problem.line);
     } else {
-        p.text = fill_template(c.prompt_template, problem.question);
+        p.text = problem_text(c, problem.question, problem.bare, chat);
     }
     tokenizer_encode(tok, p.text, p.tokens);
     return p;

@@ -12,8 +12,9 @@
 #include <cstdlib>
 #include <string>
 #include <vector>
-#include "grader.h"
 #include "../runtime/error.h"
+#include "../runtime/nearest.h"
+#include "grader.h"
 
 struct RewardInput {
     const std::string& prompt;
@@ -115,21 +116,6 @@ struct RewardSet {
     std::vector<float> weights;        // [rewards]
 };
 
-inline int reward_edit_distance(const std::string& a, const std::string& b) {
-    std::vector<int> row(b.size() + 1);
-    for (size_t j = 0; j <= b.size(); j++) row[j] = (int)j;
-    for (size_t i = 1; i <= a.size(); i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (size_t j = 1; j <= b.size(); j++) {
-            int best = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[b.size()];
-}
-
 inline std::vector<std::string> split_commas(const std::string& s) {
     std::vector<std::string> parts;
     for (size_t i = 0; i <= s.size();) {
@@ -143,22 +129,20 @@ inline std::vector<std::string> split_commas(const std::string& s) {
 // "exact,format" and "1.0,0.1"; no weights: all 1. Wrong names, counts and numbers are usage errors.
 inline RewardSet rewards_parse(const std::string& names, const std::string& weights) {
     RewardSet set;
-    std::string known;
-    for (const RewardEntry& entry : reward_table()) known += (known.empty() ? "" : ", ") + std::string(entry.name);
+    std::vector<std::string> known;
+    for (const RewardEntry& entry : reward_table()) known.push_back(entry.name);
+    std::string list;
+    for (const std::string& name : known) list += (list.empty() ? "" : ", ") + name;
     for (const std::string& full : split_commas(names)) {
         const std::string name = full.substr(0, 64);
-        const RewardEntry *found = nullptr, *nearest = nullptr;
-        for (const RewardEntry& entry : reward_table()) {
+        const RewardEntry* found = nullptr;
+        for (const RewardEntry& entry : reward_table())
             if (name == entry.name) found = &entry;
-            if (!nearest || reward_edit_distance(name, entry.name) < reward_edit_distance(name, nearest->name))
-                nearest = &entry;
-        }
         if (name.empty())
-            fail_usage("--reward_funcs: an empty name in '%s'; rewards: %s", names.c_str(), known.c_str());
-        if (!found) {
-            fail_usage("--reward_funcs: no reward '%s', did you mean '%s'? Rewards: %s", name.c_str(), nearest->name,
-                       known.c_str());
-        }
+            fail_usage("--reward_funcs: an empty name in '%s'; rewards: %s", names.c_str(), list.c_str());
+        if (!found)
+            fail_usage("--reward_funcs: '%s' is not one of %s%s", name.c_str(), list.c_str(),
+                       did_you_mean(name, known).c_str());
         for (const RewardEntry& entry : set.entries)
             if (entry.fn == found->fn) fail_usage("--reward_funcs: '%s' is named twice", name.c_str());
         set.entries.push_back(*found);
@@ -190,20 +174,4 @@ inline float rewards_compute(const RewardSet& set, const RewardInput& in, float*
         combined += set.weights[i] * r;
     }
     return combined;
-}
-
-// The gold answer of a GSM8K row: what follows the last "####", without thousands commas. false: there is no number.
-inline bool gold_from_gsm8k(const std::string& answer_text, std::string& gold) {
-    gold.clear();
-    size_t at = answer_text.rfind("####");
-    if (at == std::string::npos) return false;
-    std::string s = trim_text(answer_text.substr(at + 4));
-    bool digit = false;
-    for (size_t i = 0; i < s.size(); i++) {
-        digit = digit || is_ascii_digit(s[i]);
-        bool thousands =
-            s[i] == ',' && i > 0 && is_ascii_digit(s[i - 1]) && i + 1 < s.size() && is_ascii_digit(s[i + 1]);
-        if (!thousands) gold += s[i];
-    }
-    return digit && gold.find('\n') == std::string::npos && parse_answer(gold).root >= 0;
 }

@@ -81,7 +81,7 @@ OPT(std::string, model, "", "", IN_ALL, "Hugging Face folder or .gguf file; empt
 OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
-OPT(std::string, output_dir, "out", "", IN_FILES, "folder for config.json, metrics.jsonl and checkpoints") \
+OPT(std::string, output_dir, "out", "", IN_FILES, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
 OPT(bool, overwrite_output_dir, false, "", IN_FILES, "write into a folder that already holds a run; its logs are replaced") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 GROUP("quantization") \
@@ -142,7 +142,7 @@ OPT(std::string, system_prompt, "", "", IN_MODEL, "system message of the chat te
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_MODEL | IN_TOKENIZE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_MODEL | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
-OPT(std::string, task, "arithmetic", "", IN_FILES, "the task made up without --train_data") \
+OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.03, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
 // clang-format on
 

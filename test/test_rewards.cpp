@@ -485,8 +485,8 @@ TEST(Rewards, ByName) {
     EXPECT_EQ(each[0], 0.0f);
     EXPECT_EQ(each[1], 1.0f);
     EXPECT_EQ(usage_error("exact,format", ""), "");
-    EXPECT_NE(usage_error("exct", "").find("did you mean 'exact'"), std::string::npos);
-    EXPECT_NE(usage_error("thinkformat", "").find("'think_format'"), std::string::npos);
+    EXPECT_NE(usage_error("exct", "").find("did you mean exact?"), std::string::npos);
+    EXPECT_NE(usage_error("thinkformat", "").find("did you mean think_format?"), std::string::npos);
     EXPECT_NE(usage_error("nonsense", "").find("exact, accuracy, boxed, format, think_format, overlong"),
               std::string::npos);
     EXPECT_NE(usage_error("exact,format", "1").find("1 weights for 2 rewards"), std::string::npos);
@@ -497,28 +497,15 @@ TEST(Rewards, ByName) {
     EXPECT_NE(usage_error("exact,exact", "").find("named twice"), std::string::npos);
 }
 
-TEST(Rewards, GoldFromGsm8k) {
-    std::string gold;
-    EXPECT_TRUE(gold_from_gsm8k("9 * 2 = <<9*2=18>>18\n#### 18", gold));
-    EXPECT_EQ(gold, "18");
-    EXPECT_TRUE(gold_from_gsm8k("#### 1\n#### 1,234,567 \n", gold));
-    EXPECT_EQ(gold, "1234567");
-    EXPECT_TRUE(gold_from_gsm8k("####-3", gold));
-    EXPECT_EQ(gold, "-3");
-    EXPECT_FALSE(gold_from_gsm8k("no marker 18", gold));
-    EXPECT_FALSE(gold_from_gsm8k("#### ", gold));
-    EXPECT_FALSE(gold_from_gsm8k("#### many", gold));
-    EXPECT_FALSE(gold_from_gsm8k("#### 18\nand more", gold));
-}
-
 // every answer of the two GSM8K splits is read, and equals itself with thousands commas and cents, but not plus one
 TEST(Rewards, Gsm8kSplits) {
     int rows = 0;
     for (const char* name : {"train", "test"}) {
         std::ifstream file(std::string("../shared/data/gsm8k/") + name + ".jsonl");
         for (std::string line; std::getline(file, line); rows++) {
-            std::string gold, answer = nlohmann::json::parse(line)["answer"];
-            ASSERT_TRUE(gold_from_gsm8k(answer, gold)) << name << " row " << rows;
+            std::string answer = nlohmann::json::parse(line)["answer"], gold;
+            for (char c : answer.substr(answer.rfind("#### ") + 5))
+                if (c != ',') gold += c;  // thousands commas would make gold + ".00" a list
             EXPECT_EQ(reward_of("exact", answer, gold), 1.0f) << answer;
             EXPECT_EQ(reward_of("accuracy", answer, gold), 1.0f) << answer;
             EXPECT_EQ(grade(gold, "$" + gold + ".00"),
