@@ -119,20 +119,24 @@ install-missing:
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
-# build/test_NAME from test/test_NAME.cpp; a second name after @ is a variant of the same source
+# build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source
 TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
-VARIANTS := $(if $(filter test_golden,$(TESTS)),test_golden@fp32) $(if $(filter test_kernels,$(TESTS)),test_kernels@fp32) \
-            $(if $(filter test_gemm,$(TESTS)),test_gemm@portable)
+VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
+            test_rmsnorm@fp32 test_rmsnorm@simt test_rmsnorm@simt-fp32
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
-TEST_FLAGS := -std=c++17 $(OPENMP) -O2 $(MARCH_FLAG) -Wall -Wextra
+SIMT_BINARIES := $(addprefix $(BUILD)/,test_simt $(filter %@simt %@simt-fp32,$(VARIANTS)))
+TEST_OPTIMIZE ?= -O1
+TEST_FLAGS := -std=c++17 $(OPENMP) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
 
-$(BUILD)/test_%: MORE :=
-$(BUILD)/test_simt%: MORE := -DTRAIN_QRL_SIMT -I test/simt
+SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
+$(BUILD)/test_simt: MORE := $(SIMT_FLAGS)
 $(BUILD)/%@fp32: MORE := -DPRECISION_FP32
 $(BUILD)/%@portable: MORE := -march=x86-64
+$(BUILD)/%@simt: MORE := $(SIMT_FLAGS)
+$(BUILD)/%@simt-fp32: MORE := $(SIMT_FLAGS) -DPRECISION_FP32
 
-TEST_SOURCES := $(SOURCES) $(wildcard test/simt/*)
+TEST_SOURCES := $(SOURCES) $(wildcard test/*.h test/simt/*)
 .SECONDEXPANSION:
 $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
@@ -146,19 +150,26 @@ test: deps-test
 	@test/run $(TEST_BINARIES)
 
 simt: deps-test
-	@$(MAKE) --no-print-directory -j2 $(filter $(BUILD)/test_simt%,$(TEST_BINARIES))
-	@test/run $(filter $(BUILD)/test_simt%,$(TEST_BINARIES))
+	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
+	@test/run $(SIMT_BINARIES)
 
-SANITIZE := test_formats test_tokenizer test_rewards test_kernels test_gemm test_simt test_simt_rmsnorm test_dataset
+SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden test_simt test_rmsnorm@simt
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
-	  $(addprefix $(BUILD)/sanitize/,$(filter $(TESTS),$(SANITIZE)))
-	@test/run $(addprefix $(BUILD)/sanitize/,$(filter $(TESTS),$(SANITIZE)))
+	  $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
+	@test/run $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
 
-bench: deps-test
-	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm
+# the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
+BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
+BENCH_TEXT ?= ../shared/data/gsm8k/train.jsonl
+bench: deps
+	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm $(BUILD)/bench_tokenizer train_qrl
 	@$(BUILD)/bench_gemm
+	@if test -e $(BENCH_TOKENIZER) && test -e $(BENCH_TEXT); then $(BUILD)/bench_tokenizer $(BENCH_TOKENIZER) $(BENCH_TEXT); \
+	 else echo "tokenizer: not measured, set BENCH_TOKENIZER and BENCH_TEXT"; fi
+	@rm -rf $(BUILD)/bench_run && ./train_qrl --cold_start_loss 1.5 --max_steps 8 --eval_n 32 --output_dir $(BUILD)/bench_run | \
+	 grep -e '^cold start' -e '^step'
 
 $(BUILD)/bench_%: test/bench_%.cpp $(SOURCES)
 	@mkdir -p $(BUILD)

@@ -5,8 +5,10 @@
 #include "commands/grpo.cuh"      // grpo_command: the main job
 #include "commands/sft.cuh"       // sft_command: supervised fine-tuning
 #include "commands/text.cuh"      // tokenize_command, logprobs_command: JSON lines in and out
+#include "runtime/threads.h"      // threads_sleep_at_barriers
 
 int main(int argc, char** argv) {
+    threads_sleep_at_barriers(argv);
     try {
         Session s;
         s.o = parse_options(argc, argv);
@@ -17,7 +19,9 @@ int main(int argc, char** argv) {
 #if !defined(_OPENMP)
         fprintf(stderr, "warning: built without OpenMP, one core is used\n");
 #endif
-        install_stop_handler();
+        signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), with a message
+        // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
+        if (s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT) install_stop_handler();
         switch (s.o.command) {
             case COMMAND_GRPO: return grpo_command(s);
             case COMMAND_SFT: return sft_command(s);

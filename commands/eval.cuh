@@ -10,9 +10,9 @@ inline int eval_command(Session& s) {
     if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
     session_load(s);
     std::vector<Prompt> prompts = eval_prompts(s);
+    session_quantize(s, false);
     RunDir run = session_run_dir(o);
     options_print(o);
-    session_quantize(s, false);
     s.m.master.release();  // nothing is trained
     print_start(s);
     RolloutState state;

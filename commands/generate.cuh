@@ -17,6 +17,7 @@ inline int generate_command(Session& s) {
     s.m.master.release();
     Problem problem;
     problem.question = o.given("prompt") ? o.prompt : read_standard_input();
+    install_stop_handler();  // not before the prompt is read: Ctrl-C must end the wait for it
     problem.source = o.given("prompt") ? "--prompt" : "standard input";
     problem.line = 1;
     Prompt p = checked_prompt(s, problem);

@@ -33,16 +33,13 @@ inline void embedded_defaults(Options& o) {
         if (!o.given(name)) field = value;
     };
     set("weights", o.weights, std::string("int4:g32:sym"));
-    set("learning_rate", o.learning_rate, 2e-4);
+    set("learning_rate", o.learning_rate, 3e-4);
     set("adam_beta2", o.adam_beta2, 0.99);
-    set("lr_scheduler_type", o.lr_scheduler_type, std::string("constant"));
-    set("max_steps", o.max_steps, 60);
-    set("prompts_per_step", o.prompts_per_step, 32);
-    set("num_generations", o.num_generations, 16);
+    set("max_steps", o.max_steps, 90);
+    set("prompts_per_step", o.prompts_per_step, 64);
     set("max_completion_length", o.max_completion_length, EMBEDDED_COMPLETION_LENGTH);
     set("rollout_batch", o.rollout_batch, 512);
     set("eval_samples", o.eval_samples, 4);
-    set("epsilon_high", o.epsilon_high, 0.28);
 }
 
 struct RewardedGroup {
@@ -103,7 +100,7 @@ inline int grpo_command(Session& s) {
     if (embedded_task) embedded_defaults(o);
     if (o.model.empty() && !embedded_task)
         fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
-    if (!o.model.empty() && o.given("cold_start_loss"))
+    if (!o.model.empty() && o.cold_start_loss != Options().cold_start_loss)
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
     Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
@@ -120,7 +117,10 @@ inline int grpo_command(Session& s) {
     int64_t per_epoch = (int64_t)train.size() / o.prompts_per_step;
     int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)((double)per_epoch * o.num_train_epochs);
 
+    if (!s.embedded_model) session_quantize(s, true);  // a group size that does not divide is refused before a folder is made
     RunDir run = session_run_dir(o);
+    std::error_code none;
+    std::filesystem::remove(run.path + "/code_flips.jsonl", none);  // of a run that is replaced
     AppendFile flips_log;
     if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
     options_print(o);
@@ -133,10 +133,9 @@ inline int grpo_command(Session& s) {
         ColdStartConfig c;
         c.target = o.cold_start_loss;
         cold_start(s, c);
+        session_quantize(s, true);
     }
 
-    // the quantized policy
-    session_quantize(s, true);
     RolloutState state;
     GrpoConfig config = grpo_config(o);
     EvalResult before, before_full, after, after_full;

@@ -72,6 +72,12 @@ inline PromptConfig prompt_config(const Options& o) {
     return p;
 }
 
+// A model folder that brings none can still be asked for the log-probabilities of ids
+inline bool lacks_tokenizer(const std::string& path) {
+    return std::filesystem::is_directory(path) && !std::filesystem::exists(path + "/tokenizer.json") &&
+           !std::filesystem::exists(path + "/vocab.json");
+}
+
 // Model and tokenizer. Without --model: random weights of the embedded model, byte-level tokenizer.
 inline void session_load(Session& s) {
     session_threads(s.o);
@@ -82,10 +88,12 @@ inline void session_load(Session& s) {
         model_init_random(s.m, s.o.seed);
         s.tok = tokenizer_byte_level();
         s.tok.chat = ChatTemplate::none;  // the task's prompts are plain text; a template would cost more than they do
+        s.tok.chat_text.clear();          // nor may the checkpoint wrap them
         s.m.config.eos_token_ids = s.tok.eos;
         if (!s.o.tokenizer.empty()) fail_usage("--tokenizer: the embedded model has its own; give --model too");
     } else {
-        s.tok = load_tokenizer(s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer);
+        std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
+        if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
         model_load(s.m, s.o.model);
     }
     if (tokenizer_vocab_size(s.tok) > s.m.V())
@@ -154,7 +162,7 @@ inline Prompt checked_prompt(const Session& s, const Problem& problem) {
         fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
              problem.source.c_str(), problem.line, n, s.o.max_prompt_length);
     if (n + s.o.max_completion_length > s.m.config.max_position_embeddings)
-        fail("%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d",
+        fail("%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d; lower it or leave the row out",
              problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
     return p;
 }
@@ -223,6 +231,7 @@ inline void print_start(const Session& s) {
 #else
     printf("device      cpu, 1 thread (built without OpenMP), %s, %s\n", PRECISION_NAME, gemm_backend_name());
 #endif
+    fflush(stdout);  // into a pipe, too, before the long work
 }
 
 inline void session_save(const Session& s, const std::string& dir) {

@@ -83,6 +83,9 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
     if ((int)t.ids.size() > s.o.max_length)
         fail("%s:%d: the example has %zu tokens, --max_length is %d; raise it or leave the row out", e.source.c_str(),
              e.line, t.ids.size(), s.o.max_length);
+    if ((int)t.ids.size() > s.m.config.max_position_embeddings)
+        fail("%s:%d: the example has %zu tokens, the model's context is %d; leave the row out", e.source.c_str(), e.line,
+             t.ids.size(), s.m.config.max_position_embeddings);
     if ((int)t.ids.size() <= std::max(t.first, 1))
         fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return t;
@@ -93,11 +96,11 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
 
 // Supervised steps on freshly drawn problems of the embedded task, in full precision, until the loss (mean of the last
 // `window` steps) is below `target`. A fixed number of steps would not do: the skill comes suddenly, and at a different
-// step for each seed. The target leaves room for RL: a mean negative log-likelihood of 0.03 a token over 30 tokens is a
-// chance of about e^-0.9 = 40 % to write the solution without a mistake.
+// step for each seed. The target leaves room for RL: at a mean negative log-likelihood of 0.07 a token, over solutions of
+// about 30 tokens, about 40 % of the sampled solutions are free of mistakes.
 struct ColdStartConfig {
     int max_steps = 800, batch = 128, window = 10;
-    double learning_rate = 2e-3, target = 0.03;
+    double learning_rate = 2e-3, target = 0.07;
 };
 
 inline void cold_start(Session& s, const ColdStartConfig& c) {
@@ -169,9 +172,9 @@ inline int sft_command(Session& s) {
     const int64_t n = (int64_t)rows.size(), per_epoch = (n + per_step - 1) / per_step;
     const int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)per_epoch * o.num_train_epochs);
 
+    session_quantize(s, true);
     RunDir run = session_run_dir(o);
     options_print(o);
-    session_quantize(s, true);
     print_start(s);
     printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps, (long long)per_step);
     RolloutState state;

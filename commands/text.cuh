@@ -11,7 +11,7 @@ void for_each_input(const Options& o, Use use) {
         return;
     }
     std::string line;
-    for (int number = 1; std::getline(std::cin, line) && !stop_requested(); number++) {
+    for (int number = 1; std::getline(std::cin, line); number++) {
         if (!line.empty() && line.back() == '\r') line.pop_back();
         if (line.empty()) continue;
         std::string where = format("standard input:%d", number);
@@ -56,8 +56,12 @@ inline int tokenize_command(const Options& o) {
                     thinking = j["enable_thinking"].get<bool>();
                 bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
                                   j["add_generation_prompt"].get<bool>();
-                text = chat_render(tok.chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
-                                   generation, thinking);
+                try {
+                    text = chat_render(tok.chat, j["messages"],
+                                       j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
+                } catch (const Error& e) {
+                    fail("%s: %s", where.c_str(), e.what());
+                }
                 out["text"] = text;
             } else {
                 text = text_field_of(j, where);
@@ -83,7 +87,9 @@ inline int logprobs_command(Session& s) {
     for_each_input(s.o, [&](const nlohmann::ordered_json& j, const std::string& where) {
         std::vector<int> ids;
         if (j.contains("ids")) ids = ids_field(j, s.m.V(), where);
-        else tokenizer_encode(s.tok, text_field_of(j, where), ids);
+        else if (tokenizer_vocab_size(s.tok) > 0) tokenizer_encode(s.tok, text_field_of(j, where), ids);
+        else
+            fail("%s: %s has no tokenizer.json; give ids instead of text, or --tokenizer", where.c_str(), s.o.model.c_str());
         if ((int)ids.size() > s.m.config.max_position_embeddings)
             fail("%s: %zu tokens exceed the model's context of %d", where.c_str(), ids.size(), s.m.config.max_position_embeddings);
         ScoredTokens scored;

@@ -1,0 +1,1179 @@
+// The program as a user meets it: runs the built binary (TRAIN_QRL, else ./train_qrl) and looks at stdout, stderr, the
+// exit status and what is left on disk. Bad use must give 2 and a failed run 1, each with one line on stderr that opens
+// with "train_qrl: " and says what, where and what to do, and nothing half-written.
+// The models are tiny: two layers of width 32 over bytes, with random weights, and the same after a few steps of sft on
+// one-digit sums, so that rewards differ within a group. The trap: a random model gets one reward everywhere, its
+// gradients are 0, and every test of a loss would pass.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+#include <nlohmann/json.hpp>
+
+namespace fs = std::filesystem;
+typedef nlohmann::ordered_json json;
+typedef std::vector<std::string> Args;
+
+static std::string program() {
+    const char* path = getenv("TRAIN_QRL");
+    return path && *path ? path : "./train_qrl";
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// running it
+
+struct Outcome {
+    int status = -1;  // exit status, 128 + signal when killed, -1 when it never started
+    std::string out, err;
+    bool timed_out = false;
+};
+
+struct RunSetting {
+    std::string input;                    // standard input
+    bool hold_input = false;              // standard input stays open after `input`
+    rlim_t file_size = RLIM_INFINITY;     // RLIMIT_FSIZE, bytes
+    std::function<bool(const Outcome&)> when; // asked every few milliseconds; the first true sends SIGINT
+    double seconds = 60;                  // then it is killed
+};
+
+static Outcome run(const Args& args, const RunSetting& setting = {}) {
+    Outcome r;
+    int in[2], out[2], err[2];
+    if (pipe(in) != 0 || pipe(out) != 0 || pipe(err) != 0) return r;
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(in[0], 0), dup2(out[1], 1), dup2(err[1], 2);
+        for (int* p : {in, out, err}) close(p[0]), close(p[1]);
+        if (setting.file_size != RLIM_INFINITY) {
+            struct rlimit limit = {setting.file_size, setting.file_size};
+            setrlimit(RLIMIT_FSIZE, &limit);
+        }
+        signal(SIGINT, SIG_DFL);
+        signal(SIGPIPE, SIG_DFL);
+        setenv("OMP_WAIT_POLICY", "passive", 0);
+        setenv("OMP_NUM_THREADS", "2", 0);
+        std::string path = program();
+        std::vector<char*> argv = {&path[0]};
+        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+        argv.push_back(nullptr);
+        execv(path.c_str(), argv.data());
+        _exit(127);
+    }
+    close(in[0]), close(out[1]), close(err[1]);
+    fcntl(in[1], F_SETFL, O_NONBLOCK);
+    auto start = std::chrono::steady_clock::now();
+    size_t written = 0;
+    bool signalled = false, in_open = true, out_open = true, err_open = true;
+    while (out_open || err_open) {
+        if (in_open && written == setting.input.size() && !setting.hold_input) close(in[1]), in_open = false;
+        struct pollfd p[3] = {{out_open ? out[0] : -1, POLLIN, 0},
+                              {err_open ? err[0] : -1, POLLIN, 0},
+                              {in_open && written < setting.input.size() ? in[1] : -1, POLLOUT, 0}};
+        poll(p, 3, 5);
+        char buffer[65536];
+        for (int i = 0; i < 2; i++) {
+            if (!(p[i].revents & (POLLIN | POLLHUP))) continue;
+            ssize_t n = read(p[i].fd, buffer, sizeof(buffer));
+            if (n > 0) (i ? r.err : r.out).append(buffer, (size_t)n);
+            else (i ? err_open : out_open) = false;
+        }
+        if (p[2].revents & POLLOUT) {
+            ssize_t n = write(in[1], setting.input.data() + written, setting.input.size() - written);
+            if (n > 0) written += (size_t)n;
+        } else if (p[2].revents) {  // it reads no more
+            written = setting.input.size();
+        }
+        if (setting.when && !signalled && setting.when(r)) kill(pid, SIGINT), signalled = true;
+        double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        if (seconds > setting.seconds && !r.timed_out) kill(pid, SIGKILL), r.timed_out = true;
+    }
+    if (in_open) close(in[1]);
+    close(out[0]), close(err[0]);
+    int status = 0;
+    waitpid(pid, &status, 0);
+    r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return r;
+}
+
+static Args operator+(Args a, const Args& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+}
+
+static std::string shown_run(const Args& args, const Outcome& r) {
+    std::string s = "train_qrl";
+    for (const std::string& a : args) s += " '" + a + "'";
+    return s + "\nexit " + std::to_string(r.status) + (r.timed_out ? " (timed out)" : "") + "\nstderr: " + r.err +
+           "stdout: " + r.out.substr(0, 2000);
+}
+
+// must work
+static Outcome good(const Args& args, const std::string& input = "") {
+    RunSetting setting;
+    setting.input = input;
+    Outcome r = run(args, setting);
+    EXPECT_EQ(r.status, 0) << shown_run(args, r);
+    EXPECT_EQ(r.err.find("train_qrl: "), std::string::npos) << shown_run(args, r);
+    return r;
+}
+
+// must be refused with one line that holds all the parts
+static Outcome refused(int status, const Args& args, const Args& parts, const RunSetting& setting = {}) {
+    Outcome r = run(args, setting);
+    EXPECT_EQ(r.status, status) << shown_run(args, r);
+    EXPECT_EQ(r.err.rfind("train_qrl: ", 0), 0u) << shown_run(args, r);
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << shown_run(args, r);
+    EXPECT_LT(r.err.size(), 700u) << shown_run(args, r);
+    for (const std::string& part : parts)
+        EXPECT_NE(r.err.find(part), std::string::npos) << "expected: " << part << "\n" << shown_run(args, r);
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// files
+
+static std::string read_text(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    std::stringstream s;
+    s << in.rdbuf();
+    return s.str();
+}
+
+static void write_text(const std::string& path, const std::string& text) {
+    std::ofstream out(path, std::ios::binary);
+    out << text;
+    ASSERT_TRUE(out.good()) << path;
+}
+
+static json read_json(const std::string& path) {
+    json j = json::parse(read_text(path), nullptr, false);
+    EXPECT_FALSE(j.is_discarded()) << path << ": " << read_text(path).substr(0, 200);
+    return j;
+}
+
+// every line must be JSON, and the last one whole
+static std::vector<json> read_lines(const std::string& path) {
+    std::string text = read_text(path), line;
+    EXPECT_TRUE(text.empty() || text.back() == '\n') << path;
+    std::vector<json> lines;
+    std::stringstream s(text);
+    while (std::getline(s, line)) {
+        json j = json::parse(line, nullptr, false);
+        EXPECT_FALSE(j.is_discarded()) << path << ": " << line;
+        lines.push_back(j);
+    }
+    return lines;
+}
+
+// names under a folder that a run must not leave: parts of files, of folders, or (when asked) checkpoints
+static std::string leftovers(const std::string& folder, bool checkpoints) {
+    std::string s;
+    if (!fs::exists(folder)) return s;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+        std::string name = entry.path().filename();
+        if (name.find(".tmp") != std::string::npos || name.find(".old") != std::string::npos ||
+            (checkpoints && name.rfind("checkpoint-", 0) == 0))
+            s += name + " ";
+    }
+    return s;
+}
+
+static std::string u64_bytes(uint64_t v) {
+    std::string s;
+    for (int i = 0; i < 8; i++) s += (char)(v >> 8 * i & 255);
+    return s;
+}
+
+static std::string safetensors_text(const std::string& header, const std::string& data) {
+    return u64_bytes(header.size()) + header + data;
+}
+
+typedef std::map<std::string, std::pair<std::vector<int>, std::vector<float>>> Tensors;
+
+static void write_safetensors(const std::string& path, const Tensors& tensors) {
+    json header;
+    std::string data;
+    for (const auto& [name, t] : tensors) {
+        size_t begin = data.size(), bytes = t.second.size() * 4;
+        data.append((const char*)t.second.data(), bytes);
+        header[name] = {{"dtype", "F32"}, {"shape", t.first}, {"data_offsets", {begin, begin + bytes}}};
+    }
+    write_text(path, safetensors_text(header.dump(), data));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what all the tests use, made once
+
+static bool bf16_build;      // the program says so
+static std::string root;     // temporary folder
+static std::string base;     // random model with a byte-level tokenizer
+static std::string trained;  // the same after sft
+static std::string sums;     // its data, prompt and completion
+static std::string problems; // the same sums as problems with a gold answer
+
+static const json tiny_config = {
+    {"architectures", {"Qwen3ForCausalLM"}}, {"model_type", "qwen3"}, {"vocab_size", 259}, {"hidden_size", 32},
+    {"intermediate_size", 64}, {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"num_key_value_heads", 2},
+    {"head_dim", 16}, {"max_position_embeddings", 128}, {"hidden_act", "silu"}, {"rms_norm_eps", 1e-6},
+    {"rope_theta", 10000.0}, {"tie_word_embeddings", true}, {"torch_dtype", "float32"}};
+
+static Tensors tiny_tensors() {
+    uint64_t state = 1;
+    auto make = [&](std::vector<int> shape, float scale, float offset) {
+        size_t n = 1;
+        for (int d : shape) n *= (size_t)d;
+        std::vector<float> x(n);
+        for (float& v : x) {
+            state = state * 6364136223846793005ull + 1442695040888963407ull;
+            v = offset + scale * ((float)(state >> 40) / 8388608.0f - 1.0f);
+        }
+        return std::make_pair(shape, x);
+    };
+    Tensors t;
+    t["model.embed_tokens.weight"] = make({259, 32}, 0.15f, 0.0f);
+    t["model.norm.weight"] = make({32}, 0.1f, 1.0f);
+    for (int l = 0; l < 2; l++) {
+        std::string p = "model.layers." + std::to_string(l) + ".";
+        t[p + "input_layernorm.weight"] = make({32}, 0.1f, 1.0f);
+        t[p + "post_attention_layernorm.weight"] = make({32}, 0.1f, 1.0f);
+        t[p + "self_attn.q_proj.weight"] = make({64, 32}, 0.2f, 0.0f);
+        t[p + "self_attn.k_proj.weight"] = make({32, 32}, 0.2f, 0.0f);
+        t[p + "self_attn.v_proj.weight"] = make({32, 32}, 0.2f, 0.0f);
+        t[p + "self_attn.o_proj.weight"] = make({32, 64}, 0.2f, 0.0f);
+        t[p + "self_attn.q_norm.weight"] = make({16}, 0.1f, 1.0f);
+        t[p + "self_attn.k_norm.weight"] = make({16}, 0.1f, 1.0f);
+        t[p + "mlp.gate_proj.weight"] = make({64, 32}, 0.2f, 0.0f);
+        t[p + "mlp.up_proj.weight"] = make({64, 32}, 0.2f, 0.0f);
+        t[p + "mlp.down_proj.weight"] = make({32, 64}, 0.2f, 0.0f);
+    }
+    return t;
+}
+
+// a folder of its own for each use
+static std::string fresh(const std::string& name) {
+    static int count = 0;
+    std::string path = root + "/" + std::to_string(++count) + "_" + name;
+    return path;
+}
+
+static std::string jsonl(const std::string& name, const std::string& text) {
+    std::string path = fresh(name + ".jsonl");
+    write_text(path, text);
+    return path;
+}
+
+// a copy of the random model that a test may break
+static std::string model_copy() {
+    std::string path = fresh("model");
+    fs::copy(base, path, fs::copy_options::recursive);
+    return path;
+}
+
+struct Cli : testing::Environment {
+    void SetUp() override {
+        root = (fs::temp_directory_path() / ("test_cli_" + std::to_string(getpid()))).string();
+        fs::remove_all(root);
+        fs::create_directories(root);
+        ASSERT_TRUE(fs::exists(program())) << program() << " is missing: run make, or set TRAIN_QRL";
+        std::string rows, questions;
+        for (int a = 0; a < 10; a++)
+            for (int b = 0; b < 10; b++) {
+                std::string q = std::to_string(a) + "+" + std::to_string(b) + "=?\n", c = std::to_string(a + b);
+                rows += json{{"prompt", q}, {"completion", "#### " + c}}.dump() + "\n";
+                questions += json{{"prompt", q}, {"answer", c}}.dump() + "\n";
+            }
+        sums = root + "/sums.jsonl", problems = root + "/problems.jsonl";
+        write_text(sums, rows);
+        write_text(problems, questions);
+        // the embedded model without a step: a folder with a byte-level tokenizer
+        Args args = {"sft", "--train_data", sums, "--max_steps", "0", "--output_dir", root + "/embedded"};
+        Outcome r = run(args);
+        ASSERT_EQ(r.status, 0) << shown_run(args, r);
+        bf16_build = r.out.find("bf16") != std::string::npos;
+        base = root + "/base", trained = root + "/sft/checkpoint-60";
+        fs::copy(root + "/embedded/checkpoint-0", base, fs::copy_options::recursive);
+        json config = tiny_config;
+        config["eos_token_id"] = read_json(base + "/config.json")["eos_token_id"];
+        write_text(base + "/config.json", config.dump());
+        write_safetensors(base + "/model.safetensors", tiny_tensors());
+        args = {"sft", "--model", base, "--train_data", sums, "--max_steps", "60", "--learning_rate", "0.01",
+                "--per_device_train_batch_size", "32", "--output_dir", root + "/sft"};
+        r = run(args);
+        ASSERT_EQ(r.status, 0) << shown_run(args, r);
+        ASSERT_TRUE(fs::exists(trained + "/model.safetensors"));
+    }
+    void TearDown() override { fs::remove_all(root); }
+};
+static testing::Environment* const cli_environment = testing::AddGlobalTestEnvironment(new Cli);
+
+// grpo on the sums: two steps of 8 prompts x 8 samples. A flag in `more` takes the place of the one here.
+static Args grpo(const std::string& out, const Args& more = {}) {
+    Args all = {"--model", trained, "--train_data", problems, "--max_steps", "2", "--prompts_per_step", "8",
+                "--max_completion_length", "16", "--learning_rate", "0.001", "--output_dir", out};
+    Args args = {"grpo"};
+    for (size_t i = 0; i < all.size(); i += 2)
+        if (std::find(more.begin(), more.end(), all[i]) == more.end()) args = args + Args{all[i], all[i + 1]};
+    return args + more;
+}
+
+static double number(const json& row, const std::string& key) {
+    if (!row.contains(key) || !row[key].is_number()) {
+        ADD_FAILURE() << key << " is missing or not a number in " << row.dump();
+        return std::numeric_limits<double>::quiet_NaN();
+    }
+    return row[key].get<double>();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// bad use: exit 2
+
+TEST(BadUse, Flags) {
+    std::string out = fresh("never");
+    refused(2, {"--learning_rat", "1"}, {"--learning_rat", "--learning_rate", "--help"});
+    refused(2, {"sft", "--max_lenght=3"}, {"--max_lenght", "--max_length"});
+    refused(2, {"--num_generations", "1", "--output_dir", out}, {"--num_generations 1", "out of range", "[2, 1024]"});
+    refused(2, {"--max_steps", "3.5", "--output_dir", out}, {"--max_steps 3.5", "not an integer"});
+    refused(2, {"--max_steps", "99999999999999999999", "--output_dir", out}, {"--max_steps", "out of range"});
+    refused(2, {"--temperature", "hot", "--output_dir", out}, {"--temperature hot", "not a number"});
+    refused(2, {"--temperature", "nan", "--output_dir", out}, {"--temperature nan"});
+    refused(2, {"--temperature", "0", "--output_dir", out}, {"--temperature 0", "greedy"});
+    refused(2, {"--loss_type", "drgrpo", "--output_dir", out}, {"--loss_type drgrpo", "dr_grpo"});
+    refused(2, {"--gradient_checkpointing", "yes", "--output_dir", out}, {"--gradient_checkpointing yes", "true or false"});
+    refused(2, {"eval", "--learning_rate", "1", "--output_dir", out}, {"--learning_rate", "eval", "grpo, sft"});
+    refused(2, {"tokenize", "--temperature", "1"}, {"--temperature", "tokenize"});
+    refused(2, {"--model"}, {"--model", "needs a value"});
+    refused(2, {"--max_steps", "--seed", "1"}, {"--max_steps", "needs a value"});
+    refused(2, {"--seed", "1", "--seed", "2"}, {"--seed", "twice"});
+    refused(2, {"gpro"}, {"gpro", "unknown command", "grpo"});
+    refused(2, {"sft", "grpo"}, {"grpo", "unexpected argument"});
+    refused(2, {"-x"}, {"-x"});
+    refused(2, {std::string("--a\nb\x1b[31m"), "1"}, {"\\n"});  // stays one line
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(BadUse, Values) {
+    std::string out = fresh("never");
+    refused(2, {"--reward_funcs", "exakt", "--output_dir", out}, {"--reward_funcs", "exakt", "exact"});
+    refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out}, {"--reward_weights", "2 rewards"});
+    refused(2, {"--reward_weights", "x", "--output_dir", out}, {"--reward_weights", "not a number"});
+    refused(2, {"--weights", "int5:g32", "--output_dir", out}, {"--weights int5:g32", "int4"});
+    refused(2, {"--weights", "int4", "--output_dir", out}, {"--weights int4", "g32"});
+    refused(2, {"--weights", "int4:g33", "--output_dir", out}, {"--weights int4:g33", "g32"});
+    refused(2, {"--weights", "int4:g32:sim", "--output_dir", out}, {"int4:g32:sim", "asym"});
+    refused(2, {"--weights", "", "--output_dir", out}, {"--weights", "none"});
+    refused(2, {"--quantize_layers", "q,gates", "--output_dir", out}, {"--quantize_layers", "gates", "gate"});
+    refused(2, {"--task", "chess", "--output_dir", out}, {"--task chess", "arithmetic"});
+    refused(2, {"--train_data", problems, "--output_dir", out}, {"--train_data", "--model"});
+    refused(2, {"--model", trained, "--output_dir", out}, {"--train_data", "--task arithmetic"});
+    refused(2, {"eval", "--model", trained, "--output_dir", out}, {"--eval_data", "--task arithmetic"});
+    refused(2, {"eval", "--output_dir", out}, {"eval needs --model"});
+    refused(2, {"generate", "--prompt", "x"}, {"generate needs --model"});
+    refused(2, {"logprobs", "--prompt", "x"}, {"logprobs needs --model"});
+    refused(2, {"sft", "--model", trained, "--output_dir", out}, {"sft needs --train_data"});
+    refused(2, grpo(out, {"--weights", "int4:g33"}), {"--weights int4:g33"});
+    refused(2, grpo(out, {"--cold_start_loss", "1"}), {"--cold_start_loss"});
+    refused(2, grpo(out, {"--chat_template", "on"}), {"--chat_template on", "no chat template"});
+    refused(2, grpo(out, {"--prompt_template", "no place"}), {"--prompt_template", "{question}"});
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(BadUse, GroupSizeDoesNotDivide) {
+    std::string out = fresh("never");
+    Args parts = {"int4:g128", "does not divide", "model.layers.0.", "proj.weight"};
+    refused(2, grpo(out, {"--weights", "int4:g128"}), parts);
+    EXPECT_FALSE(fs::exists(out)) << "a folder of a run that never began";
+    refused(2, {"eval", "--model", trained, "--task", "arithmetic", "--weights", "int4:g128", "--output_dir", out}, parts);
+    EXPECT_FALSE(fs::exists(out));
+    refused(2, {"generate", "--model", trained, "--weights", "int4:g128", "--prompt", "1"}, parts);
+}
+
+TEST(BadUse, ConfigFile) {
+    std::string path = fresh("config.json");
+    refused(2, {"--config", path}, {path, "cannot be opened"});
+    write_text(path, "{\n\"seed\": 1,\n}");
+    refused(2, {"--config", path}, {path + ":3:"});
+    write_text(path, "{\"seeds\": 1}");
+    refused(2, {"--config", path}, {path, "seeds", "seed"});
+    write_text(path, "{\"command\": \"sft\", \"num_generations\": 4}");
+    refused(2, {"--config", path}, {path, "num_generations", "sft"});
+    write_text(path, "{\"seed\": \"one\"}");
+    refused(2, {"--config", path}, {path, "seed", "number"});
+}
+
+TEST(Help, NamesCommandsAndFlags) {
+    EXPECT_NE(good({"--help"}).out.find("--num_generations"), std::string::npos);
+    Outcome r = good({"sft", "--help"});
+    EXPECT_NE(r.out.find("--max_length"), std::string::npos);
+    EXPECT_EQ(r.out.find("--num_generations"), std::string::npos);
+    EXPECT_EQ(good({"help", "sft"}).out, r.out);
+    EXPECT_EQ(good({"--version"}).out.rfind("train_qrl ", 0), 0u);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// models that cannot be read: exit 1
+
+// every command that loads a model refuses it alike, and makes no folder
+static void refuse_model(const std::string& model, const Args& parts) {
+    std::string out = fresh("never");
+    refused(1, {"logprobs", "--model", model, "--prompt", "x"}, parts);
+    refused(1, {"grpo", "--model", model, "--task", "arithmetic", "--output_dir", out}, parts);
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(BadModel, Folder) {
+    std::string path = fresh("model");
+    refuse_model(path, {path, "no such file or folder"});
+    fs::create_directory(path);
+    refuse_model(path, {path});
+    std::string file = fresh("model.bin");
+    write_text(file, "x");
+    refuse_model(file, {file});
+    std::string m = model_copy();
+    fs::remove(m + "/config.json");
+    refuse_model(m, {m, "config.json"});
+    m = model_copy();
+    fs::remove(m + "/model.safetensors");
+    refuse_model(m, {m, "model.safetensors"});
+    m = model_copy();
+    fs::remove(m + "/tokenizer.json");
+    refuse_model(m, {m, "tokenizer.json"});
+}
+
+TEST(BadModel, Config) {
+    auto with = [](const std::string& text) {
+        std::string m = model_copy();
+        write_text(m + "/config.json", text);
+        return m;
+    };
+    auto changed = [&](const std::string& key, const json& value) {
+        json config = tiny_config;
+        config[key] = value;
+        return with(config.dump());
+    };
+    refuse_model(with("{\"model_type\": \"qwen3\", "), {"config.json", "not valid JSON"});
+    refuse_model(with(""), {"config.json", "not valid JSON"});
+    refuse_model(with("[]"), {"config.json"});
+    refuse_model(changed("model_type", "mamba"), {"config.json", "mamba", "qwen3"});
+    refuse_model(changed("num_key_value_heads", 3), {"config.json", "num_attention_heads 4", "num_key_value_heads 3"});
+    json qwen2 = tiny_config;
+    qwen2["model_type"] = "qwen2";
+    qwen2["num_attention_heads"] = 5;
+    qwen2.erase("head_dim");
+    refuse_model(with(qwen2.dump()), {"config.json", "hidden_size 32", "num_attention_heads 5"});
+    refuse_model(changed("num_hidden_layers", 3), {"model.layers.2.", "missing"});
+    refuse_model(changed("intermediate_size", 96), {"shape", "mlp.", "[96, 32]"});
+    refuse_model(changed("vocab_size", 300), {"shape", "model.embed_tokens.weight", "[300, 32]"});
+    std::string few = changed("vocab_size", 100);  // a tokenizer of another model
+    Tensors t = tiny_tensors();
+    t["model.embed_tokens.weight"].first = {100, 32};
+    t["model.embed_tokens.weight"].second.resize(100 * 32);
+    write_safetensors(few + "/model.safetensors", t);
+    refuse_model(few, {"tokenizer", "259", "100"});
+    refuse_model(changed("hidden_size", 1000000000), {"config.json", "hidden_size"});
+    json huge = tiny_config;  // each size allowed, their product not: no memory may be taken for it
+    huge["hidden_size"] = 65536, huge["intermediate_size"] = 262144, huge["num_hidden_layers"] = 1024;
+    refuse_model(with(huge.dump()), {});
+}
+
+TEST(BadModel, Safetensors) {
+    auto with = [](const std::string& text) {
+        std::string m = model_copy();
+        write_text(m + "/model.safetensors", text);
+        return m;
+    };
+    std::string whole = read_text(base + "/model.safetensors");
+    uint64_t n = 0;
+    memcpy(&n, whole.data(), 8);
+    json header = json::parse(whole.substr(8, n));
+    std::string data = whole.substr(8 + n);
+    auto offsets = [&](const char* name, uint64_t begin, uint64_t end) {
+        json h = header;
+        h[name]["data_offsets"] = {begin, end};
+        return with(safetensors_text(h.dump(), data));
+    };
+    const char* first = "model.embed_tokens.weight";
+    const char* second = "model.layers.0.input_layernorm.weight";
+    uint64_t size = header[second]["data_offsets"][1].get<uint64_t>() - header[second]["data_offsets"][0].get<uint64_t>();
+    refuse_model(with(""), {"model.safetensors", "too few"});
+    refuse_model(with(whole.substr(0, 5)), {"model.safetensors", "too few"});
+    refuse_model(with(whole.substr(0, 100)), {"model.safetensors", "truncated"});
+    refuse_model(with(whole.substr(0, whole.size() - 1)), {"model.safetensors", "truncated"});
+    refuse_model(with(whole + "x"), {"model.safetensors", "behind the last tensor"});
+    refuse_model(with(u64_bytes(1ull << 60) + whole.substr(8)), {"model.safetensors", "header of 1152921504606846976 bytes"});
+    refuse_model(with(u64_bytes(~0ull) + whole.substr(8)), {"model.safetensors", "header"});
+    refuse_model(offsets(second, 0, size), {"model.safetensors", "overlap"});
+    refuse_model(offsets(first, data.size(), data.size() + 259 * 32 * 4), {first, "truncated"});
+    refuse_model(offsets(first, 1ull << 62, (1ull << 62) + 259 * 32 * 4), {first});
+    refuse_model(offsets(first, ~0ull - 259 * 32 * 4, ~0ull), {first});
+    refuse_model(offsets(first, 259 * 32 * 4, 0), {first});
+    json h = header;
+    h[first]["shape"] = {1ull << 40, 1ull << 40};
+    refuse_model(with(safetensors_text(h.dump(), data)), {first});
+    h = header;
+    h[first]["dtype"] = "F33";
+    refuse_model(with(safetensors_text(h.dump(), data)), {first, "F33"});
+    h = header;
+    h.erase(first);
+    refuse_model(with(safetensors_text(h.dump(), data)), {"model.safetensors"});
+    refuse_model(with(safetensors_text(std::string(100000, '['), data)), {"model.safetensors"});
+}
+
+TEST(BadModel, WeightsThatAreNotNumbers) {
+    for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        Tensors t = tiny_tensors();
+        t["model.layers.1.mlp.up_proj.weight"].second[77] = bad;
+        std::string m = model_copy();
+        write_safetensors(m + "/model.safetensors", t);
+        refuse_model(m, {m, "model.layers.1.mlp.up_proj.weight", "not finite"});
+    }
+}
+
+TEST(BadModel, Gguf) {
+    auto with = [](const std::string& text) {
+        std::string path = fresh("model.gguf");
+        write_text(path, text);
+        return path;
+    };
+    std::string open = std::string("GGUF\x03\0\0\0", 8), missing = fresh("none.gguf");
+    refuse_model(missing, {missing});
+    refuse_model(with(""), {".gguf"});
+    refuse_model(with("GGUF"), {".gguf", "truncated"});
+    refuse_model(with("GGML" + open), {".gguf", "does not begin with GGUF"});
+    refuse_model(with(open + u64_bytes(1ull << 60) + u64_bytes(0)), {".gguf", "1152921504606846976 tensors"});
+    refuse_model(with(open + u64_bytes(0) + u64_bytes(1ull << 60)), {".gguf", "1152921504606846976 keys"});
+    refuse_model(with(open + u64_bytes(0) + u64_bytes(1) + u64_bytes(1ull << 62) + std::string(64, 'x')), {".gguf"});
+    refuse_model(with(open + u64_bytes(0) + u64_bytes(0)), {".gguf"});
+    std::string key = u64_bytes(1) + "k" + std::string("\x09\0\0\0\x08\0\0\0", 8);  // an array of 2^60 strings
+    refuse_model(with(open + u64_bytes(0) + u64_bytes(1) + key + u64_bytes(1ull << 60) + std::string(64, '\0')), {".gguf"});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// data that cannot be used: exit 1
+
+TEST(BadData, Problems) {
+    std::string row = "{\"prompt\": \"1+1\", \"answer\": \"it is 2 #### 2\"}\n";
+    auto refuse = [](const std::string& path, const Args& parts, const Args& more = {}) {
+        std::string out = fresh("never");
+        refused(1, Args{"grpo", "--model", trained, "--train_data", path, "--max_steps", "1", "--output_dir", out} +
+                       (more.empty() ? Args{"--max_completion_length", "16"} : more),
+                parts);
+        EXPECT_FALSE(fs::exists(out));
+    };
+    std::string missing = fresh("none.jsonl");
+    refuse(missing, {missing, "No such file"});
+    refuse(root, {root, "folder"});
+    refuse(jsonl("empty", ""), {"empty.jsonl", "no rows"});
+    refuse(jsonl("blank", "\n \n"), {"blank.jsonl", "no rows"});
+    refuse(jsonl("broken", row + "{\"question\": \"2+2\", \"answer\n" + row), {"broken.jsonl:2", "not valid JSON"});
+    refuse(jsonl("array", row + row + "[1]\n"), {"array.jsonl:3", "not an object"});
+    refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"), {"utf8.jsonl:2", "0xC3", "UTF-8"});
+    refuse(jsonl("fields", "{\"input\": \"a\", \"output\": \"b\"}\n"), {"fields.jsonl:1", "`question`", "input"});
+    refuse(jsonl("nogold", row + "{\"question\": \"a\"}\n"), {"nogold.jsonl:2", "`answer`"});
+    refuse(jsonl("nohash", row + "{\"question\": \"a\", \"answer\": \"2\"}\n"), {"nohash.jsonl:2", "####"});
+    refuse(jsonl("words", row + "{\"question\": \"a\", \"answer\": \"so #### abc\"}\n"), {"words.jsonl:2", "abc"});
+    refuse(jsonl("none", row + "{\"question\": \"a\", \"answer\": \"so ####\"}\n"), {"none.jsonl:2"});
+    refuse(jsonl("few", row), {"1 problems", "--prompts_per_step"});
+    std::string chat = "{\"prompt\": [{\"role\": \"user\", \"content\": \"1+1?\"}], \"answer\": \"2\"}\n";
+    refuse(jsonl("chat", chat), {"chat.jsonl:1", "no chat template"});
+    refuse(jsonl("roles", "{\"prompt\": [{\"role\": \"user\"}], \"answer\": \"2\"}\n"), {"roles.jsonl:1", "content"});
+    std::string length = std::string(40, '1');
+    refuse(jsonl("long", "{\"prompt\": \"1\", \"answer\": \"2\"}\n{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
+           {"long.jsonl:2", "40 tokens", "--max_prompt_length is 16"}, {"--max_prompt_length", "16", "--max_completion_length", "16"});
+    refuse(jsonl("context", "{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
+           {"context.jsonl:1", "40", "--max_completion_length 100", "128"}, {"--max_completion_length", "100"});
+    std::string out = fresh("never");
+    refused(1, grpo(out, {"--eval_data", missing}), {missing});
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(BadData, Examples) {
+    auto refuse = [](const std::string& path, const Args& parts, const Args& more = {}) {
+        std::string out = fresh("never");
+        refused(1, Args{"sft", "--model", base, "--train_data", path, "--max_steps", "1", "--output_dir", out} + more, parts);
+        EXPECT_FALSE(fs::exists(out));
+    };
+    std::string row = "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n";
+    refuse(jsonl("empty", ""), {"empty.jsonl", "no rows"});
+    refuse(jsonl("broken", row + "nonsense\n"), {"broken.jsonl:2", "not valid JSON"});
+    refuse(jsonl("half", row + "{\"prompt\": \"1\"}\n"), {"half.jsonl:2", "`completion`"});
+    refuse(jsonl("void", row + "{\"prompt\": \"1\", \"completion\": \"\"}\n"), {"void.jsonl:2", "`completion`", "empty"});
+    refuse(jsonl("long", row + "{\"text\": \"" + std::string(50, 'a') + "\"}\n"), {"long.jsonl:2", "51 tokens", "--max_length is 20"},
+           {"--max_length", "20"});
+    refuse(jsonl("chat", row + "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n"),
+           {"chat.jsonl:2", "no chat template"});
+    refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"), {"context.jsonl:2", "201", "128"});
+    refuse(sums, {"--micro_batch_tokens 4"}, {"--micro_batch_tokens", "4"});
+}
+
+TEST(BadData, StandardInput) {
+    auto input = [](const std::string& text) {
+        RunSetting s;
+        s.input = text;
+        return s;
+    };
+    refused(1, {"tokenize"}, {"standard input:2", "JSON"}, input("{\"text\": \"a\"}\nb\n"));
+    refused(1, {"tokenize"}, {"standard input:1", "text"}, input("{\"txt\": \"a\"}\n"));
+    refused(1, {"tokenize", "--decode"}, {"standard input:1", "ids"}, input("{\"text\": \"a\"}\n"));
+    refused(1, {"tokenize", "--decode"}, {"standard input:1", "259", "token id"}, input("{\"ids\": [1, 259]}\n"));
+    refused(1, {"tokenize", "--decode"}, {"standard input:1", "token id"}, input("{\"ids\": [-1]}\n"));
+    refused(1, {"tokenize", "--decode"}, {"standard input:1", "token id"}, input("{\"ids\": [1.5]}\n"));
+    refused(1, {"tokenize", "--model", base}, {"standard input:1", "chat template"}, input("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"));
+    refused(1, {"logprobs", "--model", base}, {"standard input:1", "259"}, input("{\"ids\": [1, 259]}\n"));
+    refused(1, {"logprobs", "--model", base}, {"standard input:1", "200", "128"}, input("{\"text\": \"" + std::string(200, 'a') + "\"}\n"));
+    refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"standard input", "empty"}, input(""));
+    refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"200", "128"}, input(std::string(200, 'a')));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the folder of a run
+
+TEST(OutputDir, RefusedWhenItCannotBeUsed) {
+    std::string file = fresh("file");
+    write_text(file, "mine");
+    refused(1, grpo(file), {file, "is a file"});
+    refused(1, grpo(file + "/below"), {file, "is a file"});
+    EXPECT_EQ(read_text(file), "mine");
+    refused(1, grpo(""), {"--output_dir is empty"});
+    refused(1, grpo("/proc/self/nothing"), {"/proc/self/nothing"});
+}
+
+TEST(OutputDir, HoldsOneRun) {
+    std::string out = fresh("run");
+    good(grpo(out, {"--weights", "int8:channel"}));
+    std::string metrics = read_text(out + "/metrics.jsonl"), flips = read_text(out + "/code_flips.jsonl");
+    refused(1, grpo(out), {out, "already holds a run", "--overwrite_output_dir"});
+    refused(1, {"eval", "--model", trained, "--task", "arithmetic", "--output_dir", out}, {out, "already holds a run"});
+    EXPECT_EQ(read_text(out + "/metrics.jsonl"), metrics);
+    good(grpo(out, {"--weights", "int8:channel", "--overwrite_output_dir", "--seed", "3"}));
+    EXPECT_EQ(read_lines(out + "/metrics.jsonl").size(), 2u);
+    EXPECT_EQ(read_lines(out + "/code_flips.jsonl").size(), 2u) << "two runs in one file";
+    EXPECT_EQ(read_json(out + "/config.json")["seed"], 3);
+    EXPECT_EQ(leftovers(out, false), "");
+}
+
+// RLIMIT_FSIZE stands in for a full disk: at the first file, at a log, at the checkpoint
+TEST(OutputDir, FullDisk) {
+    for (rlim_t limit : {100, 4000, 40000}) {
+        std::string out = fresh("full");
+        RunSetting s;
+        s.file_size = limit;
+        Outcome r = refused(1, grpo(out, {"--weights", "int8:channel"}), {"cannot", out, limit == 4000 ? "free some space" : "ulimit -f"}, s);
+        EXPECT_EQ(leftovers(out, true), "") << limit;
+        EXPECT_FALSE(fs::exists(out + "/summary.json")) << limit;
+        for (const char* name : {"/metrics.jsonl", "/completions.jsonl", "/code_flips.jsonl"})
+            if (fs::exists(out + name)) read_lines(out + name);  // whole lines
+        if (limit == 40000) {
+            EXPECT_EQ(read_lines(out + "/metrics.jsonl").size(), 2u) << "the limit is to hit the checkpoint";
+        }
+    }
+    std::string out = fresh("full");
+    RunSetting s;
+    s.file_size = 40000;
+    refused(1, {"sft", "--model", base, "--train_data", sums, "--max_steps", "1", "--output_dir", out}, {"model.safetensors", "ulimit -f"}, s);
+    EXPECT_EQ(leftovers(out, true), "");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Ctrl-C
+
+static size_t count_lines(const std::string& path) {
+    std::string text = read_text(path);
+    return (size_t)std::count(text.begin(), text.end(), '\n');
+}
+
+TEST(Interrupt, GrpoKeepsWhatItHas) {
+    std::string out = fresh("stopped");
+    RunSetting s;
+    s.when = [&](const Outcome&) { return count_lines(out + "/metrics.jsonl") >= 2; };
+    Args args = {"grpo", "--model", trained, "--task", "arithmetic", "--max_steps", "100000", "--prompts_per_step", "4",
+                 "--num_generations", "4", "--max_completion_length", "16", "--eval_n", "4", "--output_dir", out};
+    Outcome r = run(args, s);
+    EXPECT_EQ(r.status, 130) << shown_run(args, r);
+    EXPECT_NE(r.err.find("stopping"), std::string::npos) << shown_run(args, r);
+    EXPECT_EQ(r.err.find("train_qrl: "), std::string::npos) << shown_run(args, r);
+    json summary = read_json(out + "/summary.json");
+    EXPECT_EQ(summary["stopped"], true);
+    std::string checkpoint = summary.value("checkpoint", "");
+    EXPECT_NE(r.out.find("results in " + out), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find(checkpoint), std::string::npos) << r.out;
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    EXPECT_GE(rows.size(), 2u);
+    EXPECT_EQ((size_t)summary["steps"], rows.size());
+    EXPECT_EQ(read_lines(out + "/completions.jsonl").size(), rows.size() * 16);
+    EXPECT_EQ(leftovers(out, false), "");
+    good({"eval", "--model", checkpoint, "--task", "arithmetic", "--eval_n", "2", "--max_completion_length", "8", "--output_dir", fresh("eval")});
+}
+
+TEST(Interrupt, Sft) {
+    std::string out = fresh("stopped");
+    RunSetting s;
+    s.when = [&](const Outcome&) { return count_lines(out + "/metrics.jsonl") >= 2; };
+    Args args = {"sft", "--model", base, "--train_data", sums, "--max_steps", "1000000", "--output_dir", out};
+    Outcome r = run(args, s);
+    EXPECT_EQ(r.status, 130) << shown_run(args, r);
+    json summary = read_json(out + "/summary.json");
+    EXPECT_EQ(summary["stopped"], true);
+    EXPECT_EQ((size_t)summary["steps"], read_lines(out + "/metrics.jsonl").size());
+    EXPECT_TRUE(fs::exists(summary.value("checkpoint", "") + "/model.safetensors"));
+}
+
+// a command that waits for input leaves at once
+TEST(Interrupt, WhileWaitingForInput) {
+    for (const Args& args : {Args{"tokenize"}, Args{"logprobs", "--model", base}, Args{"generate", "--model", base}}) {
+        auto start = std::chrono::steady_clock::now();
+        RunSetting s;
+        s.hold_input = true;
+        s.seconds = 5;
+        s.when = [&](const Outcome&) { return std::chrono::steady_clock::now() - start > std::chrono::milliseconds(700); };
+        Outcome r = run(args, s);
+        EXPECT_FALSE(r.timed_out) << shown_run(args, r);
+        EXPECT_EQ(r.status, 130) << shown_run(args, r);
+    }
+}
+
+TEST(Interrupt, Eval) {
+    std::string out = fresh("eval");
+    RunSetting s;
+    s.seconds = 10;
+    s.when = [](const Outcome& r) { return r.out.find("device") != std::string::npos; };
+    Args args = {"eval", "--model", trained, "--task", "arithmetic", "--eval_samples", "1000", "--output_dir", out};
+    Outcome r = run(args, s);
+    EXPECT_EQ(r.status, 130) << shown_run(args, r);
+    EXPECT_EQ(leftovers(out, true), "");
+    EXPECT_FALSE(fs::exists(out + "/summary.json"));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// numbers that are not finite while training
+
+// finite weights whose logits overflow
+TEST(Diverged, StopsAfterSkippedSteps) {
+    std::string m = model_copy();
+    Tensors t = tiny_tensors();
+    for (float& v : t["model.norm.weight"].second) v = 1e38f;
+    for (float& v : t["model.embed_tokens.weight"].second) v *= 1e3f;
+    write_safetensors(m + "/model.safetensors", t);
+    std::string out = fresh("diverged");
+    refused(1, {"sft", "--model", m, "--train_data", sums, "--max_steps", "50", "--output_dir", out},
+            {"not finite", "5 steps in a row", "--learning_rate"});
+    EXPECT_EQ(read_lines(out + "/metrics.jsonl").size(), 4u);
+    EXPECT_EQ(leftovers(out, true), "");
+    EXPECT_FALSE(fs::exists(out + "/summary.json"));
+    out = fresh("diverged");
+    Args args = {"grpo", "--model", m, "--train_data", problems, "--reward_funcs", "overlong", "--max_completion_length", "8",
+                 "--max_steps", "50", "--output_dir", out};
+    Outcome r = run(args);  // one line of error; a warning about equal rewards may stand before it
+    EXPECT_EQ(r.status, 1) << shown_run(args, r);
+    size_t at = r.err.find("train_qrl: loss or gradient not finite");
+    ASSERT_NE(at, std::string::npos) << shown_run(args, r);
+    EXPECT_EQ(r.err.find('\n', at), r.err.size() - 1) << shown_run(args, r);
+    EXPECT_EQ(leftovers(out, true), "");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// grpo
+
+static void check_metrics(const std::vector<json>& rows, const Args& more = {}) {
+    for (const json& row : rows) {
+        for (const auto& item : row.items()) EXPECT_TRUE(item.value().is_number()) << item.key() << " in " << row.dump();
+        for (const std::string& key :
+             Args{"step", "loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std", "entropy",
+                  "completions/mean_length", "completions/min_length", "completions/max_length",
+                  "completions/mean_terminated_length", "completions/min_terminated_length",
+                  "completions/max_terminated_length", "completions/clipped_ratio", "clip_ratio/low_mean",
+                  "clip_ratio/low_min", "clip_ratio/high_mean", "clip_ratio/high_max", "clip_ratio/region_mean",
+                  "sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max",
+                  "sampling/importance_sampling_ratio/min", "sampling/importance_sampling_ratio/mean",
+                  "sampling/importance_sampling_ratio/max", "num_tokens", "epoch", "step_time"} + more)
+            number(row, key);
+        // sampler and trainer compute the same numbers, bit for bit
+        EXPECT_EQ(number(row, "sampling/sampling_logp_difference/max"), 0.0);
+        EXPECT_EQ(number(row, "sampling/importance_sampling_ratio/min"), 1.0);
+        EXPECT_EQ(number(row, "sampling/importance_sampling_ratio/max"), 1.0);
+        EXPECT_LE(number(row, "completions/min_length"), number(row, "completions/mean_length"));
+        EXPECT_LE(number(row, "completions/mean_length"), number(row, "completions/max_length"));
+    }
+}
+
+// the numbers of a run that do not depend on the clock
+static std::vector<std::string> learning_curve(const std::string& out) {
+    std::vector<std::string> curve;
+    for (const json& row : read_lines(out + "/metrics.jsonl")) {
+        json kept;
+        for (const auto& item : row.items())
+            if (item.key().find("tim") == std::string::npos && item.key().rfind("perf/", 0) != 0) kept[item.key()] = item.value();
+        curve.push_back(kept.dump());
+    }
+    return curve;
+}
+
+TEST(Grpo, EmbeddedTaskWithAModel) {
+    std::string out = fresh("run"), again = fresh("run"), other = fresh("run");
+    auto args = [&](const std::string& folder, const std::string& seed) {
+        return Args{"grpo", "--model", trained, "--task", "arithmetic", "--max_steps", "2", "--prompts_per_step", "4",
+                    "--num_generations", "4", "--max_completion_length", "16", "--eval_n", "4", "--reward_funcs",
+                    "format,overlong", "--seed", seed, "--output_dir", folder};
+    };
+    Outcome r = good(args(out, "5"));
+    for (const char* part : {"held out before", "held out after", "step   1/2", "step   2/2", "flips", "done after 2 steps"})
+        EXPECT_NE(r.out.find(part), std::string::npos) << part << "\n" << r.out;
+    EXPECT_NE(r.out.find("results in " + out), std::string::npos) << r.out;
+
+    json config = read_json(out + "/config.json");
+    EXPECT_EQ(config["command"], "grpo");
+    EXPECT_EQ(config["model"], trained);
+    EXPECT_EQ(config["weights"], "int4:g32:sym");
+    EXPECT_EQ(config["num_generations"], 4);
+
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(rows.size(), 2u);
+    check_metrics(rows, {"rewards/format/mean", "rewards/format/std", "rewards/overlong/mean", "rewards/overlong/std",
+                         "quant/code_flip_rate", "quant/code_flip_total"});
+    EXPECT_EQ(number(rows[0], "step"), 1);
+    EXPECT_FALSE(rows[0].contains("kl"));
+    EXPECT_GT(number(rows[0], "reward_std"), 0) << "the test needs rewards that differ";
+    EXPECT_GT(number(rows[0], "grad_norm"), 0);
+
+    std::vector<json> completions = read_lines(out + "/completions.jsonl");
+    ASSERT_EQ(completions.size(), 2u * 16u);
+    for (const json& c : completions) {
+        for (const char* key : {"step", "format", "overlong", "advantage"}) number(c, key);
+        for (const char* key : {"prompt", "completion", "gold"}) EXPECT_TRUE(c[key].is_string()) << c.dump();
+        EXPECT_TRUE(c["finished"].is_boolean());
+    }
+    EXPECT_EQ(read_lines(out + "/code_flips.jsonl").size(), 2u);
+
+    json summary = read_json(out + "/summary.json");
+    EXPECT_EQ(summary["command"], "grpo");
+    EXPECT_EQ(summary["seed"], 5);
+    EXPECT_EQ(summary["weights"], "int4:g32:sym");
+    EXPECT_EQ(summary["stopped"], false);
+    EXPECT_EQ(summary["eval"]["n"], 4);
+    for (const char* when : {"before", "after"}) {
+        double share = number(summary["eval"][when], "pass@1");
+        EXPECT_TRUE(share >= 0 && share <= 1) << summary.dump();
+    }
+    double generated = 0;
+    for (const json& row : rows) generated += 16 * number(row, "completions/mean_length");
+    EXPECT_NEAR(number(summary, "tokens_generated"), generated, 1e-6);
+    EXPECT_GE(number(summary, "tokens_trained"), generated);
+    EXPECT_GT(number(summary, "wall_seconds"), 0);
+    EXPECT_GT(number(summary, "peak_rss_bytes"), 1e6);
+    EXPECT_EQ(leftovers(out, false), "");
+
+    good(args(again, "5"));
+    EXPECT_EQ(read_text(again + "/completions.jsonl"), read_text(out + "/completions.jsonl"));
+    EXPECT_EQ(learning_curve(again), learning_curve(out));
+    EXPECT_EQ(read_text(again + "/checkpoint-2/model.safetensors"), read_text(out + "/checkpoint-2/model.safetensors"));
+    good(args(other, "6"));
+    EXPECT_NE(read_text(other + "/completions.jsonl"), read_text(out + "/completions.jsonl"));
+}
+
+TEST(Grpo, ConfigRepeatsARun) {
+    std::string out = fresh("run"), again = fresh("run");
+    good(grpo(out, {"--seed", "7", "--beta", "0.02", "--epsilon_high", "0.3"}));
+    refused(1, {"--config", out + "/config.json"}, {out, "already holds a run"});
+    good({"--config", out + "/config.json", "--output_dir", again});
+    EXPECT_EQ(read_text(again + "/completions.jsonl"), read_text(out + "/completions.jsonl"));
+    EXPECT_EQ(learning_curve(again), learning_curve(out));
+    json a = read_json(out + "/config.json"), b = read_json(again + "/config.json");
+    a.erase("output_dir"), b.erase("output_dir");
+    EXPECT_EQ(a, b);
+    refused(2, {"sft", "--config", out + "/config.json"}, {"grpo", "sft"});
+}
+
+TEST(Grpo, LossTypes) {
+    std::map<std::string, std::string> curves;
+    for (const char* loss : {"grpo", "dr_grpo", "bnpo", "dapo"}) {
+        std::string out = fresh(loss);
+        good(grpo(out, {"--loss_type", loss}));
+        std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+        ASSERT_EQ(rows.size(), 2u);
+        check_metrics(rows, {"rewards/exact/mean"});
+        EXPECT_GT(number(rows[0], "reward_std"), 0) << "the test needs rewards that differ";
+        EXPECT_GT(number(rows[0], "grad_norm"), 0);
+        curves[loss] = rows[0]["grad_norm"].dump();
+    }
+    EXPECT_NE(curves["grpo"], curves["dapo"]);
+    EXPECT_NE(curves["dr_grpo"], curves["dapo"]);
+}
+
+TEST(Grpo, KlTerm) {
+    std::string out = fresh("kl");
+    good(grpo(out, {"--beta", "0.01"}));
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(rows.size(), 2u);
+    check_metrics(rows, {"kl"});
+    EXPECT_EQ(number(rows[0], "kl"), 0.0);
+    EXPECT_GT(number(rows[1], "kl"), 0.0);
+}
+
+TEST(Grpo, SeveralIterationsClip) {
+    std::string out = fresh("iterations");
+    good(grpo(out, {"--num_iterations", "3", "--learning_rate", "0.02", "--epsilon", "0.05"}));
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(rows.size(), 2u);
+    check_metrics(rows);  // the sampling differences are those of the first iteration
+    double clipped = 0;
+    for (const json& row : rows) clipped += number(row, "clip_ratio/region_mean");
+    EXPECT_GT(clipped, 0.0);
+    EXPECT_LE(clipped, 2.0);
+}
+
+TEST(Grpo, CheckpointingAndMicroBatchesChangeNothing) {
+    std::string plain = fresh("plain"), recompute = fresh("recompute"), small = fresh("small");
+    good(grpo(plain, {"--weights", "int4:g32"}));
+    good(grpo(recompute, {"--weights", "int4:g32", "--gradient_checkpointing"}));
+    EXPECT_EQ(learning_curve(plain), learning_curve(recompute));
+    EXPECT_EQ(read_text(plain + "/completions.jsonl"), read_text(recompute + "/completions.jsonl"));
+    good(grpo(small, {"--weights", "int4:g32", "--micro_batch_tokens", "64", "--rollout_batch", "3"}));
+    std::vector<json> a = read_lines(plain + "/metrics.jsonl"), b = read_lines(small + "/metrics.jsonl");
+    ASSERT_EQ(a.size(), b.size());
+    check_metrics(b);
+    // the same completions of the first step; sums in another order
+    EXPECT_EQ(number(a[0], "reward"), number(b[0], "reward"));
+    EXPECT_NEAR(number(b[0], "grad_norm") / number(a[0], "grad_norm"), 1.0, 1e-3);
+    EXPECT_NEAR(number(b[0], "entropy"), number(a[0], "entropy"), 1e-3);
+}
+
+TEST(Grpo, MaskTruncated) {
+    // "#### 12" and the end take 8 tokens: most completions end by themselves, and the mask drops those that do not
+    std::string all = fresh("all"), some = fresh("some");
+    Args more = {"--max_completion_length", "8", "--temperature", "1.5", "--reward_funcs", "exact,overlong"};
+    good(grpo(all, more));
+    good(grpo(some, more + Args{"--mask_truncated_completions"}));
+    json a = read_lines(all + "/metrics.jsonl").at(0), b = read_lines(some + "/metrics.jsonl").at(0);
+    EXPECT_GT(number(a, "completions/clipped_ratio"), 0.0);
+    EXPECT_LT(number(a, "completions/clipped_ratio"), 1.0);
+    EXPECT_EQ(number(a, "reward"), number(b, "reward"));
+    EXPECT_GT(number(a, "grad_norm"), 0.0);
+    EXPECT_NE(number(a, "grad_norm"), number(b, "grad_norm"));
+}
+
+TEST(Grpo, DataFormats) {
+    std::string gsm8k, trl, instruction = "the final answer alone on the last line";
+    for (int i = 0; i < 8; i++) {
+        std::string sum = std::to_string(i) + "+1";
+        gsm8k += json{{"question", sum + "?"}, {"answer", "It is.\n#### " + std::to_string(i + 1)}}.dump() + "\n";
+        trl += json{{"prompt", sum + "=?\n"}, {"solution", "\\boxed{" + std::to_string(i + 1) + "}"}}.dump() + "\n";
+    }
+    Args small = {"--max_steps", "1", "--max_completion_length", "8", "--prompts_per_step", "8", "--num_generations", "2"};
+    auto args = [&](const std::string& data, const std::string& out) {
+        return Args{"grpo", "--model", trained, "--train_data", data, "--output_dir", out} + small;
+    };
+    std::string out = fresh("gsm8k");
+    good(args(jsonl("gsm8k", gsm8k), out));
+    std::vector<json> rows = read_lines(out + "/completions.jsonl");
+    ASSERT_EQ(rows.size(), 16u);
+    std::string prompt = rows[0].value("prompt", ""), gold = rows[0].value("gold", "");
+    EXPECT_NE(prompt.find(instruction), std::string::npos) << prompt;
+    EXPECT_EQ(std::to_string(prompt[0] - '0' + 1), gold) << prompt;
+    EXPECT_FALSE(read_json(out + "/summary.json")["eval"].contains("before"));  // nothing held out was given
+
+    out = fresh("template");
+    good(args(jsonl("gsm8k", gsm8k), out) + Args{"--prompt_template", "Q: {question}\nA:"});
+    prompt = read_lines(out + "/completions.jsonl").at(0).value("prompt", "");
+    EXPECT_EQ(prompt.rfind("Q: ", 0), 0u);
+    EXPECT_EQ(prompt.substr(prompt.size() - 3), "\nA:");
+
+    out = fresh("trl");
+    good(args(jsonl("trl", trl), out) + Args{"--eval_data", problems, "--eval_n", "3"});
+    prompt = read_lines(out + "/completions.jsonl").at(0).value("prompt", "");
+    EXPECT_EQ(prompt.size(), 6u) << prompt;
+    EXPECT_EQ(prompt.substr(3), "=?\n");
+    json summary = read_json(out + "/summary.json");
+    EXPECT_EQ(summary["eval"]["n"], 3);
+    number(summary["eval"]["before"], "pass@1");
+    number(summary["eval"]["after"], "pass@1");
+}
+
+TEST(Grpo, SavesAndLogsWhenAsked) {
+    std::string out = fresh("run");
+    good(grpo(out, {"--max_steps", "4", "--save_steps", "2", "--logging_steps", "2", "--log_completions", "false", "--save_dtype",
+                    "bfloat16", "--eval_data", problems, "--eval_n", "2", "--eval_steps", "2"}) );
+    EXPECT_TRUE(fs::exists(out + "/checkpoint-2/model.safetensors"));
+    EXPECT_TRUE(fs::exists(out + "/checkpoint-4/model.safetensors"));
+    EXPECT_FALSE(fs::exists(out + "/completions.jsonl"));
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(rows.size(), 2u);
+    EXPECT_EQ(number(rows[0], "step"), 2);
+    number(rows[0], "eval_pass@1");
+    EXPECT_EQ(read_json(out + "/checkpoint-4/config.json")["torch_dtype"], "bfloat16");
+    EXPECT_LT(fs::file_size(out + "/checkpoint-4/model.safetensors"), fs::file_size(trained + "/model.safetensors") * 6 / 10);
+    good({"generate", "--model", out + "/checkpoint-4", "--prompt", "1+1=?\n", "--max_completion_length", "4"});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the other commands
+
+TEST(Sft, LossFalls) {
+    std::string qa, text;
+    for (int i = 0; i < 32; i++) {
+        qa += json{{"question", std::to_string(i) + "+1?"}, {"answer", "#### " + std::to_string(i + 1)}}.dump() + "\n";
+        text += json{{"text", "the number " + std::to_string(i) + " stands here"}}.dump() + "\n";
+    }
+    for (const std::string& data : {sums, jsonl("qa", qa), jsonl("text", text)}) {
+        std::string out = fresh("sft");
+        good({"sft", "--model", base, "--train_data", data, "--max_steps", "20", "--learning_rate", "0.005", "--weights",
+              "int8:channel", "--output_dir", out});
+        std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+        ASSERT_EQ(rows.size(), 20u);
+        for (const json& row : rows) {
+            for (const auto& item : row.items()) EXPECT_TRUE(item.value().is_number()) << row.dump();
+            for (const char* key : {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "quant/code_flip_rate"}) number(row, key);
+        }
+        EXPECT_LT(number(rows[19], "loss"), 0.7 * number(rows[0], "loss")) << data;
+        json summary = read_json(out + "/summary.json");
+        EXPECT_EQ(summary["command"], "sft");
+        EXPECT_EQ(summary["steps"], 20);
+        EXPECT_GT(number(summary, "tokens_trained"), 0);
+        EXPECT_TRUE(fs::exists(out + "/checkpoint-20/tokenizer.json"));
+        EXPECT_EQ(leftovers(out, false), "");
+    }
+}
+
+TEST(Sft, LearnsWhatItWasTaught) {
+    double before = number(read_lines(root + "/sft/metrics.jsonl").at(0), "loss");
+    double after = number(read_lines(root + "/sft/metrics.jsonl").back(), "loss");
+    EXPECT_LT(after, 0.25 * before);
+    Outcome r = good({"generate", "--model", trained, "--prompt", "1+1=?\n", "--temperature", "0", "--max_completion_length", "16"});
+    EXPECT_EQ(r.out.rfind("#### ", 0), 0u) << r.out;
+}
+
+TEST(Eval, CountsAndKeeps) {
+    std::string out = fresh("eval"), again = fresh("eval");
+    Args args = {"eval", "--model", trained, "--eval_data", problems, "--eval_n", "10", "--eval_samples", "3",
+                 "--max_completion_length", "12"};
+    Outcome r = good(args + Args{"--output_dir", out});
+    EXPECT_NE(r.out.find("10 problems"), std::string::npos) << r.out;
+    std::vector<json> rows = read_lines(out + "/completions.jsonl");
+    ASSERT_EQ(rows.size(), 10u + 30u);
+    int right = 0;
+    for (const json& row : rows) right += row["decoding"] == "sampled" && row["strict"] == true;
+    json summary = read_json(out + "/summary.json");
+    EXPECT_EQ(summary["command"], "eval");
+    EXPECT_EQ(summary["eval"]["n"], 10);
+    EXPECT_NEAR(number(summary["eval"], "pass@1"), right / 30.0, 1e-9);
+    good(args + Args{"--output_dir", again});
+    EXPECT_EQ(read_text(out + "/completions.jsonl"), read_text(again + "/completions.jsonl"));
+    good(args + Args{"--weights", "int4:g32", "--output_dir", fresh("eval")});
+}
+
+TEST(Generate, Streams) {
+    Args greedy = {"generate", "--model", trained, "--temperature", "0", "--max_completion_length", "16"};
+    Outcome a = good(greedy + Args{"--prompt", "2+3=?\n"}), b = good(greedy, "2+3=?\n");
+    EXPECT_EQ(a.out, b.out) << "--prompt and standard input";
+    EXPECT_EQ(a.out, good(greedy + Args{"--prompt", "2+3=?\n", "--seed", "9"}).out);
+    EXPECT_NE(a.err.find("6 prompt tokens"), std::string::npos) << a.err;
+    Args sampled = {"generate", "--model", base, "--prompt", "2+3=?\n", "--max_completion_length", "40", "--seed"};
+    EXPECT_EQ(good(sampled + Args{"1"}).out, good(sampled + Args{"1"}).out);
+    EXPECT_NE(good(sampled + Args{"1"}).out, good(sampled + Args{"2"}).out);
+}
+
+TEST(Tokenize, BytesThereAndBack) {
+    std::string text = "a\xC3\xA9\n<|im_start|> 12\t\xF0\x9F\x98\x80";
+    Outcome r = good({"tokenize"}, json{{"text", text}}.dump() + "\n\n" + json{{"text", ""}}.dump() + "\n");
+    std::stringstream lines(r.out);
+    std::string first, second;
+    std::getline(lines, first), std::getline(lines, second);
+    json j = json::parse(first);
+    EXPECT_EQ(j["ids"].size(), text.size() - strlen("<|im_start|>") + 1) << first;
+    EXPECT_EQ(second, "{\"ids\":[]}");
+    EXPECT_EQ(json::parse(good({"tokenize", "--decode"}, first + "\n").out)["text"], text);
+    EXPECT_EQ(good({"tokenize", "--prompt", text}).out, first + "\n");
+    EXPECT_EQ(good({"tokenize", "--tokenizer", base, "--prompt", text}).out, first + "\n") << "the saved tokenizer";
+    EXPECT_EQ(good({"tokenize", "--model", base, "--prompt", text}).out, first + "\n");
+}
+
+TEST(Tokenize, Qwen3) {
+    const std::string folder = "../shared/tokenizer/qwen3";
+    if (!fs::exists(folder + "/vocab.json")) GTEST_SKIP() << folder << " is missing (Qwen3's vocab.json and merges.txt)";
+    json message = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"add_generation_prompt", true}};
+    Outcome r = good({"tokenize", "--tokenizer", folder}, json{{"text", "Hello world"}}.dump() + "\n" + message.dump() + "\n");
+    std::stringstream lines(r.out);
+    std::string first, second;
+    std::getline(lines, first), std::getline(lines, second);
+    EXPECT_EQ(first, "{\"ids\":[9707,1879]}");
+    json chat = json::parse(second, nullptr, false);
+    ASSERT_TRUE(chat.is_object()) << second;
+    EXPECT_EQ(chat["text"], "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    EXPECT_EQ(json::parse(good({"tokenize", "--tokenizer", folder, "--decode"}, second + "\n").out)["text"], chat["text"]);
+    message["enable_thinking"] = false;
+    std::string text = json::parse(good({"tokenize", "--tokenizer", folder}, message.dump() + "\n").out)["text"];
+    EXPECT_NE(text.find("<think>\n\n</think>"), std::string::npos) << text;
+    refused(1, {"logprobs", "--model", trained, "--tokenizer", folder, "--prompt", "x"}, {"tokenizer", "259"});
+}
+
+TEST(Logprobs, TextAndIdsAgree) {
+    Outcome ids = good({"tokenize", "--prompt", "1+1=?\n#### 2"});
+    Outcome a = good({"logprobs", "--model", trained, "--prompt", "1+1=?\n#### 2"});
+    Outcome b = good({"logprobs", "--model", trained}, ids.out + "{\"ids\": [5]}\n{\"text\": \"\"}\n");
+    json j = json::parse(a.out);
+    EXPECT_EQ(b.out.rfind(a.out, 0), 0u) << b.out;
+    EXPECT_EQ(j["logprobs"].size() + 1, j["ids"].size());
+    double sum = 0;
+    for (double v : j["logprobs"]) {
+        EXPECT_LE(v, 0.0);
+        sum += v;
+    }
+    EXPECT_NEAR(number(j, "mean"), sum / (double)j["logprobs"].size(), 1e-6);
+    std::string rest = b.out.substr(a.out.size());
+    EXPECT_EQ(rest, "{\"ids\":[5],\"logprobs\":[],\"mean\":null}\n{\"ids\":[],\"logprobs\":[],\"mean\":null}\n");
+}
+
+// test/golden holds what transformers computes; the models have no tokenizer
+TEST(Logprobs, AsTransformers) {
+    for (const char* name : {"qwen2", "qwen3", "llama"}) {
+        std::string folder = std::string("test/golden/") + name, text = read_text(folder + "/golden.safetensors");
+        uint64_t n = 0;
+        ASSERT_GT(text.size(), 8u) << folder;
+        memcpy(&n, text.data(), 8);
+        json header = json::parse(text.substr(8, n));
+        auto bytes = [&](const char* tensor, void* to) {
+            size_t begin = header[tensor]["data_offsets"][0], end = header[tensor]["data_offsets"][1];
+            memcpy(to, text.data() + 8 + n + begin, end - begin);
+        };
+        std::vector<int> starts(4);
+        bytes("cu_seqlens", starts.data());
+        std::vector<int> tokens((size_t)starts[3]);
+        bytes("tokens", tokens.data());
+        std::vector<float> expected((size_t)starts[3] - 3);
+        bytes("logp", expected.data());
+        std::string input;
+        for (int i = 0; i < 3; i++)
+            input += json{{"ids", std::vector<int>(tokens.begin() + starts[i], tokens.begin() + starts[i + 1])}}.dump() + "\n";
+        Args args = {"logprobs", "--model", folder};
+        Outcome r = good(args, input);
+        std::stringstream lines(r.out);
+        std::string line;
+        std::vector<float> got;
+        while (std::getline(lines, line)) {
+            json j = json::parse(line);
+            for (float v : j["logprobs"]) got.push_back(v);
+        }
+        ASSERT_EQ(got.size(), expected.size()) << r.out;
+        double difference = 0, size = 0;
+        for (size_t i = 0; i < got.size(); i++) {
+            difference += std::pow(got[i] - expected[i], 2);
+            size += std::pow(expected[i], 2);
+        }
+        EXPECT_LT(std::sqrt(difference / size), bf16_build ? 2e-2 : 1e-5) << name;
+        RunSetting s;
+        s.input = "{\"text\": \"a\"}\n";
+        refused(1, args, {"standard input:1", "tokenizer.json", "--tokenizer"}, s);
+    }
+}
