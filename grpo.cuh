@@ -68,7 +68,9 @@ inline Advantages group_advantages(const std::vector<float>& rewards, int G, Rew
         bool equal = true;
         for (int i = 1; i < G; i++) equal = equal && r[i] == r[0];
         if (equal) out.zero_std_share += 1.0 / groups;
-        double divisor = scale == RewardScale::group ? std + 1e-4 : scale == RewardScale::batch ? batch_std + 1e-4 : 1.0;
+        double divisor = scale == RewardScale::group   ? std + 1e-4
+                         : scale == RewardScale::batch ? batch_std + 1e-4
+                                                       : 1.0;
         for (int i = 0; i < G; i++) out.a.push_back(equal ? 0.0f : (float)((r[i] - mean) / divisor));
     }
     return out;
@@ -84,14 +86,16 @@ struct TokenLoss {
     bool clipped_low, clipped_high;
 };
 
-// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf.
+// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf;
+// the slope is kept there, or such a token could never come back.
 inline TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
                                    double epsilon_high, double beta) {
     TokenLoss t;
     double log_ratio = (double)logp - (double)old_logp;
     log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
     double ratio = exp(log_ratio), A = advantage;
-    double bounded = ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
+    double bounded =
+        ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
     t.ratio = (float)ratio;
     t.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
     t.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
@@ -133,10 +137,10 @@ inline std::vector<double> completion_weights(const std::vector<int>& lengths, L
 // one pass over a batch of completions
 
 struct PolicyPass {
-    double loss = 0.0, kl = 0.0, entropy = 0.0;  // loss as reduced; the others are means over tokens
+    double loss = 0.0, kl = 0.0, entropy = 0.0;                    // loss as reduced; the others are means over tokens
     double logp_difference_mean = 0.0, logp_difference_max = 0.0;  // |logp - sampler's|
     double ratio_min = 1e30, ratio_max = 0.0, ratio_mean = 0.0;
-    double clip_low = 0.0, clip_high = 0.0;  // shares of tokens
+    double clip_low = 0.0, clip_high = 0.0;          // shares of tokens
     double clip_low_min = 1.0, clip_high_max = 0.0;  // over micro-batches
     int64_t tokens = 0, forward_tokens = 0;
 };
@@ -162,6 +166,11 @@ inline std::vector<std::pair<int, int>> micro_batches(const std::vector<std::vec
     return out;
 }
 
+inline void batch_add_completion(Batch& b, std::vector<int> ids, const Completion& c) {
+    ids.insert(ids.end(), c.tokens.begin(), c.tokens.end());
+    batch_add_sequence(b, ids.data(), (int)ids.size());
+}
+
 // log-probabilities of the completions under the weights `work` (the reference model's), one vector a completion
 inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work,
                                                         const std::vector<std::vector<int>>& prompts,
@@ -175,11 +184,8 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {
-            std::vector<int> ids = prompts[completions[i].prompt];
-            int prompt_length = (int)ids.size();
-            ids.insert(ids.end(), completions[i].tokens.begin(), completions[i].tokens.end());
-            batch_add_sequence(b, ids.data(), (int)ids.size());
-            score_last_sequence(s, b, prompt_length);
+            batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
+            score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
         score_forward(m, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
         const float* p = s.logp.data();
@@ -202,16 +208,14 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     std::vector<int> lengths(N);
     for (int i = 0; i < N; i++)
         lengths[i] = c.mask_truncated && !completions[i].finished ? 0 : (int)completions[i].tokens.size();
-    std::vector<double> weights = completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    std::vector<double> weights =
+        completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
     for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens)) {
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {
-            std::vector<int> ids = prompts[completions[i].prompt];
-            int prompt_length = (int)ids.size();
-            ids.insert(ids.end(), completions[i].tokens.begin(), completions[i].tokens.end());
-            batch_add_sequence(b, ids.data(), (int)ids.size());
-            if (lengths[i]) score_last_sequence(s, b, prompt_length);
+            batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
+            if (lengths[i]) score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
         if (s.size() == 0) continue;
         score_forward(*t.model, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
@@ -220,8 +224,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         for (int i = first; i < last; i++)
             for (int j = 0; j < lengths[i]; j++, at++) {
                 float old = completions[i].logps[j], reference = ref.empty() ? 0.0f : ref[i][j];
-                TokenLoss l = policy_token_loss(s.logp[at], old, reference, advantages[i], c.epsilon_low,
-                                                c.epsilon_high, c.beta);
+                TokenLoss l =
+                    policy_token_loss(s.logp[at], old, reference, advantages[i], c.epsilon_low, c.epsilon_high, c.beta);
                 dlogp[at] = (float)(weights[i] * l.dlogp);
                 out.loss += weights[i] * l.loss;
                 out.kl += l.kl;
@@ -244,7 +248,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         score_backward(t, b, s, dlogp, 1.0f / c.temperature);
     }
     double n = (double)std::max<int64_t>(out.tokens, 1);
-    for (double* mean : {&out.kl, &out.entropy, &out.logp_difference_mean, &out.ratio_mean, &out.clip_low, &out.clip_high})
+    for (double* mean :
+         {&out.kl, &out.entropy, &out.logp_difference_mean, &out.ratio_mean, &out.clip_low, &out.clip_high})
         *mean /= n;
     if (out.tokens == 0) out.ratio_min = out.ratio_max = out.ratio_mean = 1.0, out.clip_low_min = 0.0;
     return out;

@@ -177,9 +177,8 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
     m.master.allocate(m.num_params, "the fp32 master weights");
     m.work.allocate(m.num_params, "the working weights");
     m.w = model_views(m, m.work.data);
-    rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3,
-              config.factor, config.low_freq_factor, config.high_freq_factor,
-              config.original_max_position_embeddings);
+    rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
+              config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
 }
 
 // Normal(0, 0.02) by Box-Muller, the two projections into the residual stream scaled by 1/sqrt(2L) (GPT-2), norms 1
@@ -313,12 +312,14 @@ inline void activations_allocate(Activations& a, const Model& m, int64_t T, Acti
     a.mode = mode;
     a.capacity = T;
     int64_t C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), L = m.L();
-    int64_t copies = mode == ActivationMode::save_all ? L : 1, residuals = mode == ActivationMode::inference ? 1 : L + 1;
+    int64_t copies = mode == ActivationMode::save_all ? L : 1,
+            residuals = mode == ActivationMode::inference ? 1 : L + 1;
     bool training = mode != ActivationMode::inference;
     int64_t half = copies * (4 * C + QKV + (NH + NKV) * HD + NH * HD + 3 * F) + residuals * C + 2 * C;
     if (training) half += 2 * C + NH * HD + (NH + NKV) * HD + QKV + 3 * F;
     int64_t full = copies * (2 + 2 * NH + NKV) + 1;
-    const char* hint = training ? "lower --micro_batch_tokens or use --gradient_checkpointing" : "lower --rollout_batch";
+    const char* hint =
+        training ? "lower --micro_batch_tokens or use --gradient_checkpointing" : "lower --rollout_batch";
     a.half.allocate(half * T, "activations", hint);
     a.full.allocate(full * T, "activation statistics", hint);
     floatX* h = a.half.data;
@@ -421,8 +422,8 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     attention_forward_cpu(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges.data(), T, NH, NKV, HD);
     linear_forward_cpu(a.branch, y.att, w.o, nullptr, p ? &p->o : nullptr, T, NH * HD, C);
 
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C,
-                                   m.config.rms_norm_eps, m.dev);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, m.config.rms_norm_eps,
+                                   m.dev);
     linear_forward_cpu(y.gate_up, y.ln2, w.gate_up, nullptr, p ? &p->gate_up : nullptr, T, C, 2 * F);
     swiglu_forward_cpu(y.act, y.gate_up, T, F);
     linear_forward_cpu(a.branch, y.act, w.down, nullptr, p ? &p->down : nullptr, T, F, C);
@@ -480,7 +481,8 @@ inline void model_backward(Model& m, Activations& a, const Batch& b, const Weigh
                                {y.qk + NH * HD, y.qkv + QK, QK, QKV}, b.starts.data(), b.sequences(), NH, NKV, HD);
         rope_backward_cpu(dqk, stride, b.positions.data(), m.rope, T, NH + NKV);
         if (m.config.qk_norm) {
-            rmsnorm_heads_backward(a.dqkv, d.q_norm, a.dqk, y.qkv, w.q_norm, y.q_rstd, T, NH, HD, QKV, QK, QKV, false, m.dev);
+            rmsnorm_heads_backward(a.dqkv, d.q_norm, a.dqk, y.qkv, w.q_norm, y.q_rstd, T, NH, HD, QKV, QK, QKV, false,
+                                   m.dev);
             rmsnorm_heads_backward(a.dqkv + NH * HD, d.k_norm, a.dqk + NH * HD, y.qkv + NH * HD, w.k_norm, y.k_rstd, T,
                                    NKV, HD, QKV, QK, QKV, false, m.dev);
         }

@@ -2,8 +2,8 @@
 //
 // A quantizer is a short text, the same in flags, logs and file names:
 //   none | int8|int4|int3|int2 : tensor|channel|g32|g64|g128 : sym|asym        (int4:g32 means int4:g32:sym)
-// The arithmetic of the grid is in kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear knows
-// its own, the forward and dX multiply with Q(W), and dW passes straight through to the fp32 master weight.
+// The arithmetic of the grid is in kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear
+// knows its own, the forward and dX multiply with Q(W), and dW passes straight through to the fp32 master weight.
 //
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
@@ -44,10 +44,8 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     if (text == "none") return q;
     std::vector<std::string> parts(1);
     for (char c : text)
-        if (c == ':')
-            parts.emplace_back();
-        else
-            parts.back() += c;
+        if (c == ':') parts.emplace_back();
+        else parts.back() += c;
     auto refuse = [&](size_t i, const char* choices) {
         size_t at = 0;
         for (size_t k = 0; k < i; k++) at += parts[k].size() + 1;
@@ -91,9 +89,10 @@ struct QuantizedTensor {
 inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q, bool track_flips) {
     int64_t n = t.rows * t.cols;
     if (q.scope == QuantScope::group && t.cols % q.group)
-        fail_usage("--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor (g32, g64, "
-                   "g128), channel or tensor",
-                   quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
+        fail_usage(
+            "--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor (g32, g64, "
+            "g128), channel or tensor",
+            quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
     t.group = q.scope == QuantScope::tensor ? n : q.scope == QuantScope::channel ? t.cols : q.group;
     t.groups = n / t.group;
     t.grid.allocate(t.groups, "quantization scales");

@@ -1,5 +1,5 @@
-// Rollout: sample G completions of each of P prompts in one batch, over a KV cache, through the very forward the trainer
-// uses (model_forward), so that a sampled token's log-probability is the trainer's to the last bit.
+// Rollout: sample G completions of each of P prompts in one batch, over a KV cache, through the very forward the
+// trainer uses (model_forward), so that a sampled token's log-probability is the trainer's to the last bit.
 //
 // A prompt is run once and its keys and values are shared by its G samples (place 0 of the cache); every sample owns a
 // slot of the cache for its own tokens (place 1). Slots are refilled as samples end (continuous batching), so that
@@ -39,8 +39,8 @@ struct RolloutStats {
 struct RolloutState {
     KVCache cache;
     Activations acts;
-    Buffer<float> logits;           // [rows, V]
-    Buffer<floatX> hidden, last;    // [slots, C] of this step; [regions, C] of each prompt's last token
+    Buffer<float> logits;         // [rows, V]
+    Buffer<floatX> hidden, last;  // [slots, C] of this step; [regions, C] of each prompt's last token
     static constexpr int64_t logit_rows = 128;
 };
 
@@ -63,7 +63,8 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     if (total == 0) return done;
     int64_t longest = 0;
     for (const std::vector<int>& p : prompts) {
-        if (p.empty()) fail("a prompt has no tokens; give at least one (a beginning-of-text token, or a prompt template)");
+        if (p.empty())
+            fail("a prompt has no tokens; give at least one (a beginning-of-text token, or a prompt template)");
         longest = std::max(longest, (int64_t)p.size());
     }
     if (longest + config.max_completion_length > m.config.max_position_embeddings)
@@ -177,8 +178,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             int64_t rows = std::min<int64_t>(RolloutState::logit_rows, (int64_t)(active.size() - first));
             if (m.packed)
                 gemm_nt_packed(s.logits.data, s.hidden.data + (int64_t)first * C, m.packed_head, nullptr, rows);
-            else
-                gemm_nt(s.logits.data, s.hidden.data + (int64_t)first * C, m.w.head, nullptr, rows, V, C);
+            else gemm_nt(s.logits.data, s.hidden.data + (int64_t)first * C, m.w.head, nullptr, rows, V, C);
 #pragma omp parallel for schedule(dynamic, 1)
             for (int64_t i = 0; i < rows; i++) {
                 Completion& c = done[slot[active[first + i]].completion];
@@ -202,8 +202,8 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             Completion& c = done[slot[i].completion];
             int token = c.tokens.back();
             completion_tokens++;
-            c.finished = std::find(config.stop_tokens.begin(), config.stop_tokens.end(), token) !=
-                         config.stop_tokens.end();
+            c.finished =
+                std::find(config.stop_tokens.begin(), config.stop_tokens.end(), token) != config.stop_tokens.end();
             if (on_token && !on_token(slot[i].completion, token)) stop = true;
             if (!c.finished && (int)c.tokens.size() < max_new) {
                 running.push_back(i);

@@ -1,5 +1,5 @@
-// What supervised fine-tuning and GRPO share: log-probabilities of chosen tokens forward and backward, and one optimizer
-// step (straight-through rule, global norm, clipping, AdamW on the fp32 master, new quantized weights).
+// What supervised fine-tuning and GRPO share: log-probabilities of chosen tokens forward and backward, and one
+// optimizer step (straight-through rule, global norm, clipping, AdamW on the fp32 master, new quantized weights).
 #pragma once
 #include <string>
 #include <vector>
@@ -34,7 +34,7 @@ struct Trainer {
     Buffer<floatX> hidden, dhidden;  // [rows, C] of the scored tokens
     AdamWConfig adam;
     double max_grad_norm = 1.0;
-    int64_t step = 0;                       // optimizer steps done
+    int64_t step = 0;  // optimizer steps done
     int64_t skipped = 0, skipped_in_a_row = 0;
     static constexpr int max_skipped_in_a_row = 5;
 };
@@ -55,8 +55,8 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
 
 // Which rows of a batch are scored: the hidden state of rows[i] predicts targets[i]
 struct ScoredTokens {
-    std::vector<int> rows, targets;           // [R]
-    std::vector<float> logp, lse, entropy;    // [R] filled by the forward
+    std::vector<int> rows, targets;         // [R]
+    std::vector<float> logp, lse, entropy;  // [R] filled by the forward
     int64_t size() const { return (int64_t)rows.size(); }
 };
 
@@ -100,7 +100,8 @@ inline void score_backward(Trainer& t, const Batch& b, const ScoredTokens& s, co
 struct OptimizerResult {
     double grad_norm = 0.0;
     bool skipped = false;
-    double flip_rate = 0.0, flip_total = 0.0;  // share of all quantized codes: changed now; different from those at load
+    double flip_rate = 0.0,
+           flip_total = 0.0;  // share of all quantized codes: changed now; different from those at load
 };
 
 inline double code_flip_rate(const Model& m, bool total) {
@@ -123,14 +124,15 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
         r.skipped = true;
         t.skipped++;
         if (++t.skipped_in_a_row >= Trainer::max_skipped_in_a_row)
-            fail("loss or gradient not finite in %d steps in a row (step %lld: loss %g, gradient norm %g); lower "
-                 "--learning_rate or check the data",
-                 Trainer::max_skipped_in_a_row, (long long)t.step, loss, r.grad_norm);
+            fail(
+                "loss or gradient not finite in %d steps in a row (step %lld: loss %g, gradient norm %g); lower "
+                "--learning_rate or check the data",
+                Trainer::max_skipped_in_a_row, (long long)t.step, loss, r.grad_norm);
     } else {
         t.skipped_in_a_row = 0;
         t.step++;
-        double clip = t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm
-                          ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
+        double clip =
+            t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
         AdamWConfig c = t.adam;
         c.learning_rate = (float)learning_rate;
         for (const ParamTensor& p : m.tensors) {

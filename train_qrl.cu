@@ -23,13 +23,20 @@ int main(int argc, char** argv) {
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
         if (s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT) install_stop_handler();
         switch (s.o.command) {
-            case COMMAND_GRPO: return grpo_command(s);
-            case COMMAND_SFT: return sft_command(s);
-            case COMMAND_EVAL: return eval_command(s);
-            case COMMAND_GENERATE: return generate_command(s);
-            case COMMAND_TOKENIZE: return tokenize_command(s.o);
-            case COMMAND_LOGPROBS: return logprobs_command(s);
-            case COMMAND_COUNT: break;
+            case COMMAND_GRPO:
+                return grpo_command(s);
+            case COMMAND_SFT:
+                return sft_command(s);
+            case COMMAND_EVAL:
+                return eval_command(s);
+            case COMMAND_GENERATE:
+                return generate_command(s);
+            case COMMAND_TOKENIZE:
+                return tokenize_command(s.o);
+            case COMMAND_LOGPROBS:
+                return logprobs_command(s);
+            case COMMAND_COUNT:
+                break;
         }
         return 2;
     } catch (const Error& e) {

@@ -12,7 +12,7 @@ inline int eval_command(Session& s) {
     std::vector<Prompt> prompts = eval_prompts(s);
     session_quantize(s, false);
     RunDir run = session_run_dir(o);
-    options_print(o);
+    fputs(options_print(o).c_str(), stdout);
     s.m.master.release();  // nothing is trained
     print_start(s);
     RolloutState state;
@@ -44,9 +44,10 @@ inline int eval_command(Session& s) {
     close_run_dir(run, summary);
     printf("%d problems, weights %s\n", e.n, quantizer_text(s.m.quantizer).c_str());
     printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
-    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n", 100 * e.pass1,
-           100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, o.temperature);
-    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length, 100 * e.clipped_ratio,
-           human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), wall_seconds() - start, run.path.c_str());
+    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
+           100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, o.temperature);
+    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length,
+           100 * e.clipped_ratio, human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(),
+           wall_seconds() - start, run.path.c_str());
     return 0;
 }

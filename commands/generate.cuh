@@ -36,6 +36,8 @@ inline int generate_command(Session& s) {
     fprintf(stderr, "%lld prompt tokens, %lld new tokens, %.2f s, %s tok/s%s\n", (long long)stats.prompt_tokens,
             (long long)stats.completion_tokens, stats.seconds,
             human_count((double)(stats.prompt_tokens + stats.completion_tokens) / stats.seconds).c_str(),
-            done[0].finished ? "" : stop_requested() ? ", stopped" : ", cut off at --max_completion_length");
+            done[0].finished   ? ""
+            : stop_requested() ? ", stopped"
+                               : ", cut off at --max_completion_length");
     return stop_requested() ? stop_exit_code() : 0;
 }

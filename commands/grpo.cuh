@@ -117,16 +117,17 @@ inline int grpo_command(Session& s) {
     int64_t per_epoch = (int64_t)train.size() / o.prompts_per_step;
     int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)((double)per_epoch * o.num_train_epochs);
 
-    if (!s.embedded_model) session_quantize(s, true);  // a group size that does not divide is refused before a folder is made
+    if (!s.embedded_model)
+        session_quantize(s, true);  // a group size that does not divide is refused before a folder is made
     RunDir run = session_run_dir(o);
-    std::error_code none;
-    std::filesystem::remove(run.path + "/code_flips.jsonl", none);  // of a run that is replaced
     AppendFile flips_log;
     if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
-    options_print(o);
+    fputs(options_print(o).c_str(), stdout);
     print_start(s);
     printf("data        %zu training prompts, %zu held out; first prompt %s\n", train.size(), held_out.size(),
-           nlohmann::json(one_line(train[0].text, 160)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+           nlohmann::json(one_line(train[0].text, 160))
+               .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+               .c_str());
     fflush(stdout);
 
     if (s.embedded_model) {
@@ -183,8 +184,8 @@ inline int grpo_command(Session& s) {
         rc.step = (uint32_t)step;
         RolloutStats stats;
         model_pack(s.m);
-        std::vector<Completion> completions = rollout(s.m, state, tokens, o.num_generations, rc, &stats,
-                                                      [](int, int) { return !stop_requested(); });
+        std::vector<Completion> completions =
+            rollout(s.m, state, tokens, o.num_generations, rc, &stats, [](int, int) { return !stop_requested(); });
         model_unpack(s.m);
         if (stop_requested()) break;  // an abandoned step leaves no trace
         generated.completion_tokens += stats.completion_tokens;
@@ -253,9 +254,11 @@ inline int grpo_command(Session& s) {
         bool evaluate_now = o.eval_steps > 0 && (step + 1) % o.eval_steps == 0 && step + 1 < steps && !held_out.empty();
         if (evaluate_now) {
             EvalResult e = run_eval(s, state, held_out, (uint32_t)(step + 1));
-            j["eval_pass@1"] = e.pass1;
-            j["eval_greedy"] = e.greedy;
-            print_eval(format("step %lld", (long long)step + 1).c_str(), e, nullptr, o.weights);
+            if (e.n) {
+                j["eval_pass@1"] = e.pass1;
+                j["eval_greedy"] = e.greedy;
+                print_eval(format("step %lld", (long long)step + 1).c_str(), e, nullptr, o.weights);
+            }
         }
         j["step_time"] = wall_seconds() - step_start;
         if ((step + 1) % o.logging_steps == 0 || step + 1 == steps) {
@@ -280,10 +283,12 @@ inline int grpo_command(Session& s) {
                 flips_log.line(json_line(flips));
             }
             printf("step %*lld/%lld | reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", steps > 999 ? 5 : 3,
-                   (long long)step + 1, (long long)steps, advantages.reward_mean, advantages.reward_std, pass.loss, pass.entropy);
+                   (long long)step + 1, (long long)steps, advantages.reward_mean, advantages.reward_std, pass.loss,
+                   pass.entropy);
             if (config.beta > 0.0) printf(" kl %.4f |", pass.kl);
             printf(" len %.1f clipped %.0f%% | grad %.3f%s | lr %.1e |", j["completions/mean_length"].get<double>(),
-                   100 * j["completions/clipped_ratio"].get<double>(), update.grad_norm, update.skipped ? " SKIPPED" : "", rate);
+                   100 * j["completions/clipped_ratio"].get<double>(), update.grad_norm,
+                   update.skipped ? " SKIPPED" : "", rate);
             if (quantizer.on()) printf(" flips %.3f%% (%.2f%%) |", 100 * update.flip_rate, 100 * update.flip_total);
             printf(" gen %s train %s tok/s | %.1f s\n",
                    human_count((double)stats.completion_tokens / stats.seconds).c_str(),
@@ -304,6 +309,7 @@ inline int grpo_command(Session& s) {
     if (!held_out.empty() && !stopped) {
         after = run_eval(s, state, held_out, 1u << 30);
         if (quantizer.on()) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
+        stopped = stop_requested();
         print_eval("after", after, quantizer.on() ? &after_full : nullptr, o.weights);
         print_samples("after", held_out, after);
     }
@@ -320,12 +326,13 @@ inline int grpo_command(Session& s) {
     summary["eval"]["samples"] = o.eval_samples;
     if (before.n) summary["eval"]["before"] = eval_to_json(before);
     if (after.n) summary["eval"]["after"] = eval_to_json(after);
-    if (quantizer.on() && before.n) summary["eval"]["before"]["full_precision"] = eval_to_json(before_full);
-    if (quantizer.on() && after.n) summary["eval"]["after"]["full_precision"] = eval_to_json(after_full);
+    if (quantizer.on() && before_full.n) summary["eval"]["before"]["full_precision"] = eval_to_json(before_full);
+    if (quantizer.on() && after_full.n) summary["eval"]["after"]["full_precision"] = eval_to_json(after_full);
     summary["wall_seconds"] = wall_seconds() - run_start;
     summary["tokens_generated"] = generated.completion_tokens;
     summary["tokens_trained"] = tokens_trained;
-    summary["generation_tokens_per_second"] = generated.seconds > 0 ? (double)generated.completion_tokens / generated.seconds : 0.0;
+    summary["generation_tokens_per_second"] =
+        generated.seconds > 0 ? (double)generated.completion_tokens / generated.seconds : 0.0;
     summary["training_tokens_per_second"] = train_seconds > 0 ? (double)tokens_trained / train_seconds : 0.0;
     if (quantizer.on()) summary["code_flip_total"] = code_flip_rate(s.m, true);
     summary["skipped_steps"] = t.skipped;
@@ -333,7 +340,8 @@ inline int grpo_command(Session& s) {
     summary["peak_rss_bytes"] = peak_rss_bytes();
     close_run_dir(run, summary);
     if (quantizer.on()) flips_log.close();
-    printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n", stopped ? "stopped" : "done",
-           (long long)step, wall_seconds() - run_start, (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str());
+    printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n",
+           stopped ? "stopped" : "done", (long long)step, wall_seconds() - run_start,
+           (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str());
     return stopped ? stop_exit_code() : 0;
 }

@@ -20,7 +20,8 @@ struct Session {
     PromptConfig prompt;
 };
 
-// A Qwen3-style model of 0.6M parameters over bytes: large enough to learn two-digit arithmetic in a minute on two cores
+// A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two
+// cores
 inline ModelConfig embedded_config() {
     ModelConfig c;
     c.model_type = "qwen3";
@@ -46,7 +47,8 @@ inline Tokenizer load_tokenizer(const std::string& path) {
         GgufFile f = gguf_open(path);
         GgufTokenizerParts p = gguf_tokenizer(f);
         if (p.model != "gpt2")
-            fail("%s: tokenizer model '%s' is not supported; byte-level BPE ('gpt2') is", path.c_str(), p.model.c_str());
+            fail("%s: tokenizer model '%s' is not supported; byte-level BPE ('gpt2') is", path.c_str(),
+                 p.model.c_str());
         tok = tokenizer_from_parts(p.tokens, p.merges, p.token_type, p.pre, p.eos_token_id, p.bos_token_id,
                                    p.pad_token_id, p.add_bos, p.chat_template);
     } else {
@@ -97,7 +99,8 @@ inline void session_load(Session& s) {
         model_load(s.m, s.o.model);
     }
     if (tokenizer_vocab_size(s.tok) > s.m.V())
-        fail("the tokenizer has %d tokens and the model %d rows; they do not belong together", tokenizer_vocab_size(s.tok), s.m.V());
+        fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
+             tokenizer_vocab_size(s.tok), s.m.V());
     for (int id : s.tok.eos)
         if (std::find(s.m.config.eos_token_ids.begin(), s.m.config.eos_token_ids.end(), id) ==
             s.m.config.eos_token_ids.end())
@@ -106,7 +109,9 @@ inline void session_load(Session& s) {
 
 // --output_dir, or the first of out, out-2, out-3 ... that holds no run
 inline RunDir session_run_dir(Options& o) {
-    for (int i = 2; !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty(); i++)
+    for (int i = 2;
+         !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty();
+         i++)
         o.output_dir = "out-" + std::to_string(i);
     return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
 }
@@ -162,8 +167,10 @@ inline Prompt checked_prompt(const Session& s, const Problem& problem) {
         fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
              problem.source.c_str(), problem.line, n, s.o.max_prompt_length);
     if (n + s.o.max_completion_length > s.m.config.max_position_embeddings)
-        fail("%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d; lower it or leave the row out",
-             problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
+        fail(
+            "%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d; lower it or "
+            "leave the row out",
+            problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
     return p;
 }
 
@@ -195,6 +202,7 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
     c.rollout.stream = RNG_EVAL;
     c.rollout.step = index;
     c.samples = s.o.eval_samples;
+    c.on_token = [](int, int) { return !stop_requested(); };
     return evaluate(s.m, state, s.tok, prompts, c);
 }
 
@@ -222,10 +230,11 @@ inline void print_start(const Session& s) {
         params += t.count();
         if (t.kind == ParamKind::linear) linear += t.count();
     }
-    printf("model       %s: %s, %s parameters (%s in linears), %d layers, hidden %d, heads %d/%d of %d, vocabulary %d\n",
-           s.embedded_model ? "embedded, from scratch" : s.o.model.c_str(), c.model_type.c_str(),
-           human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
-           c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
+    printf(
+        "model       %s: %s, %s parameters (%s in linears), %d layers, hidden %d, heads %d/%d of %d, vocabulary %d\n",
+        s.embedded_model ? "embedded, from scratch" : s.o.model.c_str(), c.model_type.c_str(),
+        human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
+        c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
 #if defined(_OPENMP)
     printf("device      cpu, %d threads, %s, %s\n", omp_get_max_threads(), PRECISION_NAME, gemm_backend_name());
 #else
@@ -238,7 +247,9 @@ inline void session_save(const Session& s, const std::string& dir) {
     model_save(s.m, dir, s.o.save_dtype, [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
 }
 
-inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full, const std::string& weights) {
+inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,
+                       const std::string& weights) {
+    if (quantized.n == 0) return;  // stopped before it was complete
     printf("held out %-7s| %-13s pass@1 %5.1f%% +- %.1f (greedy %.1f%%)", when, weights.c_str(), 100 * quantized.pass1,
            100 * quantized.pass1_standard_error, 100 * quantized.greedy);
     if (full) printf(" | full precision %5.1f%% (greedy %.1f%%)", 100 * full->pass1, 100 * full->greedy);
@@ -253,10 +264,12 @@ inline std::string one_line(std::string text, size_t most) {
 }
 
 inline void print_samples(const char* when, const std::vector<Prompt>& prompts, const EvalResult& e) {
+    if (e.sampled.empty()) return;
     printf("samples %s\n", when);
     for (int i = 0; i < 5 && i < (int)e.sampled.size() / std::max(e.samples, 1); i++) {
         const EvalSample& c = e.sampled[(size_t)i * e.samples];
-        printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong", one_line(prompts[c.problem].text, 60).c_str(),
-               one_line(c.text, 100).c_str(), prompts[c.problem].gold.c_str());
+        printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong",
+               one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
+               prompts[c.problem].gold.c_str());
     }
 }

@@ -73,9 +73,10 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
         std::string prompt = chat_render(s.tok.chat, before, nullptr, true, s.prompt.enable_thinking);
         std::string all = chat_render(s.tok.chat, messages, nullptr, false, s.prompt.enable_thinking);
         if (all.compare(0, prompt.size(), prompt) != 0)
-            fail("%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
-                 "completion as text instead",
-                 e.source.c_str(), e.line);
+            fail(
+                "%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
+                "completion as text instead",
+                e.source.c_str(), e.line);
         append_tokens(s.tok, prompt, t.ids);
         t.first = (int)t.ids.size();
         append_tokens(s.tok, all.substr(prompt.size()), t.ids);
@@ -84,8 +85,8 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
         fail("%s:%d: the example has %zu tokens, --max_length is %d; raise it or leave the row out", e.source.c_str(),
              e.line, t.ids.size(), s.o.max_length);
     if ((int)t.ids.size() > s.m.config.max_position_embeddings)
-        fail("%s:%d: the example has %zu tokens, the model's context is %d; leave the row out", e.source.c_str(), e.line,
-             t.ids.size(), s.m.config.max_position_embeddings);
+        fail("%s:%d: the example has %zu tokens, the model's context is %d; leave the row out", e.source.c_str(),
+             e.line, t.ids.size(), s.m.config.max_position_embeddings);
     if ((int)t.ids.size() <= std::max(t.first, 1))
         fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return t;
@@ -96,8 +97,8 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
 
 // Supervised steps on freshly drawn problems of the embedded task, in full precision, until the loss (mean of the last
 // `window` steps) is below `target`. A fixed number of steps would not do: the skill comes suddenly, and at a different
-// step for each seed. The target leaves room for RL: at a mean negative log-likelihood of 0.07 a token, over solutions of
-// about 30 tokens, about 40 % of the sampled solutions are free of mistakes.
+// step for each seed. The target leaves room for RL: at a mean negative log-likelihood of 0.07 a token, over solutions
+// of about 30 tokens, about 40 % of the sampled solutions are free of mistakes.
 struct ColdStartConfig {
     int max_steps = 800, batch = 128, window = 10;
     double learning_rate = 2e-3, target = 0.07;
@@ -132,8 +133,8 @@ inline void cold_start(Session& s, const ColdStartConfig& c) {
         for (int i = 0; i < n; i++) recent += losses[losses.size() - 1 - i] / n;
         bool done = (n == c.window && recent < c.target) || step + 1 == c.max_steps;
         if (step % 50 == 0 || done) {
-            printf("cold start %4d | loss %.4f (until %.3f) | grad %.2f | lr %.1e | %s tok/s | %.0f s\n", step + 1, recent,
-                   c.target, r.grad_norm, rate, human_count((double)tokens / (wall_seconds() - start)).c_str(),
+            printf("cold start %4d | loss %.4f (until %.3f) | grad %.2f | lr %.1e | %s tok/s | %.0f s\n", step + 1,
+                   recent, c.target, r.grad_norm, rate, human_count((double)tokens / (wall_seconds() - start)).c_str(),
                    wall_seconds() - start);
             fflush(stdout);
         }
@@ -165,7 +166,8 @@ inline int sft_command(Session& s) {
     for (const SftExample& e : load_sft(o.train_data)) rows.push_back(sft_tokens(s, e));
     for (const SftTokens& r : rows)
         if ((int)r.ids.size() > o.micro_batch_tokens)
-            fail("an example of %zu tokens exceeds --micro_batch_tokens %d; raise it", r.ids.size(), o.micro_batch_tokens);
+            fail("an example of %zu tokens exceeds --micro_batch_tokens %d; raise it", r.ids.size(),
+                 o.micro_batch_tokens);
     std::vector<Prompt> held_out;
     if (!o.eval_data.empty()) held_out = eval_prompts(s);
     const int64_t per_step = (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps;
@@ -174,9 +176,10 @@ inline int sft_command(Session& s) {
 
     session_quantize(s, true);
     RunDir run = session_run_dir(o);
-    options_print(o);
+    fputs(options_print(o).c_str(), stdout);
     print_start(s);
-    printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps, (long long)per_step);
+    printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps,
+           (long long)per_step);
     RolloutState state;
     EvalResult before, after;
     if (!held_out.empty()) before = run_eval(s, state, held_out, 0);
@@ -220,8 +223,8 @@ inline int sft_command(Session& s) {
         if (o.save_steps > 0 && (step + 1) % o.save_steps == 0 && !last)
             session_save(s, format("%s/checkpoint-%lld", run.path.c_str(), (long long)step + 1));
         if (o.eval_steps > 0 && (step + 1) % o.eval_steps == 0 && !last && !held_out.empty())
-            print_eval(format("step %lld", (long long)step + 1).c_str(), run_eval(s, state, held_out, (uint32_t)(step + 1)),
-                       nullptr, o.weights);
+            print_eval(format("step %lld", (long long)step + 1).c_str(),
+                       run_eval(s, state, held_out, (uint32_t)(step + 1)), nullptr, o.weights);
     }
     if (!held_out.empty() && !stop_requested()) {
         after = run_eval(s, state, held_out, 1u << 30);

@@ -34,7 +34,8 @@ inline std::vector<int> ids_field(const nlohmann::ordered_json& j, int vocabular
 }
 
 inline std::string text_field_of(const nlohmann::ordered_json& j, const std::string& where) {
-    if (!j.contains("text") || !j["text"].is_string()) fail("%s: the field text is missing or not a string", where.c_str());
+    if (!j.contains("text") || !j["text"].is_string())
+        fail("%s: the field text is missing or not a string", where.c_str());
     return j["text"].get<std::string>();
 }
 
@@ -57,11 +58,10 @@ inline int tokenize_command(const Options& o) {
                 bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
                                   j["add_generation_prompt"].get<bool>();
                 try {
-                    text = chat_render(tok.chat, j["messages"],
-                                       j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
-                } catch (const Error& e) {
-                    fail("%s: %s", where.c_str(), e.what());
-                }
+                    text =
+                        chat_render(tok.chat, j["messages"],
+                                    j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
+                } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
                 out["text"] = text;
             } else {
                 text = text_field_of(j, where);
@@ -89,9 +89,11 @@ inline int logprobs_command(Session& s) {
         if (j.contains("ids")) ids = ids_field(j, s.m.V(), where);
         else if (tokenizer_vocab_size(s.tok) > 0) tokenizer_encode(s.tok, text_field_of(j, where), ids);
         else
-            fail("%s: %s has no tokenizer.json; give ids instead of text, or --tokenizer", where.c_str(), s.o.model.c_str());
+            fail("%s: %s has no tokenizer.json; give ids instead of text, or --tokenizer", where.c_str(),
+                 s.o.model.c_str());
         if ((int)ids.size() > s.m.config.max_position_embeddings)
-            fail("%s: %zu tokens exceed the model's context of %d", where.c_str(), ids.size(), s.m.config.max_position_embeddings);
+            fail("%s: %zu tokens exceed the model's context of %d", where.c_str(), ids.size(),
+                 s.m.config.max_position_embeddings);
         ScoredTokens scored;
         if (ids.size() > 1) {
             Batch b;
@@ -105,7 +107,8 @@ inline int logprobs_command(Session& s) {
         nlohmann::ordered_json out;
         out["ids"] = ids;
         out["logprobs"] = scored.logp;
-        out["mean"] = scored.logp.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(sum / (double)scored.size());
+        out["mean"] =
+            scored.logp.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(sum / (double)scored.size());
         printf("%s\n", json_line(out).c_str());
         fflush(stdout);
     });

@@ -6,9 +6,9 @@
 //             4+3+1=8       8-7=1          4*7+4=32
 //             #### 841      #### 167       #### 3276
 //
-// Three operations at three levels (numbers of 2, 3 and 4 digits). Every step is a small fact, but the model has to find
-// the right digits, carry, and put the answer together in the other direction; one wrong token makes it wrong.
-// A problem is a pure function of (seed, index). Train and held-out are disjoint by construction: a question is held out
+// Three operations at three levels (numbers of 2, 3 and 4 digits). Every step is a small fact, but the model has to
+// find the right digits, carry, and put the answer together in the other direction; one wrong token makes it wrong. A
+// problem is a pure function of (seed, index). Train and held-out are disjoint by construction: a question is held out
 // when a hash of its text is 0 modulo 8, whatever the seed, and each split draws again until it has one of its own.
 #pragma once
 #include <cstdint>

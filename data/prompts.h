@@ -19,9 +19,11 @@ struct Prompt {
 };
 
 // What a bare question is followed by, so that the answer comes in a form the `exact` reward can read
-constexpr const char* ANSWER_INSTRUCTION = "\nThink step by step, then give the final answer alone on the last line after ####.";
+constexpr const char* ANSWER_INSTRUCTION =
+    "\nThink step by step, then give the final answer alone on the last line after ####.";
 
-// The problem inside the template. Without one, a `prompt` row stands as it is, and a bare question is told how to answer.
+// The problem inside the template. Without one, a `prompt` row stands as it is, and a bare question is told how to
+// answer.
 inline std::string problem_text(const PromptConfig& c, const std::string& problem, bool bare, bool chat) {
     if (c.prompt_template.empty()) return bare ? problem + ANSWER_INSTRUCTION + (chat ? "" : "\n") : problem;
     std::string out = c.prompt_template;
@@ -55,9 +57,10 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
         if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
         p.text = chat_render(tok.chat, messages, nullptr, true, c.enable_thinking);
     } else if (!problem.messages.is_null()) {
-        fail("%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "
-             "prompt that is text",
-             problem.source.c_str(), problem.line);
+        fail(
+            "%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "
+            "prompt that is text",
+            problem.source.c_str(), problem.line);
     } else {
         p.text = problem_text(c, problem.question, problem.bare, chat);
     }

@@ -21,6 +21,7 @@ inline double pass_at_k(int n, int c, int k) {
 struct EvalConfig {
     RolloutConfig rollout;
     int samples = 1;  // per problem, besides the greedy one
+    std::function<bool(int, int)> on_token;  // as in rollout(): false ends the evaluation, whose result has n = 0 then
 };
 
 struct EvalSample {
@@ -58,17 +59,22 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     r.samples = config.samples;
     std::vector<std::vector<int>> tokens;
     for (const Prompt& p : prompts) tokens.push_back(p.tokens);
+    bool stopped = false;
+    auto on_token = [&](int completion, int token) {
+        if (config.on_token && !config.on_token(completion, token)) stopped = true;
+        return !stopped;
+    };
     model_pack(m);
     RolloutConfig greedy = config.rollout;
     greedy.sampling = SamplingParams{0.0f, 0, 1.0f};
-    for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats)) {
+    for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats, on_token)) {
         r.greedy_samples.push_back(grade_completion(tok, prompts[c.prompt], c, greedy.max_completion_length));
         r.greedy += r.greedy_samples.back().strict;
         r.greedy_lenient += r.greedy_samples.back().lenient;
     }
     std::vector<int> right(r.n, 0);
-    if (config.samples > 0) {
-        for (const Completion& c : rollout(m, state, tokens, config.samples, config.rollout, &r.stats)) {
+    if (config.samples > 0 && !stopped) {
+        for (const Completion& c : rollout(m, state, tokens, config.samples, config.rollout, &r.stats, on_token)) {
             EvalSample s = grade_completion(tok, prompts[c.prompt], c, config.rollout.max_completion_length);
             right[c.prompt] += s.strict;
             r.pass1_lenient += s.lenient;
@@ -78,6 +84,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
         }
     }
     model_unpack(m);
+    if (stopped) return EvalResult();
     double squares = 0.0;
     for (int c : right) {
         if (config.samples < 1) break;

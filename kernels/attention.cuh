@@ -21,7 +21,8 @@ struct KeyValueRows {
     int64_t k_stride = 0, v_stride = 0;  // elements from one row to the next
 };
 
-// What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own cache)
+// What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own
+// cache)
 struct KeyRange {
     int64_t row0 = 0, row1 = 0;
     int n0 = 0, n1 = 0;
@@ -75,8 +76,7 @@ inline float attention_row(floatX* out, const floatX* q, KeyValueRows a, KeyValu
     int64_t head = (int64_t)kv_head * HD;
     const floatX *k0 = a.k + r.row0 * a.k_stride + head, *v0 = a.v + r.row0 * a.v_stride + head;
     attention_scores(scores, query, k0, a.k_stride, r.n0, HD, scale);
-    if (r.n1)
-        attention_scores(scores + r.n0, query, b.k + r.row1 * b.k_stride + head, b.k_stride, r.n1, HD, scale);
+    if (r.n1) attention_scores(scores + r.n0, query, b.k + r.row1 * b.k_stride + head, b.k_stride, r.n1, HD, scale);
     float inverse_sum, lse = attention_softmax(scores, n, &inverse_sum);
     attention_values(acc, scores, v0, a.v_stride, r.n0, HD);
     if (r.n1) attention_values(acc, scores + r.n0, b.v + r.row1 * b.v_stride + head, b.v_stride, r.n1, HD);
@@ -84,9 +84,9 @@ inline float attention_row(floatX* out, const floatX* q, KeyValueRows a, KeyValu
     return lse;
 }
 
-inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
-                                  float* lse,            // [T, NH]
-                                  const floatX* q,       // [T, NH*HD] at q_stride elements a token
+inline void attention_forward_cpu(floatX* out,      // [T, NH*HD]
+                                  float* lse,       // [T, NH]
+                                  const floatX* q,  // [T, NH*HD] at q_stride elements a token
                                   int64_t q_stride, KeyValueRows place0, KeyValueRows place1,
                                   const KeyRange* range,  // [T]
                                   int64_t T, int NH, int NKV, int HD) {
@@ -109,14 +109,14 @@ inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
 
 // Backward over packed sequences; sequence s is rows [starts[s], starts[s+1]). One task owns one key/value head of one
 // sequence, so dk and dv need no atomics and the result does not depend on the number of threads.
-inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,           // [T, NH*HD]
-                                   floatX* dk, int64_t dk_stride,           // [T, NKV*HD]
-                                   floatX* dv, int64_t dv_stride,           // [T, NKV*HD]
-                                   const floatX* dout,                      // [T, NH*HD]
-                                   const floatX* out,                       // [T, NH*HD]
-                                   const float* lse,                        // [T, NH]
-                                   const floatX* q, int64_t q_stride,       // [T, NH*HD]
-                                   KeyValueRows kv, const int* starts,      // [sequences+1]
+inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,       // [T, NH*HD]
+                                   floatX* dk, int64_t dk_stride,       // [T, NKV*HD]
+                                   floatX* dv, int64_t dv_stride,       // [T, NKV*HD]
+                                   const floatX* dout,                  // [T, NH*HD]
+                                   const floatX* out,                   // [T, NH*HD]
+                                   const float* lse,                    // [T, NH]
+                                   const floatX* q, int64_t q_stride,   // [T, NH*HD]
+                                   KeyValueRows kv, const int* starts,  // [sequences+1]
                                    int sequences, int NH, int NKV, int HD) {
     float scale = 1.0f / sqrtf((float)HD);
     int group = NH / NKV;
@@ -129,8 +129,8 @@ inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,           // [
             int64_t start = starts[s], n = starts[s + 1] - start, head = (int64_t)kv_head * HD;
             scratch.assign((size_t)(6 * n * HD + 3 * HD + 2 * n), 0.0f);
             // keys and values also transposed: the sums over d then run over all keys at once, without a horizontal add
-            float *K = scratch.data(), *dK = K + n * HD, *dV = dK + n * HD;              // [n,HD] each
-            float *K_t = dV + n * HD, *V_t = K_t + n * HD;                               // [HD,n] each
+            float *K = scratch.data(), *dK = K + n * HD, *dV = dK + n * HD;  // [n,HD] each
+            float *K_t = dV + n * HD, *V_t = K_t + n * HD;                   // [HD,n] each
             float *Q = V_t + n * HD, *dO = Q + HD, *dQ = dO + HD, *P = dQ + HD, *dP = P + n;
             for (int64_t j = 0; j < n; j++)
                 for (int d = 0; d < HD; d++) {

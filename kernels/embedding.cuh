@@ -1,8 +1,8 @@
 // Token embedding.
 //   forward   out[t,c] = wte[tokens[t], c]
 //   backward  dwte[tokens[t], c] += dout[t, c]
-// The trap: two tokens of a batch may be the same row, so the backward must not add in an order that depends on threads.
-// Here each thread owns a range of columns and walks the tokens in order.
+// The trap: two tokens of a batch may be the same row, so the backward must not add in an order that depends on
+// threads. Here each thread owns a range of columns and walks the tokens in order.
 #pragma once
 #include <cstdint>
 #include "../runtime/dtypes.h"

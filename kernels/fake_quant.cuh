@@ -1,4 +1,5 @@
-// Fake quantization: w -> Q(w), a value of the integer grid written back as a number, and its straight-through backward.
+// Fake quantization: w -> Q(w), a value of the integer grid written back as a number, and its straight-through
+// backward. In a bf16 build the product code x scale (up to 16 bits of mantissa) is rounded once more.
 //   symmetric   s = amax / ((2^b - 1)/2)           q = clamp(rint(w/s), -2^(b-1), 2^(b-1)-1)      Q(w) = q s
 //   asymmetric  s = (max - min)/(2^b - 1), z = rint(-min/s)   q = clamp(rint(w/s) + z, 0, 2^b-1)  Q(w) = (q - z) s
 // min and max include 0. s is rounded to bf16 and is at least 2^-14, so that fp16 and bf16 containers hold it exactly;
@@ -47,10 +48,10 @@ HOST_DEVICE float quant_code(float w, Grid g, float low, float high) {
 
 // Quantize groups [groups, group] of w into out. compute_grid: measure the scale here (dynamic) or use grid as given
 // (static). codes (may be null) holds the previous codes and receives the new ones; returns how many changed.
-inline int64_t fake_quant_forward_cpu(floatX* out,      // [groups, group]
-                                      int8_t* codes,    // [groups, group]; asymmetric codes are stored minus 2^(b-1)
-                                      Grid* grid,       // [groups]
-                                      const float* w,   // [groups, group]
+inline int64_t fake_quant_forward_cpu(floatX* out,     // [groups, group]
+                                      int8_t* codes,   // [groups, group]; asymmetric codes are stored minus 2^(b-1)
+                                      Grid* grid,      // [groups]
+                                      const float* w,  // [groups, group]
                                       int64_t groups, int64_t group, int bits, bool symmetric, bool compute_grid) {
     float low = quant_low(bits, symmetric), high = quant_high(bits, symmetric);
     float shift = symmetric ? 0.0f : (float)(1 << (bits - 1));
@@ -90,7 +91,7 @@ inline int64_t fake_quant_forward_cpu(floatX* out,      // [groups, group]
         if (start + piece < end) end = start + piece;
         int flips = 0;
         if (codes) {
-INDEPENDENT
+            INDEPENDENT
             for (int64_t j = start; j < end; j++) {
                 float q = quant_code(w[j], g, low, high);
                 int8_t code = (int8_t)(q - shift);
@@ -99,7 +100,7 @@ INDEPENDENT
                 out[j] = (q - g.zero) * g.scale;
             }
         } else {
-INDEPENDENT
+            INDEPENDENT
             for (int64_t j = start; j < end; j++) out[j] = (quant_code(w[j], g, low, high) - g.zero) * g.scale;
         }
         changed += flips;
@@ -116,7 +117,7 @@ inline void fake_quant_backward_cpu(float* dw,         // [groups, group]
 #pragma omp parallel for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
         float s = grid[g].scale, z = grid[g].zero;
-INDEPENDENT
+        INDEPENDENT
         for (int64_t j = g * group; j < (g + 1) * group; j++) {
             float x = w[j] / s + z;
             dw[j] = x >= low && x <= high ? dw[j] : 0.0f;

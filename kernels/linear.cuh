@@ -8,16 +8,14 @@
 #include "../runtime/dtypes.h"
 #include "cpu/gemm.h"
 
-inline void linear_forward_cpu(floatX* out,                 // [T,OC]
-                               const floatX* inp,           // [T,C]
-                               const floatX* weight,        // [OC,C]
-                               const floatX* bias,          // [OC] or null
+inline void linear_forward_cpu(floatX* out,                         // [T,OC]
+                               const floatX* inp,                   // [T,C]
+                               const floatX* weight,                // [OC,C]
+                               const floatX* bias,                  // [OC] or null
                                const PackedWeight<floatX>* packed,  // weight in the GEMM's own layout, or null
                                int64_t T, int64_t C, int64_t OC) {
-    if (packed)
-        gemm_nt_packed(out, inp, *packed, bias, T);
-    else
-        gemm_nt(out, inp, weight, bias, T, OC, C);
+    if (packed) gemm_nt_packed(out, inp, *packed, bias, T);
+    else gemm_nt(out, inp, weight, bias, T, OC, C);
 }
 
 inline void linear_backward_cpu(floatX* dinp,          // [T,C]

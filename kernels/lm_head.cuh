@@ -23,8 +23,8 @@ constexpr int64_t LM_HEAD_COLUMNS = 4096, LM_HEAD_ROWS = 1024;
 // Running statistics of one row of scaled logits z
 struct SoftmaxState {
     float max = -INFINITY;
-    double sum = 0.0;     // sum exp(z - max)
-    double sum_z = 0.0;   // sum exp(z - max) z
+    double sum = 0.0;    // sum exp(z - max)
+    double sum_z = 0.0;  // sum exp(z - max) z
 };
 
 // Take in the next n <= LM_HEAD_COLUMNS logits of the row; noinline, so that every caller runs the same instructions
@@ -69,12 +69,12 @@ struct LmHeadScratch {
     Buffer<float> dhidden;   // [LM_HEAD_ROWS, C]
 };
 
-inline void lm_head_forward_cpu(float* logp,            // [T]
-                                float* lse,             // [T]
-                                float* entropy,         // [T]; may be null
-                                const floatX* hidden,   // [T,C]
-                                const floatX* weight,   // [V,C]
-                                const int* targets,     // [T]
+inline void lm_head_forward_cpu(float* logp,           // [T]
+                                float* lse,            // [T]
+                                float* entropy,        // [T]; may be null
+                                const floatX* hidden,  // [T,C]
+                                const floatX* weight,  // [V,C]
+                                const int* targets,    // [T]
                                 int64_t T, int64_t C, int64_t V, float inverse_temperature, LmHeadScratch& scratch) {
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
     int64_t max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
@@ -103,13 +103,13 @@ inline void lm_head_forward_cpu(float* logp,            // [T]
     }
 }
 
-inline void lm_head_backward_cpu(floatX* dhidden,        // [T,C]
-                                 float* dweight,         // [V,C] +=
-                                 const float* dlogp,     // [T] dL/dlogp
-                                 const floatX* hidden,   // [T,C]
-                                 const floatX* weight,   // [V,C]
-                                 const int* targets,     // [T]
-                                 const float* lse,       // [T] from the forward
+inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
+                                 float* dweight,        // [V,C] +=
+                                 const float* dlogp,    // [T] dL/dlogp
+                                 const floatX* hidden,  // [T,C]
+                                 const floatX* weight,  // [V,C]
+                                 const int* targets,    // [T]
+                                 const float* lse,      // [T] from the forward
                                  int64_t T, int64_t C, int64_t V, float inverse_temperature, LmHeadScratch& scratch) {
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
     int64_t max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
@@ -129,7 +129,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,        // [T,C]
                 const float* z = logits + i * columns;
                 floatX* dz = dlogits + i * columns;
                 float g = dlogp[t0 + i] * inverse_temperature, row_lse = lse[t0 + i];
-INDEPENDENT
+                INDEPENDENT
                 for (int64_t v = 0; v < n; v++) dz[v] = -g * exp_f(z[v] * inverse_temperature - row_lse);
                 int64_t y = targets[t0 + i] - v0;
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));

@@ -1,9 +1,9 @@
 // Rotary position embedding, rotate-half form (Su et al. 2021; Hugging Face / GPT-NeoX pairing (i, i + HD/2)).
 //   forward   [x1; x2] -> [x1 cos - x2 sin; x2 cos + x1 sin],  angle = pos * inv_freq[i]
 //   backward  the transpose, that is the rotation by -angle
-// llama3 scaling (Llama 3.1 model card): wavelengths longer than original_max / low_freq_factor are stretched by `factor`,
-// shorter than original_max / high_freq_factor are kept, and those between are interpolated.
-// cos and sin are tabulated in double and stored as float; Hugging Face rounds them to the model's dtype, we do not.
+// llama3 scaling (Llama 3.1 model card): wavelengths longer than original_max / low_freq_factor are stretched by
+// `factor`, shorter than original_max / high_freq_factor are kept, and those between are interpolated. cos and sin are
+// tabulated in double and stored as float; Hugging Face rounds them to the model's dtype, we do not.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -69,7 +69,7 @@ inline void rope_cpu(floatX* out, int64_t out_stride,        // [T, H*HD] at out
         for (int h = 0; h < H; h++) {
             const floatX* x = inp + t * inp_stride + (int64_t)h * r.HD;
             floatX* y = out + t * out_stride + (int64_t)h * r.HD;
-INDEPENDENT
+            INDEPENDENT
             for (int i = 0; i < half; i++) {
                 float x1 = (float)x[i], x2 = (float)x[i + half], sn = direction * s[i];
                 y[i] = x1 * c[i] - x2 * sn;

@@ -14,7 +14,7 @@ inline void swiglu_forward_cpu(floatX* out,            // [T,F]
     for (int64_t t = 0; t < T; t++) {
         const floatX *g = gate_up + t * 2 * F, *u = g + F;
         floatX* o = out + t * F;
-INDEPENDENT
+        INDEPENDENT
         for (int64_t f = 0; f < F; f++) {
             float x = (float)g[f];
             o[f] = (float)floatX(x * sigmoid_f(x)) * (float)u[f];
@@ -30,7 +30,7 @@ inline void swiglu_backward_cpu(floatX* dgate_up,       // [T,2F]
     for (int64_t t = 0; t < T; t++) {
         const floatX *g = gate_up + t * 2 * F, *u = g + F, *d = dout + t * F;
         floatX *dg = dgate_up + t * 2 * F, *du = dg + F;
-INDEPENDENT
+        INDEPENDENT
         for (int64_t f = 0; f < F; f++) {
             float x = (float)g[f], s = sigmoid_f(x), e = (float)d[f];
             dg[f] = e * (float)u[f] * s * (1.0f + x * (1.0f - s));

@@ -44,10 +44,10 @@ struct Device {
 inline const char* cuda_hint(cudaError_t error) {
     switch (error) {
         case cudaErrorMemoryAllocation:
-            return "--plan prints what needs the memory";
+            return "lower --micro_batch_tokens or --rollout_batch";
         case cudaErrorNoDevice:
         case cudaErrorInsufficientDriver:
-            return "--device cpu runs without a GPU";
+            return "is there an NVIDIA GPU, and a driver as new as the toolkit?";
         case cudaErrorNoKernelImageForDevice:
             return "compile for the architecture of this GPU";
         case cudaErrorIllegalAddress:

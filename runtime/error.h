@@ -1,5 +1,5 @@
-// Errors: one line that says what was wrong, where, and what to do. The functions here throw; main() prints the line and
-// exits. 2 is for bad use (the command line), 1 for a run that failed (files, data, memory).
+// Errors: one line that says what was wrong, where, and what to do. The functions here throw; main() prints the line
+// and exits. 2 is for bad use (the command line), 1 for a run that failed (files, data, memory).
 #pragma once
 #include <cstdarg>
 #include <cstdio>

@@ -284,7 +284,14 @@ struct AppendFile {
             size += (uint64_t)n;
             return;
         }
-        int e = n < 0 ? errno : ENOSPC;
+        int e = errno;
+        if (n >= 0) {  // a short write has no reason; that of the rest has
+            ssize_t rest;
+            do rest = ::write(fd, record.data() + n, record.size() - (size_t)n);
+            while (rest < 0 && errno == EINTR);
+            e = rest < 0 ? errno : ENOSPC;
+            if (rest > 0) n += rest;
+        }
         bool undone = !regular || n <= 0 || ftruncate(fd, (off_t)size) == 0;
         fail("cannot append %llu bytes to %s: %s; %s (%s)", (unsigned long long)record.size(), path.c_str(),
              strerror(e), write_advice(e), undone ? "the lines before it are whole" : "its last line is torn");

@@ -4,7 +4,9 @@
 #pragma once
 #include "dtypes.h"
 
-struct Philox4 { uint32_t x[4]; };
+struct Philox4 {
+    uint32_t x[4];
+};
 
 HOST_DEVICE Philox4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; round++) {
@@ -22,11 +24,11 @@ HOST_DEVICE Philox4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_
 
 // What a draw is for. Two streams never share a counter.
 enum RngStream : uint32_t {
-    RNG_INIT = 1,    // (tensor, index, 0)
-    RNG_SAMPLE = 2,  // (step, prompt * G + sample, token)
-    RNG_SHUFFLE = 3, // (epoch, index, 0)
-    RNG_TASK = 4,    // (problem, draw, 0)
-    RNG_EVAL = 5,    // (evaluation, prompt * G + sample, token)
+    RNG_INIT = 1,     // (tensor, index, 0)
+    RNG_SAMPLE = 2,   // (step, prompt * G + sample, token)
+    RNG_SHUFFLE = 3,  // (epoch, index, 0)
+    RNG_TASK = 4,     // (problem, draw, 0)
+    RNG_EVAL = 5,     // (evaluation, prompt * G + sample, token)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {

@@ -1,8 +1,8 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, and summary.json, which is there when the run ended in order (also after Ctrl-C).
+// object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also after Ctrl-C).
 // A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
-// look like one curve; --overwrite_output_dir replaces the four files and leaves checkpoints alone. Also here: stopping
+// look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone. Also here: stopping
 // on SIGINT and SIGTERM, the clock, peak memory, short numbers.
 #pragma once
 #include <dirent.h>
@@ -20,7 +20,8 @@
 #include "error.h"
 #include "file_io.h"
 
-static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "summary.json"};
+static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl",
+                                                "code_flips.jsonl", "summary.json"};
 
 struct RunDir {
     std::string path;

@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -43,11 +44,11 @@ struct Outcome {
 };
 
 struct RunSetting {
-    std::string input;                    // standard input
-    bool hold_input = false;              // standard input stays open after `input`
-    rlim_t file_size = RLIM_INFINITY;     // RLIMIT_FSIZE, bytes
-    std::function<bool(const Outcome&)> when; // asked every few milliseconds; the first true sends SIGINT
-    double seconds = 60;                  // then it is killed
+    std::string input;                         // standard input
+    bool hold_input = false;                   // standard input stays open after `input`
+    rlim_t file_size = RLIM_INFINITY;          // RLIMIT_FSIZE, bytes
+    std::function<bool(const Outcome&)> when;  // asked every few milliseconds; the first true sends SIGINT
+    double seconds = 60;                       // then it is killed
 };
 
 static Outcome run(const Args& args, const RunSetting& setting = {}) {
@@ -218,18 +219,28 @@ static void write_safetensors(const std::string& path, const Tensors& tensors) {
 // ---------------------------------------------------------------------------------------------------------------------
 // what all the tests use, made once
 
-static bool bf16_build;      // the program says so
-static std::string root;     // temporary folder
-static std::string base;     // random model with a byte-level tokenizer
-static std::string trained;  // the same after sft
-static std::string sums;     // its data, prompt and completion
-static std::string problems; // the same sums as problems with a gold answer
+static bool bf16_build;       // the program says so
+static std::string root;      // temporary folder
+static std::string base;      // random model with a byte-level tokenizer
+static std::string trained;   // the same after sft
+static std::string sums;      // its data, prompt and completion
+static std::string problems;  // the same sums as problems with a gold answer
 
-static const json tiny_config = {
-    {"architectures", {"Qwen3ForCausalLM"}}, {"model_type", "qwen3"}, {"vocab_size", 259}, {"hidden_size", 32},
-    {"intermediate_size", 64}, {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"num_key_value_heads", 2},
-    {"head_dim", 16}, {"max_position_embeddings", 128}, {"hidden_act", "silu"}, {"rms_norm_eps", 1e-6},
-    {"rope_theta", 10000.0}, {"tie_word_embeddings", true}, {"torch_dtype", "float32"}};
+static const json tiny_config = {{"architectures", {"Qwen3ForCausalLM"}},
+                                 {"model_type", "qwen3"},
+                                 {"vocab_size", 259},
+                                 {"hidden_size", 32},
+                                 {"intermediate_size", 64},
+                                 {"num_hidden_layers", 2},
+                                 {"num_attention_heads", 4},
+                                 {"num_key_value_heads", 2},
+                                 {"head_dim", 16},
+                                 {"max_position_embeddings", 128},
+                                 {"hidden_act", "silu"},
+                                 {"rms_norm_eps", 1e-6},
+                                 {"rope_theta", 10000.0},
+                                 {"tie_word_embeddings", true},
+                                 {"torch_dtype", "float32"}};
 
 static Tensors tiny_tensors() {
     uint64_t state = 1;
@@ -310,8 +321,13 @@ struct Cli : testing::Environment {
         config["eos_token_id"] = read_json(base + "/config.json")["eos_token_id"];
         write_text(base + "/config.json", config.dump());
         write_safetensors(base + "/model.safetensors", tiny_tensors());
-        args = {"sft", "--model", base, "--train_data", sums, "--max_steps", "60", "--learning_rate", "0.01",
-                "--per_device_train_batch_size", "32", "--output_dir", root + "/sft"};
+        args = {"sft",        "--model",
+                base,         "--train_data",
+                sums,         "--max_steps",
+                "60",         "--learning_rate",
+                "0.01",       "--per_device_train_batch_size",
+                "32",         "--output_dir",
+                root + "/sft"};
         r = run(args);
         ASSERT_EQ(r.status, 0) << shown_run(args, r);
         ASSERT_TRUE(fs::exists(trained + "/model.safetensors"));
@@ -322,8 +338,20 @@ static testing::Environment* const cli_environment = testing::AddGlobalTestEnvir
 
 // grpo on the sums: two steps of 8 prompts x 8 samples. A flag in `more` takes the place of the one here.
 static Args grpo(const std::string& out, const Args& more = {}) {
-    Args all = {"--model", trained, "--train_data", problems, "--max_steps", "2", "--prompts_per_step", "8",
-                "--max_completion_length", "16", "--learning_rate", "0.001", "--output_dir", out};
+    Args all = {"--model",
+                trained,
+                "--train_data",
+                problems,
+                "--max_steps",
+                "2",
+                "--prompts_per_step",
+                "8",
+                "--max_completion_length",
+                "16",
+                "--learning_rate",
+                "0.001",
+                "--output_dir",
+                out};
     Args args = {"grpo"};
     for (size_t i = 0; i < all.size(); i += 2)
         if (std::find(more.begin(), more.end(), all[i]) == more.end()) args = args + Args{all[i], all[i + 1]};
@@ -352,7 +380,8 @@ TEST(BadUse, Flags) {
     refused(2, {"--temperature", "nan", "--output_dir", out}, {"--temperature nan"});
     refused(2, {"--temperature", "0", "--output_dir", out}, {"--temperature 0", "greedy"});
     refused(2, {"--loss_type", "drgrpo", "--output_dir", out}, {"--loss_type drgrpo", "dr_grpo"});
-    refused(2, {"--gradient_checkpointing", "yes", "--output_dir", out}, {"--gradient_checkpointing yes", "true or false"});
+    refused(2, {"--gradient_checkpointing", "yes", "--output_dir", out},
+            {"--gradient_checkpointing yes", "true or false"});
     refused(2, {"eval", "--learning_rate", "1", "--output_dir", out}, {"--learning_rate", "eval", "grpo, sft"});
     refused(2, {"tokenize", "--temperature", "1"}, {"--temperature", "tokenize"});
     refused(2, {"--model"}, {"--model", "needs a value"});
@@ -368,7 +397,8 @@ TEST(BadUse, Flags) {
 TEST(BadUse, Values) {
     std::string out = fresh("never");
     refused(2, {"--reward_funcs", "exakt", "--output_dir", out}, {"--reward_funcs", "exakt", "exact"});
-    refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out}, {"--reward_weights", "2 rewards"});
+    refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out},
+            {"--reward_weights", "2 rewards"});
     refused(2, {"--reward_weights", "x", "--output_dir", out}, {"--reward_weights", "not a number"});
     refused(2, {"--weights", "int5:g32", "--output_dir", out}, {"--weights int5:g32", "int4"});
     refused(2, {"--weights", "int4", "--output_dir", out}, {"--weights int4", "g32"});
@@ -396,7 +426,8 @@ TEST(BadUse, GroupSizeDoesNotDivide) {
     Args parts = {"int4:g128", "does not divide", "model.layers.0.", "proj.weight"};
     refused(2, grpo(out, {"--weights", "int4:g128"}), parts);
     EXPECT_FALSE(fs::exists(out)) << "a folder of a run that never began";
-    refused(2, {"eval", "--model", trained, "--task", "arithmetic", "--weights", "int4:g128", "--output_dir", out}, parts);
+    refused(2, {"eval", "--model", trained, "--task", "arithmetic", "--weights", "int4:g128", "--output_dir", out},
+            parts);
     EXPECT_FALSE(fs::exists(out));
     refused(2, {"generate", "--model", trained, "--weights", "int4:g128", "--prompt", "1"}, parts);
 }
@@ -507,13 +538,15 @@ TEST(BadModel, Safetensors) {
     };
     const char* first = "model.embed_tokens.weight";
     const char* second = "model.layers.0.input_layernorm.weight";
-    uint64_t size = header[second]["data_offsets"][1].get<uint64_t>() - header[second]["data_offsets"][0].get<uint64_t>();
+    uint64_t size =
+        header[second]["data_offsets"][1].get<uint64_t>() - header[second]["data_offsets"][0].get<uint64_t>();
     refuse_model(with(""), {"model.safetensors", "too few"});
     refuse_model(with(whole.substr(0, 5)), {"model.safetensors", "too few"});
     refuse_model(with(whole.substr(0, 100)), {"model.safetensors", "truncated"});
     refuse_model(with(whole.substr(0, whole.size() - 1)), {"model.safetensors", "truncated"});
     refuse_model(with(whole + "x"), {"model.safetensors", "behind the last tensor"});
-    refuse_model(with(u64_bytes(1ull << 60) + whole.substr(8)), {"model.safetensors", "header of 1152921504606846976 bytes"});
+    refuse_model(with(u64_bytes(1ull << 60) + whole.substr(8)),
+                 {"model.safetensors", "header of 1152921504606846976 bytes"});
     refuse_model(with(u64_bytes(~0ull) + whole.substr(8)), {"model.safetensors", "header"});
     refuse_model(offsets(second, 0, size), {"model.safetensors", "overlap"});
     refuse_model(offsets(first, data.size(), data.size() + 259 * 32 * 4), {first, "truncated"});
@@ -558,7 +591,8 @@ TEST(BadModel, Gguf) {
     refuse_model(with(open + u64_bytes(0) + u64_bytes(1) + u64_bytes(1ull << 62) + std::string(64, 'x')), {".gguf"});
     refuse_model(with(open + u64_bytes(0) + u64_bytes(0)), {".gguf"});
     std::string key = u64_bytes(1) + "k" + std::string("\x09\0\0\0\x08\0\0\0", 8);  // an array of 2^60 strings
-    refuse_model(with(open + u64_bytes(0) + u64_bytes(1) + key + u64_bytes(1ull << 60) + std::string(64, '\0')), {".gguf"});
+    refuse_model(with(open + u64_bytes(0) + u64_bytes(1) + key + u64_bytes(1ull << 60) + std::string(64, '\0')),
+                 {".gguf"});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -568,8 +602,9 @@ TEST(BadData, Problems) {
     std::string row = "{\"prompt\": \"1+1\", \"answer\": \"it is 2 #### 2\"}\n";
     auto refuse = [](const std::string& path, const Args& parts, const Args& more = {}) {
         std::string out = fresh("never");
-        refused(1, Args{"grpo", "--model", trained, "--train_data", path, "--max_steps", "1", "--output_dir", out} +
-                       (more.empty() ? Args{"--max_completion_length", "16"} : more),
+        refused(1,
+                Args{"grpo", "--model", trained, "--train_data", path, "--max_steps", "1", "--output_dir", out} +
+                    (more.empty() ? Args{"--max_completion_length", "16"} : more),
                 parts);
         EXPECT_FALSE(fs::exists(out));
     };
@@ -580,7 +615,8 @@ TEST(BadData, Problems) {
     refuse(jsonl("blank", "\n \n"), {"blank.jsonl", "no rows"});
     refuse(jsonl("broken", row + "{\"question\": \"2+2\", \"answer\n" + row), {"broken.jsonl:2", "not valid JSON"});
     refuse(jsonl("array", row + row + "[1]\n"), {"array.jsonl:3", "not an object"});
-    refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"), {"utf8.jsonl:2", "0xC3", "UTF-8"});
+    refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"),
+           {"utf8.jsonl:2", "0xC3", "UTF-8"});
     refuse(jsonl("fields", "{\"input\": \"a\", \"output\": \"b\"}\n"), {"fields.jsonl:1", "`question`", "input"});
     refuse(jsonl("nogold", row + "{\"question\": \"a\"}\n"), {"nogold.jsonl:2", "`answer`"});
     refuse(jsonl("nohash", row + "{\"question\": \"a\", \"answer\": \"2\"}\n"), {"nohash.jsonl:2", "####"});
@@ -591,8 +627,10 @@ TEST(BadData, Problems) {
     refuse(jsonl("chat", chat), {"chat.jsonl:1", "no chat template"});
     refuse(jsonl("roles", "{\"prompt\": [{\"role\": \"user\"}], \"answer\": \"2\"}\n"), {"roles.jsonl:1", "content"});
     std::string length = std::string(40, '1');
-    refuse(jsonl("long", "{\"prompt\": \"1\", \"answer\": \"2\"}\n{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
-           {"long.jsonl:2", "40 tokens", "--max_prompt_length is 16"}, {"--max_prompt_length", "16", "--max_completion_length", "16"});
+    refuse(
+        jsonl("long", "{\"prompt\": \"1\", \"answer\": \"2\"}\n{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
+        {"long.jsonl:2", "40 tokens", "--max_prompt_length is 16"},
+        {"--max_prompt_length", "16", "--max_completion_length", "16"});
     refuse(jsonl("context", "{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
            {"context.jsonl:1", "40", "--max_completion_length 100", "128"}, {"--max_completion_length", "100"});
     std::string out = fresh("never");
@@ -603,19 +641,23 @@ TEST(BadData, Problems) {
 TEST(BadData, Examples) {
     auto refuse = [](const std::string& path, const Args& parts, const Args& more = {}) {
         std::string out = fresh("never");
-        refused(1, Args{"sft", "--model", base, "--train_data", path, "--max_steps", "1", "--output_dir", out} + more, parts);
+        refused(1, Args{"sft", "--model", base, "--train_data", path, "--max_steps", "1", "--output_dir", out} + more,
+                parts);
         EXPECT_FALSE(fs::exists(out));
     };
     std::string row = "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n";
     refuse(jsonl("empty", ""), {"empty.jsonl", "no rows"});
     refuse(jsonl("broken", row + "nonsense\n"), {"broken.jsonl:2", "not valid JSON"});
     refuse(jsonl("half", row + "{\"prompt\": \"1\"}\n"), {"half.jsonl:2", "`completion`"});
-    refuse(jsonl("void", row + "{\"prompt\": \"1\", \"completion\": \"\"}\n"), {"void.jsonl:2", "`completion`", "empty"});
-    refuse(jsonl("long", row + "{\"text\": \"" + std::string(50, 'a') + "\"}\n"), {"long.jsonl:2", "51 tokens", "--max_length is 20"},
-           {"--max_length", "20"});
-    refuse(jsonl("chat", row + "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n"),
+    refuse(jsonl("void", row + "{\"prompt\": \"1\", \"completion\": \"\"}\n"),
+           {"void.jsonl:2", "`completion`", "empty"});
+    refuse(jsonl("long", row + "{\"text\": \"" + std::string(50, 'a') + "\"}\n"),
+           {"long.jsonl:2", "51 tokens", "--max_length is 20"}, {"--max_length", "20"});
+    refuse(jsonl("chat", row + "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", "
+                               "\"content\": \"b\"}]}\n"),
            {"chat.jsonl:2", "no chat template"});
-    refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"), {"context.jsonl:2", "201", "128"});
+    refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"),
+           {"context.jsonl:2", "201", "128"});
     refuse(sums, {"--micro_batch_tokens 4"}, {"--micro_batch_tokens", "4"});
 }
 
@@ -631,11 +673,14 @@ TEST(BadData, StandardInput) {
     refused(1, {"tokenize", "--decode"}, {"standard input:1", "259", "token id"}, input("{\"ids\": [1, 259]}\n"));
     refused(1, {"tokenize", "--decode"}, {"standard input:1", "token id"}, input("{\"ids\": [-1]}\n"));
     refused(1, {"tokenize", "--decode"}, {"standard input:1", "token id"}, input("{\"ids\": [1.5]}\n"));
-    refused(1, {"tokenize", "--model", base}, {"standard input:1", "chat template"}, input("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"));
+    refused(1, {"tokenize", "--model", base}, {"standard input:1", "chat template"},
+            input("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"));
     refused(1, {"logprobs", "--model", base}, {"standard input:1", "259"}, input("{\"ids\": [1, 259]}\n"));
-    refused(1, {"logprobs", "--model", base}, {"standard input:1", "200", "128"}, input("{\"text\": \"" + std::string(200, 'a') + "\"}\n"));
+    refused(1, {"logprobs", "--model", base}, {"standard input:1", "200", "128"},
+            input("{\"text\": \"" + std::string(200, 'a') + "\"}\n"));
     refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"standard input", "empty"}, input(""));
-    refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"200", "128"}, input(std::string(200, 'a')));
+    refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"200", "128"},
+            input(std::string(200, 'a')));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -671,7 +716,8 @@ TEST(OutputDir, FullDisk) {
         std::string out = fresh("full");
         RunSetting s;
         s.file_size = limit;
-        Outcome r = refused(1, grpo(out, {"--weights", "int8:channel"}), {"cannot", out, limit == 4000 ? "free some space" : "ulimit -f"}, s);
+        Outcome r = refused(1, grpo(out, {"--weights", "int8:channel"}),
+                            {"cannot", out, limit == 4000 ? "free some space" : "ulimit -f"}, s);
         EXPECT_EQ(leftovers(out, true), "") << limit;
         EXPECT_FALSE(fs::exists(out + "/summary.json")) << limit;
         for (const char* name : {"/metrics.jsonl", "/completions.jsonl", "/code_flips.jsonl"})
@@ -683,7 +729,8 @@ TEST(OutputDir, FullDisk) {
     std::string out = fresh("full");
     RunSetting s;
     s.file_size = 40000;
-    refused(1, {"sft", "--model", base, "--train_data", sums, "--max_steps", "1", "--output_dir", out}, {"model.safetensors", "ulimit -f"}, s);
+    refused(1, {"sft", "--model", base, "--train_data", sums, "--max_steps", "1", "--output_dir", out},
+            {"model.safetensors", "ulimit -f"}, s);
     EXPECT_EQ(leftovers(out, true), "");
 }
 
@@ -699,8 +746,11 @@ TEST(Interrupt, GrpoKeepsWhatItHas) {
     std::string out = fresh("stopped");
     RunSetting s;
     s.when = [&](const Outcome&) { return count_lines(out + "/metrics.jsonl") >= 2; };
-    Args args = {"grpo", "--model", trained, "--task", "arithmetic", "--max_steps", "100000", "--prompts_per_step", "4",
-                 "--num_generations", "4", "--max_completion_length", "16", "--eval_n", "4", "--output_dir", out};
+    Args args = {"grpo",       "--model",           trained,  "--task",
+                 "arithmetic", "--max_steps",       "100000", "--prompts_per_step",
+                 "4",          "--num_generations", "4",      "--max_completion_length",
+                 "16",         "--eval_n",          "4",      "--output_dir",
+                 out};
     Outcome r = run(args, s);
     EXPECT_EQ(r.status, 130) << shown_run(args, r);
     EXPECT_NE(r.err.find("stopping"), std::string::npos) << shown_run(args, r);
@@ -715,7 +765,8 @@ TEST(Interrupt, GrpoKeepsWhatItHas) {
     EXPECT_EQ((size_t)summary["steps"], rows.size());
     EXPECT_EQ(read_lines(out + "/completions.jsonl").size(), rows.size() * 16);
     EXPECT_EQ(leftovers(out, false), "");
-    good({"eval", "--model", checkpoint, "--task", "arithmetic", "--eval_n", "2", "--max_completion_length", "8", "--output_dir", fresh("eval")});
+    good({"eval", "--model", checkpoint, "--task", "arithmetic", "--eval_n", "2", "--max_completion_length", "8",
+          "--output_dir", fresh("eval")});
 }
 
 TEST(Interrupt, Sft) {
@@ -738,7 +789,9 @@ TEST(Interrupt, WhileWaitingForInput) {
         RunSetting s;
         s.hold_input = true;
         s.seconds = 5;
-        s.when = [&](const Outcome&) { return std::chrono::steady_clock::now() - start > std::chrono::milliseconds(700); };
+        s.when = [&](const Outcome&) {
+            return std::chrono::steady_clock::now() - start > std::chrono::milliseconds(700);
+        };
         Outcome r = run(args, s);
         EXPECT_FALSE(r.timed_out) << shown_run(args, r);
         EXPECT_EQ(r.status, 130) << shown_run(args, r);
@@ -774,8 +827,9 @@ TEST(Diverged, StopsAfterSkippedSteps) {
     EXPECT_EQ(leftovers(out, true), "");
     EXPECT_FALSE(fs::exists(out + "/summary.json"));
     out = fresh("diverged");
-    Args args = {"grpo", "--model", m, "--train_data", problems, "--reward_funcs", "overlong", "--max_completion_length", "8",
-                 "--max_steps", "50", "--output_dir", out};
+    Args args = {
+        "grpo", "--model",     m,    "--train_data", problems, "--reward_funcs", "overlong", "--max_completion_length",
+        "8",    "--max_steps", "50", "--output_dir", out};
     Outcome r = run(args);  // one line of error; a warning about equal rewards may stand before it
     EXPECT_EQ(r.status, 1) << shown_run(args, r);
     size_t at = r.err.find("train_qrl: loss or gradient not finite");
@@ -789,16 +843,37 @@ TEST(Diverged, StopsAfterSkippedSteps) {
 
 static void check_metrics(const std::vector<json>& rows, const Args& more = {}) {
     for (const json& row : rows) {
-        for (const auto& item : row.items()) EXPECT_TRUE(item.value().is_number()) << item.key() << " in " << row.dump();
-        for (const std::string& key :
-             Args{"step", "loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std", "entropy",
-                  "completions/mean_length", "completions/min_length", "completions/max_length",
-                  "completions/mean_terminated_length", "completions/min_terminated_length",
-                  "completions/max_terminated_length", "completions/clipped_ratio", "clip_ratio/low_mean",
-                  "clip_ratio/low_min", "clip_ratio/high_mean", "clip_ratio/high_max", "clip_ratio/region_mean",
-                  "sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max",
-                  "sampling/importance_sampling_ratio/min", "sampling/importance_sampling_ratio/mean",
-                  "sampling/importance_sampling_ratio/max", "num_tokens", "epoch", "step_time"} + more)
+        for (const auto& item : row.items())
+            EXPECT_TRUE(item.value().is_number()) << item.key() << " in " << row.dump();
+        for (const std::string& key : Args{"step",
+                                           "loss",
+                                           "grad_norm",
+                                           "learning_rate",
+                                           "reward",
+                                           "reward_std",
+                                           "frac_reward_zero_std",
+                                           "entropy",
+                                           "completions/mean_length",
+                                           "completions/min_length",
+                                           "completions/max_length",
+                                           "completions/mean_terminated_length",
+                                           "completions/min_terminated_length",
+                                           "completions/max_terminated_length",
+                                           "completions/clipped_ratio",
+                                           "clip_ratio/low_mean",
+                                           "clip_ratio/low_min",
+                                           "clip_ratio/high_mean",
+                                           "clip_ratio/high_max",
+                                           "clip_ratio/region_mean",
+                                           "sampling/sampling_logp_difference/mean",
+                                           "sampling/sampling_logp_difference/max",
+                                           "sampling/importance_sampling_ratio/min",
+                                           "sampling/importance_sampling_ratio/mean",
+                                           "sampling/importance_sampling_ratio/max",
+                                           "num_tokens",
+                                           "epoch",
+                                           "step_time"} +
+                                          more)
             number(row, key);
         // sampler and trainer compute the same numbers, bit for bit
         EXPECT_EQ(number(row, "sampling/sampling_logp_difference/max"), 0.0);
@@ -815,7 +890,8 @@ static std::vector<std::string> learning_curve(const std::string& out) {
     for (const json& row : read_lines(out + "/metrics.jsonl")) {
         json kept;
         for (const auto& item : row.items())
-            if (item.key().find("tim") == std::string::npos && item.key().rfind("perf/", 0) != 0) kept[item.key()] = item.value();
+            if (item.key().find("tim") == std::string::npos && item.key().rfind("perf/", 0) != 0)
+                kept[item.key()] = item.value();
         curve.push_back(kept.dump());
     }
     return curve;
@@ -824,12 +900,31 @@ static std::vector<std::string> learning_curve(const std::string& out) {
 TEST(Grpo, EmbeddedTaskWithAModel) {
     std::string out = fresh("run"), again = fresh("run"), other = fresh("run");
     auto args = [&](const std::string& folder, const std::string& seed) {
-        return Args{"grpo", "--model", trained, "--task", "arithmetic", "--max_steps", "2", "--prompts_per_step", "4",
-                    "--num_generations", "4", "--max_completion_length", "16", "--eval_n", "4", "--reward_funcs",
-                    "format,overlong", "--seed", seed, "--output_dir", folder};
+        return Args{"grpo",
+                    "--model",
+                    trained,
+                    "--task",
+                    "arithmetic",
+                    "--max_steps",
+                    "2",
+                    "--prompts_per_step",
+                    "4",
+                    "--num_generations",
+                    "4",
+                    "--max_completion_length",
+                    "16",
+                    "--eval_n",
+                    "4",
+                    "--reward_funcs",
+                    "format,overlong",
+                    "--seed",
+                    seed,
+                    "--output_dir",
+                    folder};
     };
     Outcome r = good(args(out, "5"));
-    for (const char* part : {"held out before", "held out after", "step   1/2", "step   2/2", "flips", "done after 2 steps"})
+    for (const char* part :
+         {"held out before", "held out after", "step   1/2", "step   2/2", "flips", "done after 2 steps"})
         EXPECT_NE(r.out.find(part), std::string::npos) << part << "\n" << r.out;
     EXPECT_NE(r.out.find("results in " + out), std::string::npos) << r.out;
 
@@ -971,7 +1066,8 @@ TEST(Grpo, DataFormats) {
         gsm8k += json{{"question", sum + "?"}, {"answer", "It is.\n#### " + std::to_string(i + 1)}}.dump() + "\n";
         trl += json{{"prompt", sum + "=?\n"}, {"solution", "\\boxed{" + std::to_string(i + 1) + "}"}}.dump() + "\n";
     }
-    Args small = {"--max_steps", "1", "--max_completion_length", "8", "--prompts_per_step", "8", "--num_generations", "2"};
+    Args small = {"--max_steps",        "1", "--max_completion_length", "8",
+                  "--prompts_per_step", "8", "--num_generations",       "2"};
     auto args = [&](const std::string& data, const std::string& out) {
         return Args{"grpo", "--model", trained, "--train_data", data, "--output_dir", out} + small;
     };
@@ -1003,8 +1099,8 @@ TEST(Grpo, DataFormats) {
 
 TEST(Grpo, SavesAndLogsWhenAsked) {
     std::string out = fresh("run");
-    good(grpo(out, {"--max_steps", "4", "--save_steps", "2", "--logging_steps", "2", "--log_completions", "false", "--save_dtype",
-                    "bfloat16", "--eval_data", problems, "--eval_n", "2", "--eval_steps", "2"}) );
+    good(grpo(out, {"--max_steps", "4", "--save_steps", "2", "--logging_steps", "2", "--log_completions", "false",
+                    "--save_dtype", "bfloat16", "--eval_data", problems, "--eval_n", "2", "--eval_steps", "2"}));
     EXPECT_TRUE(fs::exists(out + "/checkpoint-2/model.safetensors"));
     EXPECT_TRUE(fs::exists(out + "/checkpoint-4/model.safetensors"));
     EXPECT_FALSE(fs::exists(out + "/completions.jsonl"));
@@ -1013,8 +1109,19 @@ TEST(Grpo, SavesAndLogsWhenAsked) {
     EXPECT_EQ(number(rows[0], "step"), 2);
     number(rows[0], "eval_pass@1");
     EXPECT_EQ(read_json(out + "/checkpoint-4/config.json")["torch_dtype"], "bfloat16");
-    EXPECT_LT(fs::file_size(out + "/checkpoint-4/model.safetensors"), fs::file_size(trained + "/model.safetensors") * 6 / 10);
+    EXPECT_LT(fs::file_size(out + "/checkpoint-4/model.safetensors"),
+              fs::file_size(trained + "/model.safetensors") * 6 / 10);
     good({"generate", "--model", out + "/checkpoint-4", "--prompt", "1+1=?\n", "--max_completion_length", "4"});
+}
+
+// what the embedded model learns is plain text: its checkpoint must not make other commands wrap prompts as a chat
+TEST(Grpo, EmbeddedCheckpointTakesPlainPrompts) {
+    std::string out = fresh("eval");
+    good({"eval", "--model", root + "/embedded/checkpoint-0", "--task", "arithmetic", "--eval_n", "1",
+          "--max_completion_length", "4", "--output_dir", out});
+    std::string prompt = read_lines(out + "/completions.jsonl").at(0).value("prompt", "");
+    EXPECT_EQ(prompt.find("<|im_start|>"), std::string::npos) << prompt;
+    EXPECT_EQ(prompt.substr(prompt.size() - 3), "=?\n");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1028,13 +1135,15 @@ TEST(Sft, LossFalls) {
     }
     for (const std::string& data : {sums, jsonl("qa", qa), jsonl("text", text)}) {
         std::string out = fresh("sft");
-        good({"sft", "--model", base, "--train_data", data, "--max_steps", "20", "--learning_rate", "0.005", "--weights",
-              "int8:channel", "--output_dir", out});
+        good({"sft", "--model", base, "--train_data", data, "--max_steps", "20", "--learning_rate", "0.005",
+              "--weights", "int8:channel", "--output_dir", out});
         std::vector<json> rows = read_lines(out + "/metrics.jsonl");
         ASSERT_EQ(rows.size(), 20u);
         for (const json& row : rows) {
             for (const auto& item : row.items()) EXPECT_TRUE(item.value().is_number()) << row.dump();
-            for (const char* key : {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "quant/code_flip_rate"}) number(row, key);
+            for (const char* key :
+                 {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "quant/code_flip_rate"})
+                number(row, key);
         }
         EXPECT_LT(number(rows[19], "loss"), 0.7 * number(rows[0], "loss")) << data;
         json summary = read_json(out + "/summary.json");
@@ -1050,14 +1159,16 @@ TEST(Sft, LearnsWhatItWasTaught) {
     double before = number(read_lines(root + "/sft/metrics.jsonl").at(0), "loss");
     double after = number(read_lines(root + "/sft/metrics.jsonl").back(), "loss");
     EXPECT_LT(after, 0.25 * before);
-    Outcome r = good({"generate", "--model", trained, "--prompt", "1+1=?\n", "--temperature", "0", "--max_completion_length", "16"});
+    Outcome r = good(
+        {"generate", "--model", trained, "--prompt", "1+1=?\n", "--temperature", "0", "--max_completion_length", "16"});
     EXPECT_EQ(r.out.rfind("#### ", 0), 0u) << r.out;
 }
 
 TEST(Eval, CountsAndKeeps) {
     std::string out = fresh("eval"), again = fresh("eval");
-    Args args = {"eval", "--model", trained, "--eval_data", problems, "--eval_n", "10", "--eval_samples", "3",
-                 "--max_completion_length", "12"};
+    Args args = {"eval",     "--model", trained,          "--eval_data", problems,
+                 "--eval_n", "10",      "--eval_samples", "3",           "--max_completion_length",
+                 "12"};
     Outcome r = good(args + Args{"--output_dir", out});
     EXPECT_NE(r.out.find("10 problems"), std::string::npos) << r.out;
     std::vector<json> rows = read_lines(out + "/completions.jsonl");
@@ -1101,9 +1212,11 @@ TEST(Tokenize, BytesThereAndBack) {
 
 TEST(Tokenize, Qwen3) {
     const std::string folder = "../shared/tokenizer/qwen3";
-    if (!fs::exists(folder + "/vocab.json")) GTEST_SKIP() << folder << " is missing (Qwen3's vocab.json and merges.txt)";
+    if (!fs::exists(folder + "/vocab.json"))
+        GTEST_SKIP() << folder << " is missing (Qwen3's vocab.json and merges.txt)";
     json message = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"add_generation_prompt", true}};
-    Outcome r = good({"tokenize", "--tokenizer", folder}, json{{"text", "Hello world"}}.dump() + "\n" + message.dump() + "\n");
+    Outcome r =
+        good({"tokenize", "--tokenizer", folder}, json{{"text", "Hello world"}}.dump() + "\n" + message.dump() + "\n");
     std::stringstream lines(r.out);
     std::string first, second;
     std::getline(lines, first), std::getline(lines, second);
@@ -1111,7 +1224,8 @@ TEST(Tokenize, Qwen3) {
     json chat = json::parse(second, nullptr, false);
     ASSERT_TRUE(chat.is_object()) << second;
     EXPECT_EQ(chat["text"], "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-    EXPECT_EQ(json::parse(good({"tokenize", "--tokenizer", folder, "--decode"}, second + "\n").out)["text"], chat["text"]);
+    EXPECT_EQ(json::parse(good({"tokenize", "--tokenizer", folder, "--decode"}, second + "\n").out)["text"],
+              chat["text"]);
     message["enable_thinking"] = false;
     std::string text = json::parse(good({"tokenize", "--tokenizer", folder}, message.dump() + "\n").out)["text"];
     EXPECT_NE(text.find("<think>\n\n</think>"), std::string::npos) << text;
@@ -1155,7 +1269,9 @@ TEST(Logprobs, AsTransformers) {
         bytes("logp", expected.data());
         std::string input;
         for (int i = 0; i < 3; i++)
-            input += json{{"ids", std::vector<int>(tokens.begin() + starts[i], tokens.begin() + starts[i + 1])}}.dump() + "\n";
+            input +=
+                json{{"ids", std::vector<int>(tokens.begin() + starts[i], tokens.begin() + starts[i + 1])}}.dump() +
+                "\n";
         Args args = {"logprobs", "--model", folder};
         Outcome r = good(args, input);
         std::stringstream lines(r.out);

@@ -5,7 +5,7 @@
 #include <functional>
 #include <random>
 #include <unistd.h>
-#include "tokenizer.h"
+#include "../tokenizer.h"
 
 using Json = nlohmann::ordered_json;
 static const std::string kQwen3 = "../shared/tokenizer/qwen3";
