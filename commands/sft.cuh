@@ -97,11 +97,11 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
 
 // Supervised steps on freshly drawn problems of the embedded task, in full precision, until the loss (mean of the last
 // `window` steps) is below `target`. A fixed number of steps would not do: the skill comes suddenly, and at a different
-// step for each seed. The target leaves room for RL: at a mean negative log-likelihood of 0.07 a token, over solutions
+// step for each seed. The target leaves room for RL: at a mean negative log-likelihood of 0.065 a token, over solutions
 // of about 30 tokens, about 40 % of the sampled solutions are free of mistakes.
 struct ColdStartConfig {
     int max_steps = 800, batch = 128, window = 10;
-    double learning_rate = 2e-3, target = 0.07;
+    double learning_rate = 2e-3, target = 0.065;
 };
 
 inline void cold_start(Session& s, const ColdStartConfig& c) {

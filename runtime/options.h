@@ -143,7 +143,7 @@ OPT(std::string, chat_template, "auto", "auto|on|off", IN_MODEL | IN_TOKENIZE, "
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_MODEL | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL, "problems made up without a data set; with --model they must be asked for") \
-OPT(double, cold_start_loss, 0.07, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
+OPT(double, cold_start_loss, 0.065, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
 // clang-format on
 
 enum OptionType { OPTION_STRING, OPTION_INT, OPTION_UINT64, OPTION_DOUBLE, OPTION_BOOL };
