@@ -35,7 +35,7 @@ inline void embedded_defaults(Options& o) {
     set("weights", o.weights, std::string("int4:g32:sym"));
     set("learning_rate", o.learning_rate, 3e-4);
     set("adam_beta2", o.adam_beta2, 0.99);
-    set("max_steps", o.max_steps, 90);
+    set("max_steps", o.max_steps, 80);
     set("prompts_per_step", o.prompts_per_step, 64);
     set("max_completion_length", o.max_completion_length, EMBEDDED_COMPLETION_LENGTH);
     set("rollout_batch", o.rollout_batch, 512);
