@@ -97,7 +97,8 @@ run: deps
 
 HEADERS := nlohmann/json.hpp utf8proc.h
 PACKAGES := g++ nlohmann-json3-dev libutf8proc-dev
-have_header = $(shell echo '\#include <$(1)>' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo yes)
+# \043 is the hash sign, which make versions disagree about quoting
+have_header = $(shell printf '\043include <$(1)>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo yes)
 missing_headers = $(strip $(foreach h,$(1),$(if $(call have_header,$(h)),,$(h))))
 
 check-headers:
