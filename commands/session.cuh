@@ -218,9 +218,10 @@ inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const
 // ---------------------------------------------------------------------------------------------------------------------
 // what a run prints first
 
+// the instructions of the matrix products; those of AVX512_BF16 multiply bf16 only
 inline const char* gemm_backend_name() {
     const char* names[] = {"portable loops", "AVX2", "AVX-512", "AVX-512 BF16"};
-    return names[GEMM_BACKEND];
+    return names[sizeof(floatX) == 4 && GEMM_BACKEND == GEMM_AVX512_BF16 ? GEMM_AVX512 : GEMM_BACKEND];
 }
 
 inline void print_start(const Session& s) {
