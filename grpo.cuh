@@ -15,6 +15,7 @@
 // its gradient is not. A ratio other than 1 at that point is a bug, and sampling/sampling_logp_difference shows it.
 #pragma once
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 #include "rollout.cuh"
@@ -33,6 +34,7 @@ struct GrpoConfig {
     bool mask_truncated = false;
     float temperature = 1.0f;
     int64_t micro_batch_tokens = 4096;
+    std::function<bool()> stop;  // asked before each micro-batch: true abandons the pass
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -143,6 +145,7 @@ struct PolicyPass {
     double clip_low = 0.0, clip_high = 0.0;          // shares of tokens
     double clip_low_min = 1.0, clip_high_max = 0.0;  // over micro-batches
     int64_t tokens = 0, forward_tokens = 0;
+    bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
 
 // completions cut into micro-batches: each is a range [first, last) whose prompts and completions fit in the budget
@@ -211,6 +214,10 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     std::vector<double> weights =
         completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
     for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens)) {
+        if (c.stop && c.stop()) {
+            out.abandoned = true;
+            return out;
+        }
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {

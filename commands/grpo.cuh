@@ -203,11 +203,16 @@ inline int grpo_command(Session& s) {
         OptimizerResult update;
         int64_t step_tokens = 0;
         for (int i = 0; i < config.num_iterations; i++) {
+            // before the first update a step can be abandoned without a trace; after it, it is finished
+            if (i == 0) config.stop = stop_requested;
+            else config.stop = nullptr;
             pass = policy_pass(t, tokens, completions, advantages.a, ref, config);
+            if (pass.abandoned) break;
             if (i == 0) first = pass;
             step_tokens += pass.forward_tokens;
             update = optimizer_step(t, rate, pass.loss);
         }
+        if (pass.abandoned) break;  // what its gradients hold goes with them
         tokens_trained += step_tokens;
         double seconds = wall_seconds() - train_start;
         train_seconds += seconds;
