@@ -113,7 +113,8 @@ inline RunDir session_run_dir(Options& o) {
          !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty();
          i++)
         o.output_dir = "out-" + std::to_string(i);
-    return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions, options_to_json(o));
+    return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions && o.command != COMMAND_SFT,
+                        options_to_json(o));
 }
 
 // the quantizer of --weights, and the working weights that it gives

@@ -108,7 +108,7 @@ OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
 OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy") \
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
 OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
-OPT(int, rollout_batch, 256, "[1, 65536]", IN_SAMPLE, "sequences decoded at once") \
+OPT(int, rollout_batch, 256, "[1, 65536]", IN_GRPO | IN_EVAL, "sequences decoded at once") \
 GROUP("optimizer") \
 OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
 OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of the matrices") \
@@ -121,8 +121,8 @@ OPT(int, warmup_steps, 0, "[0, inf)", IN_TRAIN, "optimizer steps from 0 up to th
 OPT(int, max_steps, -1, "[-1, inf)", IN_TRAIN, "optimizer steps; -1: as many as num_train_epochs gives") \
 OPT(double, num_train_epochs, 1.0, "(0, 1000000]", IN_TRAIN, "passes over the training data") \
 GROUP("training") \
-OPT(uint64_t, seed, 0, "", IN_MODEL, "same seed, same machine, same bits") \
-OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_MODEL, "most tokens in one forward and backward pass") \
+OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
+OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT, "tokens of prompt and completion together") \
@@ -132,15 +132,15 @@ OPT(int, eval_samples, 1, "[1, 1024]", IN_FILES, "sampled completions per held-o
 OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN, "type of the saved weights") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
-OPT(bool, log_completions, true, "", IN_FILES, "write completions.jsonl") \
+OPT(bool, log_completions, true, "", IN_GRPO | IN_EVAL, "write completions.jsonl") \
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
 GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
 OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem, and for rows with a question field how to give the answer") \
-OPT(std::string, system_prompt, "", "", IN_MODEL, "system message of the chat template") \
-OPT(std::string, chat_template, "auto", "auto|on|off", IN_MODEL | IN_TOKENIZE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
-OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_MODEL | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
+OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message of the chat template") \
+OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
+OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")

@@ -111,7 +111,7 @@ inline volatile sig_atomic_t stop_signal = 0;  // the signal that asked the run 
 extern "C" inline void stop_handler(int signal_number) {
     if (stop_signal != 0) _exit(130);
     stop_signal = signal_number;
-    static const char text[] = "\nstopping after this step; once more to leave at once\n";
+    static const char text[] = "\nstopping; once more to leave at once\n";
     int saved = errno;
     if (write(2, text, sizeof(text) - 1) < 0) errno = 0;  // no terminal: nothing to tell
     errno = saved;

@@ -99,13 +99,12 @@ TEST(Options, DefaultsAreTrls) {
 }
 
 TEST(Options, ReadsBothForms) {
-    Options o = parse_options(Args{"sft", "--learning_rate=5e-6", "--max_steps", "-1", "--log_completions", "false",
+    Options o = parse_options(Args{"sft", "--learning_rate=5e-6", "--max_steps", "-1",
                                    "--gradient_checkpointing", "--train_data", "", "--seed", "18446744073709551615",
                                    "--system_prompt=--a=b", "--quantize_layers", "q, down"});
     EXPECT_EQ(o.command, COMMAND_SFT);
     EXPECT_EQ(o.learning_rate, 5e-6);
     EXPECT_EQ(o.max_steps, -1);
-    EXPECT_FALSE(o.log_completions);
     EXPECT_TRUE(o.gradient_checkpointing);
     EXPECT_EQ(o.seed, UINT64_MAX);
     EXPECT_EQ(o.system_prompt, "--a=b");

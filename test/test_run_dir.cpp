@@ -124,7 +124,7 @@ TEST(StopDeathTest, TheFirstSignalAsksTheSecondLeaves) {
             raise(SIGINT);
             _exit(3);
         },
-        testing::ExitedWithCode(130), "stopping after this step");
+        testing::ExitedWithCode(130), "stopping; once more");
 }
 
 TEST(StopDeathTest, AnIgnoredSignalStaysIgnored) {
