@@ -4,6 +4,8 @@
 # make bench      speed of the parts, in one table
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
+# make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
+# make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
 # make sanitize   the tests of kernels and file readers under AddressSanitizer and UBSan
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
@@ -62,9 +64,10 @@ CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 QUIET := $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
 BASE_FLAGS := -std=c++17 $(OPENMP) $(QUIET)
 LIBS := -lutf8proc
+CUDA_LIBS := -lcublasLt
 ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
-NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall"
+NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
 
 SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h commands/*.cuh)
 
@@ -78,7 +81,7 @@ $(STAMP):
 train_qrl: $(SOURCES) $(STAMP) | check-headers
 ifeq ($(USE_NVCC),yes)
 	@echo "compiling with $(NVCC) ($(WHY)), $(PRECISION)"
-	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $@ $(LIBS)
+	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $@ $(LIBS) $(CUDA_LIBS)
 else
 	@echo "compiling with $(CXX) for the CPU ($(WHY)), $(PRECISION)"
 	@$(OPENMP_NOTE) true
@@ -89,7 +92,13 @@ cuda: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
 cuda: $(SOURCES) | check-headers
 	@test -n "$(NVCC)" || { echo "make cuda: no nvcc; install the CUDA toolkit or set NVCC or CUDA_HOME" >&2; exit 1; }
 	@mkdir -p $(BUILD)
-	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $(BUILD)/train_qrl_cuda $(LIBS)
+	$(NVCC) --threads 0 $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $(BUILD)/train_qrl_cuda $(LIBS) $(CUDA_LIBS)
+
+ptxas: $(SOURCES) | check-headers
+	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(filter-out -Wall,$(DEFINES))' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
+
+train_qrl_simt: $(SOURCES) $(wildcard test/simt/*) | check-headers
+	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(SIMT_FLAGS) $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32) -x c++ train_qrl.cu -o $@ $(LIBS)
 
 run: deps
 	@$(MAKE) --no-print-directory train_qrl
@@ -122,12 +131,16 @@ install-missing:
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
-# build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source
-TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
+# build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
+# CUDA kernels run the CPU loops too, so they have no variant without kernels.
+KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_head
+MODEL_TESTS := test_golden test_grpo
+TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
 VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
-            test_rmsnorm@fp32 test_rmsnorm@simt test_rmsnorm@simt-fp32
+            $(foreach t,$(KERNEL_TESTS) $(MODEL_TESTS),$(t)@simt $(t)@simt-fp32)
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
 SIMT_BINARIES := $(addprefix $(BUILD)/,test_simt $(filter %@simt %@simt-fp32,$(VARIANTS)))
+COVERAGE := $(addprefix $(BUILD)/,$(foreach t,$(KERNEL_TESTS),$(t)@simt $(t)@simt-fp32))
 TEST_OPTIMIZE ?= -O1
 TEST_FLAGS := -std=c++17 $(OPENMP) $(QUIET) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -149,14 +162,14 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 tests: $(TEST_BINARIES)
 
 test: deps-test
-	@$(MAKE) --no-print-directory -j2 train_qrl tests
-	@test/run $(TEST_BINARIES)
+	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests
+	@COVERAGE="$(COVERAGE)" test/run $(TEST_BINARIES) test/coverage
 
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
-	@test/run $(SIMT_BINARIES)
+	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) test/coverage
 
-SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden test_simt test_rmsnorm@simt
+SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden test_simt $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
@@ -179,6 +192,6 @@ $(BUILD)/bench_%: test/bench_%.cpp $(SOURCES)
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) $< -o $@ $(LIBS)
 
 clean:
-	rm -rf $(BUILD) train_qrl
+	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda deps deps-test install-missing check-headers tests test simt sanitize bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test simt sanitize bench clean

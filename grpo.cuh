@@ -79,41 +79,7 @@ inline Advantages group_advantages(const std::vector<float>& rewards, int G, Rew
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// policy loss
-
-struct TokenLoss {
-    double loss, kl;
-    float dlogp;  // d loss / d logp
-    float ratio;
-    bool clipped_low, clipped_high;
-};
-
-// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf;
-// the slope is kept there, or such a token could never come back.
-inline TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
-                                   double epsilon_high, double beta) {
-    TokenLoss t;
-    double log_ratio = (double)logp - (double)old_logp;
-    log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
-    double ratio = exp(log_ratio), A = advantage;
-    double bounded =
-        ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
-    t.ratio = (float)ratio;
-    t.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
-    t.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
-    t.loss = -std::min(ratio * A, bounded * A);
-    double d = t.clipped_low || t.clipped_high ? 0.0 : -ratio * A;  // d ratio / d logp = ratio
-    t.kl = 0.0;
-    if (beta > 0.0) {
-        double x = (double)ref_logp - (double)logp;
-        x = x < -20.0 ? -20.0 : (x > 20.0 ? 20.0 : x);
-        t.kl = exp(x) - x - 1.0;
-        t.loss += beta * t.kl;
-        d += beta * (1.0 - exp(x));
-    }
-    t.dlogp = (float)d;
-    return t;
-}
+// weights of the token losses (the loss of a token: kernels/policy_loss.cuh)
 
 // [N] the weight of each completion's token sum; lengths [N] are the tokens that count (0 when masked)
 inline std::vector<double> completion_weights(const std::vector<int>& lengths, LossType type, int accumulation_steps,
@@ -141,9 +107,9 @@ inline std::vector<double> completion_weights(const std::vector<int>& lengths, L
 struct PolicyPass {
     double loss = 0.0, kl = 0.0, entropy = 0.0;                    // loss as reduced; the others are means over tokens
     double logp_difference_mean = 0.0, logp_difference_max = 0.0;  // |logp - sampler's|
-    double ratio_min = 1e30, ratio_max = 0.0, ratio_mean = 0.0;
+    double ratio_min = 1.0, ratio_max = 1.0, ratio_mean = 1.0;
     double clip_low = 0.0, clip_high = 0.0;          // shares of tokens
-    double clip_low_min = 1.0, clip_high_max = 0.0;  // over micro-batches
+    double clip_low_min = 0.0, clip_high_max = 0.0;  // over micro-batches
     int64_t tokens = 0, forward_tokens = 0;
     bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
@@ -190,7 +156,8 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
             batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
             score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
-        score_forward(m, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
+        score_forward(m, t.acts, t.score, b, s, 1.0f / c.temperature);
+        score_fetch(s, t.score, m.dev);
         const float* p = s.logp.data();
         for (int i = first; i < last; i++) {
             out[i].assign(p, p + completions[i].tokens.size());
@@ -213,6 +180,9 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         lengths[i] = c.mask_truncated && !completions[i].finished ? 0 : (int)completions[i].tokens.size();
     std::vector<double> weights =
         completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    Device dev = t.model->dev;
+    ScoreMemory& memory = t.score;
+    policy_sums_reset(memory.policy.sums.data, dev);
     for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens)) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
@@ -224,40 +194,40 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
             batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
             if (lengths[i]) score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
-        if (s.size() == 0) continue;
-        score_forward(*t.model, t.acts, t.head, t.hidden, b, s, 1.0f / c.temperature);
-        std::vector<float> dlogp(s.size());
-        int64_t at = 0, low = 0, high = 0;
+        const int64_t R = s.size();
+        if (R == 0) continue;
+        score_forward(*t.model, t.acts, memory, b, s, 1.0f / c.temperature);
+        PolicyInputs in = policy_inputs(memory.policy, R, dev);
+        int64_t at = 0;
         for (int i = first; i < last; i++)
             for (int j = 0; j < lengths[i]; j++, at++) {
-                float old = completions[i].logps[j], reference = ref.empty() ? 0.0f : ref[i][j];
-                TokenLoss l =
-                    policy_token_loss(s.logp[at], old, reference, advantages[i], c.epsilon_low, c.epsilon_high, c.beta);
-                dlogp[at] = (float)(weights[i] * l.dlogp);
-                out.loss += weights[i] * l.loss;
-                out.kl += l.kl;
-                out.entropy += s.entropy[at];
-                double difference = fabs((double)s.logp[at] - (double)old);
-                out.logp_difference_mean += difference;
-                out.logp_difference_max = std::max(out.logp_difference_max, difference);
-                out.ratio_min = std::min(out.ratio_min, (double)l.ratio);
-                out.ratio_max = std::max(out.ratio_max, (double)l.ratio);
-                out.ratio_mean += l.ratio;
-                low += l.clipped_low;
-                high += l.clipped_high;
+                in.weight[at] = weights[i];
+                in.old_logp[at] = completions[i].logps[j];
+                in.ref_logp[at] = ref.empty() ? 0.0f : ref[i][j];
+                in.advantage[at] = advantages[i];
             }
-        out.tokens += s.size();
+        in = policy_inputs_send(memory.policy, R, dev);
+        policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, in.old_logp, in.ref_logp,
+                    memory.entropy.data, in.advantage, in.weight, R, c.epsilon_low, c.epsilon_high, c.beta, dev);
+        score_backward(t, R, 1.0f / c.temperature);
+        out.tokens += R;
         out.forward_tokens += b.T();
-        out.clip_low += (double)low;
-        out.clip_high += (double)high;
-        out.clip_low_min = std::min(out.clip_low_min, (double)low / (double)s.size());
-        out.clip_high_max = std::max(out.clip_high_max, (double)high / (double)s.size());
-        score_backward(t, b, s, dlogp, 1.0f / c.temperature);
     }
-    double n = (double)std::max<int64_t>(out.tokens, 1);
-    for (double* mean :
-         {&out.kl, &out.entropy, &out.logp_difference_mean, &out.ratio_mean, &out.clip_low, &out.clip_high})
-        *mean /= n;
-    if (out.tokens == 0) out.ratio_min = out.ratio_max = out.ratio_mean = 1.0, out.clip_low_min = 0.0;
+    if (out.tokens == 0) return out;
+    PolicySums sums;
+    copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
+    const double n = (double)out.tokens;
+    out.loss = sums.loss;
+    out.kl = sums.kl / n;
+    out.entropy = sums.entropy / n;
+    out.logp_difference_mean = sums.logp_difference / n;
+    out.logp_difference_max = sums.logp_difference_max;
+    out.ratio_min = sums.ratio_min;
+    out.ratio_max = sums.ratio_max;
+    out.ratio_mean = sums.ratio / n;
+    out.clip_low = sums.clip_low / n;
+    out.clip_high = sums.clip_high / n;
+    out.clip_low_min = sums.clip_low_min;
+    out.clip_high_max = sums.clip_high_max;
     return out;
 }

@@ -72,21 +72,22 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     return q;
 }
 
-// One quantized weight: its master, what the forward reads, and the state of its grid
+// One quantized weight: its master, what the forward reads, and the state of its grid (views; see model_quantize)
 struct QuantizedTensor {
     std::string name;
     int64_t rows = 0, cols = 0;
+    size_t offset = 0;              // into master, work and gradients
     const float* master = nullptr;  // [rows, cols]
     floatX* work = nullptr;         // [rows, cols] = Q(master)
     float* grad = nullptr;          // [rows, cols] or null
     int64_t groups = 0, group = 0;
-    Buffer<Grid> grid;              // [groups]
-    Buffer<int8_t> codes, initial;  // [rows, cols] now and at load; only when flips are tracked
+    Grid* grid = nullptr;                        // [groups]
+    int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     bool measured = false;
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
 };
 
-inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q, bool track_flips) {
+inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q) {
     int64_t n = t.rows * t.cols;
     if (q.scope == QuantScope::group && t.cols % q.group)
         fail_usage(
@@ -95,34 +96,27 @@ inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q, bool t
             quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
     t.group = q.scope == QuantScope::tensor ? n : q.scope == QuantScope::channel ? t.cols : q.group;
     t.groups = n / t.group;
-    t.grid.allocate(t.groups, "quantization scales");
-    if (track_flips) {
-        t.codes.allocate(n, "quantization codes");
-        t.initial.allocate(n, "quantization codes at load");
-    }
 }
 
-// work = Q(master); counts flips from the second call on
-inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, ScaleMode mode) {
+// work = Q(master). counts [2], where the codes are: how many codes changed, and how many differ from those at load;
+// both 0 the first time.
+inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, ScaleMode mode, int64_t* counts,
+                                     Device dev) {
     bool first = !t.measured;
-    t.flips = fake_quant_forward_cpu(t.work, t.codes.data, t.grid.data, t.master, t.groups, t.group, q.bits,
-                                     q.symmetric, first || mode == ScaleMode::dynamic);
-    t.measured = true;
     int64_t n = t.rows * t.cols;
+    set_zero(counts, 2 * sizeof(int64_t), dev);
+    fake_quant_forward(t.work, t.codes, t.grid, t.master, t.groups, t.group, q.bits, q.symmetric,
+                       first || mode == ScaleMode::dynamic, counts, dev);
+    t.measured = true;
     if (first) {
-        t.flips = 0;
-        if (t.codes.data) memcpy(t.initial.data, t.codes.data, n);
-        return;
+        if (t.initial) copy_on_device(t.initial, t.codes, n, dev);
+        set_zero(counts, 2 * sizeof(int64_t), dev);  // there were no codes before
     }
-    if (!t.codes.data) return;
-    int64_t total = 0;
-#pragma omp parallel for simd schedule(static) reduction(+ : total)
-    for (int64_t i = 0; i < n; i++) total += t.codes.data[i] != t.initial.data[i];
-    t.flips_total = total;
+    if (t.initial && !first) codes_changed(counts + 1, t.codes, t.initial, n, dev);
 }
 
 // the straight-through rule, in place on the gradient
-inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule) {
+inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev) {
     if (rule == SteRule::clip)
-        fake_quant_backward_cpu(t.grad, t.master, t.grid.data, t.groups, t.group, q.bits, q.symmetric);
+        fake_quant_backward(t.grad, t.master, t.grid, t.groups, t.group, q.bits, q.symmetric, dev);
 }

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <functional>
 #include <vector>
+#include "decode_graph.cuh"
 #include "kernels/sampling.cuh"
 #include "model.cuh"
 
@@ -35,21 +36,125 @@ struct RolloutStats {
     double seconds = 0.0;
 };
 
+// What a rollout needs room for
+struct RolloutShape {
+    int slots = 0;                          // sequences decoded at once
+    int64_t prompt_rows = 0, own_rows = 0;  // of the cache: prompts, and the slots' own tokens
+    int64_t tokens = 0;                     // of one forward
+    int regions = 0;                        // prompts held at once
+};
+
+// P prompts of at most `longest` tokens, G samples each
+inline RolloutShape rollout_shape(int P, int G, int64_t longest, const RolloutConfig& c) {
+    RolloutShape s;
+    s.slots = (int)std::min<int64_t>((int64_t)P * G, c.max_sequences);
+    // a slow sample keeps its prompt's keys alive while later prompts start: allow twice the least number of prompts
+    s.regions = std::min(P, 2 * ((s.slots + G - 1) / G) + 1);
+    s.prompt_rows = s.regions * longest;
+    s.own_rows = (int64_t)s.slots * c.max_completion_length;
+    s.tokens = std::max<int64_t>({s.slots, c.prefill_tokens, longest});
+    return s;
+}
+
+inline RolloutShape rollout_larger(const RolloutShape& a, const RolloutShape& b) {
+    return {std::max(a.slots, b.slots), std::max(a.prompt_rows, b.prompt_rows), std::max(a.own_rows, b.own_rows),
+            std::max(a.tokens, b.tokens), std::max(a.regions, b.regions)};
+}
+
+inline bool rollout_fits(const RolloutShape& have, const RolloutShape& need) {
+    return have.slots >= need.slots && have.prompt_rows >= need.prompt_rows && have.own_rows >= need.own_rows &&
+           have.tokens >= need.tokens && have.regions >= need.regions;
+}
+
 // memory that stays from one rollout to the next
 struct RolloutState {
+    RolloutShape shape;
     KVCache cache;
     Activations acts;
-    Buffer<float> logits;         // [rows, V]
+    BatchMemory decode;           // the batch of a decode step, at the same addresses in every step
+    Buffer<float> logits;         // [logit_rows, V]
     Buffer<floatX> hidden, last;  // [slots, C] of this step; [regions, C] of each prompt's last token
+    Buffer<int> index;            // [slots]
+    Buffer<int> drawn;            // [2, slots]: tokens, then the bits of their log-probabilities
+    PinnedBuffer drawn_host;      // the same
+    DecodeGraphs graphs;
     static constexpr int64_t logit_rows = 128;
 };
 
-inline void kv_cache_allocate(KVCache& c, const Model& m, int place, int64_t rows, const char* hint) {
-    c.width = (int64_t)m.NKV() * m.HD();
-    if (rows <= c.rows[place]) return;
-    c.rows[place] = rows;
-    c.k[place].allocate((size_t)(m.L() * rows * c.width), "the KV cache (keys)", hint);
-    c.v[place].allocate((size_t)(m.L() * rows * c.width), "the KV cache (values)", hint);
+inline void rollout_allocate(RolloutState& s, const Model& m, const RolloutShape& shape) {
+    s.shape = shape;
+    s.graphs.clear();
+    s.cache.width = (int64_t)m.NKV() * m.HD();
+    s.cache.rows[0] = shape.prompt_rows;
+    s.cache.rows[1] = shape.own_rows;
+    for (int place : {0, 1}) {
+        const char* hint = place ? "lower --rollout_batch or --max_completion_length" : "lower --rollout_batch";
+        const char* what = place ? "KV cache of the samples" : "KV cache of the prompts";
+        size_t n = (size_t)(m.L() * s.cache.rows[place] * s.cache.width);
+        s.cache.k[place].allocate(n, what, hint, m.dev);
+        s.cache.v[place].allocate(n, what, hint, m.dev);
+    }
+    activations_allocate(s.acts, m, shape.tokens, ActivationMode::inference);
+    batch_memory_allocate(s.decode, shape.slots, m.dev);
+    s.hidden.allocate((size_t)shape.slots * m.C(), "hidden states of generation", "", m.dev);
+    s.last.allocate((size_t)shape.regions * m.C(), "hidden states of generation", "", m.dev);
+    s.logits.allocate((size_t)std::min<int64_t>(shape.slots, RolloutState::logit_rows) * m.V(), "a block of logits", "",
+                      m.dev);
+    s.index.allocate(shape.slots, "hidden states of generation", "", m.dev);
+    s.drawn.allocate(2 * (size_t)shape.slots, "hidden states of generation", "", m.dev);
+    pinned_allocate(s.drawn_host, 2 * (size_t)shape.slots * sizeof(int), m.dev);
+}
+
+// One token for each of n rows of hidden: logits of a block of rows, then the draw. keys [n]; results in s.drawn
+inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const DrawKey* keys, int64_t n,
+                        const RolloutConfig& config) {
+    NVTX_RANGE("sample");
+    const int64_t C = m.C(), V = m.V();
+    float* logps = reinterpret_cast<float*>(s.drawn.data + s.shape.slots);
+    for (int64_t first = 0; first < n; first += RolloutState::logit_rows) {
+        int64_t rows = std::min<int64_t>(RolloutState::logit_rows, n - first);
+        if (m.packed && !m.dev.cuda) gemm_nt_packed(s.logits.data, hidden + first * C, m.generation_head, nullptr, rows);
+        else matmul_nt(s.logits.data, V, hidden + first * C, C, m.w.head, C, (const floatX*)nullptr, rows, V, C, m.dev);
+        sample_rows(s.drawn.data + first, logps + first, s.logits.data, rows, V, config.n_allowed, config.sampling,
+                    DrawStream{config.seed, config.stream}, keys + first, m.dev);
+    }
+}
+
+// s.drawn of the last draw of n tokens, on the host
+inline void fetch_drawn(RolloutState& s, int64_t n, std::vector<int>& tokens, std::vector<float>& logps, Device dev) {
+    copy_to_host(s.drawn_host.data, s.drawn.data, 2 * (size_t)s.shape.slots * sizeof(int), dev);
+    const int* t = reinterpret_cast<const int*>(s.drawn_host.data);
+    const float* l = reinterpret_cast<const float*>(t + s.shape.slots);
+    tokens.insert(tokens.end(), t, t + n);
+    logps.insert(logps.end(), l, l + n);
+}
+
+// One token forward for every row of b, and the next one drawn. On a device the step is captured in a CUDA graph at its
+// first use and replayed from then on: a step launches some 15 kernels a layer, which cost more to launch one by one
+// than to run at the sizes of generation.
+inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig& config) {
+    NVTX_RANGE("decode_step");
+    auto step = [&](const BatchView& v) {
+        model_forward_view(m, s.acts, v, &s.cache);
+        draw_tokens(m, s, s.acts.hidden, v.draws, v.T, config);
+    };
+#if HAS_KERNELS
+    if (m.dev.cuda) {
+        // few sizes, so few graphs: rows beyond the batch attend to nothing and write nowhere
+        int64_t rows = std::min<int64_t>(CEIL_DIV(b.T(), 16) * 16, s.shape.slots);
+        b.tokens.resize(rows, 0);
+        b.positions.resize(rows, 0);
+        b.ranges.resize(rows, KeyRange());
+        b.writes.resize(rows, CacheRow{0, -1});
+        b.draws.resize(rows, DrawKey());
+        BatchView v = batch_view(s.decode, b, m.dev);
+        v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
+        DecodeGraphKey key = {v.T, v.most_keys, m.packed && m.quantize, config.sampling, config.seed, config.stream, config.n_allowed};
+        decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
+        return;
+    }
+#endif
+    step(batch_view(s.decode, b, m.dev));
 }
 
 // on_token(completion index, token) is called after each draw; returning false ends the rollout early (the completions
@@ -57,8 +162,9 @@ inline void kv_cache_allocate(KVCache& c, const Model& m, int place, int64_t row
 inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vector<std::vector<int>>& prompts, int G,
                                        const RolloutConfig& config, RolloutStats* stats = nullptr,
                                        const std::function<bool(int, int)>& on_token = nullptr) {
+    NVTX_RANGE("rollout");
     auto start_time = std::chrono::steady_clock::now();
-    const int P = (int)prompts.size(), total = P * G, C = m.C(), V = m.V();
+    const int P = (int)prompts.size(), total = P * G, C = m.C();
     std::vector<Completion> done(total);
     if (total == 0) return done;
     int64_t longest = 0;
@@ -70,16 +176,10 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     if (longest + config.max_completion_length > m.config.max_position_embeddings)
         fail("a prompt of %lld tokens and --max_completion_length %d exceed the model's context of %d; shorten one",
              (long long)longest, config.max_completion_length, m.config.max_position_embeddings);
-    const int slots = std::min(total, config.max_sequences), max_new = config.max_completion_length;
-    // a slow sample keeps its prompt's keys alive while later prompts start: allow twice the least number of prompts
-    const int regions = std::min(P, 2 * ((slots + G - 1) / G) + 1);
-    kv_cache_allocate(s.cache, m, 0, regions * longest, "lower --rollout_batch");
-    kv_cache_allocate(s.cache, m, 1, (int64_t)slots * max_new, "lower --rollout_batch or --max_completion_length");
-    int64_t capacity = std::max<int64_t>({slots, config.prefill_tokens, longest});
-    if (s.acts.capacity < capacity) activations_allocate(s.acts, m, capacity, ActivationMode::inference);
-    s.hidden.reserve((size_t)slots * C, "hidden states");
-    s.last.reserve((size_t)regions * C, "hidden states");
-    s.logits.reserve((size_t)std::min<int64_t>(slots, RolloutState::logit_rows) * V, "a block of logits");
+    const RolloutShape shape = rollout_shape(P, G, longest, config);
+    const int slots = shape.slots, max_new = config.max_completion_length, regions = shape.regions;
+    if (!rollout_fits(s.shape, shape)) rollout_allocate(s, m, rollout_larger(s.shape, shape));
+    rope_extend(m.rope, (int)longest + max_new, m.dev);
 
     struct Slot {
         int completion = -1, region = 0;
@@ -89,12 +189,10 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     std::vector<int> starting, running;  // slots of this step: those with a prompt just run, and those with a new token
     int next = 0;                        // next completion to start, in the order prompt by prompt
     int64_t prompt_tokens = 0, completion_tokens = 0;
-    std::vector<std::vector<float>> scratch;
-#if defined(_OPENMP)
-    scratch.resize(omp_get_max_threads());
-#else
-    scratch.resize(1);
-#endif
+    auto draw_key = [&](int i) {
+        const Completion& c = done[slot[i].completion];
+        return DrawKey{config.step, (uint32_t)(c.prompt * G + c.sample), (uint32_t)c.tokens.size()};
+    };
 
     for (;;) {
         // fill free slots; prompts not yet in the cache are run together, up to prefill_tokens at a time
@@ -105,8 +203,8 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             if (prefill.tokens.empty()) return;
             model_forward(m, s.acts, prefill, &s.cache);
             for (size_t i = 0; i < prefill_regions.size(); i++)
-                memcpy(s.last.data + (int64_t)prefill_regions[i] * C,
-                       s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C, C * sizeof(floatX));
+                copy_on_device(s.last.data + (int64_t)prefill_regions[i] * C,
+                               s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C, C * sizeof(floatX), m.dev);
             prompt_tokens += prefill.T();
             prefill = Batch();
             prefill_regions.clear();
@@ -120,18 +218,8 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
                 if (r == regions) break;  // every region is in use: wait for a prompt's last sample
                 const std::vector<int>& tokens = prompts[p];
                 if (prefill.T() + (int64_t)tokens.size() > s.acts.capacity) run_prefill();
-                int64_t first_row = (int64_t)r * longest;
-                if (prefill.starts.empty()) prefill.starts.push_back(0);
-                for (size_t j = 0; j < tokens.size(); j++) {
-                    KeyRange range;
-                    range.row0 = first_row;
-                    range.n0 = (int)j + 1;
-                    prefill.tokens.push_back(tokens[j]);
-                    prefill.positions.push_back((int)j);
-                    prefill.ranges.push_back(range);
-                    prefill.writes.push_back({0, first_row + (int64_t)j});
-                }
-                prefill.starts.push_back((int)prefill.T());
+                batch_add_sequence(prefill, tokens.data(), (int)tokens.size());
+                for (size_t j = 0; j < tokens.size(); j++) prefill.writes.push_back({0, r * longest + (int64_t)j});
                 prefill_regions.push_back(r);
                 region_of[p] = r;
                 region_left[r] = G;
@@ -144,10 +232,13 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             starting.push_back(i);
         }
         run_prefill();
+        if (running.empty() && starting.empty()) break;
 
-        // one token forward for the others
-        Batch b;
+        // one token forward for the running ones, and the next drawn; the first drawn for the others
+        std::vector<int> tokens;
+        std::vector<float> logps;
         if (!running.empty()) {
+            Batch b;
             for (int i : running) {
                 const Completion& c = done[slot[i].completion];
                 const int n = (int)c.tokens.size(), prompt_length = (int)prompts[c.prompt].size();
@@ -160,47 +251,33 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
                 b.positions.push_back(prompt_length + n - 1);
                 b.ranges.push_back(range);
                 b.writes.push_back({1, range.row1 + n - 1});
+                b.draws.push_back(draw_key(i));
             }
-            model_forward(m, s.acts, b, &s.cache);
-            memcpy(s.hidden.data, s.acts.hidden, running.size() * C * sizeof(floatX));
+            decode_step(m, s, b, config);
+            fetch_drawn(s, (int64_t)running.size(), tokens, logps, m.dev);
+        }
+        if (!starting.empty()) {
+            Batch b;  // only its draws
+            std::vector<int> rows;
+            for (int i : starting) {
+                rows.push_back(slot[i].region);
+                b.draws.push_back(draw_key(i));
+            }
+            copy_to_device(s.index.data, rows.data(), rows.size() * sizeof(int), m.dev);
+            gather_rows(s.hidden.data, s.last.data, s.index.data, (int64_t)rows.size(), C, m.dev);
+            draw_tokens(m, s, s.hidden.data, batch_view(s.decode, b, m.dev).draws, (int64_t)rows.size(), config);
+            fetch_drawn(s, (int64_t)rows.size(), tokens, logps, m.dev);
         }
         std::vector<int> active = running;
-        for (int i : starting) {
-            memcpy(s.hidden.data + (int64_t)active.size() * C, s.last.data + (int64_t)slot[i].region * C,
-                   C * sizeof(floatX));
-            active.push_back(i);
-        }
-        if (active.empty()) break;
-
-        // logits, draw
-        const float inverse = config.sampling.temperature > 0.0f ? 1.0f / config.sampling.temperature : 1.0f;
-        for (size_t first = 0; first < active.size(); first += RolloutState::logit_rows) {
-            int64_t rows = std::min<int64_t>(RolloutState::logit_rows, (int64_t)(active.size() - first));
-            if (m.packed)
-                gemm_nt_packed(s.logits.data, s.hidden.data + (int64_t)first * C, m.packed_head, nullptr, rows);
-            else gemm_nt(s.logits.data, s.hidden.data + (int64_t)first * C, m.w.head, nullptr, rows, V, C);
-#pragma omp parallel for schedule(dynamic, 1)
-            for (int64_t i = 0; i < rows; i++) {
-                Completion& c = done[slot[active[first + i]].completion];
-                const float* logits = s.logits.data + i * V;
-                int thread = 0;
-#if defined(_OPENMP)
-                thread = omp_get_thread_num();
-#endif
-                float u = uniform01(rng_bits(config.seed, config.stream, config.step,
-                                             (uint32_t)(c.prompt * G + c.sample), (uint32_t)c.tokens.size())
-                                        .x[0]);
-                int token = sample_row(logits, config.n_allowed, config.sampling, u, scratch[thread]);
-                c.logps.push_back(logit_logp(logits[token], inverse, softmax_lse(softmax_row(logits, V, inverse))));
-                c.tokens.push_back(token);
-            }
-        }
+        active.insert(active.end(), starting.begin(), starting.end());
 
         running.clear();
         bool stop = false;
-        for (int i : active) {
+        for (size_t k = 0; k < active.size(); k++) {
+            int i = active[k], token = tokens[k];
             Completion& c = done[slot[i].completion];
-            int token = c.tokens.back();
+            c.tokens.push_back(token);
+            c.logps.push_back(logps[k]);
             completion_tokens++;
             c.finished =
                 std::find(config.stop_tokens.begin(), config.stop_tokens.end(), token) != config.stop_tokens.end();

@@ -5,6 +5,7 @@
 #include <vector>
 #include "kernels/adamw.cuh"
 #include "kernels/global_norm.cuh"
+#include "kernels/policy_loss.cuh"
 #include "model.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -25,13 +26,23 @@ inline double schedule_rate(Schedule s, double peak, int64_t step, int64_t warmu
 // ---------------------------------------------------------------------------------------------------------------------
 // training state
 
+// What scoring needs besides the activations: which rows, their hidden states, and the results. Arrays are where the
+// model is; capacity is a micro-batch.
+struct ScoreMemory {
+    int64_t capacity = 0;  // scored tokens
+    Buffer<int> rows;      // [2, capacity]: rows, then targets, as one copy brings them
+    Buffer<float> logp, lse, entropy, dlogp;  // [capacity]
+    Buffer<floatX> hidden, dhidden;           // [capacity, C]
+    LmHeadScratch head;
+    PolicyMemory policy;
+};
+
 struct Trainer {
     Model* model = nullptr;
     Buffer<float> grads, moment1, moment2;  // [num_params]
     Weights<float> g;                       // views of grads
     Activations acts;
-    LmHeadScratch head;
-    Buffer<floatX> hidden, dhidden;  // [rows, C] of the scored tokens
+    ScoreMemory score;
     AdamWConfig adam;
     double max_grad_norm = 1.0;
     int64_t step = 0;  // optimizer steps done
@@ -39,15 +50,39 @@ struct Trainer {
     static constexpr int max_skipped_in_a_row = 5;
 };
 
+// training: also what the backward needs
+inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens, bool training) {
+    const char* hint = training ? "lower --micro_batch_tokens" : "";
+    s.capacity = tokens;
+    s.rows.allocate(2 * tokens, "scored tokens", hint, m.dev);
+    for (Buffer<float>* b : {&s.logp, &s.lse, &s.entropy}) b->allocate(tokens, "scored tokens", hint, m.dev);
+    s.hidden.allocate(tokens * m.C(), "hidden states of the scored tokens", hint, m.dev);
+    lm_head_scratch_allocate(s.head, tokens, m.C(), m.V(), training, m.dev);
+    if (!training) return;
+    s.dlogp.allocate(tokens, "scored tokens", hint, m.dev);
+    s.dhidden.allocate(tokens * m.C(), "hidden states of the scored tokens", hint, m.dev);
+    policy_memory_allocate(s.policy, tokens, m.dev);
+}
+
 inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing) {
     t.model = &m;
-    t.grads.allocate(m.num_params, "gradients");
-    t.moment1.allocate(m.num_params, "AdamW's first moments");
-    t.moment2.allocate(m.num_params, "AdamW's second moments");
-    t.g = model_views(m, t.grads.data);
-    for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + (q.master - m.master.data);
+    t.grads.allocate(m.num_params, "gradients", "", m.dev);
+    t.moment1.allocate(m.num_params, "AdamW's moments", "", m.dev);
+    t.moment2.allocate(m.num_params, "AdamW's moments", "", m.dev);
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
+    score_memory_allocate(t.score, m, micro_batch_tokens, true);
+    when_allocated(m.dev, [&t, &m] {
+        t.g = model_views(m, t.grads.data);
+        for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + q.offset;
+    });
+}
+
+// as if nothing had been trained yet
+inline void trainer_reset(Trainer& t) {
+    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2}) set_zero(b->data, b->bytes(), t.model->dev);
+    for (QuantizedTensor& q : t.model->quantized) q.grad = t.grads.data + q.offset;
+    t.step = t.skipped = t.skipped_in_a_row = 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -56,7 +91,7 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
 // Which rows of a batch are scored: the hidden state of rows[i] predicts targets[i]
 struct ScoredTokens {
     std::vector<int> rows, targets;         // [R]
-    std::vector<float> logp, lse, entropy;  // [R] filled by the forward
+    std::vector<float> logp, lse, entropy;  // [R], see score_fetch
     int64_t size() const { return (int64_t)rows.size(); }
 };
 
@@ -69,29 +104,49 @@ inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first) {
     }
 }
 
-inline void score_forward(Model& m, Activations& a, LmHeadScratch& head, Buffer<floatX>& hidden, const Batch& b,
-                          ScoredTokens& s, float inverse_temperature) {
-    model_forward(m, a, b);
+// memory.logp, .lse and .entropy [R] of the scored tokens of b
+inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const Batch& b, const ScoredTokens& s,
+                          float inverse_temperature) {
     int64_t R = s.size(), C = m.C();
-    hidden.reserve(R * C, "hidden states of the scored tokens");
-    for (int64_t i = 0; i < R; i++) memcpy(hidden.data + i * C, a.hidden + (int64_t)s.rows[i] * C, C * sizeof(floatX));
-    s.logp.resize(R), s.lse.resize(R), s.entropy.resize(R);
-    lm_head_forward_cpu(s.logp.data(), s.lse.data(), s.entropy.data(), hidden.data, m.w.head, s.targets.data(), R, C,
-                        m.V(), inverse_temperature, head);
+    if (R > memory.capacity)
+        fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
+    model_forward(m, a, b);
+    NVTX_RANGE("lm_head");
+    copy_to_device(memory.rows.data, s.rows.data(), R * sizeof(int), m.dev);
+    copy_to_device(memory.rows.data + R, s.targets.data(), R * sizeof(int), m.dev);
+    gather_rows(memory.hidden.data, a.hidden, memory.rows.data, R, C, m.dev);
+    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data, memory.hidden.data, m.w.head,
+                    memory.rows.data + R, R, C, m.V(), inverse_temperature, memory.head, m.dev);
 }
 
-// dlogp [R] = dL/dlogp of each scored token; gradients of the parameters accumulate in t.grads
-inline void score_backward(Trainer& t, const Batch& b, const ScoredTokens& s, const std::vector<float>& dlogp,
-                           float inverse_temperature) {
+// the results as vectors on the host
+inline void score_fetch(ScoredTokens& s, const ScoreMemory& memory, Device dev) {
+    int64_t R = s.size();
+    s.logp.resize(R), s.lse.resize(R), s.entropy.resize(R);
+    copy_to_host(s.logp.data(), memory.logp.data, R * sizeof(float), dev);
+    copy_to_host(s.lse.data(), memory.lse.data, R * sizeof(float), dev);
+    copy_to_host(s.entropy.data(), memory.entropy.data, R * sizeof(float), dev);
+}
+
+// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward; gradients of the parameters accumulate in
+// t.grads
+inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     Model& m = *t.model;
-    int64_t R = s.size(), C = m.C();
-    t.dhidden.reserve(R * C, "gradients of the scored tokens");
-    lm_head_backward_cpu(t.dhidden.data, t.g.head, dlogp.data(), t.hidden.data, m.w.head, s.targets.data(),
-                         s.lse.data(), R, C, m.V(), inverse_temperature, t.head);
-    memset((void*)t.acts.dnorm, 0, b.T() * C * sizeof(floatX));
-    for (int64_t i = 0; i < R; i++)
-        memcpy(t.acts.dnorm + (int64_t)s.rows[i] * C, t.dhidden.data + i * C, C * sizeof(floatX));
-    model_backward(m, t.acts, b, t.g);
+    ScoreMemory& memory = t.score;
+    int64_t C = m.C();
+    {
+        NVTX_RANGE("lm_head_backward");
+        lm_head_backward(memory.dhidden.data, t.g.head, memory.dlogp.data, memory.hidden.data, m.w.head,
+                         memory.rows.data + R, memory.lse.data, R, C, m.V(), inverse_temperature, memory.head, m.dev);
+        scatter_rows(t.acts.dnorm, memory.dhidden.data, memory.rows.data, R, t.acts.view.T, C, m.dev);
+    }
+    model_backward(m, t.acts, t.g);
+}
+
+// the same with dL/dlogp from the host
+inline void score_backward(Trainer& t, const std::vector<float>& dlogp, float inverse_temperature) {
+    copy_to_device(t.score.dlogp.data, dlogp.data(), dlogp.size() * sizeof(float), t.model->dev);
+    score_backward(t, (int64_t)dlogp.size(), inverse_temperature);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -118,8 +173,10 @@ inline double code_flip_rate(const Model& m, bool total) {
 inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double loss) {
     Model& m = *t.model;
     OptimizerResult r;
-    for (QuantizedTensor& q : m.quantized) quantized_tensor_backward(q, m.quantizer, m.ste);
-    r.grad_norm = sqrt(sum_of_squares_cpu(t.grads.data, (int64_t)m.num_params));
+    NVTX_RANGE("optimizer_step");
+    if (m.quantize)
+        for (QuantizedTensor& q : m.quantized) quantized_tensor_backward(q, m.quantizer, m.ste, m.dev);
+    r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)m.num_params, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {
         r.skipped = true;
         t.skipped++;
@@ -138,13 +195,14 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
         for (const ParamTensor& p : m.tensors) {
             AdamWConfig tensor = c;
             if (p.kind == ParamKind::norm || p.kind == ParamKind::bias) tensor.weight_decay = 0.0f;
-            adamw_update_cpu(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
-                             t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step);
+            adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
+                             t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step,
+                             m.dev);
         }
         model_refresh(m);
         r.flip_rate = code_flip_rate(m, false);
         r.flip_total = code_flip_rate(m, true);
     }
-    memset(t.grads.data, 0, t.grads.bytes());
+    set_zero(t.grads.data, t.grads.bytes(), m.dev);
     return r;
 }

@@ -8,14 +8,17 @@ inline int eval_command(Session& s) {
     if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
     check_task(o);
     if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
-    session_load(s);
+    session_open(s);
     std::vector<Prompt> prompts = eval_prompts(s);
-    session_quantize(s, false);
+    RolloutState state;
+    session_plan(s, false, [&] { rollout_allocate(state, s.m, eval_shape(s, prompts)); });
+    if (o.plan) return session_allocate(s, true), 0;
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
-    s.m.master.release();  // nothing is trained
     print_start(s);
-    RolloutState state;
+    session_allocate(s, true);
+    session_load_weights(s);
+    buffer_forget(s.m.master);  // nothing is trained
     EvalResult e = run_eval(s, state, prompts, 0);
     for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
         for (const EvalSample& c : *samples) {

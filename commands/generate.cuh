@@ -12,20 +12,24 @@ inline std::string read_standard_input() {
 inline int generate_command(Session& s) {
     Options& o = s.o;
     if (o.model.empty()) fail_usage("generate needs --model: a Hugging Face folder or a .gguf file");
-    session_load(s);
-    session_quantize(s, false);
-    s.m.master.release();
+    session_open(s);
     Problem problem;
     problem.question = o.given("prompt") ? o.prompt : read_standard_input();
     install_stop_handler();  // not before the prompt is read: Ctrl-C must end the wait for it
     problem.source = o.given("prompt") ? "--prompt" : "standard input";
     problem.line = 1;
     Prompt p = checked_prompt(s, problem);
+    RolloutState state;
+    RolloutConfig config = rollout_config(s);
+    session_plan(s, false, [&] {
+        rollout_allocate(state, s.m, rollout_shape(1, 1, (int64_t)p.tokens.size(), config));
+    });
+    if (session_allocate(s, false)) return 0;
+    session_load_weights(s);
+    buffer_forget(s.m.master);  // nothing is trained
     model_pack(s.m);
     Utf8Streamer stream;
-    RolloutState state;
     RolloutStats stats;
-    RolloutConfig config = rollout_config(s);
     std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {
         std::string text = utf8_stream_push(stream, tokenizer_token_bytes(s.tok, token, true));
         fwrite(text.data(), 1, text.size(), stdout);

@@ -104,7 +104,7 @@ inline int grpo_command(Session& s) {
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
     Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
-    session_load(s);
+    session_open(s);
 
     // data
     std::vector<Prompt> train;
@@ -117,8 +117,22 @@ inline int grpo_command(Session& s) {
     int64_t per_epoch = (int64_t)train.size() / o.prompts_per_step;
     int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)((double)per_epoch * o.num_train_epochs);
 
-    if (!s.embedded_model)
-        session_quantize(s, true);  // a group size that does not divide is refused before a folder is made
+    // memory
+    Trainer t;
+    RolloutState state;
+    Buffer<floatX> reference;  // the working weights at the start, for the KL term
+    GrpoConfig config = grpo_config(o);
+    session_plan(s, true, [&] {
+        trainer_from_options(t, s.m, o);
+        if (config.beta > 0.0)
+            reference.allocate(s.m.num_params, "the reference model", "--beta 0 needs none", s.m.dev);
+        int64_t longest = 0;
+        for (const Prompt& p : train) longest = std::max(longest, (int64_t)p.tokens.size());
+        RolloutShape shape = rollout_shape(o.prompts_per_step, o.num_generations, longest, rollout_config(s));
+        if (!held_out.empty()) shape = rollout_larger(shape, eval_shape(s, held_out));
+        rollout_allocate(state, s.m, shape);
+    });
+    if (o.plan) return session_allocate(s, true), 0;
     RunDir run = session_run_dir(o);
     AppendFile flips_log;
     if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
@@ -130,15 +144,14 @@ inline int grpo_command(Session& s) {
                .c_str());
     fflush(stdout);
 
+    session_allocate(s, true);
+    session_load_weights(s);
     if (s.embedded_model) {
         ColdStartConfig c;
         c.target = o.cold_start_loss;
-        cold_start(s, c);
-        session_quantize(s, true);
+        cold_start(s, t, c);
     }
 
-    RolloutState state;
-    GrpoConfig config = grpo_config(o);
     EvalResult before, before_full, after, after_full;
     if (!held_out.empty() && !stop_requested()) {
         before = run_eval(s, state, held_out, 0);
@@ -147,13 +160,7 @@ inline int grpo_command(Session& s) {
         print_samples("before", held_out, before);
     }
 
-    Trainer t;
-    trainer_from_options(t, s.m, o);
-    Buffer<floatX> reference;  // the working weights at the start, for the KL term
-    if (config.beta > 0.0) {
-        reference.allocate(s.m.num_params, "the reference model", "--beta 0 needs none");
-        memcpy((void*)reference.data, s.m.work.data, reference.bytes());
-    }
+    if (config.beta > 0.0) copy_on_device(reference.data, s.m.work.data, reference.bytes(), s.m.dev);
     Schedule schedule = parse_schedule(o.lr_scheduler_type);
 
     RolloutStats generated;

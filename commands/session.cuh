@@ -7,6 +7,7 @@
 #include "../eval/pass_at_k.h"
 #include "../formats/checkpoint.h"
 #include "../rollout.cuh"
+#include "../runtime/open_device.h"
 #include "../runtime/options.h"
 #include "../runtime/run_dir.h"
 #include "../tokenizer.h"
@@ -14,6 +15,7 @@
 
 struct Session {
     Options o;
+    Arena arena;  // the memory plan; outlives what lies in it
     Model m;
     Tokenizer tok;
     bool embedded_model = false;
@@ -80,14 +82,33 @@ inline bool lacks_tokenizer(const std::string& path) {
            !std::filesystem::exists(path + "/vocab.json");
 }
 
-// Model and tokenizer. Without --model: random weights of the embedded model, byte-level tokenizer.
-inline void session_load(Session& s) {
+// some kernel of the program, to ask whether it was compiled for this GPU
+inline const void* device_probe() {
+#if HAS_KERNELS
+    return reinterpret_cast<const void*>(convert_forward_kernel);
+#else
+    return nullptr;
+#endif
+}
+
+// The largest head a kernel takes is 128 wide (kernels/attention.cuh); the CPU loops take any
+inline void check_device_takes_model(const Session& s) {
+    if (s.m.dev.cuda && s.m.config.head_dim > 128)
+        fail("%s: head_dim %d is more than the 128 that the CUDA attention takes; use --device cpu", s.o.model.c_str(),
+             s.m.config.head_dim);
+}
+
+// Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
+// tokenizer.
+inline void session_open(Session& s) {
     session_threads(s.o);
     s.prompt = prompt_config(s.o);
     s.embedded_model = s.o.model.empty();
+    matmul_settings.batch_invariant = s.o.batch_invariant;
+    s.m.dev = open_device(s.o.device, device_probe());
+    s.arena.dev = s.m.dev;
     if (s.embedded_model) {
-        model_allocate(s.m, embedded_config());
-        model_init_random(s.m, s.o.seed);
+        s.m.config = embedded_config();
         s.tok = tokenizer_byte_level();
         s.tok.chat = ChatTemplate::none;  // the task's prompts are plain text; a template would cost more than they do
         s.tok.chat_text.clear();          // nor may the checkpoint wrap them
@@ -96,8 +117,9 @@ inline void session_load(Session& s) {
     } else {
         std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
-        model_load(s.m, s.o.model);
+        s.m.config = model_config(s.o.model);
     }
+    check_device_takes_model(s);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
              tokenizer_vocab_size(s.tok), s.m.V());
@@ -105,6 +127,46 @@ inline void session_load(Session& s) {
         if (std::find(s.m.config.eos_token_ids.begin(), s.m.config.eos_token_ids.end(), id) ==
             s.m.config.eos_token_ids.end())
             s.m.config.eos_token_ids.push_back(id);
+}
+
+// What operators need for themselves: cuBLASLt asks for 32 MiB, the sums of the backward for a few rows a block
+constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
+
+// Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
+inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
+    s.m.dev.arena = &s.arena;
+    model_allocate(s.m, ModelConfig(s.m.config));
+    Quantizer q = quantizer_parse(s.o.weights, "weights");
+    model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
+                   s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+    more();
+    const Options& o = s.o;
+    int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});
+    if (o.command != COMMAND_LOGPROBS)
+        rope_reserve(s.m.rope, std::min(positions, s.m.config.max_position_embeddings), s.m.dev);
+#if HAS_KERNELS
+    if (s.m.dev.cuda) {
+        s.m.dev.scratch->size = OPERATOR_SCRATCH;
+        arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), OPERATOR_SCRATCH, "scratch of operators",
+                  "");
+    }
+#endif
+}
+
+// The weights: drawn at random for the embedded model, read for others; and the working weights made of them
+inline void session_load_weights(Session& s) {
+    if (s.embedded_model) model_init_random(s.m, s.o.seed);
+    else model_load_weights(s.m, s.o.model);
+    model_refresh(s.m);
+}
+
+// true: --plan, and the plan has been printed; nothing more is to be done
+inline bool session_allocate(Session& s, bool print) {
+    if (print || s.o.plan) fputs(arena_plan_text(s.arena).c_str(), stdout);
+    fflush(stdout);
+    if (s.o.plan) return true;
+    arena_commit(s.arena);
+    return false;
 }
 
 // --output_dir, or the first of out, out-2, out-3 ... that holds no run
@@ -117,17 +179,9 @@ inline RunDir session_run_dir(Options& o) {
                         options_to_json(o));
 }
 
-// the quantizer of --weights, and the working weights that it gives
-inline void session_quantize(Session& s, bool track_flips) {
-    Quantizer q = quantizer_parse(s.o.weights, "weights");
-    model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
-                   s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
-    model_refresh(s.m);
-}
-
 inline RolloutConfig rollout_config(const Session& s) {
     RolloutConfig r;
-    r.sampling = SamplingParams{(float)s.o.temperature, s.o.top_k, (float)s.o.top_p};
+    r.sampling = SamplingParams{(float)s.o.temperature, s.o.top_k, (float)s.o.top_p, s.o.sampling_method == "gumbel"};
     r.max_completion_length = s.o.max_completion_length;
     r.stop_tokens = s.m.config.eos_token_ids;
     r.n_allowed = tokenizer_vocab_size(s.tok);
@@ -197,6 +251,15 @@ inline std::vector<Prompt> eval_prompts(const Session& s) {
     return make_prompts(s, problems);
 }
 
+// room for an evaluation of these prompts
+inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prompts) {
+    int64_t longest = 0;
+    for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
+    RolloutConfig c = rollout_config(s);
+    return rollout_larger(rollout_shape((int)prompts.size(), 1, longest, c),
+                          rollout_shape((int)prompts.size(), std::max(s.o.eval_samples, 1), longest, c));
+}
+
 inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index) {
     EvalConfig c;
     c.rollout = rollout_config(s);
@@ -210,8 +273,10 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
 // the same policy without its quantizer
 inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                                           uint32_t index) {
-    model_work_from_master(s.m);
+    s.m.quantize = false;
+    model_refresh(s.m);
     EvalResult r = run_eval(s, state, prompts, index);
+    s.m.quantize = true;
     model_refresh(s.m);
     return r;
 }
@@ -238,10 +303,12 @@ inline void print_start(const Session& s) {
         human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
         c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
 #if defined(_OPENMP)
-    printf("device      cpu, %d threads, %s, %s\n", omp_get_max_threads(), PRECISION_NAME, gemm_backend_name());
+    std::string cpu = format("%d threads", omp_get_max_threads());
 #else
-    printf("device      cpu, 1 thread (built without OpenMP), %s, %s\n", PRECISION_NAME, gemm_backend_name());
+    std::string cpu = "1 thread (built without OpenMP)";
 #endif
+    printf("device      %s, %s%s%s\n", device_text(s.m.dev, cpu).c_str(), PRECISION_NAME, s.m.dev.cuda ? "" : ", ",
+           s.m.dev.cuda ? "" : gemm_backend_name());
     fflush(stdout);  // into a pipe, too, before the long work
 }
 

@@ -30,9 +30,10 @@ inline SftResult sft_step(Trainer& t, const std::vector<const SftTokens*>& examp
             batch_add_sequence(b, examples[i]->ids.data(), (int)examples[i]->ids.size());
             score_last_sequence(s, b, examples[i]->first);
         }
-        score_forward(*t.model, t.acts, t.head, t.hidden, b, s, 1.0f);
+        score_forward(*t.model, t.acts, t.score, b, s, 1.0f);
+        score_fetch(s, t.score, t.model->dev);
         for (float logp : s.logp) total -= logp;
-        score_backward(t, b, s, std::vector<float>(s.size(), (float)(-1.0 / (double)r.tokens)), 1.0f);
+        score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)r.tokens)), 1.0f);
         r.forward_tokens += b.T();
     }
     r.loss = total / (double)r.tokens;
@@ -104,10 +105,14 @@ struct ColdStartConfig {
     double learning_rate = 2e-3, target = 0.065;
 };
 
-inline void cold_start(Session& s, const ColdStartConfig& c) {
-    Trainer t;
-    trainer_init(t, s.m, s.o.micro_batch_tokens, false);
+// t is left as new.
+inline void cold_start(Session& s, Trainer& t, const ColdStartConfig& c) {
+    const AdamWConfig adam = t.adam;
+    const double max_grad_norm = t.max_grad_norm;
+    t.adam = AdamWConfig();
     t.adam.beta2 = 0.99f;
+    t.max_grad_norm = 1.0;
+    s.m.quantize = false;
     model_refresh(s.m);
     int end = s.m.config.eos_token_ids[0];
     double start = wall_seconds();
@@ -140,6 +145,12 @@ inline void cold_start(Session& s, const ColdStartConfig& c) {
         }
         if (done) break;
     }
+    trainer_reset(t);
+    t.adam = adam;
+    t.max_grad_norm = max_grad_norm;
+    s.m.quantize = true;
+    for (QuantizedTensor& q : s.m.quantized) q.measured = false;  // training begins here
+    model_refresh(s.m);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -161,7 +172,7 @@ inline int sft_command(Session& s) {
     Options& o = s.o;
     if (o.train_data.empty()) fail_usage("sft needs --train_data: JSONL of prompt and completion, or of text");
     Quantizer quantizer = quantizer_parse(o.weights, "weights");
-    session_load(s);
+    session_open(s);
     std::vector<SftTokens> rows;
     for (const SftExample& e : load_sft(o.train_data)) rows.push_back(sft_tokens(s, e));
     for (const SftTokens& r : rows)
@@ -174,18 +185,23 @@ inline int sft_command(Session& s) {
     const int64_t n = (int64_t)rows.size(), per_epoch = (n + per_step - 1) / per_step;
     const int64_t steps = o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)per_epoch * o.num_train_epochs);
 
-    session_quantize(s, true);
+    Trainer t;
+    RolloutState state;
+    session_plan(s, true, [&] {
+        trainer_from_options(t, s.m, o);
+        if (!held_out.empty()) rollout_allocate(state, s.m, eval_shape(s, held_out));
+    });
+    if (o.plan) return session_allocate(s, true), 0;
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
+    session_allocate(s, true);
+    session_load_weights(s);
     printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps,
            (long long)per_step);
-    RolloutState state;
     EvalResult before, after;
     if (!held_out.empty()) before = run_eval(s, state, held_out, 0);
 
-    Trainer t;
-    trainer_from_options(t, s.m, o);
     int64_t tokens_trained = 0, step = 0;
     double train_seconds = 0.0;
     for (; step < steps && !stop_requested(); step++) {

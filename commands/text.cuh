@@ -78,12 +78,13 @@ inline int tokenize_command(const Options& o) {
 // {"text"} or {"ids"} -> {"ids", "logprobs" of each token after the first, "mean"}
 inline int logprobs_command(Session& s) {
     if (s.o.model.empty()) fail_usage("logprobs needs --model: a Hugging Face folder or a .gguf file");
-    session_load(s);
-    session_quantize(s, false);
-    s.m.master.release();
-    Activations acts;
-    LmHeadScratch head;
-    Buffer<floatX> hidden;
+    session_open(s);
+    session_plan(s, false, [] {});
+    if (session_allocate(s, false)) return 0;
+    session_load_weights(s);
+    buffer_forget(s.m.master);  // nothing is trained
+    Activations acts;           // these grow with the texts, outside of the plan
+    ScoreMemory memory;
     for_each_input(s.o, [&](const nlohmann::ordered_json& j, const std::string& where) {
         std::vector<int> ids;
         if (j.contains("ids")) ids = ids_field(j, s.m.V(), where);
@@ -99,8 +100,12 @@ inline int logprobs_command(Session& s) {
             Batch b;
             batch_add_sequence(b, ids.data(), (int)ids.size());
             score_last_sequence(scored, b, 1);
-            if (acts.capacity < b.T()) activations_allocate(acts, s.m, b.T(), ActivationMode::inference);
-            score_forward(s.m, acts, head, hidden, b, scored, 1.0f);
+            if (acts.capacity < b.T()) {
+                activations_allocate(acts, s.m, b.T(), ActivationMode::inference);
+                score_memory_allocate(memory, s.m, b.T(), false);
+            }
+            score_forward(s.m, acts, memory, b, scored, 1.0f);
+            score_fetch(scored, memory, s.m.dev);
         }
         double sum = 0.0;
         for (float logp : scored.logp) sum += logp;

@@ -66,7 +66,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     };
     model_pack(m);
     RolloutConfig greedy = config.rollout;
-    greedy.sampling = SamplingParams{0.0f, 0, 1.0f};
+    greedy.sampling = SamplingParams{0.0f, 0, 1.0f, false};
     for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats, on_token)) {
         r.greedy_samples.push_back(grade_completion(tok, prompts[c.prompt], c, greedy.max_completion_length));
         r.greedy += r.greedy_samples.back().strict;

@@ -31,28 +31,36 @@ inline void check_finite(const float* x, int64_t n, const std::string& name, con
         fail("%s: tensor %s holds a number that is not finite; the file is damaged", where.c_str(), name.c_str());
 }
 
-// path: a folder with config.json and safetensors, or a .gguf file. The master weights are filled; model_refresh makes
-// the working ones.
-inline void model_load(Model& m, const std::string& path) {
-    if (is_gguf_path(path)) {
-        GgufFile f = gguf_open(path);
-        model_allocate(m, config_from_gguf(f));
-        for (const ParamTensor& t : m.tensors) {
-            gguf_read_parameter(f, m.config, t.name, param_shape(t), m.master.data + t.offset);
-            check_finite(m.master.data + t.offset, t.count(), t.name, path);
-        }
-        return;
-    }
-    if (!std::filesystem::is_directory(path))
+inline void check_model_path(const std::string& path) {
+    if (!is_gguf_path(path) && !std::filesystem::is_directory(path))
         fail("--model %s: %s; name a Hugging Face folder or a .gguf file", path.c_str(),
              std::filesystem::exists(path) ? "neither a folder nor a .gguf file" : "no such file or folder");
-    ModelConfig config = config_load(path);
-    SafetensorsSet set = st_open_folder(path);
-    model_allocate(m, config);
-    for (const ParamTensor& t : m.tensors) {
-        st_read_float(st_require(set.tensors, t.name, param_shape(t), path), m.master.data + t.offset);
-        check_finite(m.master.data + t.offset, t.count(), t.name, path);
-    }
+}
+
+// path: a folder with config.json and safetensors, or a .gguf file
+inline ModelConfig model_config(const std::string& path) {
+    check_model_path(path);
+    return is_gguf_path(path) ? config_from_gguf(gguf_open(path)) : config_load(path);
+}
+
+// Fills the master weights of a model that was allocated for model_config(path); model_refresh makes the working ones.
+inline void model_load_weights(Model& m, const std::string& path) {
+    check_model_path(path);
+    GgufFile gguf;
+    SafetensorsSet set;
+    if (is_gguf_path(path)) gguf = gguf_open(path);
+    else set = st_open_folder(path);
+    for (const ParamTensor& t : m.tensors)
+        model_fill(m, t, [&](float* to) {
+            if (is_gguf_path(path)) gguf_read_parameter(gguf, m.config, t.name, param_shape(t), to);
+            else st_read_float(st_require(set.tensors, t.name, param_shape(t), path), to);
+            check_finite(to, t.count(), t.name, path);
+        });
+}
+
+inline void model_load(Model& m, const std::string& path) {
+    model_allocate(m, model_config(path));
+    model_load_weights(m, path);
 }
 
 inline const char* st_dtype_of(const std::string& save_dtype) {
@@ -73,7 +81,11 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
         write_file_atomic(temp + "/config.json", config_to_json(config));
         std::vector<StWriteTensor> tensors;
         for (const ParamTensor& t : m.tensors)
-            tensors.push_back(st_from_float(t.name, st_dtype_of(save_dtype), param_shape(t), m.master.data + t.offset));
+            tensors.push_back(st_from_callback(t.name, st_dtype_of(save_dtype), param_shape(t),
+                                               [&m, &t](int64_t first, int64_t n, float* buffer) {
+                                                   copy_to_host(buffer, m.master.data + t.offset + first,
+                                                                n * sizeof(float), m.dev);
+                                               }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
         also(temp);
     } catch (...) {

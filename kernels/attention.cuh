@@ -2,16 +2,35 @@
 //   forward   s_j = scale q.k_j,  p = softmax(s),  out = sum_j p_j v_j,  lse = log sum_j exp(s_j),  scale = 1/sqrt(HD)
 //   backward  p_j = exp(s_j - lse),  D = dout.out,  ds_j = p_j (dout.v_j - D) scale
 //             dq = sum_j ds_j k_j,   dk_j += ds_j q,   dv_j += p_j dout            (Dao 2022, FlashAttention, eq. 3-4)
-// Query head h reads key/value head h / (NH/NKV). No [T,T] is stored: the backward recomputes p from lse.
+// Query head h reads key/value head h / (NH/NKV). No [T,T] is stored: the backward recomputes p from lse. All gradients
+// are of activations: they assign.
 //
 // The trap: the sampler decodes one token at a time over a cache and the trainer runs whole sequences, yet a token's
 // output must have the same bits in both, or the GRPO ratio at step 0 is not 1. So every query, wherever it comes from,
-// goes through attention_row(), which takes each key in turn; where the keys lie (packed batch, shared prompt, own
-// cache) is told by a KeyRange and cannot change the order of the sums.
+// goes through the same sums over its keys in order; where the keys lie (packed batch, shared prompt, own cache) is
+// told by a KeyRange and cannot change that order.
+//   CPU: attention_row() takes each key in turn.
+//   CUDA: blocks of 64 keys (32 in fp32) and chunks of 256, both counted from the sequence's first key. Online softmax
+//   over the blocks of a chunk, then the chunks are merged in order, by the same functions in both kernels: decode
+//   gives each chunk to a warp of its own and merges from memory, the other goes on to the next chunk and merges in
+//   registers. The row of a tensor-core product depends on that row of the left operand alone, so it does not matter
+//   which row of a tile a query is. Another size of block or chunk, a multiplication and an addition that the compiler
+//   may contract in one place and not in the other, or a row skipping a block that another needs would break this.
+// Devices differ from each other: the CPU keeps p in fp32, CUDA rounds it to bf16 for the product with v.
+//
+// Traffic in bytes for bf16, HD wide; a row is a token. Least, each input once: forward 4 HD (NH + NKV) a row, backward
+// 8 HD (NH + NKV), decode 4 HD NKV a key (once for the whole group of heads). Moved: decode the same and, a chunk of
+// 256 keys, 8 NH (HD + 2) for the partial results (1.6 % at 2 heads a group, 6 % at 8). Forward reads keys and values
+// again for each head and each 128 queries, from the L2 for sequences of some thousands: 64 multiply-adds a byte. The
+// backward does so for each 64 of its own rows, twice.
+// Launch. Forward: 8 warps of 16 queries of one head, longest work first; keys and values come alternately through a
+// ring of 3 tiles, two of them on the way. Decode: one warp a row, key/value head and chunk, whose 16 rows are the
+// heads of the group, so that a few rows with long caches fill a GPU, and many rows too. Backward: 4 warps of 16 rows.
+// Shared memory in KB, HD 64 and 128: forward 45 and 85, decode 29 and 55, backward 55 and 69.
 #pragma once
 #include <cstdint>
 #include <vector>
-#include "../runtime/dtypes.h"
+#include "../runtime/device.h"
 #include "../runtime/math.h"
 
 // Keys and values as rows of two places: [rows, NKV*HD] each
@@ -27,6 +46,9 @@ struct KeyRange {
     int64_t row0 = 0, row1 = 0;
     int n0 = 0, n1 = 0;
 };
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
 
 // scores [n] = scale * q.k_j
 __attribute__((noinline)) inline void attention_scores(float* scores, const float* q, const floatX* k, int64_t stride,
@@ -66,10 +88,14 @@ __attribute__((noinline)) inline float attention_softmax(float* scores, int n, f
     return max + logf(sum);
 }
 
-// one query of one head; scratch holds n0 + n1 scores and 2 HD floats
+// one query of one head; scratch holds n0 + n1 scores and 2 HD floats. Without keys: zeros.
 inline float attention_row(floatX* out, const floatX* q, KeyValueRows a, KeyValueRows b, KeyRange r, int kv_head,
                            int HD, float scale, std::vector<float>& scratch) {
     int n = r.n0 + r.n1;
+    if (n == 0) {
+        for (int d = 0; d < HD; d++) out[d] = 0.0f;
+        return 0.0f;
+    }
     if ((int)scratch.size() < n + 2 * HD) scratch.resize(n + n / 2 + 2 * HD);
     float *query = scratch.data(), *acc = query + HD, *scores = acc + HD;
     for (int d = 0; d < HD; d++) query[d] = (float)q[d], acc[d] = 0.0f;
@@ -183,4 +209,146 @@ inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,       // [T, N
                 }
         }
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+#include "attention_backward.cuh"
+#include "attention_forward.cuh"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+inline void attention_check(const char* name, int64_t T, int NH, int NKV, int HD, Device dev) {
+    if (T < 0 || NH < 1 || NKV < 1 || NH % NKV != 0 || HD < 1)
+        fail("%s: bad shape: T %lld, NH %d, NKV %d (a divisor of NH), HD %d", name, (long long)T, NH, NKV, HD);
+    if (dev.cuda && (HD > 128 || HD % 2 != 0))
+        fail("%s: head_dim %d: the CUDA kernels take even numbers up to 128; use --device cpu", name, HD);
+}
+
+#if HAS_KERNELS
+inline unsigned attention_grid(const char* name, int64_t blocks, const char* hint) {
+    if (blocks > INT32_MAX) fail("%s: %lld blocks of threads are too many; %s", name, (long long)blocks, hint);
+    return (unsigned)blocks;
+}
+
+// launch(Int<HDP>()) with the width that heads of HD elements are padded to
+template <class Launch>
+inline void attention_launch(int HD, Launch launch) {
+    if (HD <= 16) launch(Int<16>());
+    else if (HD <= 32) launch(Int<32>());
+    else if (HD <= 64) launch(Int<64>());
+    else launch(Int<128>());
+}
+
+inline bool attention_aligned(KeyValueRows kv) {
+    return is_aligned16(kv.k, kv.k_stride) && is_aligned16(kv.v, kv.v_stride);
+}
+#endif
+
+// Whole sequences: token t sees its own sequence up to itself; sequence s is rows starts[s] ... starts[s+1] - 1, and
+// together they are all T rows. out: (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; kv: (T,NKV*HD) at its strides.
+// ranges: (T), the same told row by row, for the CPU; starts: (sequences+1); max_length: of a sequence, at least. All
+// pointers are the device's.
+inline void attention_forward(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueRows kv,
+                              const KeyRange* ranges, const int* starts, int sequences, int max_length, int64_t T,
+                              int NH, int NKV, int HD, Device dev) {
+    NVTX_RANGE("attention_forward");
+    attention_check("attention_forward", T, NH, NKV, HD, dev);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        int tiles = CEIL_DIV(max_length, ATTENTION_FORWARD_WARPS * 16);
+        unsigned grid = attention_grid("attention_forward", (int64_t)sequences * NH * tiles,
+                                       "lower --micro_batch_tokens or --rollout_batch");
+        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(out, 0) && is_aligned16(q, q_stride) &&
+                       attention_aligned(kv);
+        if (grid == 0) return;
+        attention_launch(HD, [&](auto width) {
+            constexpr int HDP = decltype(width)::value;
+            LAUNCH((attention_forward_kernel<HDP>), grid, ATTENTION_FORWARD_WARPS * 32,
+                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, q_stride,
+                   kv.k, kv.k_stride, kv.v, kv.v_stride, starts, tiles, NH, NH / NKV, HD, 1.0f / sqrtf((float)HD),
+                   aligned);
+        });
+        return;
+    }
+#endif
+    (void)dev, (void)starts, (void)sequences, (void)max_length;
+    attention_forward_cpu(out, lse, q, q_stride, kv, KeyValueRows(), ranges, T, NH, NKV, HD);
+}
+
+// One query a row over the cache. A row whose range is empty (an unused slot of a captured graph) gets zeros. out:
+// (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; place0, place1: (rows,NKV*HD) at their strides; ranges: (T).
+// max_keys: n0 + n1 of any row, at least. It fixes the grid, so that a captured launch may be replayed with other
+// ranges; a row with more keys (beyond the last chunk of 256 begun) gets NaN.
+inline void attention_decode(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueRows place0,
+                             KeyValueRows place1, const KeyRange* ranges, int max_keys, int64_t T, int NH, int NKV,
+                             int HD, Device dev) {
+    NVTX_RANGE("attention_decode");
+    attention_check("attention_decode", T, NH, NKV, HD, dev);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        int chunks = max_keys > ATTENTION_CHUNK ? CEIL_DIV(max_keys, ATTENTION_CHUNK) : 1;
+        const char* hint = "lower --rollout_batch";
+        unsigned grid = attention_grid("attention_decode", T * NKV * CEIL_DIV(NH / NKV, 16) * chunks, hint);
+        unsigned merge_grid = attention_grid("attention_decode", CEIL_DIV(T * NH, ATTENTION_MERGE_WARPS), hint);
+        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(q, q_stride) && attention_aligned(place0) &&
+                       attention_aligned(place1);
+        float scale = 1.0f / sqrtf((float)HD);
+        Scratch partial((size_t)T * NH * chunks * (HD + 2), dev);
+        attention_launch(HD, [&](auto width) {
+            constexpr int HDP = decltype(width)::value;
+            LAUNCH((attention_decode_kernel<HDP>), grid, 32, attention_forward_shared_bytes<HDP>(1), dev.stream,
+                   partial.data, q, q_stride, place0, place1, ranges, chunks, NH, NKV, HD, scale, aligned);
+        });
+        LAUNCH(attention_decode_merge_kernel, merge_grid, ATTENTION_MERGE_WARPS * 32, 0, dev.stream, out, lse,
+               partial.data, ranges, chunks, T * NH, NH, HD, scale);
+        return;
+    }
+#endif
+    (void)dev, (void)max_keys;
+    attention_forward_cpu(out, lse, q, q_stride, place0, place1, ranges, T, NH, NKV, HD);
+}
+
+// Whole sequences. dq: (T,NH*HD), dk, dv: (T,NKV*HD), at their strides, assigned; dout, out: (T,NH*HD); lse: (T,NH);
+// the others as in attention_forward.
+inline void attention_backward(floatX* dq, int64_t dq_stride, floatX* dk, int64_t dk_stride, floatX* dv,
+                               int64_t dv_stride, const floatX* dout, const floatX* out, const float* lse,
+                               const floatX* q, int64_t q_stride, KeyValueRows kv, const int* starts, int sequences,
+                               int max_length, int64_t T, int NH, int NKV, int HD, Device dev) {
+    NVTX_RANGE("attention_backward");
+    attention_check("attention_backward", T, NH, NKV, HD, dev);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        int tiles = CEIL_DIV(max_length, ATTENTION_OWN);
+        const char* hint = "lower --micro_batch_tokens";
+        unsigned grid = attention_grid("attention_backward", (int64_t)sequences * NH * tiles, hint);
+        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(dq, dq_stride) && is_aligned16(dk, dk_stride) &&
+                       is_aligned16(dv, dv_stride) && is_aligned16(dout, 0) && is_aligned16(out, 0) &&
+                       is_aligned16(q, q_stride) && attention_aligned(kv);
+        float scale = 1.0f / sqrtf((float)HD);
+        if (grid == 0) return;
+        Scratch D((size_t)T * NH, dev);
+        LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(T * NH, 32), hint), 256, 0,
+               dev.stream, D.data, dout, out, T * NH, HD, aligned);
+        attention_launch(HD, [&](auto width) {
+            constexpr int HDP = decltype(width)::value, threads = ATTENTION_BACKWARD_WARPS * 32;
+            constexpr int shared = attention_backward_shared_bytes<HDP>();
+            LAUNCH((attention_dkv_kernel<HDP>), grid / NH * NKV, threads, shared, dev.stream, dk, dk_stride, dv,
+                   dv_stride, dout, lse, D.data, q, q_stride, kv, starts, tiles, NH, NKV, HD, scale, aligned);
+            LAUNCH((attention_dq_kernel<HDP>), grid, threads, shared, dev.stream, dq, dq_stride, dout, lse, D.data, q,
+                   q_stride, kv, starts, tiles, NH, NKV, HD, scale, aligned);
+        });
+        return;
+    }
+#endif
+    (void)dev, (void)max_length;
+    attention_backward_cpu(dq, dq_stride, dk, dk_stride, dv, dv_stride, dout, out, lse, q, q_stride, kv, starts,
+                           sequences, NH, NKV, HD);
 }

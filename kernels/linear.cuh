@@ -2,11 +2,22 @@
 //   forward   out = inp W^T + bias
 //   backward  dinp = dout W;   dW += dout^T inp;   dbias += sum_t dout_t
 // W is what the quantizer left (quant.cuh): the forward multiplies with Q(W), and so does dinp; dW is the gradient of
-// Q(W), which the straight-through rule turns into that of W. The matrix products are in cpu/gemm.h.
+// Q(W), which the straight-through rule turns into that of W. The matrix products are in cpu/gemm.h and matmul.cuh, the
+// one with packed codes in matmul_quantized.cuh.
 #pragma once
 #include <cstdint>
-#include "../runtime/dtypes.h"
+#include "../runtime/device.h"
+#include "bias.cuh"
 #include "cpu/gemm.h"
+#include "matmul.cuh"
+#include "matmul_quantized.cuh"
+
+// batch_invariant: on a GPU, the forward sums each output in one order whatever the batch, so that sampler and trainer
+// agree to the bit. Without it cuBLASLt computes large batches faster and the policy ratio at step 0 is 1 to rounding.
+struct MatmulSettings {
+    bool batch_invariant = true;
+};
+inline MatmulSettings matmul_settings;
 
 inline void linear_forward_cpu(floatX* out,                         // [T,OC]
                                const floatX* inp,                   // [T,C]
@@ -35,4 +46,39 @@ inline void linear_backward_cpu(floatX* dinp,          // [T,C]
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = c0; c < c1; c++) dbias[c] += (float)dout[t * OC + c];
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+// out: (T,OC); inp: (T,C); weight: (OC,C), not read (may be null) when packed or quantized stands for it; bias: (OC) or
+// null; packed: the weight in the CPU product's own layout, or null, CPU only; quantized: the weight as packed codes,
+// or null. All three give the same bits.
+inline void linear_forward(floatX* out, const floatX* inp, const floatX* weight, const floatX* bias,
+                           const PackedWeight<floatX>* packed, const QuantizedWeight* quantized, int64_t T, int64_t C,
+                           int64_t OC, Device dev) {
+    NVTX_RANGE("linear_forward");
+    if (quantized && (quantized->N != OC || quantized->K != C))
+        fail("linear_forward: a quantized weight [%lld,%lld] for a layer [%lld,%lld]", (long long)quantized->N,
+             (long long)quantized->K, (long long)OC, (long long)C);
+    if (quantized) {
+        matmul_nt_quantized(out, OC, inp, C, *quantized, bias, T, dev);
+        return;
+    }
+    if (!dev.cuda) linear_forward_cpu(out, inp, weight, bias, packed, T, C, OC);
+    else if (matmul_settings.batch_invariant) matmul_nt(out, OC, inp, C, weight, C, bias, T, OC, C, dev);
+    else matmul_nt_any_order(out, OC, inp, C, weight, C, bias, T, OC, C, dev);
+}
+
+// dinp: (T,C), =; dweight: (OC,C), +=; dbias: (OC), +=, or null; dout: (T,OC); inp: (T,C); weight: (OC,C)
+inline void linear_backward(floatX* dinp, float* dweight, float* dbias, const floatX* dout, const floatX* inp,
+                            const floatX* weight, int64_t T, int64_t C, int64_t OC, Device dev) {
+    NVTX_RANGE("linear_backward");
+    if (!dev.cuda) {
+        linear_backward_cpu(dinp, dweight, dbias, dout, inp, weight, T, C, OC);
+        return;
+    }
+    matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, dev);
+    matmul_tn(dweight, C, dout, OC, inp, C, T, OC, C, dev);
+    if (dbias) bias_backward(dbias, dout, T, OC, dev);
 }

@@ -8,7 +8,15 @@
 // backward computes each chunk of logits again (one GEMM more, as in Wijmans et al. 2024, Cut Your Losses).
 //
 // The trap: the sampler needs the same lse to the bit. It holds whole rows of logits, and walks them through the same
-// softmax_chunk() in chunks of the same width.
+// softmax_chunk() in chunks of the same width; on a device through softmax_chunk_device() and softmax_merge(). Neither
+// is inlined where the compiler could fuse a product in one caller and not in the other.
+//
+// On a device. A block of LM_HEAD_BLOCK threads takes the row of one chunk: maximum and sums relative to it, 8 logits a
+// thread in registers, then the row's running statistics are merged with the chunk's. Chunks are independent until the
+// merge, so that the sampler can have a block for each of a row's 38 chunks. The bits of a row depend on that row
+// alone. Traffic of a chunk of R x N logits besides the GEMMs: forward 4RN written by the GEMM and read once (the least
+// for logits that leave the GEMM), backward 4RN read, sizeof(floatX) RN written. Least with the softmax inside the
+// GEMM: 0.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,7 +24,7 @@
 #include "../runtime/buffer.h"
 #include "../runtime/dtypes.h"
 #include "../runtime/math.h"
-#include "cpu/gemm.h"
+#include "matmul.cuh"
 
 constexpr int64_t LM_HEAD_COLUMNS = 4096, LM_HEAD_ROWS = 1024;
 
@@ -50,8 +58,8 @@ __attribute__((noinline)) inline void softmax_chunk(SoftmaxState& s, const float
     s.max = max;
 }
 
-inline float softmax_lse(const SoftmaxState& s) { return (float)((double)s.max + log(s.sum)); }
-inline float softmax_entropy(const SoftmaxState& s) { return softmax_lse(s) - (float)(s.sum_z / s.sum); }
+HOST_DEVICE float softmax_lse(const SoftmaxState& s) { return (float)((double)s.max + log(s.sum)); }
+HOST_DEVICE float softmax_entropy(const SoftmaxState& s) { return softmax_lse(s) - (float)(s.sum_z / s.sum); }
 
 // whole row at once, in the same chunks as the fused forward
 inline SoftmaxState softmax_row(const float* logits, int64_t V, float inverse_temperature) {
@@ -61,13 +69,38 @@ inline SoftmaxState softmax_row(const float* logits, int64_t V, float inverse_te
     return s;
 }
 
-inline float logit_logp(float logit, float inverse_temperature, float lse) { return logit * inverse_temperature - lse; }
+HOST_DEVICE float logit_logp(float logit, float inverse_temperature, float lse) {
+#if defined(__CUDA_ARCH__)
+    return fmaf(logit, inverse_temperature, -lse);  // nvcc would fuse it in one caller and perhaps not in another
+#else
+    return logit * inverse_temperature - lse;
+#endif
+}
 
 struct LmHeadScratch {
-    Buffer<float> logits;    // [LM_HEAD_ROWS, LM_HEAD_COLUMNS] or less
-    Buffer<floatX> dlogits;  // the same
-    Buffer<float> dhidden;   // [LM_HEAD_ROWS, C]
+    Buffer<float> logits;        // [LM_HEAD_ROWS, LM_HEAD_COLUMNS] or less
+    Buffer<floatX> dlogits;      // the same
+    Buffer<float> dhidden;       // [LM_HEAD_ROWS, C]
+    Buffer<SoftmaxState> state;  // [LM_HEAD_ROWS], on a device
+    Buffer<float> target;        // [LM_HEAD_ROWS] the logit of the target, on a device
 };
+
+// Room for a forward of T tokens, and for a backward if training: lines of the memory plan. Without it, or for more
+// tokens, forward and backward allocate what they lack.
+inline void lm_head_scratch_allocate(LmHeadScratch& s, int64_t T, int64_t C, int64_t V, bool training, Device dev) {
+    int64_t rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS, columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
+    s.logits.allocate(rows * columns, "a chunk of logits", "", dev);
+    if (dev.cuda) {
+        s.state.allocate(rows, "a chunk of logits", "", dev);
+        s.target.allocate(rows, "a chunk of logits", "", dev);
+    }
+    if (!training) return;
+    s.dlogits.allocate(rows * columns, "a chunk of logit gradients", "", dev);
+    s.dhidden.allocate(rows * C, "the gradient of the last hidden state", "", dev);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
 
 inline void lm_head_forward_cpu(float* logp,           // [T]
                                 float* lse,            // [T]
@@ -140,4 +173,219 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+static constexpr int LM_HEAD_BLOCK = 512, LM_HEAD_WARPS = LM_HEAD_BLOCK / 32;
+static constexpr int LM_HEAD_PACKS = (int)LM_HEAD_COLUMNS / (LM_HEAD_BLOCK * Pack128<float>::size);  // a thread
+
+// Every thread gets the result. All threads of the block, of LM_HEAD_BLOCK threads, must call it.
+__device__ inline float softmax_block_max(float x) {
+    __shared__ float partial[LM_HEAD_WARPS];
+    x = warp_reduce_max(x);
+    __syncthreads();  // the previous call's reads of partial are over
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < LM_HEAD_WARPS; w++) x = fmaxf(x, partial[w]);
+    return x;
+}
+
+__device__ inline void softmax_block_sums(float& a, float& b) {
+    __shared__ float partial[2][LM_HEAD_WARPS];
+    a = warp_reduce_sum(a);
+    b = warp_reduce_sum(b);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        partial[0][threadIdx.x / 32] = a;
+        partial[1][threadIdx.x / 32] = b;
+    }
+    __syncthreads();
+    a = b = 0.0f;
+    for (int w = 0; w < LM_HEAD_WARPS; w++) {
+        a += partial[0][w];
+        b += partial[1][w];
+    }
+}
+
+// Statistics of n <= LM_HEAD_COLUMNS logits by themselves; every thread of the block gets them
+__device__ __attribute__((noinline)) inline SoftmaxState softmax_chunk_device(const float* logits, int n,
+                                                                              float inverse_temperature, bool aligned) {
+    constexpr int W = Pack128<float>::size;
+    Pack128<float> z[LM_HEAD_PACKS];
+    float max = -INFINITY, sum = 0.0f, sum_z = 0.0f;
+    for (int j = 0; j < LM_HEAD_PACKS; j++) {
+        int i = (j * LM_HEAD_BLOCK + threadIdx.x) * W;
+        z[j] = load_pack(logits, i, n, aligned);
+        for (int k = 0; k < W; k++) {
+            z[j][k] *= inverse_temperature;
+            max = i + k < n ? fmaxf(max, z[j][k]) : max;
+        }
+    }
+    max = softmax_block_max(max);
+    for (int j = 0; j < LM_HEAD_PACKS; j++)
+        for (int k = 0; k < W; k++) {
+            if ((j * LM_HEAD_BLOCK + (int)threadIdx.x) * W + k >= n) continue;
+            float e = exp_f(z[j][k] - max);
+            sum += e;
+            sum_z = mul_add(e, z[j][k], sum_z);
+        }
+    softmax_block_sums(sum, sum_z);
+    SoftmaxState s;
+    s.max = max;
+    s.sum = (double)sum;
+    s.sum_z = (double)sum_z;
+    return s;
+}
+
+// of what s covers, then what c covers
+__device__ __attribute__((noinline)) inline SoftmaxState softmax_merge(const SoftmaxState& s, const SoftmaxState& c) {
+    SoftmaxState m;
+    m.max = fmaxf(s.max, c.max);
+    double scale_s = exp((double)s.max - (double)m.max), scale_c = exp((double)c.max - (double)m.max);
+    m.sum = fma(s.sum, scale_s, c.sum * scale_c);
+    m.sum_z = fma(s.sum_z, scale_s, c.sum_z * scale_c);
+    return m;
+}
+
+// Columns v0 ... v0 + n - 1 of the rows' logits. state, target: (rows); logits: (rows,n) at stride. grid: rows
+__global__ void lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target, const float* logits,
+                                             const int* targets, int64_t stride, int n, int64_t v0,
+                                             float inverse_temperature, bool aligned) {
+    int64_t row = blockIdx.x;
+    SoftmaxState chunk = softmax_chunk_device(logits + row * stride, n, inverse_temperature, aligned);
+    if (threadIdx.x != 0) return;
+    state[row] = softmax_merge(v0 == 0 ? SoftmaxState() : state[row], chunk);
+    int64_t y = targets[row] - v0;
+    if (y >= 0 && y < n) target[row] = logits[row * stride + y];
+    else if (v0 == 0) target[row] = NAN;  // stays if no chunk has it
+}
+
+// logp, lse, entropy (or null), state, target: (rows). grid: CEIL_DIV(rows, LM_HEAD_BLOCK)
+__global__ void lm_head_finish_kernel(float* logp, float* lse, float* entropy, const SoftmaxState* state,
+                                      const float* target, int rows, float inverse_temperature) {
+    int row = blockIdx.x * LM_HEAD_BLOCK + threadIdx.x;
+    if (row >= rows) return;
+    lse[row] = softmax_lse(state[row]);
+    logp[row] = logit_logp(target[row], inverse_temperature, lse[row]);
+    if (entropy) entropy[row] = softmax_entropy(state[row]);
+}
+
+// A pack of dlogits a thread. dlogits, logits: (rows,n) at stride, columns v0 ... v0 + n - 1; dlogp, lse, targets:
+// (rows). grid: CEIL_DIV(n, LM_HEAD_BLOCK * W), rows
+__global__ void lm_head_dlogits_kernel(floatX* dlogits, const float* logits, const float* dlogp, const float* lse,
+                                       const int* targets, int64_t stride, int n, int64_t v0, float inverse_temperature,
+                                       bool aligned) {
+    constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
+    int64_t row = blockIdx.y;
+    int i = (blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;
+    if (i >= n) return;
+    float g = dlogp[row] * inverse_temperature, row_lse = lse[row];
+    int64_t y = targets[row] - v0;
+    Pack128<floatX> dz;
+    for (int j = 0; j < W / F; j++) {
+        Pack128<float> z = load_pack(logits + row * stride, i + j * F, n, aligned);
+        for (int k = 0; k < F; k++) {
+            float p = exp_f(logit_logp(z[k], inverse_temperature, row_lse));
+            dz[j * F + k] = i + j * F + k == y ? g * (1.0f - p) : -g * p;
+        }
+    }
+    store_pack(dlogits + row * stride, i, n, aligned, dz);
+}
+
+// dhidden: (n) rounded; dh: (n). grid: CEIL_DIV(n, LM_HEAD_BLOCK * W)
+__global__ void lm_head_dhidden_kernel(floatX* dhidden, const float* dh, int64_t n, bool aligned) {
+    constexpr int W = Pack128<floatX>::size;
+    int64_t i = ((int64_t)blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;
+    if (i >= n) return;
+    int rest = n - i < W ? (int)(n - i) : W;
+    Pack128<floatX> d;
+    for (int k = 0; k < W; k++) d[k] = (floatX)(k < rest ? dh[i + k] : 0.0f);
+    store_pack(dhidden + i, 0, rest, aligned, d);
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+inline void lm_head_check(const char* name, int64_t T, int64_t C, int64_t V) {
+    if (T < 0 || C < 1 || V < 1 || T > INT32_MAX || C > INT32_MAX || V > INT32_MAX)
+        fail("%s: bad shape: T %lld, C %lld, V %lld (each must be below 2^31)", name, (long long)T, (long long)C,
+             (long long)V);
+}
+
+// logp, lse: (T); entropy: (T) or null; hidden: (T,C); weight: (V,C); targets: (T), in [0, V)
+inline void lm_head_forward(float* logp, float* lse, float* entropy, const floatX* hidden, const floatX* weight,
+                            const int* targets, int64_t T, int64_t C, int64_t V, float inverse_temperature,
+                            LmHeadScratch& scratch, Device dev) {
+    NVTX_RANGE("lm_head_forward");
+    lm_head_check("lm_head_forward", T, C, V);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
+        scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
+        scratch.state.reserve(max_rows, "a chunk of logits", "", dev);
+        scratch.target.reserve(max_rows, "a chunk of logits", "", dev);
+        float* logits = scratch.logits.data;
+        for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
+            int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
+            for (int64_t v0 = 0; v0 < V; v0 += columns) {
+                int n = (int)(V - v0 < columns ? V - v0 : columns);
+                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
+                          dev);
+                LAUNCH(lm_head_softmax_chunk_kernel, rows, LM_HEAD_BLOCK, 0, dev.stream, scratch.state.data,
+                       scratch.target.data, logits, targets + t0, columns, n, v0, inverse_temperature,
+                       is_aligned16(logits, columns));
+            }
+            LAUNCH(lm_head_finish_kernel, CEIL_DIV(rows, LM_HEAD_BLOCK), LM_HEAD_BLOCK, 0, dev.stream, logp + t0,
+                   lse + t0, entropy ? entropy + t0 : nullptr, scratch.state.data, scratch.target.data, rows,
+                   inverse_temperature);
+        }
+        return;
+    }
+#endif
+    (void)dev;
+    lm_head_forward_cpu(logp, lse, entropy, hidden, weight, targets, T, C, V, inverse_temperature, scratch);
+}
+
+// dhidden: (T,C); dweight: (V,C), +=; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from the forward
+inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const floatX* hidden,
+                             const floatX* weight, const int* targets, const float* lse, int64_t T, int64_t C,
+                             int64_t V, float inverse_temperature, LmHeadScratch& scratch, Device dev) {
+    NVTX_RANGE("lm_head_backward");
+    lm_head_check("lm_head_backward", T, C, V);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        constexpr int W = Pack128<floatX>::size;
+        int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
+        scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
+        scratch.dlogits.reserve(max_rows * columns, "a chunk of logit gradients", "", dev);
+        scratch.dhidden.reserve(max_rows * C, "the gradient of the last hidden state", "", dev);
+        float *logits = scratch.logits.data, *dh = scratch.dhidden.data;
+        floatX* dlogits = scratch.dlogits.data;
+        bool aligned = is_aligned16(logits, columns) && is_aligned16(dlogits, columns);
+        for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
+            int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
+            for (int64_t v0 = 0; v0 < V; v0 += columns) {
+                int n = (int)(V - v0 < columns ? V - v0 : columns);
+                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
+                          dev);
+                LAUNCH(lm_head_dlogits_kernel, dim3(CEIL_DIV(n, LM_HEAD_BLOCK * W), rows), LM_HEAD_BLOCK, 0, dev.stream,
+                       dlogits, logits, dlogp + t0, lse + t0, targets + t0, columns, n, v0, inverse_temperature,
+                       aligned);
+                matmul_nn(dh, C, dlogits, columns, weight + v0 * C, C, rows, n, C, v0 > 0, dev);
+                matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
+            }
+            LAUNCH(lm_head_dhidden_kernel, (unsigned)CEIL_DIV(rows * C, LM_HEAD_BLOCK * W), LM_HEAD_BLOCK, 0,
+                   dev.stream, dhidden + t0 * C, dh, rows * C, is_aligned16(dhidden + t0 * C, 0));
+        }
+        return;
+    }
+#endif
+    (void)dev;
+    lm_head_backward_cpu(dhidden, dweight, dlogp, hidden, weight, targets, lse, T, C, V, inverse_temperature, scratch);
 }

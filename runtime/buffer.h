@@ -1,18 +1,21 @@
-// Owning arrays: 64-byte aligned, zeroed by the operating system, so that a page nobody touches costs nothing.
+// Owning arrays, on the host or on a device: 64-byte aligned, zero. On the host the operating system gives zeroed pages,
+// so that a page nobody touches costs nothing.
 #pragma once
 #include <sys/mman.h>
 #include <cstddef>
 #include <utility>
-#include "error.h"
+#include "arena.h"
 
 template <class T>
 struct Buffer {
     T* data = nullptr;
     size_t size = 0;  // elements
+    bool on_device = false, in_arena = false;
 
     Buffer() = default;
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
+    // not while an open arena holds the address of `data`
     Buffer(Buffer&& other) noexcept { swap(other); }
     Buffer& operator=(Buffer&& other) noexcept {
         swap(other);
@@ -20,31 +23,66 @@ struct Buffer {
     }
     ~Buffer() { release(); }
 
-    // what: for the message when memory is short; hint: the flag that asks for less
-    void allocate(size_t n, const char* what, const char* hint = "") {
+    // what: the line of the memory plan, and the message when memory is short; hint: the flag that asks for less.
+    // While dev's arena is open, data stays null until arena_commit.
+    void allocate(size_t n, const char* what, const char* hint = "", Device dev = Device()) {
         release();
         if (n == 0) return;
-        void* p = mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED)
-            fail("out of memory: %.1f MiB for %s%s%s", (double)(n * sizeof(T)) / 1048576.0, what, *hint ? "; " : "",
-                 hint);
-        data = (T*)p;
         size = n;
+        on_device = dev.cuda;
+        if (arena_is_open(dev)) {
+            in_arena = true;
+            arena_add(*dev.arena, reinterpret_cast<void**>(&data), n * sizeof(T), what, hint);
+            return;
+        }
+        auto refuse = [&] {
+            size = 0;
+            fail("out of memory: %s for %s%s%s", bytes_text((double)(n * sizeof(T))).c_str(), what, *hint ? "; " : "",
+                 hint);
+        };
+#if HAS_KERNELS
+        if (dev.cuda) {
+            cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&data), n * sizeof(T));
+            if (error == cudaErrorMemoryAllocation) refuse();
+            CUDA_CHECK(error);
+            CUDA_CHECK(cudaMemsetAsync(data, 0, n * sizeof(T), dev.stream));
+            return;
+        }
+#endif
+        void* p = mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) refuse();
+        data = (T*)p;
     }
     // grow if needed; the contents are not kept
-    void reserve(size_t n, const char* what, const char* hint = "") {
-        if (n > size) allocate(n + n / 4, what, hint);
+    void reserve(size_t n, const char* what, const char* hint = "", Device dev = Device()) {
+        if (n > size) allocate(n + n / 4, what, hint, dev);
     }
     void release() {
-        if (data) munmap((void*)data, size * sizeof(T));
+#if HAS_KERNELS
+        if (data && on_device && !in_arena) cudaFree(data);
+#endif
+        if (data && !on_device && !in_arena) munmap((void*)data, size * sizeof(T));
         data = nullptr;
         size = 0;
+        on_device = in_arena = false;
     }
     size_t bytes() const { return size * sizeof(T); }
     void swap(Buffer& other) {
         std::swap(data, other.data);
         std::swap(size, other.size);
+        std::swap(on_device, other.on_device);
+        std::swap(in_arena, other.in_arena);
     }
     T& operator[](size_t i) { return data[i]; }
     const T& operator[](size_t i) const { return data[i]; }
 };
+
+// The contents are not needed any more: gives the pages back to the operating system, or the memory to the device
+template <class T>
+inline void buffer_forget(Buffer<T>& b) {
+    if (!b.in_arena) b.release();
+    if (!b.data || b.on_device) return;
+    uintptr_t page = 4096, first = ((uintptr_t)b.data + page - 1) / page * page,
+              last = ((uintptr_t)b.data + b.bytes()) / page * page;
+    if (last > first) madvise((void*)first, last - first, MADV_DONTNEED);
+}

@@ -26,14 +26,20 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // where an operator runs: the last argument of every launcher. Device() is the CPU.
 
+struct Arena;         // runtime/arena.h: the memory plan
+struct ScratchStack;  // below: memory for one operator
+
 #if HAS_KERNELS
 struct Device {
     bool cuda = false;
     cudaStream_t stream = nullptr;
+    Arena* arena = nullptr;
+    ScratchStack* scratch = nullptr;
 };
 #else
 struct Device {
     static constexpr bool cuda = false;
+    Arena* arena = nullptr;
 };
 #endif
 
@@ -110,24 +116,53 @@ using Int = std::integral_constant<int, N>;
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
-// memory that lives for one operator, uninitialised: the heap, or the stream's pool (ordered with the kernels that use
-// it)
+// Memory that lives for one operator, uninitialised. On the host: the heap. On a device: the top of the stack that the
+// run's memory plan holds for it (the kernels of one stream run in order, so what a Scratch gives back the next may
+// take), or, when that is full or there is none, the stream's memory pool.
+
+#if HAS_KERNELS
+struct ScratchStack {
+    char* base = nullptr;
+    size_t size = 0, used = 0, peak = 0;  // bytes
+};
+#endif
+
+// waits until everything on the stream has been done
+inline void device_synchronize(Device dev) {
+#if HAS_KERNELS
+    if (dev.cuda) CUDA_CHECK(cudaStreamSynchronize(dev.stream));
+#endif
+    (void)dev;
+}
 
 struct Scratch {
     float* data = nullptr;  // (count)
     Device dev;
-    Scratch(size_t count, Device dev) : dev(dev) {
+    bool from_stack = false;
+    size_t bytes;
+    Scratch(size_t count, Device dev) : dev(dev), bytes((count * sizeof(float) + 255) / 256 * 256) {
 #if HAS_KERNELS
+        if (dev.cuda && dev.scratch && dev.scratch->base && dev.scratch->used + bytes <= dev.scratch->size) {
+            from_stack = true;
+            data = reinterpret_cast<float*>(dev.scratch->base + dev.scratch->used);
+            dev.scratch->used += bytes;
+            if (dev.scratch->used > dev.scratch->peak) dev.scratch->peak = dev.scratch->used;
+            return;
+        }
         if (dev.cuda) {
-            CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&data), count * sizeof(float), dev.stream));
+            CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&data), bytes, dev.stream));
             return;
         }
 #endif
-        data = static_cast<float*>(malloc(count * sizeof(float)));
-        if (!data && count) fail("out of memory: %zu bytes of scratch", count * sizeof(float));
+        data = static_cast<float*>(malloc(bytes));
+        if (!data && count) fail("out of memory: %zu bytes of scratch", bytes);
     }
     ~Scratch() {
 #if HAS_KERNELS
+        if (from_stack) {
+            dev.scratch->used -= bytes;
+            return;
+        }
         if (dev.cuda) {
             cudaFreeAsync(data, dev.stream);
             return;
@@ -138,6 +173,107 @@ struct Scratch {
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 };
+
+// Host memory: page-locked for a device, so that copies to and from it need no detour and no wait; else ordinary
+struct PinnedBuffer {
+    char* data = nullptr;
+    size_t size = 0;
+    bool pinned = false;
+    PinnedBuffer() = default;
+    PinnedBuffer(const PinnedBuffer&) = delete;
+    PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+    ~PinnedBuffer() { release(); }
+    void release() {
+#if HAS_KERNELS
+        if (pinned) cudaFreeHost(data);
+#endif
+        if (!pinned) free(data);
+        data = nullptr;
+        size = 0;
+        pinned = false;
+    }
+};
+
+inline void pinned_allocate(PinnedBuffer& b, size_t bytes, Device dev = Device()) {
+    b.release();
+    if (bytes == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&b.data), bytes));
+        b.size = bytes;
+        b.pinned = true;
+        return;
+    }
+#endif
+    (void)dev;
+    b.data = static_cast<char*>(malloc(bytes));
+    if (!b.data) fail("out of memory: %zu bytes of host memory", bytes);
+    b.size = bytes;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// copies between host and device, counted: a training step should need few
+
+struct Transfers {
+    int64_t to_device = 0, to_host = 0;              // copies
+    int64_t to_device_bytes = 0, to_host_bytes = 0;
+};
+inline Transfers transfers;
+
+// asynchronous when `from` is pinned memory; on the CPU an ordinary copy
+inline void copy_to_device(void* to, const void* from, size_t bytes, Device dev) {
+    if (bytes == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, dev.stream));
+        transfers.to_device++;
+        transfers.to_device_bytes += (int64_t)bytes;
+        return;
+    }
+#endif
+    (void)dev;
+    memmove(to, from, bytes);
+}
+
+// waits for the stream: what was computed on it before has arrived when this returns
+inline void copy_to_host(void* to, const void* from, size_t bytes, Device dev) {
+    if (bytes == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, dev.stream));
+        CUDA_CHECK(cudaStreamSynchronize(dev.stream));
+        transfers.to_host++;
+        transfers.to_host_bytes += (int64_t)bytes;
+        return;
+    }
+#endif
+    (void)dev;
+    memmove(to, from, bytes);
+}
+
+inline void copy_on_device(void* to, const void* from, size_t bytes, Device dev) {
+    if (bytes == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev.stream));
+        return;
+    }
+#endif
+    (void)dev;
+    memmove(to, from, bytes);
+}
+
+inline void set_zero(void* p, size_t bytes, Device dev) {
+    if (bytes == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, dev.stream));
+        return;
+    }
+#endif
+    (void)dev;
+    memset(p, 0, bytes);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // device functions

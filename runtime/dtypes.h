@@ -75,6 +75,88 @@ HOST_DEVICE uint16_t float_to_fp16_bits(float x) {
     return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// 8 and 4 bits. Encoding rounds to nearest even and saturates: infinity and whatever is too large become the largest
+// number (OCP's saturation mode, __NV_SATFINITE). Codes are in the low bits, the sign on top.
+
+// |x| as a float of MAN mantissa bits, subnormals included; not for NaN
+template <int BIAS, int MAN, uint32_t LARGEST>
+HOST_DEVICE uint32_t float_to_small_bits(float x) {
+    uint32_t u = float_bits(x) & 0x7FFFFFFFu, code;
+    if (u < (uint32_t)(128 - BIAS) << 23) {  // below 2^(1 - BIAS): subnormal, let the adder round
+        const uint32_t unit = (uint32_t)(127 + 24 - BIAS - MAN) << 23;  // a float whose ulp is the format's
+        code = float_bits(bits_float(u) + bits_float(unit)) - unit;
+    } else {
+        uint32_t rounded = u + ((1u << (22 - MAN)) - 1) + ((u >> (23 - MAN)) & 1u);
+        code = (rounded >> (23 - MAN)) - ((uint32_t)(127 - BIAS) << MAN);
+    }
+    return code < LARGEST ? code : LARGEST;
+}
+
+// e4m3: bias 7, largest 448, no infinity, NaN is 0x7F and 0xFF
+HOST_DEVICE uint8_t float_to_e4m3_bits(float x) {
+    uint32_t sign = float_bits(x) >> 24 & 0x80u;
+    return (uint8_t)(sign | (x == x ? float_to_small_bits<7, 3, 0x7E>(x) : 0x7Fu));
+}
+
+HOST_DEVICE float e4m3_bits_to_float(uint8_t b) {
+    uint32_t sign = (uint32_t)(b & 0x80u) << 24, size = b & 0x7Fu;
+    float x = bits_float(size << 20) * 1.329227995784915872903807060280344576e36f;  // 2^(127 - 7)
+    return bits_float(sign | (size == 0x7Fu ? 0x7FC00000u : float_bits(x)));
+}
+
+// e5m2: bias 15, largest 57344, infinity (never an encoder's result) and NaN as in fp16, whose upper byte it is
+HOST_DEVICE uint8_t float_to_e5m2_bits(float x) {
+    uint32_t u = float_bits(x), sign = u >> 24 & 0x80u;
+    return (uint8_t)(sign | (x == x ? float_to_small_bits<15, 2, 0x7B>(x) : 0x7Eu | (u >> 21 & 3u)));
+}
+
+HOST_DEVICE float e5m2_bits_to_float(uint8_t b) { return fp16_bits_to_float((uint16_t)((uint32_t)b << 8)); }
+
+// e2m1: 0 0.5 1 1.5 2 3 4 6, neither infinity nor NaN; NaN becomes 6
+HOST_DEVICE uint8_t float_to_e2m1_bits(float x) {
+    uint32_t sign = float_bits(x) >> 28 & 8u;
+    return (uint8_t)(x == x ? sign | float_to_small_bits<1, 1, 7>(x) : 7u);
+}
+
+HOST_DEVICE float e2m1_bits_to_float(uint8_t b) {
+    uint32_t sign = (uint32_t)(b & 8u) << 28;
+    float x = bits_float((b & 7u) << 22) * 8.507059173023461586584365185794205287e37f;  // 2^(127 - 1)
+    return bits_float(sign | float_bits(x));
+}
+
+// NF4: the quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
+// No array: device code could not index one that the host has too.
+HOST_DEVICE float nf4_to_float(uint32_t code) {
+    switch (code & 15u) {
+        case 0: return -1.0f;
+        case 1: return -0.6961928009986877f;
+        case 2: return -0.5250730514526367f;
+        case 3: return -0.39491748809814453f;
+        case 4: return -0.28444138169288635f;
+        case 5: return -0.18477343022823334f;
+        case 6: return -0.09105003625154495f;
+        case 7: return 0.0f;
+        case 8: return 0.07958029955625534f;
+        case 9: return 0.16093020141124725f;
+        case 10: return 0.24611230194568634f;
+        case 11: return 0.33791524171829224f;
+        case 12: return 0.44070982933044434f;
+        case 13: return 0.5626170039176941f;
+        case 14: return 0.7229568362236023f;
+        default: return 1.0f;
+    }
+}
+
+// x in [-1, 1] -> the nearest code; a tie goes down. NaN becomes code 0.
+HOST_DEVICE uint8_t float_to_nf4(float x) {
+    return (uint8_t)((x > -0.8480964004993439f) + (x > -0.6106329262256622f) + (x > -0.4599952697753906f) +
+                     (x > -0.33967943489551544f) + (x > -0.23460740596055984f) + (x > -0.13791173323988914f) +
+                     (x > -0.045525018125772476f) + (x > 0.03979014977812767f) + (x > 0.1202552504837513f) +
+                     (x > 0.2035212516784668f) + (x > 0.2920137718319893f) + (x > 0.3893125355243683f) +
+                     (x > 0.5016634166240692f) + (x > 0.6427869200706482f) + (x > 0.8614784181118011f));
+}
+
 #if defined(PRECISION_FP32)
 typedef float floatX;
 #define PRECISION_NAME "fp32"

@@ -108,6 +108,7 @@ OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
 OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy") \
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
 OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
+OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
 OPT(int, rollout_batch, 256, "[1, 65536]", IN_GRPO | IN_EVAL, "sequences decoded at once") \
 GROUP("optimizer") \
 OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
@@ -134,6 +135,9 @@ OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN, "t
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_EVAL, "write completions.jsonl") \
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
+OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
+OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
+OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
 GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \

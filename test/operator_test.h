@@ -42,6 +42,27 @@ inline void select_backend(const Backend& run) {
 #endif
 }
 
+#if defined(TRAIN_QRL_SIMT)
+// For test/coverage. TRAIN_QRL_LAUNCHED=file: a line "kernel suite.test" for each kernel that a test launched.
+// TRAIN_QRL_SKIP_KERNEL=name: launches of that kernel do nothing, so that a test that compares its result must fail.
+struct LaunchLog : testing::EmptyTestEventListener {
+    void OnTestStart(const testing::TestInfo&) override {
+        const char* skip = getenv("TRAIN_QRL_SKIP_KERNEL");
+        simt_skipped_kernel() = skip ? skip : "";
+        simt_launched().clear();
+    }
+    void OnTestEnd(const testing::TestInfo& test) override {
+        const char* path = getenv("TRAIN_QRL_LAUNCHED");
+        FILE* file = path ? fopen(path, "a") : nullptr;
+        if (!file) return;
+        for (const std::string& kernel : simt_launched())
+            fprintf(file, "%s %s.%s\n", kernel.c_str(), test.test_suite_name(), test.name());
+        fclose(file);
+    }
+};
+inline bool launch_log_added = (testing::UnitTest::GetInstance()->listeners().Append(new LaunchLog), true);
+#endif
+
 // n elements where the run wants them, each byte 0xFF (NaN in fp32 and bf16) until written, with a guard behind them
 template <class T>
 struct TestBuffer {

@@ -12,6 +12,7 @@
 #endif
 #include "../formats/checkpoint.h"
 #include "../train.cuh"
+#include "test_device.h"
 
 // fp32: what two orders of summation may differ by. bf16: 8 bits of mantissa against transformers' fp32.
 #if defined(PRECISION_FP32)
@@ -83,6 +84,7 @@ struct GoldenModel : testing::TestWithParam<const char*> {
 // forward, loss and backward of the three sequences in one batch
 static Result run_model(const std::string& folder, const Golden& g, ActivationMode mode, Model& m) {
     Result r;
+    m.dev = model_device();
     model_load(m, folder);
     model_refresh(m);
     Trainer t;
@@ -98,7 +100,8 @@ static Result run_model(const std::string& folder, const Golden& g, ActivationMo
         score_last_sequence(s, b, 0);
     }
     EXPECT_EQ(s.size(), (int64_t)g.logp.size());
-    score_forward(m, t.acts, t.head, t.hidden, b, s, 1.0f);
+    score_forward(m, t.acts, t.score, b, s, 1.0f);
+    score_fetch(s, t.score, m.dev);
     r.logits.assign(T * m.V(), NAN);
     gemm_nt(r.logits.data(), t.acts.hidden, m.w.head, nullptr, T, m.V(), m.C());
     r.hidden.assign(t.acts.hidden, t.acts.hidden + T * m.C());
@@ -119,7 +122,7 @@ static Result run_model(const std::string& folder, const Golden& g, ActivationMo
                        std::fabs(loss - g.loss) / scale, worst_logp, worst_entropy);
 
     std::vector<float> dlogp(s.size(), -1.0f / (float)s.size());
-    score_backward(t, b, s, dlogp, 1.0f);
+    score_backward(t, dlogp, 1.0f);
     r.grads.assign(t.grads.data, t.grads.data + t.grads.size);
     return r;
 }
@@ -210,8 +213,8 @@ TEST_P(GoldenModel, GradientsAccumulate) {
         ScoredTokens s;
         batch_add_sequence(b, g.tokens.data() + g.starts[i], g.starts[i + 1] - g.starts[i]);
         score_last_sequence(s, b, 0);
-        score_forward(m, t.acts, t.head, t.hidden, b, s, 1.0f);
-        score_backward(t, b, s, std::vector<float>(s.size(), -1.0f / (float)R), 1.0f);
+        score_forward(m, t.acts, t.score, b, s, 1.0f);
+        score_backward(t, std::vector<float>(s.size(), -1.0f / (float)R), 1.0f);
     }
     for (const ParamTensor& p : m.tensors) {
         Difference d = difference(t.grads.data + p.offset, once.grads.data() + p.offset, p.count());
@@ -232,8 +235,8 @@ static std::vector<floatX> decode(Model& m, const Golden& g, int prompt) {
     cache.width = (int64_t)m.NKV() * m.HD();
     for (int place : {0, 1}) {
         cache.rows[place] = (int64_t)N * longest + 3;
-        cache.k[place].allocate(m.L() * cache.rows[place] * cache.width, "keys");
-        cache.v[place].allocate(m.L() * cache.rows[place] * cache.width, "values");
+        cache.k[place].allocate(m.L() * cache.rows[place] * cache.width, "keys", "", m.dev);
+        cache.v[place].allocate(m.L() * cache.rows[place] * cache.width, "values", "", m.dev);
         memset((void*)cache.k[place].data, 0xFF, cache.k[place].bytes());
         memset((void*)cache.v[place].data, 0xFF, cache.v[place].bytes());
     }
@@ -253,7 +256,6 @@ static std::vector<floatX> decode(Model& m, const Golden& g, int prompt) {
         int n = std::min(prompt, g.starts[i + 1] - g.starts[i]);
         batch_add_sequence(prefill, g.tokens.data() + g.starts[i], n);
         for (int j = 0; j < n; j++) {
-            prefill.ranges[at.size()].row0 = first_row(i);
             prefill.writes.push_back({0, first_row(i) + j});
             at.push_back(g.starts[i] + j);
         }

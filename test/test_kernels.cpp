@@ -1289,24 +1289,28 @@ TEST(Quantizer, TensorRefreshCountsFlipsAgainstTheLastAndTheFirst) {
             std::vector<float> w = random_values<float>(n, 180, 0.1f);
             std::vector<floatX> work(n);
             x.master = w.data(), x.work = work.data();
-            quantized_tensor_init(x, q, true);
+            quantized_tensor_init(x, q);
+            std::vector<Grid> grid(x.groups);
+            std::vector<int8_t> codes(n), initial(n);
+            x.grid = grid.data(), x.codes = codes.data(), x.initial = initial.data();
+            int64_t counts[2];
             EXPECT_EQ(x.groups * x.group, n);
             EXPECT_EQ(x.groups, q.scope == QuantScope::tensor ? 1 : q.scope == QuantScope::channel ? 6 : 12);
-            quantized_tensor_refresh(x, q, mode);
-            EXPECT_EQ(x.flips, 0);
-            EXPECT_EQ(x.flips_total, 0);
-            std::vector<int8_t> first(x.codes.data, x.codes.data + n), last = first;
+            quantized_tensor_refresh(x, q, mode, counts, Device());
+            EXPECT_EQ(counts[0], 0);
+            EXPECT_EQ(counts[1], 0);
+            std::vector<int8_t> first = codes, last = first;
             float scale = x.grid[0].scale;
             for (int step = 1; step <= 3; step++) {
                 for (int64_t i = 0; i < n; i++)
                     w[i] = w[i] * (step == 2 ? 1.5f : 1.0f) + 0.01f * uniform(181 + step, (uint32_t)i);
-                quantized_tensor_refresh(x, q, mode);
+                quantized_tensor_refresh(x, q, mode, counts, Device());
                 int64_t flips = 0, total = 0;
                 for (int64_t i = 0; i < n; i++) flips += x.codes[i] != last[i], total += x.codes[i] != first[i];
-                EXPECT_EQ(x.flips, flips) << t;
-                EXPECT_EQ(x.flips_total, total) << t;
+                EXPECT_EQ(counts[0], flips) << t;
+                EXPECT_EQ(counts[1], total) << t;
                 EXPECT_GT(flips, 0) << t;
-                last.assign(x.codes.data, x.codes.data + n);
+                last = codes;
             }
             EXPECT_EQ(x.grid[0].scale == scale, mode == ScaleMode::frozen) << t;
         }
@@ -1316,7 +1320,7 @@ TEST(Quantizer, GroupsMustDivideTheInputs) {
     QuantizedTensor x;
     x.name = "model.layers.0.mlp.down_proj.weight", x.rows = 4, x.cols = 48;
     try {
-        quantized_tensor_init(x, quantizer_parse("int4:g32", "weights"), false);
+        quantized_tensor_init(x, quantizer_parse("int4:g32", "weights"));
         ADD_FAILURE() << "48 inputs were taken in groups of 32";
     } catch (const Error& e) {
         EXPECT_EQ(e.exit_code, 2);
@@ -1330,10 +1334,13 @@ TEST(Quantizer, StraightThroughRules) {
     std::vector<floatX> work(4);
     QuantizedTensor x;
     x.rows = 1, x.cols = 4, x.master = w.data(), x.work = work.data(), x.grad = d.data();
-    quantized_tensor_init(x, q, false);
-    quantized_tensor_refresh(x, q, ScaleMode::frozen);  // s = 8/7.5 = 1.0667: 7.5 lies above 7, -7.5 within -8
-    quantized_tensor_backward(x, q, SteRule::identity);
+    quantized_tensor_init(x, q);
+    Grid grid;
+    int64_t counts[2];
+    x.grid = &grid;
+    quantized_tensor_refresh(x, q, ScaleMode::frozen, counts, Device());  // s = 8/7.5 = 1.0667: 7.5 lies above 7, -7.5 within -8
+    quantized_tensor_backward(x, q, SteRule::identity, Device());
     EXPECT_EQ(d, ones);
-    quantized_tensor_backward(x, q, SteRule::clip);
+    quantized_tensor_backward(x, q, SteRule::clip, Device());
     EXPECT_EQ(d, (std::vector<float>{0.0f, 1.0f, 0.0f, 1.0f}));
 }

@@ -3,43 +3,11 @@
 #include <gtest/gtest.h>
 #include <chrono>
 #include <cmath>
-#include <vector>
-#include "../runtime/device.h"
 
 #if !defined(TRAIN_QRL_SIMT)
 TEST(Simt, All) { GTEST_SKIP() << "needs the simt build (make simt)"; }
 #else
-
-static const SimtOrder ORDERS[] = {SIMT_FORWARD, SIMT_REVERSE, SIMT_RANDOM};
-
-// runs f in each order of threads
-template <class F>
-static void in_all_orders(F f) {
-    for (SimtOrder order : ORDERS) {
-        simt_settings.order = order;
-        simt_settings.seed = 7;
-        f();
-    }
-    simt_settings = SimtSettings();
-}
-
-template <class F>
-static std::string message_of(F f) {
-    try {
-        f();
-    } catch (const Error& e) { return e.what(); }
-    return "no error";
-}
-
-// every part must be in the message of the fault, in every order of threads
-template <class F>
-static void expect_fault(F f, const std::vector<std::string>& parts) {
-    in_all_orders([&] {
-        std::string message = message_of(f);
-        for (const std::string& part : parts)
-            EXPECT_NE(message.find(part), std::string::npos) << message << "\nlacks: " << part;
-    });
-}
+#include "simt_test.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what works
@@ -128,6 +96,89 @@ TEST(Simt, VotesAndMasks) {
             ASSERT_EQ(out[32 + i], out[31 - i]);
         }
     });
+}
+
+__global__ void warp_reductions_kernel(int* out, unsigned* bits) {
+    int i = threadIdx.x, x = (i * 37 + 11) % 64 - 40;
+    out[i] = __reduce_add_sync(~0u, x);
+    out[32 + i] = __reduce_min_sync(~0u, x);
+    out[64 + i] = __reduce_max_sync(~0u, x);
+    bits[i] = __reduce_and_sync(~0u, (unsigned)x | 0x80u);
+    bits[32 + i] = __reduce_or_sync(~0u, (unsigned)x & 0xF0u);
+    bits[64 + i] = __reduce_xor_sync(~0u, (unsigned)x);
+    bits[96 + i] = __reduce_max_sync(~0u, (unsigned)x);
+    unsigned half = i < 16 ? 0xFFFFu : 0xFFFF0000u;
+    bits[128 + i] = (unsigned)__reduce_add_sync(half, 1 + (i < 16));
+    bits[160 + i] = __match_any_sync(~0u, i % 5);
+    bits[192 + i] = __activemask();
+    __syncwarp();
+}
+
+TEST(Simt, WarpReductionsAndMatches) {
+    in_all_orders([] {
+        std::vector<int> out(96);
+        std::vector<unsigned> bits(224);
+        LAUNCH(warp_reductions_kernel, 1, 32, 0, nullptr, out.data(), bits.data());
+        int sum = 0, least = 100, most = -100;
+        unsigned all = ~0u, any = 0, odd = 0, top = 0, same[5] = {};
+        for (int i = 0; i < 32; i++) {
+            int x = (i * 37 + 11) % 64 - 40;
+            sum += x, least = std::min(least, x), most = std::max(most, x);
+            all &= (unsigned)x | 0x80u, any |= (unsigned)x & 0xF0u, odd ^= (unsigned)x;
+            top = std::max(top, (unsigned)x);
+            same[i % 5] |= 1u << i;
+        }
+        for (int i = 0; i < 32; i++) {
+            ASSERT_EQ(out[i], sum);
+            ASSERT_EQ(out[32 + i], least);
+            ASSERT_EQ(out[64 + i], most);
+            ASSERT_EQ(bits[i], all);
+            ASSERT_EQ(bits[32 + i], any);
+            ASSERT_EQ(bits[64 + i], odd);
+            ASSERT_EQ(bits[96 + i], top);
+            ASSERT_EQ(bits[128 + i], i < 16 ? 32u : 16u);
+            ASSERT_EQ(bits[160 + i], same[i % 5]);
+            ASSERT_EQ(bits[192 + i], ~0u);
+        }
+    });
+}
+
+__global__ void barrier_votes_kernel(int* out, int n) {
+    int i = threadIdx.x;
+    if (i >= n) return;
+    out[i] = __syncthreads_count(i % 3 == 0);
+    out[100 + i] = __syncthreads_or(i == n - 1) + 2 * __syncthreads_or(0);
+    out[200 + i] = __syncthreads_and(i >= 0) + 2 * __syncthreads_and(i != 5);
+    __syncthreads();
+}
+
+TEST(Simt, VotesAtBarriers) {
+    in_all_orders([] {
+        std::vector<int> out(300, -1);
+        LAUNCH(barrier_votes_kernel, 1, 96, 0, nullptr, out.data(), 70);
+        for (int i = 0; i < 70; i++) {
+            ASSERT_EQ(out[i], 24);
+            ASSERT_EQ(out[100 + i], 1);
+            ASSERT_EQ(out[200 + i], 1);
+        }
+    });
+}
+
+TEST(Simt, Arithmetic) {
+    EXPECT_EQ(__dp4a(0x01FF7F80, 0x02037F80, 5), 5 + 2 - 3 + 127 * 127 + 128 * 128);
+    EXPECT_EQ(__dp4a(0x01FF0000u, 0x02030000u, 5u), 5u + 2 + 3 * 255);
+    EXPECT_EQ(__float_as_uint(__uint_as_float(0x7FC01234u)), 0x7FC01234u);
+    EXPECT_EQ(__float_as_int(-0.0f), INT32_MIN);
+    EXPECT_EQ(__saturatef(NAN), 0.0f);
+    EXPECT_EQ(__saturatef(2.0f), 1.0f);
+    float x = 1.0f + 0x1p-12f;
+    EXPECT_EQ(__fadd_rn(__fmul_rn(x, x), -1.0f), 0x1p-11f);  // fma would keep 2^-24
+    EXPECT_EQ(__popc(0xF0F0u), 8);
+    EXPECT_EQ(__clz(1), 31);
+    EXPECT_EQ(__ffs(8), 4);
+    char4 c = make_char4(-1, 2, 3, 4);
+    EXPECT_EQ(sizeof(c), 4u);
+    EXPECT_EQ(c.x, -1);
 }
 
 // half of the threads return at once, a last one between two barriers
@@ -268,24 +319,33 @@ TEST(Simt, MemoryStartsAsNan) {
     CUDA_CHECK(cudaFree(p));
 }
 
-TEST(Simt, RuntimeCopiesAndSets) {
-    int *p, host[4] = {1, 2, 3, 4}, back[4];
-    cudaStream_t stream;
-    CUDA_CHECK(cudaStreamCreate(&stream));
-    CUDA_CHECK(cudaMallocAsync(&p, sizeof(host), stream));
-    CUDA_CHECK(cudaMemcpyAsync(p, host, sizeof(host), cudaMemcpyHostToDevice, stream));
-    CUDA_CHECK(cudaMemset(p + 1, 0, 4));
-    CUDA_CHECK(cudaMemcpy(back, p, sizeof(host), cudaMemcpyDeviceToHost));
-    CUDA_CHECK(cudaFreeAsync(p, stream));
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    CUDA_CHECK(cudaStreamDestroy(stream));
-    EXPECT_EQ(std::vector<int>(back, back + 4), (std::vector<int>{1, 0, 3, 4}));
-    std::string message = message_of([] {
-        char* huge;
-        CUDA_CHECK(cudaMalloc(&huge, SIZE_MAX - 4096));
-    });
-    EXPECT_NE(message.find("out of memory"), std::string::npos) << message;
-    EXPECT_NE(message.find("test_simt.cpp"), std::string::npos) << message;
+// whatever a block left in `__shared__` is NaN for the next block of its OS thread
+__global__ void stale_kernel(float* out) {
+    __shared__ float values[32];
+    __shared__ int count;
+    out[blockIdx.x * 64 + threadIdx.x] = values[threadIdx.x];
+    out[blockIdx.x * 64 + 32 + threadIdx.x] = (float)count;
+    values[threadIdx.x] = 1.5f;
+    count = 7;
+}
+
+TEST(Simt, StaticSharedMemoryIsNotKept) {
+#if defined(__GLIBC__)
+    const int blocks = 200;
+    std::vector<float> out(blocks * 64);
+    LAUNCH(stale_kernel, blocks, 32, 0, nullptr, out.data());
+    int nan = 0;
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < 32; i++) {
+            EXPECT_NE(out[b * 64 + i], 1.5f);
+            // a lane of the block sees what an earlier lane wrote, that is a race; lane 0 reads first
+            if (i == 0) {
+                EXPECT_NE(out[b * 64 + 32 + i], 7.0f);
+            }
+            nan += std::isnan(out[b * 64 + i]);
+        }
+    EXPECT_GT(nan, 0);
+#endif
 }
 
 template <int N, bool B>
@@ -424,6 +484,8 @@ TEST(SimtFault, OneLaneLeavesTheLoopEarly) {
                  {"deadlock", "wait in __syncthreads", "31 wait in a warp operation"});
 }
 
+__global__ void empty_kernel(int) {}
+
 TEST(SimtFault, LaunchLimits) {
     int out = 0;
     expect_fault([&] { LAUNCH(left_kernel, 1, 1025, 0, nullptr, &out); },
@@ -432,8 +494,37 @@ TEST(SimtFault, LaunchLimits) {
     expect_fault([&] { LAUNCH(left_kernel, 1, 0, 0, nullptr, &out); }, {"(0,1,1) threads"});
     expect_fault([&] { LAUNCH(left_kernel, 0, 32, 0, nullptr, &out); }, {"grid of (0,1,1) blocks"});
     expect_fault([&] { LAUNCH(left_kernel, dim3(1, 65536), 32, 0, nullptr, &out); }, {"grid of (1,65536,1) blocks"});
-    expect_fault([&] { LAUNCH(left_kernel, 1, 32, 227 * 1024 + 1, nullptr, &out); },
-                 {"232449 bytes of dynamic shared memory"});
+    for (int arch : {80, 86, 89, 90, 100, 120}) {
+        size_t most = 1024 * (arch == 80 ? 163 : arch == 90 || arch == 100 ? 227 : 99);
+        simt_settings.arch = arch;
+        EXPECT_EQ(message_of([&] { LAUNCH(empty_kernel, 1, 32, most, nullptr, 0); }), "no error");
+        expect_fault([&] { LAUNCH(empty_kernel, 1, 32, most + 1, nullptr, 0); },
+                     {format("empty_kernel: %zu bytes of dynamic shared memory; at most %zu on sm_%d", most + 1, most,
+                             arch)});
+    }
+    simt_settings.arch = 75;
+    expect_fault([&] { LAUNCH(empty_kernel, 1, 32, 0, nullptr, 0); }, {"simt_settings.arch is 75"});
+    simt_settings = SimtSettings();
+}
+
+__global__ void trap_kernel(int n) {
+    if ((int)threadIdx.x == n) __trap();
+}
+
+TEST(SimtFault, Trap) {
+    expect_fault([&] { LAUNCH(trap_kernel, 1, 64, 0, nullptr, 40); },
+                 {"trap_kernel", "thread (40,0,0): __trap at ", "test_simt.cpp:"});
+}
+
+__global__ void reduce_in_half_a_warp_kernel(int* out) {
+    if (threadIdx.x < 16) *out = __reduce_add_sync(~0u, 1);
+    __syncthreads();
+}
+
+TEST(SimtFault, ReductionWithoutHalfOfItsMask) {
+    int out;
+    expect_fault([&] { LAUNCH(reduce_in_half_a_warp_kernel, 1, 32, 0, nullptr, &out); },
+                 {"deadlock", "16 wait in a warp operation", "__reduce_add_sync(0xFFFFFFFF)"});
 }
 
 __global__ void overrun_kernel(int n) {
@@ -484,8 +575,6 @@ __global__ void switch_kernel(int rounds) {
 __global__ void barrier_kernel(int rounds) {
     for (int i = 0; i < rounds; i++) __syncthreads();
 }
-
-__global__ void empty_kernel(int) {}
 
 TEST(Simt, CostOfASwitch) {
     auto seconds = [] {

@@ -1,9 +1,9 @@
 // Stands in for the CUDA toolkit's header of the same name when g++ compiles with -DTRAIN_QRL_SIMT -I test/simt:
 // qualifiers, vector types, built-in variables, intrinsics, and the part of the runtime API that the tree uses. See
-// simt.h. Streams are synchronous. Memory from cudaMalloc is filled with 0xFF, NaN in fp32 and bf16.
+// simt.h (how kernels are run), simt_stream.h (streams, events, graphs), simt_memory.h (memory and copies).
 #pragma once
 #include <cmath>
-#include "simt.h"
+#include "simt_memory.h"
 
 #define __global__ inline
 #define __device__
@@ -29,6 +29,10 @@
 SIMT_VECTOR(float, float, 16)
 SIMT_VECTOR(int, int, 16)
 SIMT_VECTOR(unsigned, uint, 16)
+SIMT_VECTOR(short, short, 8)
+SIMT_VECTOR(unsigned short, ushort, 8)
+SIMT_VECTOR(signed char, char, 4)
+SIMT_VECTOR(unsigned char, uchar, 4)
 #undef SIMT_VECTOR
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -48,6 +52,10 @@ static constexpr int warpSize = 32;
 #define SIMT_SITE __FILE__ ":" SIMT_TEXT(__LINE__)
 
 #define __syncthreads() simt_syncthreads(SIMT_SITE)
+#define __syncthreads_count(yes) simt_syncthreads(SIMT_SITE, yes)
+#define __syncthreads_or(yes) (simt_syncthreads(SIMT_SITE, yes) != 0)
+#define __syncthreads_and(yes) simt_syncthreads_and(SIMT_SITE, yes)
+#define __trap() simt_trap(SIMT_SITE)
 #define __syncwarp \
     SimtSyncwarp { SIMT_SITE }
 #define __shfl_sync(mask, ...) simt_shuffle(SIMT_SITE, SIMT_SHFL, mask, __VA_ARGS__)
@@ -57,6 +65,81 @@ static constexpr int warpSize = 32;
 #define __ballot_sync(mask, yes) simt_ballot(SIMT_SITE, mask, yes)
 #define __any_sync(mask, yes) (simt_ballot(SIMT_SITE, mask, yes) != 0)
 #define __all_sync(mask, yes) simt_all(SIMT_SITE, mask, yes)
+#define __reduce_add_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_add_sync", mask, x, SimtAdd())
+#define __reduce_min_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_min_sync", mask, x, SimtMin())
+#define __reduce_max_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_max_sync", mask, x, SimtMax())
+#define __reduce_and_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_and_sync", mask, (unsigned)(x), SimtAnd())
+#define __reduce_or_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_or_sync", mask, (unsigned)(x), SimtOr())
+#define __reduce_xor_sync(mask, x) simt_reduce(SIMT_SITE, "__reduce_xor_sync", mask, (unsigned)(x), SimtXor())
+#define __match_any_sync(mask, x) simt_match_any(SIMT_SITE, mask, x)
+
+struct SimtAdd {
+    unsigned operator()(unsigned a, unsigned b) const { return a + b; }  // wraps
+};
+struct SimtMin {
+    template <class T>
+    T operator()(T a, T b) const {
+        return a < b ? a : b;
+    }
+};
+struct SimtMax {
+    template <class T>
+    T operator()(T a, T b) const {
+        return a > b ? a : b;
+    }
+};
+struct SimtAnd {
+    unsigned operator()(unsigned a, unsigned b) const { return a & b; }
+};
+struct SimtOr {
+    unsigned operator()(unsigned a, unsigned b) const { return a | b; }
+};
+struct SimtXor {
+    unsigned operator()(unsigned a, unsigned b) const { return a ^ b; }
+};
+
+template <class T, class F>
+void simt_reduce_compute(SimtThread* lanes, unsigned group) {
+    T result = *static_cast<T*>(lanes[__builtin_ctz(group)].operands);
+    for (unsigned m = group & (group - 1); m; m &= m - 1)
+        result = (T)F()(result, *static_cast<T*>(lanes[__builtin_ctz(m)].operands));
+    for (unsigned m = group; m; m &= m - 1) *static_cast<T*>(lanes[__builtin_ctz(m)].operands) = result;
+}
+
+template <class T, class F>
+T simt_reduce(const char* site, const char* name, unsigned mask, T x, F) {
+    static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value, "reductions of int and unsigned");
+    static const SimtTogether together = {name, false, simt_reduce_compute<T, F>};
+    simt_together(site, &together, mask, &x);
+    return x;
+}
+
+struct SimtMatch {
+    uint64_t value;
+    unsigned equal;
+};
+
+inline void simt_match_compute(SimtThread* lanes, unsigned group) {
+    for (unsigned m = group; m; m &= m - 1) {
+        SimtMatch& mine = *static_cast<SimtMatch*>(lanes[__builtin_ctz(m)].operands);
+        mine.equal = 0;
+        for (unsigned n = group; n; n &= n - 1)
+            if (static_cast<SimtMatch*>(lanes[__builtin_ctz(n)].operands)->value == mine.value) mine.equal |= n & -n;
+    }
+}
+
+// lanes of the mask whose x has the same bits
+template <class T>
+unsigned simt_match_any(const char* site, unsigned mask, T x) {
+    static const SimtTogether together = {"__match_any_sync", false, simt_match_compute};
+    SimtMatch match = {0, 0};
+    memcpy(&match.value, &x, sizeof(T));
+    simt_together(site, &together, mask, &match);
+    return match.equal;
+}
+
+// lanes that have not left; which of them run together is not defined here, as it is not on a GPU
+inline unsigned __activemask() { return simt_block->warp[simt_thread->linear / 32].alive; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // memory
@@ -83,6 +166,7 @@ void __stcg(T* p, T x) {
 }
 
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence_system() { __threadfence(); }
 inline void __threadfence_block() {}
 
 // old = *p; *p = f(old); returns old
@@ -152,95 +236,143 @@ inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1 : 0; }
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
+inline float __int_as_float(int bits) { return __uint_as_float((unsigned)bits); }
+
+// rounded by themselves, never contracted to fma
+inline float __fmul_rn(float x, float y) {
+    volatile float z = x * y;
+    return z;
+}
+inline float __fadd_rn(float x, float y) {
+    volatile float z = x + y;
+    return z;
+}
+
+// c plus the dot product of four bytes
+inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return c;
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+    for (int i = 0; i < 32; i += 8) c += (uint8_t)(a >> i) * (uint8_t)(b >> i);
+    return c;
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
-// runtime API
+// the device: "simt", of the architecture in simt_settings; TRAIN_QRL_SIMT_DEVICES=0: there is none
 
-enum cudaError_t {
-    cudaSuccess = 0,
-    cudaErrorInvalidValue = 1,
-    cudaErrorMemoryAllocation = 2,
-    cudaErrorInsufficientDriver = 35,
-    cudaErrorNoDevice = 100,
-    cudaErrorNoKernelImageForDevice = 209,
-    cudaErrorIllegalAddress = 700,
-    cudaErrorMisalignedAddress = 716,
-    cudaErrorLaunchFailure = 719,
+enum cudaDeviceAttr {
+    cudaDevAttrMaxThreadsPerBlock = 1,
+    cudaDevAttrWarpSize = 10,
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
-enum cudaMemcpyKind {
-    cudaMemcpyHostToHost,
-    cudaMemcpyHostToDevice,
-    cudaMemcpyDeviceToHost,
-    cudaMemcpyDeviceToDevice,
-    cudaMemcpyDefault,
+struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
+    int major, minor, multiProcessorCount, maxThreadsPerBlock, warpSize;
 };
-struct SimtStream {};
-typedef SimtStream* cudaStream_t;
+struct cudaFuncAttributes {
+    int maxThreadsPerBlock, maxDynamicSharedSizeBytes;
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
-inline const char* cudaGetErrorString(cudaError_t error) {
-    switch (error) {
-        case cudaSuccess:
-            return "no error";
-        case cudaErrorInvalidValue:
-            return "invalid argument";
-        case cudaErrorMemoryAllocation:
-            return "out of memory";
-        default:
-            return "an error of the simulated runtime";
-    }
-}
-
-// A launch that failed has thrown, so nothing is left to ask for.
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
+    const char* text = getenv("TRAIN_QRL_SIMT_DEVICES");
+    *count = text ? atoi(text) : 1;
+    return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+inline cudaError_t simt_check_device(int device) {
+    int count;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    return error != cudaSuccess ? error : device < 0 || device >= count ? cudaErrorInvalidDevice : cudaSuccess;
+}
+inline int& simt_device() {
+    static thread_local int device = 0;
+    return device;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = simt_device();
+    return simt_check_device(*device);
+}
+inline cudaError_t cudaSetDevice(int device) {
+    cudaError_t error = simt_check_device(device);
+    if (error == cudaSuccess) simt_device() = device;
+    return error;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 13000;
     return cudaSuccess;
 }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-    *stream = new SimtStream;
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
+    cudaError_t error = simt_check_device(device);
+    if (error != cudaSuccess) return error;
+    size_t unused;
+    *p = cudaDeviceProp();
+    strcpy(p->name, "simt");
+    cudaMemGetInfo(&unused, &p->totalGlobalMem);
+    p->sharedMemPerBlock = 48 * 1024;
+    p->sharedMemPerBlockOptin = simt_max_shared(simt_settings.arch);
+    p->sharedMemPerMultiprocessor = p->sharedMemPerBlockOptin + 1024;
+    p->major = simt_settings.arch / 10;
+    p->minor = simt_settings.arch % 10;
+    p->multiProcessorCount = 8;
+    p->maxThreadsPerBlock = SIMT_MAX_THREADS;
+    p->warpSize = warpSize;
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    delete stream;
-    return cudaSuccess;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp p;
+    cudaError_t error = cudaGetDeviceProperties(&p, device);
+    if (error != cudaSuccess) return error;
+    switch (attribute) {
+        case cudaDevAttrMaxThreadsPerBlock:
+            *value = p.maxThreadsPerBlock;
+            return cudaSuccess;
+        case cudaDevAttrWarpSize:
+            *value = p.warpSize;
+            return cudaSuccess;
+        case cudaDevAttrMultiProcessorCount:
+            *value = p.multiProcessorCount;
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMajor:
+            *value = p.major;
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMinor:
+            *value = p.minor;
+            return cudaSuccess;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+            *value = (int)p.sharedMemPerMultiprocessor;
+            return cudaSuccess;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            *value = (int)p.sharedMemPerBlockOptin;
+            return cudaSuccess;
+    }
+    return cudaErrorInvalidValue;
 }
-
-template <class T>
-cudaError_t cudaMalloc(T** p, size_t bytes) {
-    *p = nullptr;
-    if (bytes == 0) return cudaSuccess;
-    if (bytes > PTRDIFF_MAX) return cudaErrorMemoryAllocation;
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, bytes) != 0) return cudaErrorMemoryAllocation;
-    memset(memory, 0xFF, bytes);
-    *p = static_cast<T*>(memory);
-    return cudaSuccess;
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+    *attributes = cudaFuncAttributes{SIMT_MAX_THREADS, (int)simt_max_shared(simt_settings.arch)};
+    return simt_check_device(simt_device());
 }
-inline cudaError_t cudaFree(void* p) {
-    free(p);
-    return cudaSuccess;
-}
-template <class T>
-cudaError_t cudaMallocAsync(T** p, size_t bytes, cudaStream_t) {
-    return cudaMalloc(p, bytes);
-}
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
-
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-    if (bytes) memcpy(to, from, bytes);
-    return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-    return cudaMemcpy(to, from, bytes, kind);
-}
-inline cudaError_t cudaMemset(void* p, int byte, size_t bytes) {
-    if (bytes) memset(p, byte, bytes);
-    return cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* p, int byte, size_t bytes, cudaStream_t = nullptr) {
-    return cudaMemset(p, byte, bytes);
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
+    return (size_t)bytes <= simt_max_shared(simt_settings.arch) ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -5,11 +5,15 @@
 // seed): a kernel whose result depends on it has a race. Dynamic shared memory and cudaMalloc start as NaN in fp32 and
 // bf16. Faults throw Error from the launch, with kernel, block and thread: threads that wait for each other or for a
 // barrier the others do not reach, one barrier reached on two lines, a shuffle from a lane that has left or is not in
-// the mask, writes past dynamic shared memory, more than 1024 threads or 227 KB.
+// the mask, writes past dynamic shared memory, more than 1024 threads or the
+// shared memory of simt_settings.arch.
 //
-// What it cannot show: `__shared__` is one object per OS thread, so the block after finds the values of the block
-// before, and a thread that spins on memory another thread of its block shall write spins forever.
+// What it cannot show: a read of `__shared__` bytes that no block has written yet on its OS thread gives zero (dynamic
+// shared memory is NaN, and what a block wrote to `__shared__` is NaN for the next block); the size of `__shared__` is
+// not counted in the limit; a race between threads whose order no setting changes; host memory that a kernel reads. A
+// thread that spins on memory another thread of its block shall write spins forever.
 #pragma once
+#include <link.h>
 #include <sys/mman.h>
 #include <atomic>
 #include <cstdlib>
@@ -40,7 +44,9 @@ enum SimtOrder { SIMT_FORWARD, SIMT_REVERSE, SIMT_RANDOM };
 
 struct SimtSettings {
     SimtOrder order = SIMT_FORWARD;
-    uint64_t seed = 0;  // of SIMT_RANDOM
+    uint64_t seed = 0;          // of SIMT_RANDOM
+    bool lazy_streams = false;  // see simt_stream.h
+    int arch = 86;              // the GPU whose limits hold: 80, 86, 89, 90, 100 or 120
 };
 
 inline SimtSettings simt_settings;
@@ -57,13 +63,34 @@ static constexpr size_t SIMT_STACK = 128 * 1024;
 static constexpr size_t SIMT_STACK_STRIDE = SIMT_STACK + 17 * 64;
 static constexpr uint64_t SIMT_STACK_CANARY = 0x5AFE57ACC0FFEE00ull;
 
-enum SimtOp { SIMT_SYNCWARP, SIMT_SHFL, SIMT_SHFL_UP, SIMT_SHFL_DOWN, SIMT_SHFL_XOR, SIMT_BALLOT, SIMT_SYNCTHREADS };
+enum SimtOp {
+    SIMT_SYNCWARP,
+    SIMT_SHFL,
+    SIMT_SHFL_UP,
+    SIMT_SHFL_DOWN,
+    SIMT_SHFL_XOR,
+    SIMT_BALLOT,
+    SIMT_TOGETHER,
+    SIMT_SYNCTHREADS,
+};
 
-inline const char* simt_op_name(SimtOp op) {
-    static const char* const names[] = {"__syncwarp",      "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
-                                        "__shfl_xor_sync", "a vote",      "__syncthreads"};
-    return names[op];
-}
+struct SimtThread;
+
+// An operation that the last lane to come computes for all: lanes is the warp's 32 threads, group those that take part.
+struct SimtTogether {
+    const char* name;
+    bool whole_warp;  // all 32 lanes must exist and take part
+    void (*compute)(SimtThread* lanes, unsigned group);
+};
+
+// a cp.async under way
+struct SimtCopy {
+    void* to;
+    const void* from;
+    int bytes;
+    unsigned group;  // commits of the thread before it
+    const char* site;
+};
 
 struct SimtThread {
     Fiber fiber;
@@ -73,14 +100,48 @@ struct SimtThread {
     SimtOp op;
     const char* site;  // "file:line"
     unsigned mask;
-    int param, width;  // of a shuffle
-    uint64_t value;    // in, then out
+    int param, width;              // of a shuffle
+    uint64_t value;                // in, then out
+    const SimtTogether* together;  // of SIMT_TOGETHER
+    void* operands;
+    // cp.async
+    std::vector<SimtCopy> copies;
+    unsigned commits;
 };
+
+inline const char* simt_op_name(const SimtThread& t) {
+    static const char* const names[] = {"__syncwarp",      "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
+                                        "__shfl_xor_sync", "a vote",      "",               "__syncthreads"};
+    return t.op == SIMT_TOGETHER ? t.together->name : names[t.op];
+}
 
 // bit l: lane l
 struct SimtWarp {
     unsigned alive, ready, in_warp_op, in_barrier;
 };
+
+// Where `__shared__` variables lie: the program's thread-local variables, in the copy of the calling OS thread. Empty
+// where the C library does not tell.
+struct SimtRange {
+    char *begin = nullptr, *end = nullptr;
+};
+
+inline SimtRange simt_thread_locals() {
+    SimtRange range;
+#if defined(__GLIBC__)
+    dl_iterate_phdr(
+        [](dl_phdr_info* program, size_t, void* result) {
+            for (int i = 0; i < program->dlpi_phnum; i++)
+                if (program->dlpi_phdr[i].p_type == PT_TLS && program->dlpi_tls_data) {
+                    char* begin = static_cast<char*>(program->dlpi_tls_data);
+                    *static_cast<SimtRange*>(result) = SimtRange{begin, begin + program->dlpi_phdr[i].p_memsz};
+                }
+            return 1;  // the first is the program itself, the others are its libraries
+        },
+        &range);
+#endif
+    return range;
+}
 
 struct SimtBlock {
     // the launch
@@ -93,6 +154,7 @@ struct SimtBlock {
     // the block
     uint3 index = {0, 0, 0};
     unsigned threads = 0, alive = 0, in_barrier = 0;
+    unsigned barrier_threads = 0, barrier_votes = 0;  // of the last barrier: who came, who voted yes
     unsigned ready_warps = 0;
     uint64_t random = 0;
     std::string fault;
@@ -103,6 +165,8 @@ struct SimtBlock {
     bool fibers_made = false;
     char* stacks = nullptr;
     char* shared = nullptr;
+    SimtRange locals;
+    std::vector<char> locals_before;
 };
 
 inline thread_local SimtBlock* simt_block = nullptr;
@@ -168,9 +232,12 @@ inline void simt_try_barrier(SimtBlock& b, SimtThread* from) {
     if (b.alive == 0 || b.in_barrier < b.alive) return;
     int warps = (int)(b.threads + 31) / 32;
     const SimtThread* first = nullptr;
+    b.barrier_threads = b.in_barrier;
+    b.barrier_votes = 0;
     for (int w = 0; w < warps; w++)
         for (unsigned m = b.warp[w].in_barrier; m; m &= m - 1) {
             const SimtThread* t = &b.thread[w * 32 + __builtin_ctz(m)];
+            b.barrier_votes += t->value != 0;
             if (!first) first = t;
             else if (!simt_same_site(first->site, t->site))
                 simt_fault(b, from, "divergent barrier: thread (%u,%u,%u) waits at %s, thread (%u,%u,%u) at %s",
@@ -216,17 +283,21 @@ inline void simt_try_warp_op(SimtBlock& b, SimtThread* from, int w, int any) {
         const SimtThread& u = lanes[l];
         if (u.op != t.op || u.mask != t.mask || !simt_same_site(u.site, t.site))
             simt_fault(b, from, "divergent warp: lane %d waits in %s(0x%08X) at %s, lane %d in %s(0x%08X) at %s", any,
-                       simt_op_name(t.op), t.mask, t.site, l, simt_op_name(u.op), u.mask, u.site);
+                       simt_op_name(t), t.mask, t.site, l, simt_op_name(u), u.mask, u.site);
         value[l] = u.value;
         if (t.op == SIMT_BALLOT && u.value) ballot |= 1ull << l;
     }
+    if (t.op == SIMT_TOGETHER && t.together->whole_warp && group != ~0u)
+        simt_fault(b, from, "%s at %s needs all 32 lanes of its warp; lane %d has left the kernel or never was",
+                   t.together->name, t.site, __builtin_ctz(~group));
     if (t.op == SIMT_BALLOT)
         for (unsigned m = group; m; m &= m - 1) lanes[__builtin_ctz(m)].value = ballot;
+    else if (t.op == SIMT_TOGETHER) t.together->compute(lanes, group);
     else if (t.op != SIMT_SYNCWARP)
         for (unsigned m = group; m; m &= m - 1) {
             int l = __builtin_ctz(m), source = simt_shuffle_source(lanes[l], l);
             if (!(group >> source & 1))
-                simt_fault(b, &lanes[l], "%s at %s reads lane %d, which %s", simt_op_name(t.op), t.site, source,
+                simt_fault(b, &lanes[l], "%s at %s reads lane %d, which %s", simt_op_name(t), t.site, source,
                            t.mask >> source & 1 ? "has left the kernel" : "is not in the mask");
             lanes[l].value = value[source];
         }
@@ -246,7 +317,7 @@ inline void simt_wait(SimtBlock& b, SimtThread* t) {
         simt_try_barrier(b, t);
     } else {
         if (!(t->mask >> lane & 1))
-            simt_fault(b, t, "%s at %s: the caller, lane %d, is not in its own mask 0x%08X", simt_op_name(t->op),
+            simt_fault(b, t, "%s at %s: the caller, lane %d, is not in its own mask 0x%08X", simt_op_name(*t),
                        t->site, lane, t->mask);
         warp.in_warp_op |= 1u << lane;
         simt_try_warp_op(b, t, w, lane);
@@ -259,6 +330,10 @@ inline void simt_leave(SimtBlock& b, SimtThread* t) {
     int w = (int)t->linear / 32;
     SimtWarp& warp = b.warp[w];
     unsigned bit = 1u << (t->linear % 32);
+    if (!t->copies.empty())
+        simt_fault(b, t, "left the kernel with %zu copies under way, the first cp_async_16 at %s: %s", t->copies.size(),
+                   t->copies[0].site,
+                   t->copies[0].group < t->commits ? "no cp_async_wait covers it" : "it was never committed");
     warp.alive &= ~bit;
     warp.ready &= ~bit;
     if (warp.ready == 0) b.ready_warps &= ~(1u << w);
@@ -298,6 +373,7 @@ inline SimtBlock& simt_this_block() {
             block->shared = static_cast<char*>(aligned_alloc(1024, SIMT_SHARED_BYTES));
             if (!block->shared) fail("simt: no memory for shared memory");
             fiber_adopt_current(&block->scheduler);
+            block->locals = simt_thread_locals();
         }
         ~Owner() {
 #if defined(SIMT_ASAN)
@@ -338,8 +414,21 @@ inline std::string simt_deadlock(const SimtBlock& b) {
     if (warp_op)
         s += format("%s%u wait in a warp operation, thread (%u,%u,%u) in %s(0x%08X) at %s", told ? ", " : "",
                     b.alive - b.in_barrier, warp_op->index.x, warp_op->index.y, warp_op->index.z,
-                    simt_op_name(warp_op->op), warp_op->mask, warp_op->site);
+                    simt_op_name(*warp_op), warp_op->mask, warp_op->site);
     return s + format(", %u have left", left);
+}
+
+// `__shared__` variables are thread-local variables of the OS thread, and nothing tells them apart from others but that
+// a kernel writes them: what has changed when a block ends is its static shared memory, and becomes 0xFF, so that the
+// next block that reads before it writes gets NaN in fp32 and bf16, not the values of this block.
+inline void simt_remember_locals(SimtBlock& b) {
+    if (b.locals.begin) b.locals_before.assign(b.locals.begin, b.locals.end);
+}
+
+inline void simt_poison_locals(SimtBlock& b) {
+    if (!b.locals.begin || memcmp(b.locals.begin, b.locals_before.data(), b.locals_before.size()) == 0) return;
+    for (size_t i = 0; i < b.locals_before.size(); i++)
+        if (b.locals.begin[i] != b.locals_before[i]) b.locals.begin[i] = (char)0xFF;
 }
 
 // Runs block `index` of the launch in b; a fault is left in b.fault.
@@ -361,12 +450,18 @@ inline void simt_run_block(SimtBlock& b, uint64_t index) {
         b.warp[w] = SimtWarp{n >= 32 ? ~0u : (1u << n) - 1, 0, 0, 0};
         simt_make_ready(b, (int)w, b.warp[w].alive);
     }
+    for (unsigned i = 0; i < b.threads; i++) {
+        b.thread[i].copies.clear();
+        b.thread[i].commits = 0;
+    }
     int w = simt_pick(b, b.ready_warps);
+    simt_remember_locals(b);
     simt_thread = &b.thread[w * 32 + simt_pick(b, b.warp[w].ready)];
     simt_block = &b;
     fiber_switch(&b.scheduler, &simt_thread->fiber);
     simt_thread = nullptr;
     simt_block = nullptr;
+    simt_poison_locals(b);
 #if defined(SIMT_ASAN)
     __asan_unpoison_memory_region(b.shared, SIMT_SHARED_BYTES);
 #endif
@@ -397,6 +492,12 @@ inline std::set<std::string>& simt_launched() {
     return names;
 }
 
+// launches of this kernel do nothing: a test asks whether anybody notices
+inline std::string& simt_skipped_kernel() {
+    static std::string name;
+    return name;
+}
+
 inline std::mutex& simt_mutex() {
     static std::mutex mutex;
     return mutex;
@@ -409,8 +510,24 @@ inline std::string simt_kernel_name(const std::string& text) {
     return text.substr(begin, text.find_first_of("<) ", begin) - begin);
 }
 
-inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
-                     void (*invoke)(void*), void* arguments) {
+// CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory of a thread block
+inline size_t simt_max_shared(int arch) {
+    switch (arch) {
+        case 80:
+            return 163 * 1024;
+        case 86:
+        case 89:
+        case 120:
+            return 99 * 1024;
+        case 90:
+        case 100:
+            return 227 * 1024;
+    }
+    fail("simt_settings.arch is %d; 80, 86, 89, 90, 100 or 120", arch);
+}
+
+inline void simt_check_launch(const char* kernel, const char* file, int line, dim3 grid, dim3 dim,
+                              size_t shared_bytes) {
     std::string name = simt_kernel_name(kernel);
     uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (threads == 0 || threads > SIMT_MAX_THREADS || dim.z > 64)
@@ -419,14 +536,22 @@ inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, 
     if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535)
         fail("%s:%d: kernel %s: a grid of (%u,%u,%u) blocks; at least 1, x below 2^31, y and z below 65536", file, line,
              name.c_str(), grid.x, grid.y, grid.z);
-    if (shared_bytes > SIMT_MAX_SHARED)
-        fail("%s:%d: kernel %s: %zu bytes of dynamic shared memory; at most %zu", file, line, name.c_str(),
-             shared_bytes, SIMT_MAX_SHARED);
+    if (shared_bytes > simt_max_shared(simt_settings.arch))
+        fail("%s:%d: kernel %s: %zu bytes of dynamic shared memory; at most %zu on sm_%d", file, line, name.c_str(),
+             shared_bytes, simt_max_shared(simt_settings.arch), simt_settings.arch);
+}
+
+// Runs a launch that simt_check_launch has let pass.
+inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
+                     void (*invoke)(void*), void* arguments) {
+    std::string name = simt_kernel_name(kernel);
+    uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     SimtSettings settings = simt_settings;
     std::string fault;
     {
         std::lock_guard<std::mutex> lock(simt_mutex());
         simt_launched().insert(name);
+        if (name == simt_skipped_kernel()) return;
     }
     std::atomic<uint64_t> next{0};
     std::atomic<bool> stop{false};
@@ -467,25 +592,49 @@ inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, 
     if (!fault.empty()) fail("%s:%d: %s", file, line, fault.c_str());
 }
 
-// The arguments are converted to the kernel's parameter types once, and copied for every thread.
-template <class Stream, class... P, class... A>
-void simt_launch(const char* kernel_name, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes, Stream,
-                 void (*kernel)(P...), A&&... arguments) {
-    std::tuple<std::decay_t<P>...> parameters(static_cast<std::decay_t<P>>(arguments)...);
-    auto call = [&] { std::apply(kernel, parameters); };
-    simt_run(
-        kernel_name, file, line, grid, dim, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
-}
-
 inline void* simt_dynamic_shared() { return simt_block->shared; }
+
+// faults unless `bytes` at p are the block's shared memory
+inline void simt_check_shared(SimtThread* t, const char* name, const char* site, const void* p, size_t bytes) {
+    SimtBlock& b = *simt_block;
+    const char* begin = static_cast<const char*>(p);
+    if (begin >= b.shared && begin < b.shared + SIMT_SHARED_BYTES) {
+        if ((size_t)(begin - b.shared) + bytes > b.shared_bytes)
+            simt_fault(b, t, "%s at %s: bytes %zu to %zu of dynamic shared memory, the launch asked for %zu", name,
+                       site, (size_t)(begin - b.shared), (size_t)(begin - b.shared) + bytes - 1, b.shared_bytes);
+        return;
+    }
+    if (b.locals.begin && (begin < b.locals.begin || begin + bytes > b.locals.end))
+        simt_fault(b, t, "%s at %s: address %p is not in shared memory", name, site, p);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what the intrinsics of cuda_runtime.h are made of
 
-inline void simt_syncthreads(const char* site) {
+// returns how many threads voted yes
+inline int simt_syncthreads(const char* site, bool yes = false) {
     SimtThread* t = simt_thread;
     t->op = SIMT_SYNCTHREADS;
     t->site = site;
+    t->value = yes;
+    simt_wait(*simt_block, t);
+    return (int)simt_block->barrier_votes;
+}
+
+inline bool simt_syncthreads_and(const char* site, bool yes) {
+    return simt_syncthreads(site, yes) == (int)simt_block->barrier_threads;
+}
+
+[[noreturn]] inline void simt_trap(const char* site) { simt_fault(*simt_block, simt_thread, "__trap at %s", site); }
+
+// operands: what `together` reads and writes of this lane, alive until this returns
+inline void simt_together(const char* site, const SimtTogether* together, unsigned mask, void* operands) {
+    SimtThread* t = simt_thread;
+    t->op = SIMT_TOGETHER;
+    t->site = site;
+    t->mask = mask;
+    t->together = together;
+    t->operands = operands;
     simt_wait(*simt_block, t);
 }
 
@@ -518,10 +667,10 @@ template <class T>
 T simt_shuffle(const char* site, SimtOp op, unsigned mask, T value, int param, int width = 32) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
     SimtThread* t = simt_thread;
-    if (width < 1 || width > 32 || (width & (width - 1)))
-        simt_fault(*simt_block, t, "%s at %s: width %d is not 1, 2, 4, 8, 16 or 32", simt_op_name(op), site, width);
     t->op = op;
     t->site = site;
+    if (width < 1 || width > 32 || (width & (width - 1)))
+        simt_fault(*simt_block, t, "%s at %s: width %d is not 1, 2, 4, 8, 16 or 32", simt_op_name(*t), site, width);
     t->mask = mask;
     t->param = param;
     t->width = width;

@@ -1,0 +1,75 @@
+// CUDA graphs of decode steps. A graph holds the launches of one step with their grids and addresses; what changes from
+// step to step (tokens, positions, cache rows, keys of the draws) is read from device memory at fixed addresses.
+#pragma once
+#include <functional>
+#include <vector>
+#include "kernels/sampling.cuh"
+#include "runtime/device.h"
+
+// What a captured step depends on besides the memory it reads
+struct DecodeGraphKey {
+    int64_t rows;
+    int keys;
+    bool codes;  // the linears are read as packed codes
+    SamplingParams sampling;
+    uint64_t seed;
+    uint32_t stream;
+    int n_allowed;
+};
+
+inline bool same_key(const DecodeGraphKey& a, const DecodeGraphKey& b) {
+    return a.rows == b.rows && a.keys == b.keys && a.codes == b.codes && same_sampling(a.sampling, b.sampling) &&
+           a.seed == b.seed && a.stream == b.stream && a.n_allowed == b.n_allowed;
+}
+
+struct DecodeGraphs {
+    static constexpr int keys_step = 256;  // the grid of attention is for a multiple of this many keys
+    int64_t captured = 0, replayed = 0;
+#if HAS_KERNELS
+    struct Entry {
+        DecodeGraphKey key;
+        cudaGraphExec_t exec;
+    };
+    static constexpr size_t most = 128;
+    std::vector<Entry> entries;
+    DecodeGraphs() = default;
+    DecodeGraphs(const DecodeGraphs&) = delete;
+    DecodeGraphs& operator=(const DecodeGraphs&) = delete;
+    ~DecodeGraphs() { clear(); }
+    // when memory that the graphs address has moved
+    void clear() {
+        for (Entry& e : entries) cudaGraphExecDestroy(e.exec);
+        entries.clear();
+    }
+#else
+    void clear() {}
+#endif
+};
+
+#if HAS_KERNELS
+// Replays the graph of this key, or captures step() as that graph and runs it
+inline void decode_graph_run(DecodeGraphs& g, const DecodeGraphKey& key, Device dev, const std::function<void()>& step) {
+    for (const DecodeGraphs::Entry& e : g.entries)
+        if (same_key(e.key, key)) {
+            CUDA_CHECK(cudaGraphLaunch(e.exec, dev.stream));
+            g.replayed++;
+            return;
+        }
+    if (g.entries.size() == DecodeGraphs::most) g.clear();
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA_CHECK(cudaStreamBeginCapture(dev.stream, cudaStreamCaptureModeThreadLocal));
+    try {
+        step();
+    } catch (...) {  // leave the stream usable
+        if (cudaStreamEndCapture(dev.stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+        throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(dev.stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    g.entries.push_back({key, exec});
+    g.captured++;
+    CUDA_CHECK(cudaGraphLaunch(exec, dev.stream));
+}
+#endif

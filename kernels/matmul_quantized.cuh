@@ -1,0 +1,221 @@
+// Matrix product with a packed quantized weight: what a quantized model decodes with.
+//
+//   out[M,N] = a[M,K] Q(W)[N,K]^T + bias,  Q(W) = the working weight that packed_weight.cuh unpacks to
+// The bits are those of matmul_nt with Q(W): the same k16 steps in order with the same operands; only where Q(W) is
+// made differs. Decoded rows and the trainer's rows, packed or not, agree.
+//
+// M up to QUANTIZED_MATMUL_ROWS (decoding): bound by memory. A warp owns 8 columns of out for all of K and streams its
+// own packed blocks (128 b bytes for 8 x 128 weights) through shared memory into the B fragments of its mma's; no code
+// is read twice in a tile of 64 rows, none by another warp. Least traffic: the packed weight, once; moved: the packed
+// weight CEIL_DIV(M,64) times from memory or L2, and a (M,K) from L2 once for each block of 16 ... 64 columns.
+// Larger M (prompts, training) and fp32: panels of Q(W) are unpacked to scratch for matmul_nt, 2 bytes written and read
+// a weight, which M > 128 multiply-adds a weight outweigh.
+// Launch: 8 columns a warp, 2 to 8 warps a block so that N still gives about one block a multiprocessor; 16 or 64 rows.
+//
+// The trap: rows of the tile beyond M are never loaded. Their products are garbage, even NaN, and end in rows of D that
+// nobody stores.
+#pragma once
+#include "matmul.cuh"
+#include "packed_weight.cuh"
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#endif
+
+static constexpr int64_t QUANTIZED_MATMUL_ROWS = 128;
+static constexpr int64_t QUANTIZED_PANEL_NUMBERS = 1 << 24;  // of Q(W) at a time: 32 MB of bf16
+
+#if HAS_KERNELS
+// two numbers rounded to bf16, the first in the lower half; on a GPU one instruction instead of ten
+__device__ inline uint32_t quantized_pair(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, 4);
+    return bits;
+#else
+    return (uint32_t)float_to_bf16_bits(low) | (uint32_t)float_to_bf16_bits(high) << 16;
+#endif
+}
+
+// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: NF4's numbers
+// in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which 2^23 + u - zero makes
+// exact
+template <int BITS>
+__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, WeightFormat format, const float* table,
+                                          float zero, float scale) {
+    float x[4];
+    MATMUL_UNROLL
+    for (int e = 0; e < 4; e++) {
+        uint32_t u = quantized_step_code(codes, BITS, e);
+        if (BITS == 4 && format == WeightFormat::nf4) x[e] = table[u] * scale;
+        else if (BITS == 8 && format == WeightFormat::fp8e4m3) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
+        else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
+    }
+    b[0] = quantized_pair(x[0], x[1]);
+    b[1] = quantized_pair(x[2], x[3]);
+}
+
+template <int BM>
+static constexpr int QUANTIZED_STAGES = BM == 16 ? 8 : 4;
+
+// SCALES: 1 if all of a span shares a scale, else 8, one a k16 step. blockDim: 32 a warp, each 8 columns.
+// grid: (CEIL_DIV(N, 8 * warps), CEIL_DIV(M, BM)); dynamic shared memory: stages of a's tile and each warp's codes
+template <int BITS, int SCALES, int BM, class O>
+__global__ void __launch_bounds__(256, 2)
+    matmul_nt_quantized_kernel(O* out, int64_t ldo, const bf16* a, int64_t lda, QuantizedWeight w, const bf16* bias,
+                               int64_t M, bool aligned_a) {
+    constexpr int MT = BM / 16, STAGES = QUANTIZED_STAGES<BM>, A_BYTES = BM * QW_SPAN * 2, CODE_BYTES = 128 * BITS;
+    DYNAMIC_SHARED(unsigned char, shared);
+    __shared__ float table[16];
+    if (threadIdx.x < 16) table[threadIdx.x] = nf4_to_float(threadIdx.x);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    int stage_bytes = A_BYTES + warps * CODE_BYTES;
+    int64_t m0 = (int64_t)blockIdx.y * BM, block_row = (int64_t)blockIdx.x * warps + warp;
+    int rows = M - m0 < BM ? (int)(M - m0) : BM;
+    bool live = block_row < quantized_row_blocks(w);
+    int spans = (int)quantized_spans(w), groups = (int)(w.K / w.group);
+    const unsigned char* codes =
+        reinterpret_cast<const unsigned char*>(w.codes) + (live ? block_row : 0) * spans * CODE_BYTES;
+    int64_t scale_row = (live ? block_row : 0) * groups * QW_ROWS + lane / 4;
+
+    auto load = [&](int span) {
+        unsigned char* stage = shared + span % STAGES * stage_bytes;
+        if (span < spans) {
+            for (int i = threadIdx.x; i < rows * (QW_SPAN / 8); i += blockDim.x) {
+                int row = i / (QW_SPAN / 8), chunk = i % (QW_SPAN / 8);
+                int64_t k = (int64_t)span * QW_SPAN + chunk * 8, left = w.K - k;
+                int n = left < 0 ? 0 : left > 8 ? 8 : (int)left;
+                const bf16* from = n > 0 ? a + (m0 + row) * lda + k : a;
+                bf16* to = reinterpret_cast<bf16*>(stage) + matmul_swizzle<QW_SPAN>(row, chunk);
+                matmul_load_chunk(to, from, n, aligned_a);
+            }
+            for (int i = lane; i < CODE_BYTES / 16 && live; i += 32)
+                cp_async_16(stage + A_BYTES + warp * CODE_BYTES + i * 16, codes + (int64_t)span * CODE_BYTES + i * 16);
+        }
+        cp_async_commit();
+    };
+    // the scales of a span, or of each of its steps, and 2^23 + their zero points
+    auto load_scales = [&](float* scale, float* zero, int span) {
+        MATMUL_UNROLL
+        for (int s = 0; s < SCALES; s++) {
+            int64_t group = ((int64_t)span * QW_SPAN + s * 16) / w.group;
+            int64_t i = scale_row + (group < groups ? group : groups - 1) * QW_ROWS;
+            scale[s] = quantized_scale(w, i);
+            zero[s] = 8388608.0f + quantized_zero(w, i);
+        }
+    };
+
+    float sum[MT][4];
+    MATMUL_UNROLL
+    for (int i = 0; i < MT; i++) MATMUL_UNROLL
+    for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
+    float scale[SCALES], zero[SCALES], next_scale[SCALES], next_zero[SCALES];
+    load_scales(next_scale, next_zero, 0);
+    for (int s = 0; s < STAGES - 1; s++) load(s);
+    for (int span = 0; span < spans; span++) {
+        MATMUL_UNROLL
+        for (int s = 0; s < SCALES; s++) scale[s] = next_scale[s], zero[s] = next_zero[s];
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();  // the span has landed for every thread, and the stage loaded next has been read
+        load(span + STAGES - 1);
+        if (span + 1 < spans && groups > 1) load_scales(next_scale, next_zero, span + 1);
+        const unsigned char* stage = shared + span % STAGES * stage_bytes;
+        const bf16* as = reinterpret_cast<const bf16*>(stage);
+        const uint32_t* block = reinterpret_cast<const uint32_t*>(stage + A_BYTES + warp * CODE_BYTES);
+        MATMUL_UNROLL
+        for (int step = 0; step < QW_SPAN / 16; step++) {
+            uint32_t b[2];
+            int s = SCALES == 1 ? 0 : step;
+            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.format, table, zero[s],
+                                     scale[s]);
+            MATMUL_UNROLL
+            for (int i = 0; i < MT; i++) {
+                uint32_t af[4];
+                matmul_load_a<QW_SPAN>(af, as, i * 16, step);
+                mma_m16n8k16_bf16(sum[i], af, b);
+            }
+        }
+    }
+    cp_async_wait<0>();
+
+    int64_t col = block_row * 8 + lane % 4 * 2;
+    MATMUL_UNROLL
+    for (int i = 0; i < MT; i++) MATMUL_UNROLL
+    for (int e = 0; e < 4; e++) {
+        int row = i * 16 + e / 2 * 8 + lane / 4;
+        int64_t n = col + e % 2;
+        if (row >= rows || n >= w.N) continue;
+        float x = sum[i][e];
+        if (bias) x += (float)bias[n];
+        out[(m0 + row) * ldo + n] = (O)x;
+    }
+}
+
+template <int BITS, int SCALES, int BM, class O>
+void matmul_nt_quantized_launch_one(O* out, int64_t ldo, const bf16* a, int64_t lda, const QuantizedWeight& w,
+                                    const bf16* bias, int64_t M, Device dev) {
+    int64_t blocks8 = quantized_row_blocks(w);
+    int warps = blocks8 >= 8 * 128 ? 8 : blocks8 >= 4 * 128 ? 4 : 2;
+    dim3 grid((unsigned)CEIL_DIV(blocks8, warps), (unsigned)CEIL_DIV(M, BM));
+    LAUNCH((matmul_nt_quantized_kernel<BITS, SCALES, BM, O>), grid, warps * 32,
+           (size_t)(QUANTIZED_STAGES<BM> * (BM * QW_SPAN * 2 + warps * 128 * BITS)), dev.stream, out, ldo, a, lda, w,
+           bias, M, is_aligned16(a, lda));
+}
+
+template <class O>
+void matmul_nt_quantized_launch(O* out, int64_t ldo, const bf16* a, int64_t lda, const QuantizedWeight& w,
+                                const bf16* bias, int64_t M, Device dev) {
+    auto launch = [&](auto bits) {
+        constexpr int BITS = decltype(bits)::value;
+        bool one = w.group % QW_SPAN == 0 || w.group == w.K;
+        if (M <= 16) {
+            if (one) matmul_nt_quantized_launch_one<BITS, 1, 16>(out, ldo, a, lda, w, bias, M, dev);
+            else matmul_nt_quantized_launch_one<BITS, 8, 16>(out, ldo, a, lda, w, bias, M, dev);
+        } else {
+            if (one) matmul_nt_quantized_launch_one<BITS, 1, 64>(out, ldo, a, lda, w, bias, M, dev);
+            else matmul_nt_quantized_launch_one<BITS, 8, 64>(out, ldo, a, lda, w, bias, M, dev);
+        }
+    };
+    switch (weight_format_bits(w.format)) {
+        case 2:
+            return launch(Int<2>());
+        case 3:
+            return launch(Int<3>());
+        case 4:
+            return launch(Int<4>());
+        default:
+            return launch(Int<8>());
+    }
+}
+template <class O>
+void matmul_nt_quantized_launch(O*, int64_t, const float*, int64_t, const QuantizedWeight&, const float*, int64_t,
+                                Device) {}  // fp32 goes by panels
+#endif
+
+// out: (M,w.N) at ldo, floatX or float; a: (M,w.K) at lda; bias: (w.N) or null. The bits of matmul_nt with the unpacked
+// weight.
+template <class O>
+void matmul_nt_quantized(O* out, int64_t ldo, const floatX* a, int64_t lda, const QuantizedWeight& w,
+                         const floatX* bias, int64_t M, Device dev) {
+    NVTX_RANGE("matmul_nt_quantized");
+    matmul_check("matmul_nt_quantized", M, w.N, w.K);
+    if (M == 0 || w.N == 0) return;
+#if HAS_KERNELS
+    bool steps = w.group % 16 == 0 || w.group == w.K;  // the kernel takes one scale a k16 step
+    if (dev.cuda && sizeof(floatX) == 2 && M <= QUANTIZED_MATMUL_ROWS && steps) {
+        matmul_nt_quantized_launch(out, ldo, a, lda, w, bias, M, dev);
+        return;
+    }
+#endif
+    int64_t panel = QUANTIZED_PANEL_NUMBERS / w.K / QW_ROWS * QW_ROWS;
+    panel = panel < 256 ? 256 : panel;
+    panel = panel < w.N ? panel : w.N;
+    int64_t ld = CEIL_DIV(w.K, 8) * 8;  // aligned rows
+    Scratch scratch((size_t)CEIL_DIV(panel * ld * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
+    floatX* unpacked = reinterpret_cast<floatX*>(scratch.data);
+    for (int64_t n = 0; n < w.N; n += panel) {
+        int64_t rows = w.N - n < panel ? w.N - n : panel;
+        quantized_weight_unpack(unpacked, ld, w, n, rows, dev);
+        matmul_nt(out + n, ldo, a, lda, unpacked, ld, bias ? bias + n : nullptr, M, rows, w.K, dev);
+    }
+}

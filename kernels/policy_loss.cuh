@@ -1,0 +1,257 @@
+// The policy loss of GRPO, its gradient for each token's log-probability, and what a step logs about both.
+//
+//   rho = exp(logp - old)                     old: the log-probability at which the token was sampled
+//   l   = -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta k3
+//   k3  = exp(ref - logp) - (ref - logp) - 1  (Schulman 2020)
+//   dlogp = weight dl/dlogp,  loss = sum of weight l
+//
+// Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3 and 4; weight is the share of the token in the loss
+// (grpo.cuh). logp, old, ref, advantage, weight, entropy, dlogp: (R), a token each. In double: the log-ratios are
+// differences of nearly equal numbers, and a sum over 10^5 tokens shall not depend on its partition in more than the
+// last bits.
+//
+// Sums accumulate over the calls of a pass (its micro-batches), so that a pass brings one PolicySums back from the
+// device. The CPU adds token by token; the device by blocks of POLICY_BLOCK tokens, each a tree, then the blocks in a
+// fixed order: the bits depend on R alone.
+// Traffic: 36 R bytes (20 for float inputs, 8 for the weight, 4 for dlogp, 4 for ref if beta > 0), all read or written
+// once. Launch: a thread a token, then one block for the sums.
+//
+// The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it.
+#pragma once
+#include <cmath>
+#include "../runtime/buffer.h"
+
+struct TokenLoss {
+    double loss, kl;
+    float dlogp;  // d loss / d logp
+    float ratio;
+    bool clipped_low, clipped_high;
+};
+
+// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf;
+// the slope is kept there, or such a token could never come back.
+HOST_DEVICE TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
+                                        double epsilon_high, double beta) {
+    TokenLoss t;
+    double log_ratio = (double)logp - (double)old_logp;
+    log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
+    double ratio = exp(log_ratio), A = advantage;
+    double bounded =
+        ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
+    t.ratio = (float)ratio;
+    t.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
+    t.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
+    t.loss = bounded * A < ratio * A ? -(bounded * A) : -(ratio * A);
+    double d = t.clipped_low || t.clipped_high ? 0.0 : -ratio * A;  // d ratio / d logp = ratio
+    t.kl = 0.0;
+    if (beta > 0.0) {
+        double x = (double)ref_logp - (double)logp;
+        x = x < -20.0 ? -20.0 : (x > 20.0 ? 20.0 : x);
+        t.kl = exp(x) - x - 1.0;
+        t.loss += beta * t.kl;
+        d += beta * (1.0 - exp(x));
+    }
+    t.dlogp = (float)d;
+    return t;
+}
+
+// Sums over tokens, except where a name says otherwise
+struct PolicySums {
+    double loss = 0.0, kl = 0.0, entropy = 0.0;               // loss: weighted
+    double logp_difference = 0.0, logp_difference_max = 0.0;  // |logp - old|
+    double ratio = 0.0, ratio_min = 1e30, ratio_max = 0.0;
+    double clip_low = 0.0, clip_high = 0.0;          // tokens
+    double clip_low_min = 1.0, clip_high_max = 0.0;  // shares of tokens, over the calls
+    double tokens = 0.0;
+};
+
+HOST_DEVICE void policy_sums_token(PolicySums& s, const TokenLoss& l, float logp, float old_logp, float entropy,
+                                   double weight) {
+    double difference = fabs((double)logp - (double)old_logp);
+    s.loss += weight * l.loss;
+    s.kl += l.kl;
+    s.entropy += entropy;
+    s.logp_difference += difference;
+    s.logp_difference_max = s.logp_difference_max < difference ? difference : s.logp_difference_max;
+    s.ratio += l.ratio;
+    s.ratio_min = l.ratio < s.ratio_min ? l.ratio : s.ratio_min;
+    s.ratio_max = s.ratio_max < l.ratio ? l.ratio : s.ratio_max;
+    s.clip_low += l.clipped_low;
+    s.clip_high += l.clipped_high;
+    s.tokens += 1.0;
+}
+
+// without clip_low_min and clip_high_max
+HOST_DEVICE void policy_sums_add(PolicySums& s, const PolicySums& x) {
+    s.loss += x.loss;
+    s.kl += x.kl;
+    s.entropy += x.entropy;
+    s.logp_difference += x.logp_difference;
+    s.logp_difference_max =
+        s.logp_difference_max < x.logp_difference_max ? x.logp_difference_max : s.logp_difference_max;
+    s.ratio += x.ratio;
+    s.ratio_min = x.ratio_min < s.ratio_min ? x.ratio_min : s.ratio_min;
+    s.ratio_max = s.ratio_max < x.ratio_max ? x.ratio_max : s.ratio_max;
+    s.clip_low += x.clip_low;
+    s.clip_high += x.clip_high;
+    s.tokens += x.tokens;
+}
+
+// low, high: clipped tokens of a call of R
+HOST_DEVICE void policy_sums_clip_shares(PolicySums& s, double low, double high, int64_t R) {
+    low /= (double)R, high /= (double)R;
+    s.clip_low_min = low < s.clip_low_min ? low : s.clip_low_min;
+    s.clip_high_max = s.clip_high_max < high ? high : s.clip_high_max;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
+
+// dlogp: (R); sums: +=; logp, old_logp, entropy, advantage: (R); ref_logp: (R), may be null if beta is 0; weight: (R)
+inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, const float* old_logp,
+                            const float* ref_logp, const float* entropy, const float* advantage, const double* weight,
+                            int64_t R, double epsilon_low, double epsilon_high, double beta) {
+    double low = sums->clip_low, high = sums->clip_high;
+    for (int64_t i = 0; i < R; i++) {
+        TokenLoss l = policy_token_loss(logp[i], old_logp[i], ref_logp ? ref_logp[i] : 0.0f, advantage[i], epsilon_low,
+                                        epsilon_high, beta);
+        dlogp[i] = (float)(weight[i] * l.dlogp);
+        policy_sums_token(*sums, l, logp[i], old_logp[i], entropy[i], weight[i]);
+    }
+    policy_sums_clip_shares(*sums, sums->clip_low - low, sums->clip_high - high, R);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+static constexpr int POLICY_BLOCK = 128;
+
+// the sum over the block's threads, in thread 0. part: shared, [POLICY_BLOCK]
+__device__ inline void policy_block_sum(PolicySums* part, const PolicySums& s) {
+    part[threadIdx.x] = s;
+    __syncthreads();
+    for (int half = POLICY_BLOCK / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) policy_sums_add(part[threadIdx.x], part[threadIdx.x + half]);
+        __syncthreads();
+    }
+}
+
+// partial: (gridDim.x). grid: CEIL_DIV(R, POLICY_BLOCK). dynamic shared memory: PolicySums part[POLICY_BLOCK]
+__global__ void policy_loss_kernel(float* dlogp, PolicySums* partial, const float* logp, const float* old_logp,
+                                   const float* ref_logp, const float* entropy, const float* advantage,
+                                   const double* weight, int64_t R, double epsilon_low, double epsilon_high,
+                                   double beta) {
+    DYNAMIC_SHARED(PolicySums, part);
+    int64_t i = (int64_t)blockIdx.x * POLICY_BLOCK + threadIdx.x;
+    PolicySums s;
+    if (i < R) {
+        TokenLoss l = policy_token_loss(logp[i], old_logp[i], ref_logp ? ref_logp[i] : 0.0f, advantage[i], epsilon_low,
+                                        epsilon_high, beta);
+        dlogp[i] = (float)(weight[i] * l.dlogp);
+        policy_sums_token(s, l, logp[i], old_logp[i], entropy[i], weight[i]);
+    }
+    policy_block_sum(part, s);
+    if (threadIdx.x == 0) partial[blockIdx.x] = part[0];
+}
+
+// sums += all partial. One block. dynamic shared memory: PolicySums part[POLICY_BLOCK]
+__global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, int blocks, int64_t R) {
+    DYNAMIC_SHARED(PolicySums, part);
+    PolicySums s;
+    for (int b = threadIdx.x; b < blocks; b += POLICY_BLOCK) policy_sums_add(s, partial[b]);
+    policy_block_sum(part, s);
+    if (threadIdx.x != 0) return;
+    policy_sums_add(*sums, part[0]);
+    policy_sums_clip_shares(*sums, part[0].clip_low, part[0].clip_high, R);
+}
+
+__global__ void policy_sums_reset_kernel(PolicySums* sums) { *sums = PolicySums(); }
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+// sums as before the first call of a pass
+inline void policy_sums_reset(PolicySums* sums, Device dev) {
+#if HAS_KERNELS
+    if (dev.cuda) {
+        LAUNCH(policy_sums_reset_kernel, 1, 1, 0, dev.stream, sums);
+        return;
+    }
+#endif
+    (void)dev;
+    *sums = PolicySums();
+}
+
+// dlogp: (R); sums: +=; logp, old_logp, entropy, advantage: (R); ref_logp: (R), may be null if beta is 0; weight: (R)
+inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const float* old_logp, const float* ref_logp,
+                        const float* entropy, const float* advantage, const double* weight, int64_t R,
+                        double epsilon_low, double epsilon_high, double beta, Device dev) {
+    NVTX_RANGE("policy_loss");
+    if (beta > 0.0 && !ref_logp && R > 0) fail("policy_loss: beta %g needs reference log-probabilities", beta);
+    if (R < 0 || R > INT32_MAX) fail("policy_loss: bad shape: R %lld (must be below 2^31)", (long long)R);
+    if (R == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        int blocks = (int)CEIL_DIV(R, POLICY_BLOCK);
+        Scratch scratch(blocks * sizeof(PolicySums) / sizeof(float), dev);
+        PolicySums* partial = reinterpret_cast<PolicySums*>(scratch.data);
+        size_t shared = POLICY_BLOCK * sizeof(PolicySums);
+        LAUNCH(policy_loss_kernel, blocks, POLICY_BLOCK, shared, dev.stream, dlogp, partial, logp, old_logp, ref_logp,
+               entropy, advantage, weight, R, epsilon_low, epsilon_high, beta);
+        LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, blocks, R);
+        return;
+    }
+#endif
+    (void)dev;
+    policy_loss_cpu(dlogp, sums, logp, old_logp, ref_logp, entropy, advantage, weight, R, epsilon_low, epsilon_high,
+                    beta);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The inputs that the host knows travel in one copy a micro-batch, the sums come back in one copy a pass:
+//   policy_sums_reset(m.sums.data, dev)
+//   for each micro-batch: PolicyInputs in = policy_inputs(m, R, dev), fill its R tokens, in = policy_inputs_send(m, R,
+//   dev) policy_loss(dlogp, m.sums.data, logp, in.old_logp, ...),  at the end copy_to_host(&sums, m.sums.data, ...)
+
+struct PolicyMemory {
+    int64_t capacity = 0;     // tokens
+    Buffer<double> device;    // what PolicyInputs points into, on a device
+    PinnedBuffer host;        // the same on the host
+    Buffer<PolicySums> sums;  // [1]
+};
+
+struct PolicyInputs {
+    double* weight;                          // (R)
+    float *old_logp, *ref_logp, *advantage;  // (R)
+};
+
+inline void policy_memory_allocate(PolicyMemory& m, int64_t tokens, Device dev) {
+    static constexpr size_t bytes = sizeof(double) + 3 * sizeof(float);  // a token
+    const char* what = "inputs of the policy loss";
+    m.capacity = tokens;
+    pinned_allocate(m.host, tokens * bytes, dev);
+    if (dev.cuda) m.device.allocate(CEIL_DIV(tokens * bytes, sizeof(double)), what, "lower --micro_batch_tokens", dev);
+    m.sums.allocate(1, what, "", dev);
+}
+
+inline PolicyInputs policy_inputs_at(void* base, int64_t R) {
+    double* weight = static_cast<double*>(base);
+    float* f = reinterpret_cast<float*>(weight + R);
+    return {weight, f, f + R, f + 2 * R};
+}
+
+// where the host writes the inputs of R tokens; waits for the copy of the micro-batch before
+inline PolicyInputs policy_inputs(PolicyMemory& m, int64_t R, Device dev) {
+    if (R > m.capacity) fail("policy_loss: %lld tokens in memory for %lld", (long long)R, (long long)m.capacity);
+    device_synchronize(dev);
+    return policy_inputs_at(m.host.data, R);
+}
+
+// the same inputs where policy_loss reads them
+inline PolicyInputs policy_inputs_send(PolicyMemory& m, int64_t R, Device dev) {
+    if (!dev.cuda) return policy_inputs_at(m.host.data, R);
+    copy_to_device(m.device.data, m.host.data, R * (sizeof(double) + 3 * sizeof(float)), dev);
+    return policy_inputs_at(m.device.data, R);
+}

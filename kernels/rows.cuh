@@ -1,0 +1,154 @@
+// Moving whole rows: no arithmetic, so no rounding.
+//   gather_rows     out[r] = inp[rows[r]]               the hidden states that are scored, embeddings
+//   scatter_rows    out[rows[r]] = inp[r], 0 elsewhere  its transpose when the rows are distinct
+//   kv_cache_write  k[place][row] = k_rows[t], v[place][row] = v_rows[t], (place, row) = writes[t]
+// The trap: scatter_rows assigns. A row named twice would keep whichever was written last, so rows must be distinct, as
+// must the places that kv_cache_write fills. A place of row -1 is nowhere: an unused row of a batch of fixed size.
+//
+// Traffic in bytes for bf16, least and moved: gather 4RC; scatter 4RC + 2TC (the rows that get a value are written
+// twice); kv_cache_write 8TW.
+// Launch: a block a row, as many threads as the row has packs of 16 bytes (32 ... 256).
+#pragma once
+#include <cstdint>
+#include "../runtime/device.h"
+
+// where a token's key and value go: a row of place 0 (prompts) or of place 1 (sampled tokens)
+struct CacheRow {
+    int place;
+    int64_t row;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
+
+inline void gather_rows_cpu(floatX* out,        // [R,C]
+                            const floatX* inp,  // [T,C]
+                            const int* rows,    // [R], each in [0,T)
+                            int64_t R, int64_t C) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < R; r++) memcpy(out + r * C, inp + rows[r] * C, C * sizeof(floatX));
+}
+
+inline void scatter_rows_cpu(floatX* out,        // [T,C]
+                             const floatX* inp,  // [R,C]
+                             const int* rows,    // [R], distinct, each in [0,T)
+                             int64_t R, int64_t T, int64_t C) {
+    memset(static_cast<void*>(out), 0, T * C * sizeof(floatX));
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < R; r++) memcpy(out + rows[r] * C, inp + r * C, C * sizeof(floatX));
+}
+
+inline void kv_cache_write_cpu(floatX* const k[2], floatX* const v[2],  // [rows of the place, width]
+                               const floatX* k_rows, int64_t k_stride,  // [T,width] at k_stride
+                               const floatX* v_rows, int64_t v_stride,  // [T,width] at v_stride
+                               const CacheRow* writes, int64_t T, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < T; t++) {
+        if (writes[t].row < 0) continue;
+        int64_t at = writes[t].row * width;
+        memcpy(k[writes[t].place] + at, k_rows + t * k_stride, width * sizeof(floatX));
+        memcpy(v[writes[t].place] + at, v_rows + t * v_stride, width * sizeof(floatX));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+static constexpr int ROWS_BLOCK = 256;
+
+// by the whole block
+__device__ inline void copy_row(floatX* to, const floatX* from, int C, bool aligned) {
+    constexpr int W = Pack128<floatX>::size;
+    for (int i = threadIdx.x * W; i < C; i += blockDim.x * W)
+        store_pack(to, i, C, aligned, load_pack(from, i, C, aligned));
+}
+
+// grid: R
+__global__ void gather_rows_kernel(floatX* out, const floatX* inp, const int* rows, int C, bool aligned) {
+    copy_row(out + (int64_t)blockIdx.x * C, inp + (int64_t)rows[blockIdx.x] * C, C, aligned);
+}
+
+// grid: R
+__global__ void scatter_rows_kernel(floatX* out, const floatX* inp, const int* rows, int C, bool aligned) {
+    copy_row(out + (int64_t)rows[blockIdx.x] * C, inp + (int64_t)blockIdx.x * C, C, aligned);
+}
+
+// grid: (T, 2): keys, values
+__global__ void kv_cache_write_kernel(floatX* k0, floatX* k1, floatX* v0, floatX* v1, const floatX* k_rows,
+                                      int64_t k_stride, const floatX* v_rows, int64_t v_stride, const CacheRow* writes,
+                                      int width, bool aligned) {
+    CacheRow to = writes[blockIdx.x];
+    if (to.row < 0) return;
+    int64_t t = blockIdx.x, at = to.row * width;
+    if (blockIdx.y == 0) copy_row((to.place ? k1 : k0) + at, k_rows + t * k_stride, width, aligned);
+    else copy_row((to.place ? v1 : v0) + at, v_rows + t * v_stride, width, aligned);
+}
+
+inline int rows_block(int64_t C) {
+    int64_t threads = CEIL_DIV(CEIL_DIV(C, Pack128<floatX>::size), 32) * 32;
+    return (int)(threads < ROWS_BLOCK ? threads : ROWS_BLOCK);
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+inline void rows_check(const char* name, int64_t R, int64_t C) {
+    if (R < 0 || R > INT32_MAX || C < 1 || C > INT32_MAX / 2)
+        fail("%s: bad shape: %lld rows of %lld (at least 0 and 1, below 2^31 and 2^30)", name, (long long)R,
+             (long long)C);
+}
+
+// out: [R,C]; inp: [T,C]; rows: [R], each in [0,T)
+inline void gather_rows(floatX* out, const floatX* inp, const int* rows, int64_t R, int64_t C, Device dev) {
+    rows_check("gather_rows", R, C);
+    if (R == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        LAUNCH(gather_rows_kernel, (unsigned)R, rows_block(C), 0, dev.stream, out, inp, rows, (int)C,
+               is_aligned16(out, C) && is_aligned16(inp, C));
+        return;
+    }
+#endif
+    (void)dev;
+    gather_rows_cpu(out, inp, rows, R, C);
+}
+
+// out: [T,C]; inp: [R,C]; rows: [R], distinct, each in [0,T). The other rows of out become 0.
+inline void scatter_rows(floatX* out, const floatX* inp, const int* rows, int64_t R, int64_t T, int64_t C, Device dev) {
+    rows_check("scatter_rows", R, C);
+    rows_check("scatter_rows", T, C);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        set_zero(out, T * C * sizeof(floatX), dev);
+        if (R == 0) return;
+        LAUNCH(scatter_rows_kernel, (unsigned)R, rows_block(C), 0, dev.stream, out, inp, rows, (int)C,
+               is_aligned16(out, C) && is_aligned16(inp, C));
+        return;
+    }
+#endif
+    (void)dev;
+    scatter_rows_cpu(out, inp, rows, R, T, C);
+}
+
+// k, v: one layer's base of each place, [rows of the place, width]; k_rows, v_rows: [T,width] at their strides; writes:
+// [T], distinct
+inline void kv_cache_write(floatX* const k[2], floatX* const v[2], const floatX* k_rows, int64_t k_stride,
+                           const floatX* v_rows, int64_t v_stride, const CacheRow* writes, int64_t T, int64_t width,
+                           Device dev) {
+    rows_check("kv_cache_write", T, width);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        bool aligned = is_aligned16(k[0], width) && is_aligned16(k[1], width) && is_aligned16(v[0], width) &&
+                       is_aligned16(v[1], width) && is_aligned16(k_rows, k_stride) && is_aligned16(v_rows, v_stride);
+        LAUNCH(kv_cache_write_kernel, dim3((unsigned)T, 2), rows_block(width), 0, dev.stream, k[0], k[1], v[0], v[1],
+               k_rows, k_stride, v_rows, v_stride, writes, (int)width, aligned);
+        return;
+    }
+#endif
+    (void)dev;
+    kv_cache_write_cpu(k, v, k_rows, k_stride, v_rows, v_stride, writes, T, width);
+}

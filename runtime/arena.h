@@ -1,0 +1,120 @@
+// The memory plan: every large array of a run is one line (what, bytes, the flag that shrinks it). While an arena is
+// open, Buffer::allocate adds a line instead of allocating; arena_commit allocates all of them at once, sets their
+// pointers and then runs what was waiting for them (views into the arrays). So the plan that is printed is the plan
+// that is carried out, and a run that does not fit says so before it has read a weight.
+#pragma once
+#include <sys/mman.h>
+#include <functional>
+#include <string>
+#include <vector>
+#include "device.h"
+
+struct Arena {
+    struct Line {
+        std::string what, hint;
+        size_t bytes;
+    };
+    struct Pending {
+        void** pointer;
+        size_t offset;
+    };
+    Device dev;
+    bool open = true;
+    std::vector<Line> lines;  // arrays of the same name are one line
+    std::vector<Pending> pending;
+    std::vector<std::function<void()>> on_commit;
+    size_t bytes = 0;
+    char* base = nullptr;
+
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    ~Arena() {
+        if (!base) return;
+#if HAS_KERNELS
+        if (dev.cuda) {
+            cudaFree(base);
+            return;
+        }
+#endif
+        munmap(base, bytes);
+    }
+};
+
+inline bool arena_is_open(Device dev) { return dev.arena && dev.arena->open; }
+
+// *p is set by arena_commit; 256-byte aligned
+inline void arena_add(Arena& a, void** p, size_t bytes, const char* what, const char* hint) {
+    a.pending.push_back({p, a.bytes});
+    a.bytes += (bytes + 255) / 256 * 256;
+    for (Arena::Line& l : a.lines)
+        if (l.what == what) {
+            l.bytes += bytes;
+            return;
+        }
+    a.lines.push_back({what, hint, bytes});
+}
+
+// f runs now, or when the arena is committed: for views into arrays that the arena is still to allocate
+inline void when_allocated(Device dev, const std::function<void()>& f) {
+    if (arena_is_open(dev)) dev.arena->on_commit.push_back(f);
+    else f();
+}
+
+inline std::string bytes_text(double bytes) {
+    const char* unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int i = 0;
+    while (bytes >= 1024.0 && i < 4) bytes /= 1024.0, i++;
+    return format(i == 0 ? "%.0f %s" : "%.1f %s", bytes, unit[i]);
+}
+
+// one line an array, the largest first
+inline std::string arena_plan_text(const Arena& a) {
+    std::vector<Arena::Line> lines = a.lines;
+    for (size_t i = 1; i < lines.size(); i++)
+        for (size_t j = i; j > 0 && lines[j].bytes > lines[j - 1].bytes; j--) std::swap(lines[j], lines[j - 1]);
+    std::string s = format("memory      %s on the %s\n", bytes_text((double)a.bytes).c_str(),
+                           a.dev.cuda ? "GPU" : "host, as it is touched");
+    for (const Arena::Line& l : lines)
+        if (l.bytes)
+            s += format("  %11s  %s%s%s%s\n", bytes_text((double)l.bytes).c_str(), l.what.c_str(),
+                        l.hint.empty() ? "" : " (", l.hint.c_str(), l.hint.empty() ? "" : ")");
+    return s;
+}
+
+// Allocates the plan. On the host the pages are zero and cost nothing until they are touched.
+inline void arena_commit(Arena& a) {
+    a.open = false;
+    const Arena::Line* largest = nullptr;
+    for (const Arena::Line& l : a.lines)
+        if (!largest || l.bytes > largest->bytes) largest = &l;
+    auto refuse = [&](const std::string& have) {
+        fail("out of memory: the plan asks for %s%s; its largest line is %s, %s%s%s", bytes_text((double)a.bytes).c_str(),
+             have.c_str(), largest->what.c_str(), bytes_text((double)largest->bytes).c_str(),
+             largest->hint.empty() ? "" : ": ", largest->hint.c_str());
+    };
+    if (a.bytes) {
+#if HAS_KERNELS
+        if (a.dev.cuda) {
+            size_t free_bytes = 0, total_bytes = 0;
+            CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+            std::string have = format(", the GPU has %s free of %s", bytes_text((double)free_bytes).c_str(),
+                                      bytes_text((double)total_bytes).c_str());
+            cudaError_t error = a.bytes > free_bytes ? cudaErrorMemoryAllocation
+                                                     : cudaMalloc(reinterpret_cast<void**>(&a.base), a.bytes);
+            if (error == cudaErrorMemoryAllocation) refuse(have);
+            CUDA_CHECK(error);
+            CUDA_CHECK(cudaMemsetAsync(a.base, 0, a.bytes, a.dev.stream));
+        } else
+#endif
+        {
+            void* p = mmap(nullptr, a.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (p == MAP_FAILED) refuse("");
+            a.base = static_cast<char*>(p);
+        }
+    }
+    for (const Arena::Pending& p : a.pending) *p.pointer = a.base + p.offset;
+    std::vector<std::function<void()>> waiting;
+    waiting.swap(a.on_commit);
+    for (const std::function<void()>& f : waiting) f();
+}
