@@ -135,18 +135,21 @@ install-missing:
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_head
 MODEL_TESTS := test_golden test_grpo
+# the tests of test/simt itself
+SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl test_comm
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
 VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
             $(foreach t,$(KERNEL_TESTS) $(MODEL_TESTS),$(t)@simt $(t)@simt-fp32)
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
-SIMT_BINARIES := $(addprefix $(BUILD)/,test_simt $(filter %@simt %@simt-fp32,$(VARIANTS)))
+SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS)) $(filter %@simt %@simt-fp32,$(VARIANTS)))
 COVERAGE := $(addprefix $(BUILD)/,$(foreach t,$(KERNEL_TESTS),$(t)@simt $(t)@simt-fp32))
 TEST_OPTIMIZE ?= -O1
 TEST_FLAGS := -std=c++17 $(OPENMP) $(QUIET) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
 
 SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
-$(BUILD)/test_simt: MORE := $(SIMT_FLAGS)
+$(addprefix $(BUILD)/,$(SIMT_TESTS)): MORE := $(SIMT_FLAGS)
+$(BUILD)/test_nvidia_dtypes: MORE := -isystem $(CUDA_HOME)/include
 $(BUILD)/%@fp32: MORE := -DPRECISION_FP32
 $(BUILD)/%@portable: MORE := -march=x86-64
 $(BUILD)/%@simt: MORE := $(SIMT_FLAGS)
@@ -169,7 +172,8 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) test/coverage
 
-SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden test_simt $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
+SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden \
+            $(filter-out test_nccl test_comm,$(SIMT_TESTS)) $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \

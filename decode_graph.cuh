@@ -48,7 +48,8 @@ struct DecodeGraphs {
 
 #if HAS_KERNELS
 // Replays the graph of this key, or captures step() as that graph and runs it
-inline void decode_graph_run(DecodeGraphs& g, const DecodeGraphKey& key, Device dev, const std::function<void()>& step) {
+inline void decode_graph_run(DecodeGraphs& g, const DecodeGraphKey& key, Device dev,
+                             const std::function<void()>& step) {
     for (const DecodeGraphs::Entry& e : g.entries)
         if (same_key(e.key, key)) {
             CUDA_CHECK(cudaGraphLaunch(e.exec, dev.stream));

@@ -238,9 +238,7 @@ inline WeightFormat quantizer_format(const Quantizer& q) {
 
 // A device generates from codes at their own size, because reading the weights is what a decode step waits for. In an
 // fp32 build the product with codes would unpack them first, so there the working weights are read.
-inline bool generates_from_codes(const Model& m) {
-    return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2;
-}
+inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2; }
 
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
@@ -261,7 +259,25 @@ inline void generation_codes_allocate(Model& m) {
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
-// which: "all", or a list of q,k,v,o,gate,up,down. Embeddings and head are never among them.
+// which: "all", or a list of q,k,v,o,gate,up,down. Embeddings and head are never quantized.
+inline bool quantizes(const std::string& which, const ParamTensor& t) {
+    if (t.kind != ParamKind::linear) return false;
+    size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
+    std::string part = "," + t.name.substr(start, end - start) + ",";
+    return which == "all" || ("," + which + ",").find(part) != std::string::npos;
+}
+
+// fails if the quantizer's groups do not divide a tensor's inputs: to be asked before the long work
+inline void check_quantizer(const ModelConfig& config, const Quantizer& q, const std::string& which) {
+    size_t n;
+    for (const ParamTensor& t : model_tensors(config, &n)) {
+        QuantizedTensor qt;
+        qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
+        if (q.on() && quantizes(which, t)) quantized_tensor_init(qt, q);
+    }
+}
+
+// the tensors that `which` names get their quantizer; track_flips: their codes are kept to be compared
 inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule ste, const std::string& which,
                            bool track_flips) {
     m.quantizer = q;
@@ -271,10 +287,7 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     if (!q.on()) return;
     int64_t groups = 0, codes = 0;
     for (const ParamTensor& t : m.tensors) {
-        if (t.kind != ParamKind::linear) continue;
-        size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
-        std::string part = t.name.substr(start, end - start);
-        if (which != "all" && ("," + which + ",").find("," + part + ",") == std::string::npos) continue;
+        if (!quantizes(which, t)) continue;
         QuantizedTensor qt;
         qt.name = t.name;
         qt.rows = t.rows;
@@ -341,8 +354,8 @@ inline void for_each_product(Model& m, const F& f) {
     }
 }
 
-// the quantized tensors whose rows are those of a product of `rows` rows that begins at `weight`; the whole product must
-// be quantized, and one scale for a whole tensor cannot be that of its neighbour too
+// the quantized tensors whose rows are those of a product of `rows` rows that begins at `weight`; the whole product
+// must be quantized, and one scale for a whole tensor cannot be that of its neighbour too
 inline const QuantizedTensor* quantized_product(const Model& m, size_t offset, int64_t rows) {
     for (size_t i = 0; i < m.quantized.size(); i++) {
         if (m.quantized[i].offset != offset) continue;
@@ -434,9 +447,9 @@ struct BatchView {
     const CacheRow* writes = nullptr;
     const DrawKey* draws = nullptr;
     int64_t T = 0;
-    int sequences = 0;        // 0: single tokens
-    int longest = 0;          // tokens of the longest sequence
-    int most_keys = 0;        // an upper bound of what a single token attends to
+    int sequences = 0;  // 0: single tokens
+    int longest = 0;    // tokens of the longest sequence
+    int most_keys = 0;  // an upper bound of what a single token attends to
 };
 
 // Copies of the batch's arrays on a device; a batch travels there in one piece
@@ -447,7 +460,8 @@ struct BatchMemory {
 };
 
 inline size_t batch_bytes(int64_t T) {
-    return (size_t)T * (sizeof(KeyRange) + sizeof(CacheRow) + sizeof(DrawKey) + 2 * sizeof(int)) + (size_t)(T + 1) * sizeof(int);
+    return (size_t)T * (sizeof(KeyRange) + sizeof(CacheRow) + sizeof(DrawKey) + 2 * sizeof(int)) +
+           (size_t)(T + 1) * sizeof(int);
 }
 
 inline void batch_memory_allocate(BatchMemory& b, int64_t T, Device dev) {
@@ -460,7 +474,8 @@ inline void batch_memory_allocate(BatchMemory& b, int64_t T, Device dev) {
 inline BatchView batch_view(BatchMemory& memory, const Batch& b, Device dev) {
     BatchView v;
     v.T = b.T();
-    if (v.T > memory.capacity) fail("a batch of %lld tokens in memory for %lld", (long long)v.T, (long long)memory.capacity);
+    if (v.T > memory.capacity)
+        fail("a batch of %lld tokens in memory for %lld", (long long)v.T, (long long)memory.capacity);
     v.sequences = b.starts.empty() ? 0 : (int)b.starts.size() - 1;
     for (int i = 0; i < v.sequences; i++) v.longest = std::max(v.longest, b.starts[i + 1] - b.starts[i]);
     for (const KeyRange& r : b.ranges) v.most_keys = std::max(v.most_keys, r.n0 + r.n1);
@@ -632,8 +647,8 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     linear_of(m, a.branch, y.act, w.down, nullptr, p ? &p->down : nullptr, T, F, C);
 }
 
-// b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step can
-// be captured once and replayed (rollout.cuh); positions must be in the rope table already.
+// b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step
+// can be captured once and replayed (rollout.cuh); positions must be in the rope table already.
 inline void model_forward_view(Model& m, Activations& a, const BatchView& b, KVCache* cache) {
     NVTX_RANGE("forward");
     int64_t T = b.T;

@@ -81,7 +81,7 @@ struct QuantizedTensor {
     floatX* work = nullptr;         // [rows, cols] = Q(master)
     float* grad = nullptr;          // [rows, cols] or null
     int64_t groups = 0, group = 0;
-    Grid* grid = nullptr;                        // [groups]
+    Grid* grid = nullptr;                         // [groups]
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     bool measured = false;
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load

@@ -113,7 +113,8 @@ inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const D
     float* logps = reinterpret_cast<float*>(s.drawn.data + s.shape.slots);
     for (int64_t first = 0; first < n; first += RolloutState::logit_rows) {
         int64_t rows = std::min<int64_t>(RolloutState::logit_rows, n - first);
-        if (m.packed && !m.dev.cuda) gemm_nt_packed(s.logits.data, hidden + first * C, m.generation_head, nullptr, rows);
+        if (m.packed && !m.dev.cuda)
+            gemm_nt_packed(s.logits.data, hidden + first * C, m.generation_head, nullptr, rows);
         else matmul_nt(s.logits.data, V, hidden + first * C, C, m.w.head, C, (const floatX*)nullptr, rows, V, C, m.dev);
         sample_rows(s.drawn.data + first, logps + first, s.logits.data, rows, V, config.n_allowed, config.sampling,
                     DrawStream{config.seed, config.stream}, keys + first, m.dev);
@@ -149,7 +150,8 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         b.draws.resize(rows, DrawKey());
         BatchView v = batch_view(s.decode, b, m.dev);
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
-        DecodeGraphKey key = {v.T, v.most_keys, m.packed && m.quantize, config.sampling, config.seed, config.stream, config.n_allowed};
+        DecodeGraphKey key = {v.T,         v.most_keys,   m.packed && m.quantize, config.sampling,
+                              config.seed, config.stream, config.n_allowed};
         decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
         return;
     }

@@ -29,8 +29,8 @@ inline double schedule_rate(Schedule s, double peak, int64_t step, int64_t warmu
 // What scoring needs besides the activations: which rows, their hidden states, and the results. Arrays are where the
 // model is; capacity is a micro-batch.
 struct ScoreMemory {
-    int64_t capacity = 0;  // scored tokens
-    Buffer<int> rows;      // [2, capacity]: rows, then targets, as one copy brings them
+    int64_t capacity = 0;                     // scored tokens
+    Buffer<int> rows;                         // [2, capacity]: rows, then targets, as one copy brings them
     Buffer<float> logp, lse, entropy, dlogp;  // [capacity]
     Buffer<floatX> hidden, dhidden;           // [capacity, C]
     LmHeadScratch head;
@@ -108,8 +108,7 @@ inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first) {
 inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const Batch& b, const ScoredTokens& s,
                           float inverse_temperature) {
     int64_t R = s.size(), C = m.C();
-    if (R > memory.capacity)
-        fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
+    if (R > memory.capacity) fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
     model_forward(m, a, b);
     NVTX_RANGE("lm_head");
     copy_to_device(memory.rows.data, s.rows.data(), R * sizeof(int), m.dev);
@@ -196,8 +195,7 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
             AdamWConfig tensor = c;
             if (p.kind == ParamKind::norm || p.kind == ParamKind::bias) tensor.weight_decay = 0.0f;
             adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
-                             t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step,
-                             m.dev);
+                         t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
         }
         model_refresh(m);
         r.flip_rate = code_flip_rate(m, false);

@@ -12,12 +12,11 @@ inline int eval_command(Session& s) {
     std::vector<Prompt> prompts = eval_prompts(s);
     RolloutState state;
     session_plan(s, false, [&] { rollout_allocate(state, s.m, eval_shape(s, prompts)); });
-    if (o.plan) return session_allocate(s, true), 0;
+    if (session_allocate(s)) return 0;
+    session_load_weights(s);
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
-    session_allocate(s, true);
-    session_load_weights(s);
     buffer_forget(s.m.master);  // nothing is trained
     EvalResult e = run_eval(s, state, prompts, 0);
     for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})

@@ -24,7 +24,7 @@ inline int generate_command(Session& s) {
     session_plan(s, false, [&] {
         rollout_allocate(state, s.m, rollout_shape(1, 1, (int64_t)p.tokens.size(), config));
     });
-    if (session_allocate(s, false)) return 0;
+    if (session_allocate(s)) return 0;
     session_load_weights(s);
     buffer_forget(s.m.master);  // nothing is trained
     model_pack(s.m);

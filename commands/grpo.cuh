@@ -132,7 +132,8 @@ inline int grpo_command(Session& s) {
         if (!held_out.empty()) shape = rollout_larger(shape, eval_shape(s, held_out));
         rollout_allocate(state, s.m, shape);
     });
-    if (o.plan) return session_allocate(s, true), 0;
+    if (session_allocate(s)) return 0;
+    session_load_weights(s);
     RunDir run = session_run_dir(o);
     AppendFile flips_log;
     if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
@@ -144,8 +145,6 @@ inline int grpo_command(Session& s) {
                .c_str());
     fflush(stdout);
 
-    session_allocate(s, true);
-    session_load_weights(s);
     if (s.embedded_model) {
         ColdStartConfig c;
         c.target = o.cold_start_loss;

@@ -120,6 +120,7 @@ inline void session_open(Session& s) {
         s.m.config = model_config(s.o.model);
     }
     check_device_takes_model(s);
+    check_quantizer(s.m.config, quantizer_parse(s.o.weights, "weights"), s.o.quantize_layers);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
              tokenizer_vocab_size(s.tok), s.m.V());
@@ -161,10 +162,11 @@ inline void session_load_weights(Session& s) {
 }
 
 // true: --plan, and the plan has been printed; nothing more is to be done
-inline bool session_allocate(Session& s, bool print) {
-    if (print || s.o.plan) fputs(arena_plan_text(s.arena).c_str(), stdout);
-    fflush(stdout);
-    if (s.o.plan) return true;
+inline bool session_allocate(Session& s) {
+    if (s.o.plan) {
+        fputs(arena_plan_text(s.arena).c_str(), stdout);
+        return true;
+    }
     arena_commit(s.arena);
     return false;
 }
@@ -309,6 +311,7 @@ inline void print_start(const Session& s) {
 #endif
     printf("device      %s, %s%s%s\n", device_text(s.m.dev, cpu).c_str(), PRECISION_NAME, s.m.dev.cuda ? "" : ", ",
            s.m.dev.cuda ? "" : gemm_backend_name());
+    fputs(arena_plan_text(s.arena).c_str(), stdout);
     fflush(stdout);  // into a pipe, too, before the long work
 }
 

@@ -191,12 +191,11 @@ inline int sft_command(Session& s) {
         trainer_from_options(t, s.m, o);
         if (!held_out.empty()) rollout_allocate(state, s.m, eval_shape(s, held_out));
     });
-    if (o.plan) return session_allocate(s, true), 0;
+    if (session_allocate(s)) return 0;
+    session_load_weights(s);
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
-    session_allocate(s, true);
-    session_load_weights(s);
     printf("data        %lld examples, %lld steps of up to %lld\n", (long long)n, (long long)steps,
            (long long)per_step);
     EvalResult before, after;

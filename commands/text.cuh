@@ -80,7 +80,7 @@ inline int logprobs_command(Session& s) {
     if (s.o.model.empty()) fail_usage("logprobs needs --model: a Hugging Face folder or a .gguf file");
     session_open(s);
     session_plan(s, false, [] {});
-    if (session_allocate(s, false)) return 0;
+    if (session_allocate(s)) return 0;
     session_load_weights(s);
     buffer_forget(s.m.master);  // nothing is trained
     Activations acts;           // these grow with the texts, outside of the plan

@@ -102,14 +102,15 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
         attention_zero<S>(ds);
         attention_multiply_nt<S, HDP>(p, k_tile + warp * 16 * LD, q_rows);
         attention_multiply_nt<S, HDP>(ds, v_tile + warp * 16 * LD, dout_rows);
-        ATTENTION_UNROLL
-        for (int i = 0; i < S / 8; i++) ATTENTION_UNROLL
-        for (int e = 0; e < 4; e++) {
-            int r = 8 * i + lane % 4 * 2 + e % 2, j = row0 + lane / 4 + e / 2 * 8;
-            bool sees = i0 + r < n && j <= i0 + r;
-            p[i][e] = sees ? exp2f(mul_add(p[i][e], c, -rows[r])) : 0.0f;
-            ds[i][e] = p[i][e] * (ds[i][e] - rows[S + r]);
-        }
+        UNROLL
+        for (int i = 0; i < S / 8; i++)
+            UNROLL
+            for (int e = 0; e < 4; e++) {
+                int r = 8 * i + lane % 4 * 2 + e % 2, j = row0 + lane / 4 + e / 2 * 8;
+                bool sees = i0 + r < n && j <= i0 + r;
+                p[i][e] = sees ? exp2f(mul_add(p[i][e], c, -rows[r])) : 0.0f;
+                ds[i][e] = p[i][e] * (ds[i][e] - rows[S + r]);
+            }
         attention_multiply_nn<HDP, S>(dv_sum, p, dout_rows, operand);
         attention_multiply_nn<HDP, S>(dk_sum, ds, q_rows, operand);
     }
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
         cp_async_commit();
     };
     float row_lse[2] = {0.0f, 0.0f}, row_D[2] = {0.0f, 0.0f};
-    ATTENTION_UNROLL
+    UNROLL
     for (int r = 0; r < 2; r++) {
         int i = row0 + lane / 4 + 8 * r;
         if (i < n) row_lse[r] = lse[(start + i) * NH + h] * LOG2_E, row_D[r] = D[(start + i) * NH + h];
@@ -182,13 +183,14 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
         attention_zero<S>(ds);
         attention_multiply_nt<S, HDP>(s, q_tile + warp * 16 * LD, k_rows);
         attention_multiply_nt<S, HDP>(ds, dout_tile + warp * 16 * LD, v_rows);
-        ATTENTION_UNROLL
-        for (int i = 0; i < S / 8; i++) ATTENTION_UNROLL
-        for (int e = 0; e < 4; e++) {
-            bool sees = j0 + 8 * i + lane % 4 * 2 + e % 2 <= row0 + lane / 4 + e / 2 * 8;
-            float p = sees ? exp2f(mul_add(s[i][e], c, -row_lse[e / 2])) : 0.0f;
-            ds[i][e] = p * (ds[i][e] - row_D[e / 2]);
-        }
+        UNROLL
+        for (int i = 0; i < S / 8; i++)
+            UNROLL
+            for (int e = 0; e < 4; e++) {
+                bool sees = j0 + 8 * i + lane % 4 * 2 + e % 2 <= row0 + lane / 4 + e / 2 * 8;
+                float p = sees ? exp2f(mul_add(s[i][e], c, -row_lse[e / 2])) : 0.0f;
+                ds[i][e] = p * (ds[i][e] - row_D[e / 2]);
+            }
         attention_multiply_nn<HDP, S>(dq_sum, ds, k_rows, operand);
     }
     if (row0 >= n) return;

@@ -41,30 +41,33 @@ template <int HDP>
 __device__ inline void attention_softmax_block(AttentionChunk<HDP>& x, float (*s)[4], int j0, const int* keys,
                                                float c) {
     int t = threadIdx.x % 4;
-    ATTENTION_UNROLL
+    UNROLL
     for (int r = 0; r < 2; r++) {
         if (j0 + ATTENTION_KEYS > keys[r]) {
-            ATTENTION_UNROLL
-            for (int n = 0; n < ATTENTION_KEYS / 8; n++) ATTENTION_UNROLL
-            for (int e = 0; e < 2; e++)
-                if (j0 + 8 * n + 2 * t + e >= keys[r]) s[n][2 * r + e] = -INFINITY;
+            UNROLL
+            for (int n = 0; n < ATTENTION_KEYS / 8; n++)
+                UNROLL
+                for (int e = 0; e < 2; e++)
+                    if (j0 + 8 * n + 2 * t + e >= keys[r]) s[n][2 * r + e] = -INFINITY;
         }
         float max = x.max[r];
-        ATTENTION_UNROLL
+        UNROLL
         for (int n = 0; n < ATTENTION_KEYS / 8; n++) max = fmaxf(max, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
         max = group_reduce_max<4>(max);
         float shrink = exp2f((x.max[r] - max) * c), shift = max * c, sum = 0.0f;
-        ATTENTION_UNROLL
-        for (int n = 0; n < ATTENTION_KEYS / 8; n++) ATTENTION_UNROLL
-        for (int e = 0; e < 2; e++) {
-            s[n][2 * r + e] = exp2f(mul_add(s[n][2 * r + e], c, -shift));
-            sum += s[n][2 * r + e];
-        }
+        UNROLL
+        for (int n = 0; n < ATTENTION_KEYS / 8; n++)
+            UNROLL
+            for (int e = 0; e < 2; e++) {
+                s[n][2 * r + e] = exp2f(mul_add(s[n][2 * r + e], c, -shift));
+                sum += s[n][2 * r + e];
+            }
         x.sum[r] = mul_add(x.sum[r], shrink, sum);
         x.max[r] = max;
-        ATTENTION_UNROLL
-        for (int n = 0; n < HDP / 8; n++) ATTENTION_UNROLL
-        for (int e = 0; e < 2; e++) x.acc[n][2 * r + e] *= shrink;
+        UNROLL
+        for (int n = 0; n < HDP / 8; n++)
+            UNROLL
+            for (int e = 0; e < 2; e++) x.acc[n][2 * r + e] *= shrink;
     }
 }
 
@@ -161,13 +164,14 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     int keys[2] = {row0 + lane / 4 + 1, row0 + lane / 4 + 9};
     auto merge_at_end_of_chunk = [&](int block) {
         if ((block + 1) % (ATTENTION_CHUNK / ATTENTION_KEYS) != 0 && block + 1 != own_blocks) return;
-        ATTENTION_UNROLL
+        UNROLL
         for (int r = 0; r < 2; r++) {
             float sum = group_reduce_sum<4>(x.sum[r]);
             AttentionWeights w = attention_merge(total_max[r], total_sum[r], x.max[r], sum, c);
-            ATTENTION_UNROLL
-            for (int i = 0; i < HDP / 8; i++) ATTENTION_UNROLL
-            for (int e = 2 * r; e < 2 * r + 2; e++) total[i][e] = attention_merge_value(total[i][e], x.acc[i][e], w);
+            UNROLL
+            for (int i = 0; i < HDP / 8; i++)
+                UNROLL
+                for (int e = 2 * r; e < 2 * r + 2; e++) total[i][e] = attention_merge_value(total[i][e], x.acc[i][e], w);
         }
         attention_clear(x);
     };
@@ -180,7 +184,7 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     int rows = n - row0 < 16 ? n - row0 : 16;
     attention_store_rows<HDP>(out + ((start + row0) * NH + h) * HD, (int64_t)NH * HD, total, inverse, queries, rows, HD,
                               aligned);
-    ATTENTION_UNROLL
+    UNROLL
     for (int r = 0; r < 2; r++)
         if (lane % 4 == 0 && lane / 4 + 8 * r < rows)
             lse[(start + row0 + lane / 4 + 8 * r) * NH + h] = mul_add(total_max[r], scale, logf(total_sum[r]));
@@ -226,13 +230,13 @@ __global__ void __launch_bounds__(32)
         x, queries, ring, operand, begin / ATTENTION_KEYS, blocks, blocks, keys, scale * LOG2_E, load,
         [] { __syncwarp(); }, [](int) {});
 
-    ATTENTION_UNROLL
+    UNROLL
     for (int r = 0; r < 2; r++) {
         float sum = group_reduce_sum<4>(x.sum[r]);
         int row = threadIdx.x / 4 + 8 * r, t = threadIdx.x % 4;
         if (row >= heads) continue;
         float* to = partial + ((token * NH + h0 + row) * chunks + chunk) * (HD + 2);
-        ATTENTION_UNROLL
+        UNROLL
         for (int i = 0; i < HDP / 8; i++) {
             int d = 8 * i + 2 * t;  // HD is even
             if (d < HD) to[d] = x.acc[i][2 * r], to[d + 1] = x.acc[i][2 * r + 1];
@@ -256,12 +260,12 @@ __global__ void __launch_bounds__(ATTENTION_MERGE_WARPS * 32)
     for (int chunk = 0; chunk < row_chunks; chunk++) {
         const float* from = partial + (row * chunks + chunk) * (HD + 2);
         AttentionWeights w = attention_merge(max, sum, from[HD], from[HD + 1], scale * LOG2_E);
-        ATTENTION_UNROLL
+        UNROLL
         for (int i = 0; i < 4; i++)
             if (lane + 32 * i < HD) total[i] = attention_merge_value(total[i], from[lane + 32 * i], w);
     }
     float inverse = 1.0f / sum;
-    ATTENTION_UNROLL
+    UNROLL
     for (int i = 0; i < 4; i++)
         if (lane + 32 * i < HD) out[row * HD + lane + 32 * i] = (floatX)(n > 0 ? total[i] * inverse : 0.0f);
     if (lane == 0) lse[row] = n > 0 ? mul_add(max, scale, logf(sum)) : 0.0f;

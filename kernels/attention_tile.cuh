@@ -10,16 +10,6 @@
 #pragma once
 #include "../runtime/math.h"
 #include "../runtime/ptx.h"
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#endif
-
-// before a loop that indexes registers: nvcc must unroll it
-#if defined(__CUDACC__)
-#define ATTENTION_UNROLL _Pragma("unroll")
-#else
-#define ATTENTION_UNROLL
-#endif
 
 #if HAS_KERNELS
 static constexpr bool ATTENTION_MMA = sizeof(floatX) == 2;
@@ -42,7 +32,7 @@ HOST_DEVICE constexpr int attention_operand_floats() {
 template <int ROWS, int HDP, int THREADS, class Row>
 __device__ inline void attention_load_tile(floatX* tile, const floatX* any, int HD, bool aligned, Row row) {
     constexpr int W = Pack128<floatX>::size, PACKS = HDP / W;
-    ATTENTION_UNROLL
+    UNROLL
     for (int first = 0; first < ROWS * PACKS; first += THREADS) {
         int i = first + threadIdx.x;
         if (ROWS * PACKS % THREADS != 0 && i >= ROWS * PACKS) break;
@@ -59,29 +49,17 @@ __device__ inline void attention_load_tile(floatX* tile, const floatX* any, int 
     }
 }
 
-// two floats rounded to nearest even, the first in the lower half
-__device__ inline uint32_t attention_pack_bf16(float low, float high) {
-#if defined(__CUDA_ARCH__)
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);  // one instruction; float_to_bf16_bits takes ten for two
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
-#else
-    return float_to_bf16_bits(low) | (uint32_t)float_to_bf16_bits(high) << 16;
-#endif
-}
-
 // d (16,N) += a (16,K) b (N,K)^T, both in tiles of HDP = K
 template <int N, int K>
 __device__ inline void attention_multiply_nt(float (*d)[4], const floatX* a, const floatX* b) {
     constexpr int LD = attention_ld<K>();
     int lane = threadIdx.x % 32;
     if constexpr (ATTENTION_MMA) {
-        ATTENTION_UNROLL
+        UNROLL
         for (int k = 0; k < K; k += 16) {
             uint32_t a_part[4];
             ldmatrix_x4(a_part, a + lane % 16 * LD + k + lane / 16 * 8);
-            ATTENTION_UNROLL
+            UNROLL
             for (int n = 0; n < N; n += 16) {
                 uint32_t b_part[4];
                 ldmatrix_x4(b_part, b + (n + lane / 16 * 8 + lane % 8) * LD + k + lane / 8 % 2 * 8);
@@ -93,9 +71,10 @@ __device__ inline void attention_multiply_nt(float (*d)[4], const floatX* a, con
         const floatX *a_row = a + lane / 4 * LD, *b_row = b + lane % 4 * 2 * LD;
         for (int k = 0; k < K; k++) {
             float x[2] = {(float)a_row[k], (float)a_row[8 * LD + k]};
-            ATTENTION_UNROLL
-            for (int n = 0; n < N / 8; n++) ATTENTION_UNROLL
-            for (int e = 0; e < 4; e++) d[n][e] = mul_add(x[e / 2], (float)b_row[(8 * n + e % 2) * LD + k], d[n][e]);
+            UNROLL
+            for (int n = 0; n < N / 8; n++)
+                UNROLL
+                for (int e = 0; e < 4; e++) d[n][e] = mul_add(x[e / 2], (float)b_row[(8 * n + e % 2) * LD + k], d[n][e]);
         }
     }
 }
@@ -108,13 +87,12 @@ __device__ inline void attention_multiply_nn(float (*d)[4], const float (*p)[4],
     int lane = threadIdx.x % 32;
     if constexpr (ATTENTION_MMA) {
         (void)operand;
-        ATTENTION_UNROLL
+        UNROLL
         for (int k = 0; k < K; k += 16) {
             const float(*tile)[4] = p + k / 8;
-            uint32_t a_part[4] = {
-                attention_pack_bf16(tile[0][0], tile[0][1]), attention_pack_bf16(tile[0][2], tile[0][3]),
-                attention_pack_bf16(tile[1][0], tile[1][1]), attention_pack_bf16(tile[1][2], tile[1][3])};
-            ATTENTION_UNROLL
+            uint32_t a_part[4] = {pack_bf16(tile[0][0], tile[0][1]), pack_bf16(tile[0][2], tile[0][3]),
+                                  pack_bf16(tile[1][0], tile[1][1]), pack_bf16(tile[1][2], tile[1][3])};
+            UNROLL
             for (int n = 0; n < N; n += 16) {
                 uint32_t b_part[4];
                 ldmatrix_x4_trans(b_part, b + (k + lane / 8 % 2 * 8 + lane % 8) * LD + n + lane / 16 * 8);
@@ -124,15 +102,17 @@ __device__ inline void attention_multiply_nn(float (*d)[4], const float (*p)[4],
         }
     } else {
         int g = lane / 4, t = lane % 4;
-        ATTENTION_UNROLL
-        for (int n = 0; n < K / 8; n++) ATTENTION_UNROLL
-        for (int e = 0; e < 4; e++) operand[(g + e / 2 * 8) * (K + 4) + 8 * n + 2 * t + e % 2] = p[n][e];
+        UNROLL
+        for (int n = 0; n < K / 8; n++)
+            UNROLL
+            for (int e = 0; e < 4; e++) operand[(g + e / 2 * 8) * (K + 4) + 8 * n + 2 * t + e % 2] = p[n][e];
         __syncwarp();
         for (int k = 0; k < K; k++) {
             float x[2] = {operand[g * (K + 4) + k], operand[(g + 8) * (K + 4) + k]};
-            ATTENTION_UNROLL
-            for (int n = 0; n < N / 8; n++) ATTENTION_UNROLL
-            for (int e = 0; e < 4; e++) d[n][e] = mul_add(x[e / 2], (float)b[k * LD + 8 * n + 2 * t + e % 2], d[n][e]);
+            UNROLL
+            for (int n = 0; n < N / 8; n++)
+                UNROLL
+                for (int e = 0; e < 4; e++) d[n][e] = mul_add(x[e / 2], (float)b[k * LD + 8 * n + 2 * t + e % 2], d[n][e]);
         }
         __syncwarp();  // operand is free again
     }
@@ -140,9 +120,10 @@ __device__ inline void attention_multiply_nn(float (*d)[4], const float (*p)[4],
 
 template <int N>
 __device__ inline void attention_zero(float (*d)[4]) {
-    ATTENTION_UNROLL
-    for (int n = 0; n < N / 8; n++) ATTENTION_UNROLL
-    for (int e = 0; e < 4; e++) d[n][e] = 0.0f;
+    UNROLL
+    for (int n = 0; n < N / 8; n++)
+        UNROLL
+        for (int e = 0; e < 4; e++) d[n][e] = 0.0f;
 }
 
 // The first `rows` rows of d (16,HDP), times factor[0] in rows 0..7 of the lane's and factor[1] in 8..15, to out. They
@@ -153,10 +134,11 @@ __device__ inline void attention_store_rows(floatX* out, int64_t stride, const f
     constexpr int W = Pack128<floatX>::size, PACKS = HDP / W, LD = attention_ld<HDP>();
     int lane = threadIdx.x % 32;
     __syncwarp();  // the other lanes' reads of staging are over
-    ATTENTION_UNROLL
-    for (int n = 0; n < HDP / 8; n++) ATTENTION_UNROLL
-    for (int e = 0; e < 4; e++)
-        staging[(lane / 4 + e / 2 * 8) * LD + 8 * n + lane % 4 * 2 + e % 2] = (floatX)(d[n][e] * factor[e / 2]);
+    UNROLL
+    for (int n = 0; n < HDP / 8; n++)
+        UNROLL
+        for (int e = 0; e < 4; e++)
+            staging[(lane / 4 + e / 2 * 8) * LD + 8 * n + lane % 4 * 2 + e % 2] = (floatX)(d[n][e] * factor[e / 2]);
     __syncwarp();
     for (int i = lane; i < 16 * PACKS; i += 32) {
         int r = i / PACKS, c = i % PACKS * W;

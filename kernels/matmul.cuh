@@ -30,13 +30,6 @@
 #include "cpu/gemm.h"
 #include "cublaslt.cuh"
 
-// before a loop that indexes registers: nvcc must unroll it
-#if defined(__CUDACC__)
-#define MATMUL_UNROLL _Pragma("unroll")
-#else
-#define MATMUL_UNROLL
-#endif
-
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA: tiles of shared memory, common to this file and matmul_quantized.cuh
 
@@ -68,7 +61,7 @@ template <int ROWS, int BK, int THREADS>
 __device__ inline void matmul_load_tile(bf16* tile, const bf16* x, int64_t ldx, int64_t row0, int64_t rows, int64_t k0,
                                         int64_t K, bool aligned) {
     constexpr int CHUNKS = BK / 8;
-    MATMUL_UNROLL
+    UNROLL
     for (int first = 0; first < ROWS * CHUNKS; first += THREADS) {
         int i = first + threadIdx.x;
         if (ROWS * CHUNKS % THREADS != 0 && i >= ROWS * CHUNKS) break;
@@ -117,10 +110,12 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
     int warp_m = warp / WARPS_N * MT * 16, warp_n = warp % WARPS_N * NT * 8;
 
     float sum[MT][NT][4];
-    MATMUL_UNROLL
-    for (int i = 0; i < MT; i++) MATMUL_UNROLL
-    for (int j = 0; j < NT; j++) MATMUL_UNROLL
-    for (int e = 0; e < 4; e++) sum[i][j][e] = 0.0f;
+    UNROLL
+    for (int i = 0; i < MT; i++)
+        UNROLL
+        for (int j = 0; j < NT; j++)
+            UNROLL
+            for (int e = 0; e < 4; e++) sum[i][j][e] = 0.0f;
 
     int slices = (int)CEIL_DIV(K, BK);
     auto load = [&](int slice) {
@@ -137,23 +132,24 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
         __syncthreads();  // the slice has landed for every thread, and the stage loaded next has been read
         load(slice + STAGES - 1);
         const bf16 *as = tiles + slice % STAGES * (BM + BN) * BK, *bs = as + BM * BK;
-        MATMUL_UNROLL
+        UNROLL
         for (int step = 0; step < BK / 16; step++) {
             uint32_t af[MT][4], bf[NT * 2];
-            MATMUL_UNROLL
+            UNROLL
             for (int i = 0; i < MT; i++) matmul_load_a<BK>(af[i], as, warp_m + i * 16, step);
             if constexpr (NT == 1) {
                 ldmatrix_x2(bf, bs + matmul_swizzle<BK>(warp_n + lane % 8, step * 2 + lane / 8 % 2));
             } else {
-                MATMUL_UNROLL
+                UNROLL
                 for (int j = 0; j < NT; j += 2) {
                     int row = warp_n + j * 8 + lane / 16 * 8 + lane % 8;
                     ldmatrix_x4(bf + j * 2, bs + matmul_swizzle<BK>(row, step * 2 + lane / 8 % 2));
                 }
             }
-            MATMUL_UNROLL
-            for (int i = 0; i < MT; i++) MATMUL_UNROLL
-            for (int j = 0; j < NT; j++) mma_m16n8k16_bf16(sum[i][j], af[i], bf + j * 2);
+            UNROLL
+            for (int i = 0; i < MT; i++)
+                UNROLL
+                for (int j = 0; j < NT; j++) mma_m16n8k16_bf16(sum[i][j], af[i], bf + j * 2);
         }
     }
     cp_async_wait<0>();
@@ -162,20 +158,21 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
     // through shared memory, so that a row of the tile is stored in whole packs
     constexpr int LD = BN + 16 / (int)sizeof(O), W = Pack128<O>::size;
     O* tile = reinterpret_cast<O*>(tiles);
-    MATMUL_UNROLL
+    UNROLL
     for (int j = 0; j < NT; j++) {
         int col = warp_n + j * 8 + lane % 4 * 2;
         float bias0 = bias && n0 + col < N ? (float)bias[n0 + col] : 0.0f;
         float bias1 = bias && n0 + col + 1 < N ? (float)bias[n0 + col + 1] : 0.0f;
-        MATMUL_UNROLL
-        for (int i = 0; i < MT; i++) MATMUL_UNROLL
-        for (int half = 0; half < 2; half++) {
-            O* to = tile + (warp_m + i * 16 + half * 8 + lane / 4) * LD + col;
-            float x0 = sum[i][j][half * 2], x1 = sum[i][j][half * 2 + 1];
-            if (bias) x0 += bias0, x1 += bias1;
-            to[0] = (O)x0;
-            to[1] = (O)x1;
-        }
+        UNROLL
+        for (int i = 0; i < MT; i++)
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                O* to = tile + (warp_m + i * 16 + half * 8 + lane / 4) * LD + col;
+                float x0 = sum[i][j][half * 2], x1 = sum[i][j][half * 2 + 1];
+                if (bias) x0 += bias0, x1 += bias1;
+                to[0] = (O)x0;
+                to[1] = (O)x1;
+            }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < BM * (BN / W); i += THREADS) {

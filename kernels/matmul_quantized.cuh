@@ -17,26 +17,11 @@
 #pragma once
 #include "matmul.cuh"
 #include "packed_weight.cuh"
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#endif
 
 static constexpr int64_t QUANTIZED_MATMUL_ROWS = 128;
 static constexpr int64_t QUANTIZED_PANEL_NUMBERS = 1 << 24;  // of Q(W) at a time: 32 MB of bf16
 
 #if HAS_KERNELS
-// two numbers rounded to bf16, the first in the lower half; on a GPU one instruction instead of ten
-__device__ inline uint32_t quantized_pair(float low, float high) {
-#if defined(__CUDA_ARCH__)
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
-#else
-    return (uint32_t)float_to_bf16_bits(low) | (uint32_t)float_to_bf16_bits(high) << 16;
-#endif
-}
-
 // The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: NF4's numbers
 // in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which 2^23 + u - zero makes
 // exact
@@ -44,15 +29,15 @@ template <int BITS>
 __device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, WeightFormat format, const float* table,
                                           float zero, float scale) {
     float x[4];
-    MATMUL_UNROLL
+    UNROLL
     for (int e = 0; e < 4; e++) {
         uint32_t u = quantized_step_code(codes, BITS, e);
         if (BITS == 4 && format == WeightFormat::nf4) x[e] = table[u] * scale;
         else if (BITS == 8 && format == WeightFormat::fp8e4m3) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
         else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
     }
-    b[0] = quantized_pair(x[0], x[1]);
-    b[1] = quantized_pair(x[2], x[3]);
+    b[0] = pack_bf16(x[0], x[1]);
+    b[1] = pack_bf16(x[2], x[3]);
 }
 
 template <int BM>
@@ -96,7 +81,7 @@ __global__ void __launch_bounds__(256, 2)
     };
     // the scales of a span, or of each of its steps, and 2^23 + their zero points
     auto load_scales = [&](float* scale, float* zero, int span) {
-        MATMUL_UNROLL
+        UNROLL
         for (int s = 0; s < SCALES; s++) {
             int64_t group = ((int64_t)span * QW_SPAN + s * 16) / w.group;
             int64_t i = scale_row + (group < groups ? group : groups - 1) * QW_ROWS;
@@ -106,14 +91,15 @@ __global__ void __launch_bounds__(256, 2)
     };
 
     float sum[MT][4];
-    MATMUL_UNROLL
-    for (int i = 0; i < MT; i++) MATMUL_UNROLL
-    for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
+    UNROLL
+    for (int i = 0; i < MT; i++)
+        UNROLL
+        for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
     float scale[SCALES], zero[SCALES], next_scale[SCALES], next_zero[SCALES];
     load_scales(next_scale, next_zero, 0);
     for (int s = 0; s < STAGES - 1; s++) load(s);
     for (int span = 0; span < spans; span++) {
-        MATMUL_UNROLL
+        UNROLL
         for (int s = 0; s < SCALES; s++) scale[s] = next_scale[s], zero[s] = next_zero[s];
         cp_async_wait<STAGES - 2>();
         __syncthreads();  // the span has landed for every thread, and the stage loaded next has been read
@@ -122,13 +108,13 @@ __global__ void __launch_bounds__(256, 2)
         const unsigned char* stage = shared + span % STAGES * stage_bytes;
         const bf16* as = reinterpret_cast<const bf16*>(stage);
         const uint32_t* block = reinterpret_cast<const uint32_t*>(stage + A_BYTES + warp * CODE_BYTES);
-        MATMUL_UNROLL
+        UNROLL
         for (int step = 0; step < QW_SPAN / 16; step++) {
             uint32_t b[2];
             int s = SCALES == 1 ? 0 : step;
             quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.format, table, zero[s],
                                      scale[s]);
-            MATMUL_UNROLL
+            UNROLL
             for (int i = 0; i < MT; i++) {
                 uint32_t af[4];
                 matmul_load_a<QW_SPAN>(af, as, i * 16, step);
@@ -139,16 +125,17 @@ __global__ void __launch_bounds__(256, 2)
     cp_async_wait<0>();
 
     int64_t col = block_row * 8 + lane % 4 * 2;
-    MATMUL_UNROLL
-    for (int i = 0; i < MT; i++) MATMUL_UNROLL
-    for (int e = 0; e < 4; e++) {
-        int row = i * 16 + e / 2 * 8 + lane / 4;
-        int64_t n = col + e % 2;
-        if (row >= rows || n >= w.N) continue;
-        float x = sum[i][e];
-        if (bias) x += (float)bias[n];
-        out[(m0 + row) * ldo + n] = (O)x;
-    }
+    UNROLL
+    for (int i = 0; i < MT; i++)
+        UNROLL
+        for (int e = 0; e < 4; e++) {
+            int row = i * 16 + e / 2 * 8 + lane / 4;
+            int64_t n = col + e % 2;
+            if (row >= rows || n >= w.N) continue;
+            float x = sum[i][e];
+            if (bias) x += (float)bias[n];
+            out[(m0 + row) * ldo + n] = (O)x;
+        }
 }
 
 template <int BITS, int SCALES, int BM, class O>

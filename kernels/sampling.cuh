@@ -332,7 +332,7 @@ template <class F>
 __device__ inline void sample_for_each(const float* row, int n, bool aligned, F f) {
     constexpr int W = Pack128<float>::size, LOADS = 4;
     for (int64_t base = (int64_t)threadIdx.x * W; base < n; base += LM_HEAD_BLOCK * W * LOADS) {
-        Pack128<float> x[LOADS];
+        Pack128<float> x[LOADS] = {};
         for (int j = 0; j < LOADS; j++) {
             int64_t i = base + j * LM_HEAD_BLOCK * W;
             if (i < n) x[j] = load_pack(row, (int)i, n, aligned);
@@ -479,7 +479,7 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
     int64_t first = (int64_t)warp * part, end = first + part < c.n_allowed ? first + part : c.n_allowed;
     uint32_t count = 0;
     for (int64_t base = first + lane * W; base < end; base += TILE * LOADS) {
-        Pack128<float> x[LOADS];
+        Pack128<float> x[LOADS] = {};
         for (int l = 0; l < LOADS; l++)
             if (base + l * TILE < end) x[l] = load_pack(row, (int)base + l * TILE, c.n_allowed, c.aligned);
         for (int l = 0; l < LOADS; l++)
@@ -496,7 +496,7 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
     if (before <= j && j < before + count) {  // one warp
         for (int64_t tile = first; tile < end; tile += TILE) {
             int64_t i = tile + lane * W;
-            Pack128<float> x;
+            Pack128<float> x = {};
             if (i < end) x = load_pack(row, (int)i, c.n_allowed, c.aligned);
             uint32_t rank = 0, all = 0;
             bool match[W];

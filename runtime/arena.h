@@ -68,18 +68,20 @@ inline std::string bytes_text(double bytes) {
     return format(i == 0 ? "%.0f %s" : "%.1f %s", bytes, unit[i]);
 }
 
-// one line an array, the largest first
+// one line an array, the largest first; those below a hundredth of the whole are added up
 inline std::string arena_plan_text(const Arena& a) {
     std::vector<Arena::Line> lines = a.lines;
     for (size_t i = 1; i < lines.size(); i++)
         for (size_t j = i; j > 0 && lines[j].bytes > lines[j - 1].bytes; j--) std::swap(lines[j], lines[j - 1]);
     std::string s = format("memory      %s on the %s\n", bytes_text((double)a.bytes).c_str(),
                            a.dev.cuda ? "GPU" : "host, as it is touched");
+    size_t small = 0;
     for (const Arena::Line& l : lines)
-        if (l.bytes)
+        if (l.bytes < a.bytes / 100) small += l.bytes;
+        else
             s += format("  %11s  %s%s%s%s\n", bytes_text((double)l.bytes).c_str(), l.what.c_str(),
                         l.hint.empty() ? "" : " (", l.hint.c_str(), l.hint.empty() ? "" : ")");
-    return s;
+    return s + format("  %11s  smaller arrays\n", bytes_text((double)small).c_str());
 }
 
 // Allocates the plan. On the host the pages are zero and cost nothing until they are touched.
@@ -89,9 +91,9 @@ inline void arena_commit(Arena& a) {
     for (const Arena::Line& l : a.lines)
         if (!largest || l.bytes > largest->bytes) largest = &l;
     auto refuse = [&](const std::string& have) {
-        fail("out of memory: the plan asks for %s%s; its largest line is %s, %s%s%s", bytes_text((double)a.bytes).c_str(),
-             have.c_str(), largest->what.c_str(), bytes_text((double)largest->bytes).c_str(),
-             largest->hint.empty() ? "" : ": ", largest->hint.c_str());
+        fail("out of memory: the plan asks for %s%s; its largest line is %s, %s%s%s",
+             bytes_text((double)a.bytes).c_str(), have.c_str(), largest->what.c_str(),
+             bytes_text((double)largest->bytes).c_str(), largest->hint.empty() ? "" : ": ", largest->hint.c_str());
     };
     if (a.bytes) {
 #if HAS_KERNELS

@@ -1,5 +1,5 @@
-// Owning arrays, on the host or on a device: 64-byte aligned, zero. On the host the operating system gives zeroed pages,
-// so that a page nobody touches costs nothing.
+// Owning arrays, on the host or on a device: 64-byte aligned, zero. On the host the operating system gives zeroed
+// pages, so that a page nobody touches costs nothing.
 #pragma once
 #include <sys/mman.h>
 #include <cstddef>

@@ -106,6 +106,13 @@ using Int = std::integral_constant<int, N>;
     simt_launch(#kernel, __FILE__, __LINE__, (grid), (block), (shared_bytes), (stream), kernel, __VA_ARGS__)
 #endif
 
+// before a loop that indexes registers: nvcc must unroll it, or the array goes to memory
+#if defined(__CUDACC__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
 // DYNAMIC_SHARED(type, name): `type* name` at the start of the block's dynamic shared memory, 16-byte aligned
 #if defined(__CUDACC__)
 #define DYNAMIC_SHARED(type, name)                                   \
@@ -215,7 +222,7 @@ inline void pinned_allocate(PinnedBuffer& b, size_t bytes, Device dev = Device()
 // copies between host and device, counted: a training step should need few
 
 struct Transfers {
-    int64_t to_device = 0, to_host = 0;              // copies
+    int64_t to_device = 0, to_host = 0;  // copies
     int64_t to_device_bytes = 0, to_host_bytes = 0;
 };
 inline Transfers transfers;

@@ -22,15 +22,20 @@ inline void check_cuda(const void* probe) {
     if (error != cudaSuccess) driver = 0;
     CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
     if (driver == 0)
-        fail("--device cuda: no NVIDIA driver is installed; install one for CUDA %s, or run on the CPU with --device cpu",
-             cuda_version_text(runtime).c_str());
+        fail(
+            "--device cuda: no NVIDIA driver is installed; install one for CUDA %s, or run on the CPU with --device "
+            "cpu",
+            cuda_version_text(runtime).c_str());
     error = cudaGetDeviceCount(&devices);
     if (error == cudaErrorInsufficientDriver)
-        fail("--device cuda: the NVIDIA driver supports CUDA %s, this program was built with %s; update the driver, build "
-             "with an older toolkit, or run on the CPU with --device cpu",
-             cuda_version_text(driver).c_str(), cuda_version_text(runtime).c_str());
+        fail(
+            "--device cuda: the NVIDIA driver supports CUDA %s, this program was built with %s; update the driver, "
+            "build "
+            "with an older toolkit, or run on the CPU with --device cpu",
+            cuda_version_text(driver).c_str(), cuda_version_text(runtime).c_str());
     if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0))
-        fail("--device cuda: no NVIDIA GPU is visible (is CUDA_VISIBLE_DEVICES set?); run on the CPU with --device cpu");
+        fail(
+            "--device cuda: no NVIDIA GPU is visible (is CUDA_VISIBLE_DEVICES set?); run on the CPU with --device cpu");
     CUDA_CHECK(error);
     cudaDeviceProp properties;
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -38,9 +43,11 @@ inline void check_cuda(const void* probe) {
     error = cudaFuncGetAttributes(&attributes, probe);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
         error == cudaErrorUnsupportedPtxVersion)
-        fail("--device cuda: this program has no code for %s (sm_%d%d); build it with 'make CUDA=1 ARCHS=%d%d', or run on "
-             "the CPU with --device cpu",
-             properties.name, properties.major, properties.minor, properties.major, properties.minor);
+        fail(
+            "--device cuda: this program has no code for %s (sm_%d%d); build it with 'make CUDA=1 ARCHS=%d%d', or run "
+            "on "
+            "the CPU with --device cpu",
+            properties.name, properties.major, properties.minor, properties.major, properties.minor);
     CUDA_CHECK(error);
 }
 #endif
@@ -63,8 +70,10 @@ inline Device open_device(const std::string& choice, const void* probe) {
     static ScratchStack scratch;
     dev.scratch = &scratch;
 #else
-    fail("--device cuda: this program was built without CUDA; build it with 'make CUDA=1' where there is a CUDA toolkit, or "
-         "run on the CPU with --device cpu");
+    fail(
+        "--device cuda: this program was built without CUDA; build it with 'make CUDA=1' where there is a CUDA "
+        "toolkit, or "
+        "run on the CPU with --device cpu");
 #endif
     return dev;
 }

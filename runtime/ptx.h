@@ -104,3 +104,16 @@ __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 #endif
+
+#if HAS_KERNELS
+// two numbers as bf16 in one register, round to nearest even
+__device__ inline uint32_t pack_bf16(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    uint32_t bits;  // one instruction; float_to_bf16_bits takes five a number
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+#else
+    return float_to_bf16_bits(low) | (uint32_t)float_to_bf16_bits(high) << 16;
+#endif
+}
+#endif

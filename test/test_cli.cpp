@@ -838,7 +838,7 @@ TEST(Diverged, StopsAfterSkippedSteps) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// grpo
+// what a run of grpo logs
 
 static void check_metrics(const std::vector<json>& rows, const Args& more = {}) {
     for (const json& row : rows) {
@@ -895,6 +895,105 @@ static std::vector<std::string> learning_curve(const std::string& out) {
     }
     return curve;
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// devices and memory
+
+// the same program with its CUDA kernels run on the CPU (make train_qrl_simt)
+struct Simulated : testing::Test {
+    void SetUp() override {
+        if (!fs::exists("./train_qrl_simt")) GTEST_SKIP() << "needs ./train_qrl_simt (make train_qrl_simt)";
+        setenv("TRAIN_QRL", "./train_qrl_simt", 1);
+    }
+    void TearDown() override {
+        unsetenv("TRAIN_QRL");
+        unsetenv("TRAIN_QRL_SIMT_DEVICES");
+        unsetenv("TRAIN_QRL_SIMT_MEMORY");
+    }
+};
+
+TEST(Device, CudaNeedsABuildWithIt) {
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda"}), {"--device cuda", "built without CUDA", "make CUDA=1", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+    refused(2, grpo(out, {"--device", "gpu"}), {"--device", "auto", "cpu", "cuda"});
+}
+
+TEST_F(Simulated, NoGpuIsOneLineThatOffersTheCpu) {
+    setenv("TRAIN_QRL_SIMT_DEVICES", "0", 1);
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda"}), {"--device cuda", "no NVIDIA GPU is visible", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+    good(grpo(out, {"--device", "cpu", "--max_steps", "1"}));
+}
+
+TEST_F(Simulated, OutOfMemoryNamesTheLineAndTheFlag) {
+    setenv("TRAIN_QRL_SIMT_MEMORY", "60000000", 1);
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda", "--micro_batch_tokens", "16384"}),
+            {"out of memory", "the plan asks for", "MiB free of", "largest line is activations and their gradients",
+             "lower --micro_batch_tokens"});
+    EXPECT_FALSE(fs::exists(out)) << "nothing is written before the memory is there";
+}
+
+TEST_F(Simulated, HeadsTooWideForTheKernelsAreRefusedByName) {
+    std::string m = model_copy(), out = fresh("out");
+    json config = read_json(m + "/config.json");
+    config["head_dim"] = 136;
+    write_text(m + "/config.json", config.dump());
+    refused(1, grpo(out, {"--device", "cuda", "--model", m}), {"head_dim 136", "128", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(Device, PlanIsPrintedAndNothingElseHappens) {
+    std::string out = fresh("out");
+    for (const Args& args : {grpo(out, {"--plan", "true"}),
+                             Args{"sft", "--model", base, "--train_data", sums, "--plan", "true", "--output_dir", out},
+                             Args{"eval", "--model", base, "--eval_data", problems, "--plan", "true",
+                                  "--max_completion_length", "16", "--output_dir", out}}) {
+        Outcome r = good(args);
+        EXPECT_EQ(r.out.rfind("memory ", 0), 0u) << shown_run(args, r);
+        const char* line = args[0] == "sft" ? "activations and their gradients (lower --micro_batch_tokens"
+                                            : "KV cache of the samples (lower --rollout_batch";
+        EXPECT_NE(r.out.find(line), std::string::npos) << shown_run(args, r);
+        EXPECT_FALSE(fs::exists(out));
+    }
+}
+
+// The kernels in bf16 against the CPU loops in bf16, whole runs. Both begin with the same weights and draw with the same
+// numbers; sums of products in another order differ in the last bits before each rounding to bf16, so that now and then
+// a draw near a boundary gives another token, and from there that completion is another one.
+TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
+    for (const char* weights : {"int4:g32:sym", "none"}) {
+        std::string cpu = fresh("cpu"), cuda = fresh("cuda");
+        Args more = {"--weights", weights, "--prompts_per_step", "4", "--num_generations", "4", "--max_steps", "3",
+                     "--eval_n", "1", "--rollout_batch", "16"};
+        RunSetting setting;
+        setting.seconds = 300;
+        for (const std::string& device : {std::string("cpu"), std::string("cuda")}) {
+            Args args = grpo(device == "cpu" ? cpu : cuda, more + Args{"--device", device});
+            Outcome r = run(args, setting);
+            ASSERT_EQ(r.status, 0) << shown_run(args, r);
+        }
+        std::vector<json> a = read_lines(cpu + "/metrics.jsonl"), b = read_lines(cuda + "/metrics.jsonl");
+        ASSERT_EQ(a.size(), 3u);
+        ASSERT_EQ(b.size(), 3u);
+        check_metrics(b);  // on the device too the ratio is exactly 1
+        for (size_t i = 0; i < 3; i++) {
+            std::string rows = a[i].dump() + "\n" + b[i].dump();
+            EXPECT_NEAR(number(b[i], "entropy"), number(a[i], "entropy"), 0.05 * number(a[i], "entropy") + 0.01) << rows;
+            EXPECT_NEAR(number(b[i], "reward"), number(a[i], "reward"), 0.13) << rows;
+            EXPECT_NEAR(number(b[i], "completions/mean_length"), number(a[i], "completions/mean_length"), 0.6) << rows;
+            EXPECT_EQ(number(b[i], "learning_rate"), number(a[i], "learning_rate"));
+        }
+        double norm = number(a[0], "grad_norm");
+        EXPECT_GT(norm, 0.0);
+        EXPECT_NEAR(number(b[0], "grad_norm") / norm, 1.0, 0.25);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// grpo
 
 TEST(Grpo, EmbeddedTaskWithAModel) {
     std::string out = fresh("run"), again = fresh("run"), other = fresh("run");
