@@ -134,12 +134,12 @@ install-missing:
 # build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_head
-MODEL_TESTS := test_golden test_grpo
+
 # the tests of test/simt itself
 SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl test_comm
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
 VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
-            $(foreach t,$(KERNEL_TESTS) $(MODEL_TESTS),$(t)@simt $(t)@simt-fp32)
+            $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS)) $(filter %@simt %@simt-fp32,$(VARIANTS)))
 COVERAGE := $(addprefix $(BUILD)/,$(foreach t,$(KERNEL_TESTS),$(t)@simt $(t)@simt-fp32))

@@ -174,6 +174,7 @@ inline int grpo_command(Session& s) {
     };
     for (; step < steps && !stop_requested(); step++) {
         double step_start = wall_seconds();
+        const Transfers transfers_before = transfers;
         // prompts of this step: the next ones of the epoch's order
         std::vector<Prompt> prompts;
         std::vector<std::vector<int>> tokens;
@@ -262,6 +263,12 @@ inline int grpo_command(Session& s) {
         j["timing_s/update_actor"] = seconds;
         j["perf/gen_tokens_per_second"] = (double)stats.completion_tokens / stats.seconds;
         j["perf/train_tokens_per_second"] = (double)step_tokens / seconds;
+        if (s.m.dev.cuda) {
+            j["perf/copies_to_device"] = transfers.to_device - transfers_before.to_device;
+            j["perf/copies_to_host"] = transfers.to_host - transfers_before.to_host;
+            j["perf/bytes_to_device"] = transfers.to_device_bytes - transfers_before.to_device_bytes;
+            j["perf/bytes_to_host"] = transfers.to_host_bytes - transfers_before.to_host_bytes;
+        }
         bool evaluate_now = o.eval_steps > 0 && (step + 1) % o.eval_steps == 0 && step + 1 < steps && !held_out.empty();
         if (evaluate_now) {
             EvalResult e = run_eval(s, state, held_out, (uint32_t)(step + 1));

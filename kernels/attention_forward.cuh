@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
 // One warp: one chunk of one row's keys, for 16 (or fewer) query heads of one key/value head. It leaves acc (HD), max
 // and sum in partial (T,NH,chunks,HD+2). grid: row, key/value head, tile of 16 heads, chunk
 template <int HDP>
-__global__ void __launch_bounds__(32)
+__global__ void __launch_bounds__(32, 1)
     attention_decode_kernel(float* partial, const floatX* q, int64_t q_stride, KeyValueRows place0, KeyValueRows place1,
                             const KeyRange* ranges, int chunks, int NH, int NKV, int HD, float scale, bool aligned) {
     DYNAMIC_SHARED(floatX, queries);
