@@ -139,7 +139,8 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_h
 SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl test_comm
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
 VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
-            $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt
+            $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt \
+            $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS)))
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS)) $(filter %@simt %@simt-fp32,$(VARIANTS)))
 COVERAGE := $(addprefix $(BUILD)/,$(foreach t,$(KERNEL_TESTS),$(t)@simt $(t)@simt-fp32))
@@ -161,6 +162,12 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
+
+# where there is a GPU, the same tests on it
+$(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)
+	@mkdir -p $(BUILD)
+	@echo "compiling $@"
+	@$(NVCC) -std=c++17 -O1 $(NVCC_ARCH) -x cu $< -o $@ -Xcompiler "$(MARCH_FLAG) $(OPENMP)" $(TEST_LIBS) $(CUDA_LIBS)
 
 tests: $(TEST_BINARIES)
 
