@@ -64,7 +64,9 @@ CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 QUIET := $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
 BASE_FLAGS := -std=c++17 $(OPENMP) $(QUIET)
 LIBS := -lutf8proc
-CUDA_LIBS := -lcublasLt
+# NCCL is for several ranks; a build without it takes one
+NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
+CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)
 ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
@@ -136,7 +138,7 @@ install-missing:
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_head
 
 # the tests of test/simt itself
-SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl test_comm
+SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
 VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
             $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt \
@@ -180,7 +182,7 @@ simt: deps-test
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) test/coverage
 
 SANITIZE := test_formats test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden \
-            $(filter-out test_nccl test_comm,$(SIMT_TESTS)) $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
+            $(filter-out test_nccl,$(SIMT_TESTS)) $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 #include "rollout.cuh"
+#include "runtime/comm.h"
 #include "train.cuh"
 
 enum class LossType { grpo, bnpo, dr_grpo, dapo };
@@ -35,6 +36,7 @@ struct GrpoConfig {
     float temperature = 1.0f;
     int64_t micro_batch_tokens = 4096;
     std::function<bool()> stop;  // asked before each micro-batch: true abandons the pass
+    Comm* comm = nullptr;        // the ranks that share the work; null: this one alone
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -114,13 +116,19 @@ struct PolicyPass {
     bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
 
-// completions cut into micro-batches: each is a range [first, last) whose prompts and completions fit in the budget
+// the completions that this rank differentiates: [begin, end)
+inline std::pair<int, int> share_of_completions(const GrpoConfig& c, size_t completions) {
+    return c.comm ? comm_share(*c.comm, (int)completions) : std::pair<int, int>(0, (int)completions);
+}
+
+// the completions of `share` cut into micro-batches: each is a range [first, last) whose prompts and completions fit in
+// the budget
 inline std::vector<std::pair<int, int>> micro_batches(const std::vector<std::vector<int>>& prompts,
                                                       const std::vector<Completion>& completions, int part,
-                                                      int64_t budget) {
+                                                      int64_t budget, std::pair<int, int> share) {
     std::vector<std::pair<int, int>> out;
     int64_t used = 0;
-    for (int i = 0; i < (int)completions.size(); i++) {
+    for (int i = share.first; i < share.second; i++) {
         int64_t n = (int64_t)(prompts[completions[i].prompt].size() + completions[i].tokens.size());
         if (n > budget)
             fail("a prompt and completion of %lld tokens exceed --micro_batch_tokens %lld; raise it", (long long)n,
@@ -140,7 +148,48 @@ inline void batch_add_completion(Batch& b, std::vector<int> ids, const Completio
     batch_add_sequence(b, ids.data(), (int)ids.size());
 }
 
-// log-probabilities of the completions under the weights `work` (the reference model's), one vector a completion
+// Each rank samples its part of the prompts (their number is a multiple of the ranks'), and every rank gets all
+// completions, with the tokens that one rank alone would draw.
+inline std::vector<Completion> rollout_of_ranks(Comm& comm, Model& m, RolloutState& s,
+                                                const std::vector<std::vector<int>>& prompts, int G,
+                                                RolloutConfig config, RolloutStats* stats,
+                                                const std::function<bool(int, int)>& on_token) {
+    if (comm.world == 1) return rollout(m, s, prompts, G, config, stats, on_token);
+    auto [begin, end] = comm_share(comm, (int)prompts.size());
+    config.first_prompt = begin;
+    std::vector<Completion> mine =
+        rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token);
+    // a row a completion: finished, length, tokens, bits of their log-probabilities
+    const int most = config.max_completion_length, row = 2 + 2 * most;
+    std::vector<int> rows(mine.size() * row);
+    for (size_t i = 0; i < mine.size(); i++) {
+        int* r = rows.data() + i * row;
+        r[0] = mine[i].finished;
+        r[1] = (int)mine[i].tokens.size();
+        std::copy(mine[i].tokens.begin(), mine[i].tokens.end(), r + 2);
+        if (r[1]) memcpy(r + 2 + most, mine[i].logps.data(), r[1] * sizeof(float));
+    }
+    rows = comm_gather(comm, rows);
+    std::vector<Completion> all(prompts.size() * G);
+    for (size_t i = 0; i < all.size(); i++) {
+        const int* r = rows.data() + i * row;
+        all[i].prompt = (int)i / G;
+        all[i].sample = (int)i % G;
+        all[i].finished = r[0];
+        all[i].tokens.assign(r + 2, r + 2 + r[1]);
+        all[i].logps.resize(r[1]);
+        if (r[1]) memcpy(all[i].logps.data(), r + 2 + most, r[1] * sizeof(float));
+    }
+    if (stats) {
+        double prompt_tokens = (double)stats->prompt_tokens, completion_tokens = (double)stats->completion_tokens;
+        comm_reduce(comm, {&prompt_tokens, &completion_tokens}, Reduce::sum);
+        stats->prompt_tokens = (int64_t)prompt_tokens;
+        stats->completion_tokens = (int64_t)completion_tokens;
+    }
+    return all;
+}
+
+// log-probabilities of this rank's completions under the weights `work` (the reference model's), one vector a completion
 inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work,
                                                         const std::vector<std::vector<int>>& prompts,
                                                         const std::vector<Completion>& completions,
@@ -149,7 +198,8 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
     Weights<floatX> policy = m.w;
     m.w = model_views(m, work);
     std::vector<std::vector<float>> out(completions.size());
-    for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens)) {
+    for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens,
+                                            share_of_completions(c, completions.size()))) {
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {
@@ -183,7 +233,7 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     ScoreMemory& memory = t.score;
     policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens)) {
+    for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens, share_of_completions(c, N))) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
@@ -213,9 +263,21 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         out.tokens += R;
         out.forward_tokens += b.T();
     }
-    if (out.tokens == 0) return out;
     PolicySums sums;
     copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
+    if (c.comm && c.comm->world > 1) {
+        comm_sum(*c.comm, t.grads.data, t.grads.size);
+        double tokens = (double)out.tokens, forward = (double)out.forward_tokens;
+        comm_reduce(*c.comm,
+                    {&sums.loss, &sums.kl, &sums.entropy, &sums.logp_difference, &sums.ratio, &sums.clip_low,
+                     &sums.clip_high, &tokens, &forward},
+                    Reduce::sum);
+        comm_reduce(*c.comm, {&sums.ratio_min, &sums.clip_low_min}, Reduce::min);
+        comm_reduce(*c.comm, {&sums.logp_difference_max, &sums.ratio_max, &sums.clip_high_max}, Reduce::max);
+        out.tokens = (int64_t)tokens;
+        out.forward_tokens = (int64_t)forward;
+    }
+    if (out.tokens == 0) return out;
     const double n = (double)out.tokens;
     out.loss = sums.loss;
     out.kl = sums.kl / n;

@@ -22,6 +22,7 @@ struct RolloutConfig {
     int prefill_tokens = 4096;
     uint64_t seed = 0;
     uint32_t stream = RNG_SAMPLE, step = 0;  // with prompt, sample and token: the key of a draw
+    int first_prompt = 0;                    // number of the first prompt among those of all ranks
 };
 
 struct Completion {
@@ -193,7 +194,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     int64_t prompt_tokens = 0, completion_tokens = 0;
     auto draw_key = [&](int i) {
         const Completion& c = done[slot[i].completion];
-        return DrawKey{config.step, (uint32_t)(c.prompt * G + c.sample), (uint32_t)c.tokens.size()};
+        return DrawKey{config.step, (uint32_t)((config.first_prompt + c.prompt) * G + c.sample), (uint32_t)c.tokens.size()};
     };
 
     for (;;) {

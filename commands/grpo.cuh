@@ -105,6 +105,19 @@ inline int grpo_command(Session& s) {
     Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     session_open(s);
+    Comm comm;
+    if (world_size() > 1 && !o.given("output_dir"))
+        fail_usage("WORLD_SIZE=%d: give --output_dir, where the ranks meet", world_size());
+    if (o.prompts_per_step % world_size())
+        fail_usage("--prompts_per_step %d is not a multiple of WORLD_SIZE %d; change one", o.prompts_per_step,
+                   world_size());
+    comm_open(comm, o.output_dir + ".nccl_id", s.m.dev);
+    // every rank knows the same at the end of a step; the first one tells
+    if (comm.rank > 0) {
+        o.output_dir += format(".rank-%d", comm.rank);
+        if (!freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
+    }
+    auto stop = [&] { return comm_any(comm, stop_requested()); };
 
     // data
     std::vector<Prompt> train;
@@ -122,13 +135,14 @@ inline int grpo_command(Session& s) {
     RolloutState state;
     Buffer<floatX> reference;  // the working weights at the start, for the KL term
     GrpoConfig config = grpo_config(o);
+    config.comm = &comm;
     session_plan(s, true, [&] {
         trainer_from_options(t, s.m, o);
         if (config.beta > 0.0)
             reference.allocate(s.m.num_params, "the reference model", "--beta 0 needs none", s.m.dev);
         int64_t longest = 0;
         for (const Prompt& p : train) longest = std::max(longest, (int64_t)p.tokens.size());
-        RolloutShape shape = rollout_shape(o.prompts_per_step, o.num_generations, longest, rollout_config(s));
+        RolloutShape shape = rollout_shape(o.prompts_per_step / comm.world, o.num_generations, longest, rollout_config(s));
         if (!held_out.empty()) shape = rollout_larger(shape, eval_shape(s, held_out));
         rollout_allocate(state, s.m, shape);
     });
@@ -169,10 +183,10 @@ inline int grpo_command(Session& s) {
     int64_t order_epoch = -1;
     auto save = [&](int64_t at) {
         std::string dir = format("%s/checkpoint-%lld", run.path.c_str(), (long long)at);
-        session_save(s, dir);
+        if (comm.rank == 0) session_save(s, dir);
         return dir;
     };
-    for (; step < steps && !stop_requested(); step++) {
+    for (; step < steps && !stop(); step++) {
         double step_start = wall_seconds();
         const Transfers transfers_before = transfers;
         // prompts of this step: the next ones of the epoch's order
@@ -192,9 +206,10 @@ inline int grpo_command(Session& s) {
         RolloutStats stats;
         model_pack(s.m);
         std::vector<Completion> completions =
-            rollout(s.m, state, tokens, o.num_generations, rc, &stats, [](int, int) { return !stop_requested(); });
+            rollout_of_ranks(comm, s.m, state, tokens, o.num_generations, rc, &stats,
+                             [](int, int) { return !stop_requested(); });
         model_unpack(s.m);
-        if (stop_requested()) break;  // an abandoned step leaves no trace
+        if (stop()) break;  // an abandoned step leaves no trace
         generated.completion_tokens += stats.completion_tokens;
         generated.prompt_tokens += stats.prompt_tokens;
         generated.seconds += stats.seconds;
@@ -211,7 +226,8 @@ inline int grpo_command(Session& s) {
         int64_t step_tokens = 0;
         for (int i = 0; i < config.num_iterations; i++) {
             // before the first update a step can be abandoned without a trace; after it, it is finished
-            if (i == 0) config.stop = stop_requested;
+            // (several ranks would have to agree on each micro-batch, so they finish it)
+            if (i == 0 && comm.world == 1) config.stop = stop_requested;
             else config.stop = nullptr;
             pass = policy_pass(t, tokens, completions, advantages.a, ref, config);
             if (pass.abandoned) break;
@@ -323,7 +339,7 @@ inline int grpo_command(Session& s) {
         if (o.save_steps > 0 && (step + 1) % o.save_steps == 0 && step + 1 < steps) save(step + 1);
     }
 
-    bool stopped = stop_requested();
+    bool stopped = stop();
     if (!held_out.empty() && !stopped) {
         after = run_eval(s, state, held_out, 1u << 30);
         if (quantizer.on()) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);

@@ -7,6 +7,7 @@
 #include "../eval/pass_at_k.h"
 #include "../formats/checkpoint.h"
 #include "../rollout.cuh"
+#include "../runtime/comm.h"
 #include "../runtime/open_device.h"
 #include "../runtime/options.h"
 #include "../runtime/run_dir.h"
@@ -102,10 +103,12 @@ inline void check_device_takes_model(const Session& s) {
 // tokenizer.
 inline void session_open(Session& s) {
     session_threads(s.o);
+    if (world_size() > 1 && s.o.command != COMMAND_GRPO)
+        fail_usage("WORLD_SIZE=%d: only grpo takes several ranks; start one", world_size());
     s.prompt = prompt_config(s.o);
     s.embedded_model = s.o.model.empty();
     matmul_settings.batch_invariant = s.o.batch_invariant;
-    s.m.dev = open_device(s.o.device, device_probe());
+    s.m.dev = open_device(s.o.device, world_size() > 1 ? local_rank() : 0, device_probe());
     s.arena.dev = s.m.dev;
     if (s.embedded_model) {
         s.m.config = embedded_config();

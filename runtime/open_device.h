@@ -52,15 +52,20 @@ inline void check_cuda(const void* probe) {
 }
 #endif
 
-// choice: auto, cpu or cuda. On a GPU: its own stream, and a memory pool that keeps what it has (the default gives it
+// choice: auto, cpu or cuda, there GPU number local_rank. On a GPU: its own stream, and a memory pool that keeps what it has (the default gives it
 // back at each synchronisation)
-inline Device open_device(const std::string& choice, const void* probe) {
+inline Device open_device(const std::string& choice, int local_rank, const void* probe) {
     Device dev;
     std::string name = choice == "auto" ? default_device() : choice;
-    (void)probe;
+    (void)probe, (void)local_rank;
     if (name == "cpu") return dev;
 #if HAS_KERNELS
+    int devices = 0;
     check_cuda(probe);
+    CUDA_CHECK(cudaGetDeviceCount(&devices));
+    if (local_rank >= devices)
+        fail("LOCAL_RANK=%d: there are %d GPUs; start as many ranks as there are GPUs", local_rank, devices);
+    CUDA_CHECK(cudaSetDevice(local_rank));
     dev.cuda = true;
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
     cudaMemPool_t pool;
@@ -82,8 +87,10 @@ inline Device open_device(const std::string& choice, const void* probe) {
 inline std::string device_text(Device dev, const std::string& cpu) {
 #if HAS_KERNELS
     if (dev.cuda) {
+        int device = 0;
         cudaDeviceProp p;
-        CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
+        CUDA_CHECK(cudaGetDevice(&device));
+        CUDA_CHECK(cudaGetDeviceProperties(&p, device));
         return format("cuda, %s, sm_%d%d, %s", p.name, p.major, p.minor, bytes_text((double)p.totalGlobalMem).c_str());
     }
 #endif

@@ -22,6 +22,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 #include <nlohmann/json.hpp>
 
@@ -990,6 +991,54 @@ TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
         EXPECT_GT(norm, 0.0);
         EXPECT_NEAR(number(b[0], "grad_norm") / norm, 1.0, 0.25);
     }
+}
+
+// Two processes over the simulated NCCL. The ranks' gradients are summed in another order than one rank adds them, so
+// the first update agrees to rounding and what is sampled after it may differ by a draw near a boundary.
+TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
+    std::string one = fresh("one"), two = fresh("two");
+    Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
+                 "--beta", "0.02", "--eval_n", "1"};
+    good(grpo(one, more));
+    std::string command = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 ./train_qrl_simt";
+    for (const std::string& arg : grpo(two, more)) command += " '" + arg + "'";
+    int status = -1;
+    std::thread other([&] { status = system(command.c_str()); });
+    for (const char* name : {"RANK", "LOCAL_RANK"}) setenv(name, "0", 1);
+    setenv("WORLD_SIZE", "2", 1);
+    Args args = grpo(two, more);
+    Outcome r = run(args);
+    for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
+    other.join();
+    ASSERT_EQ(r.status, 0) << shown_run(args, r);
+    ASSERT_EQ(status, 0);
+    EXPECT_FALSE(fs::exists(two + ".nccl_id"));
+    EXPECT_EQ(learning_curve(two), learning_curve(two + ".rank-1")) << "the ranks disagree";
+    std::vector<json> a = read_lines(one + "/metrics.jsonl"), b = read_lines(two + "/metrics.jsonl");
+    ASSERT_EQ(b.size(), a.size());
+    check_metrics(b);
+    for (const char* key : {"reward", "entropy", "completions/mean_length", "num_tokens", "clip_ratio/high_mean"})
+        EXPECT_NEAR(number(b[0], key), number(a[0], key), 1e-9) << key;
+    EXPECT_NEAR(number(b[0], "grad_norm") / number(a[0], "grad_norm"), 1.0, 1e-3);
+    EXPECT_NEAR(number(b[1], "entropy") / number(a[1], "entropy"), 1.0, 0.05);
+    std::vector<json> x = read_lines(one + "/completions.jsonl"), y = read_lines(two + "/completions.jsonl");
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size() / 2; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
+}
+
+TEST_F(Simulated, RanksThatCannotMeetAreRefused) {
+    std::string out = fresh("out");
+    setenv("WORLD_SIZE", "3", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"--prompts_per_step 8", "WORLD_SIZE 3"});
+    setenv("WORLD_SIZE", "2", 1);
+    setenv("RANK", "2", 1), setenv("LOCAL_RANK", "0", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"RANK=2", "WORLD_SIZE=2"});
+    setenv("RANK", "0", 1);
+    refused(1, grpo(out, {"--device", "cpu"}), {"WORLD_SIZE=2", "--device cuda"});
+    refused(2, {"--device", "cuda"}, {"WORLD_SIZE=2", "--output_dir"});
+    refused(2, {"eval", "--model", base, "--eval_data", problems}, {"WORLD_SIZE=2", "grpo"});
+    EXPECT_FALSE(fs::exists(out));
+    for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

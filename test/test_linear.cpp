@@ -2,6 +2,7 @@
 // neighbours to the bit: a row's bits depend on the row alone, not on the batch, the tile or the thread order; packed
 // weights multiply as the working weight does; conversions to 8 and 4 bits round as their formats say.
 #include "operator_test.h"
+#include "test_device.h"
 #include "../kernels/linear.cuh"
 #include <algorithm>
 

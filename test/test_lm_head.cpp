@@ -2,6 +2,7 @@
 // float64 restatement. Sampling: the kernel draws the token that the CPU loop draws, unless float64 says that the draw
 // lies on a boundary; its log-probability is the trainer's to the bit. Policy loss: against a restatement of the sums.
 #include "operator_test.h"
+#include "test_device.h"
 #include "../kernels/policy_loss.cuh"
 #include "../kernels/sampling.cuh"
 #include <algorithm>
