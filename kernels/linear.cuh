@@ -38,14 +38,7 @@ inline void linear_backward_cpu(floatX* dinp,          // [T,C]
                                 int64_t T, int64_t C, int64_t OC) {
     gemm_nn(dinp, dout, weight, T, OC, C);
     gemm_tn(dweight, dout, inp, T, OC, C);
-    if (!dbias) return;
-    const int64_t columns = 64, blocks = (OC + columns - 1) / columns;
-#pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < blocks; b++) {  // a thread owns its columns and adds the tokens in order
-        int64_t c0 = b * columns, c1 = c0 + columns < OC ? c0 + columns : OC;
-        for (int64_t t = 0; t < T; t++)
-            for (int64_t c = c0; c < c1; c++) dbias[c] += (float)dout[t * OC + c];
-    }
+    if (dbias) bias_backward_cpu(dbias, dout, T, OC);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
