@@ -149,7 +149,7 @@ inline void batch_add_completion(Batch& b, std::vector<int> ids, const Completio
 }
 
 // Each rank samples its part of the prompts (their number is a multiple of the ranks'), and every rank gets all
-// completions, with the tokens that one rank alone would draw.
+// completions, with the tokens that one rank alone would draw (unless --batch_invariant is off).
 inline std::vector<Completion> rollout_of_ranks(Comm& comm, Model& m, RolloutState& s,
                                                 const std::vector<std::vector<int>>& prompts, int G,
                                                 RolloutConfig config, RolloutStats* stats,
@@ -218,8 +218,8 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
     return out;
 }
 
-// Forward, loss and backward over all completions: gradients accumulate in t.grads. ref: reference log-probabilities,
-// empty when beta is 0.
+// Forward, loss and backward over all completions: gradients accumulate in t.grads, which several ranks must enter with
+// zeros, because they add it up at the end. ref: reference log-probabilities, empty when beta is 0.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
                               const std::vector<Completion>& completions, const std::vector<float>& advantages,
                               const std::vector<std::vector<float>>& ref, const GrpoConfig& c) {

@@ -111,6 +111,9 @@ inline int grpo_command(Session& s) {
     if (o.prompts_per_step % world_size())
         fail_usage("--prompts_per_step %d is not a multiple of WORLD_SIZE %d; change one", o.prompts_per_step,
                    world_size());
+    while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
+    std::string parent = std::filesystem::path(o.output_dir).parent_path().string();
+    if (world_size() > 1 && !parent.empty()) make_folders(parent);
     comm_open(comm, o.output_dir + ".nccl_id", s.m.dev);
     // every rank knows the same at the end of a step; the first one tells
     if (comm.rank > 0) {

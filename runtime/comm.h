@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <chrono>
 #include <ctime>
+#include <exception>
 #include <string>
 #include <vector>
 #include "buffer.h"
@@ -34,7 +35,9 @@ struct Comm {
     Comm& operator=(const Comm&) = delete;
 #if HAS_NCCL
     ~Comm() {
-        if (nccl) ncclCommDestroy(nccl);
+        // after an error the others may wait in a collective: leave without them
+        if (nccl && std::uncaught_exceptions()) ncclCommAbort(nccl);
+        else if (nccl) ncclCommDestroy(nccl);
     }
 #endif
 };
@@ -48,7 +51,11 @@ inline int environment_int(const char* name, int otherwise) {
     return (int)n;
 }
 
-inline int world_size() { return environment_int("WORLD_SIZE", 1); }
+inline int world_size() {
+    int n = environment_int("WORLD_SIZE", 1);
+    if (n < 1) fail_usage("WORLD_SIZE=%d: at least 1", n);
+    return n;
+}
 inline int local_rank() { return environment_int("LOCAL_RANK", environment_int("RANK", 0)); }
 
 #if HAS_NCCL
@@ -88,7 +95,7 @@ inline void comm_open(Comm& c, const std::string& meeting, Device dev, double ti
     c.world = world_size();
     c.rank = environment_int("RANK", 0);
     c.dev = dev;
-    if (c.world < 1 || c.rank >= c.world) fail_usage("RANK=%d of WORLD_SIZE=%d: ranks count from 0", c.rank, c.world);
+    if (c.rank >= c.world) fail_usage("RANK=%d of WORLD_SIZE=%d: ranks count from 0", c.rank, c.world);
     if (c.world == 1) return;
     if (!dev.cuda) fail("WORLD_SIZE=%d: several ranks need GPUs; use --device cuda, or one rank", c.world);
 #if HAS_NCCL
@@ -103,8 +110,9 @@ inline void comm_open(Comm& c, const std::string& meeting, Device dev, double ti
     } else {
         id = comm_read_id(meeting, c.rank, timeout);
     }
-    NCCL_CHECK(ncclCommInitRank(&c.nccl, c.world, id, c.rank));
-    if (c.rank == 0) unlink(meeting.c_str());
+    ncclResult_t joined = ncclCommInitRank(&c.nccl, c.world, id, c.rank);
+    if (c.rank == 0) unlink(meeting.c_str());  // also after a failure: the next run must not find it
+    NCCL_CHECK(joined);
 #else
     (void)timeout;
     fail("WORLD_SIZE=%d: this program was built without NCCL (meeting at %s); install NCCL and build it again, or use one "
@@ -119,7 +127,7 @@ inline std::pair<int, int> comm_share(const Comm& c, int n, int step = 1) {
     return {(int)(pieces * c.rank / c.world) * step, (int)(pieces * (c.rank + 1) / c.world) * step};
 }
 
-// x [n], where the device has it: the sum over the ranks
+// x [n], where the device has it: the sum over the ranks, each of which brings its own part
 inline void comm_sum(Comm& c, float* x, size_t n) {
     if (c.world == 1) return;
     (void)x, (void)n;

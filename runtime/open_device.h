@@ -15,8 +15,8 @@ inline std::string default_device() {
 #if HAS_KERNELS
 inline std::string cuda_version_text(int version) { return format("%d.%d", version / 1000, version % 1000 / 10); }
 
-// Fails unless there is a GPU this program can run on. probe: any kernel of the program
-inline void check_cuda(const void* probe) {
+// Makes GPU number local_rank the current one; fails unless this program can run on it. probe: any kernel of the program
+inline void check_cuda(int local_rank, const void* probe) {
     int driver = 0, runtime = 0, devices = 0;
     cudaError_t error = cudaDriverGetVersion(&driver);
     if (error != cudaSuccess) driver = 0;
@@ -37,8 +37,11 @@ inline void check_cuda(const void* probe) {
         fail(
             "--device cuda: no NVIDIA GPU is visible (is CUDA_VISIBLE_DEVICES set?); run on the CPU with --device cpu");
     CUDA_CHECK(error);
+    if (local_rank >= devices)
+        fail("LOCAL_RANK=%d: there are %d GPUs; start as many ranks as there are GPUs", local_rank, devices);
+    CUDA_CHECK(cudaSetDevice(local_rank));
     cudaDeviceProp properties;
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, local_rank));
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, probe);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
@@ -60,17 +63,12 @@ inline Device open_device(const std::string& choice, int local_rank, const void*
     (void)probe, (void)local_rank;
     if (name == "cpu") return dev;
 #if HAS_KERNELS
-    int devices = 0;
-    check_cuda(probe);
-    CUDA_CHECK(cudaGetDeviceCount(&devices));
-    if (local_rank >= devices)
-        fail("LOCAL_RANK=%d: there are %d GPUs; start as many ranks as there are GPUs", local_rank, devices);
-    CUDA_CHECK(cudaSetDevice(local_rank));
+    check_cuda(local_rank, probe);
     dev.cuda = true;
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
-    CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, 0));
+    CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, local_rank));
     CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     static ScratchStack scratch;
     dev.scratch = &scratch;

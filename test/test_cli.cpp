@@ -996,7 +996,7 @@ TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
 // Two processes over the simulated NCCL. The ranks' gradients are summed in another order than one rank adds them, so
 // the first update agrees to rounding and what is sampled after it may differ by a draw near a boundary.
 TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
-    std::string one = fresh("one"), two = fresh("two");
+    std::string one = fresh("one"), two = fresh("new") + "/two";  // the folder above is made too
     Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
                  "--beta", "0.02", "--eval_n", "1"};
     good(grpo(one, more));
@@ -1028,6 +1028,8 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
 
 TEST_F(Simulated, RanksThatCannotMeetAreRefused) {
     std::string out = fresh("out");
+    setenv("WORLD_SIZE", "0", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"WORLD_SIZE=0"});
     setenv("WORLD_SIZE", "3", 1);
     refused(2, grpo(out, {"--device", "cuda"}), {"--prompts_per_step 8", "WORLD_SIZE 3"});
     setenv("WORLD_SIZE", "2", 1);
