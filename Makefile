@@ -174,7 +174,8 @@ $(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)
 tests: $(TEST_BINARIES)
 
 test: deps-test
-	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests
+	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
+	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
 	@COVERAGE="$(COVERAGE)" test/run $(TEST_BINARIES) test/coverage
 
 simt: deps-test
@@ -193,12 +194,24 @@ sanitize: deps-test
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
 BENCH_TEXT ?= ../shared/data/gsm8k/train.jsonl
 bench: deps
-	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm $(BUILD)/bench_tokenizer train_qrl
+	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm $(BUILD)/bench_tokenizer train_qrl $(BENCH_KERNELS)
+	@$(BENCH_KERNELS)
 	@$(BUILD)/bench_gemm
 	@if test -e $(BENCH_TOKENIZER) && test -e $(BENCH_TEXT); then $(BUILD)/bench_tokenizer $(BENCH_TOKENIZER) $(BENCH_TEXT); \
 	 else echo "tokenizer: not measured, set BENCH_TOKENIZER and BENCH_TEXT"; fi
 	@rm -rf $(BUILD)/bench_run && ./train_qrl --cold_start_loss 1.5 --max_steps 8 --eval_n 32 --output_dir $(BUILD)/bench_run | \
 	 grep -e '^cold start' -e '^step'
+
+# the CUDA operators, where there is a GPU
+BENCH_KERNELS := $(if $(USE_NVCC),$(BUILD)/bench_kernels)
+$(BUILD)/bench_kernels: test/bench_kernels.cpp $(SOURCES)
+	@mkdir -p $(BUILD)
+	$(NVCC) $(NVCCFLAGS) $(DEFINES) -x cu $< -o $@ $(LIBS) $(CUDA_LIBS)
+
+# every line of it once, simulated, in make test
+$(BUILD)/bench_kernels@simt: test/bench_kernels.cpp $(TEST_SOURCES)
+	@mkdir -p $(BUILD)
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) $< -o $@
 
 $(BUILD)/bench_%: test/bench_%.cpp $(SOURCES)
 	@mkdir -p $(BUILD)
