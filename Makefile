@@ -99,7 +99,7 @@ cuda: $(SOURCES) | check-headers
 ptxas: $(SOURCES) | check-headers
 	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(filter-out -Wall,$(DEFINES))' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
 
-train_qrl_simt: $(SOURCES) $(wildcard test/simt/*) | check-headers
+train_qrl_simt: $(SOURCES) $(wildcard test/simt/*) $(STAMP) | check-headers
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(SIMT_FLAGS) $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32) -x c++ train_qrl.cu -o $@ $(LIBS)
 
 run: deps
@@ -153,6 +153,7 @@ TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
 SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
 $(addprefix $(BUILD)/,$(SIMT_TESTS)): MORE := $(SIMT_FLAGS)
 $(BUILD)/test_nvidia_dtypes: MORE := -isystem $(CUDA_HOME)/include
+$(BUILD)/test_devices: MORE := $(if $(USE_NVCC),-DPROGRAM_HAS_CUDA)
 $(BUILD)/%@fp32: MORE := -DPRECISION_FP32
 $(BUILD)/%@portable: MORE := -march=x86-64
 $(BUILD)/%@simt: MORE := $(SIMT_FLAGS)

@@ -16,6 +16,7 @@
 // matmul although every tensor keeps its own quantizer. The fp32 master is what the optimizer moves; `work` is what the
 // forward reads: floatX(master), or the quantizer's value for a quantized linear.
 #pragma once
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -240,21 +241,28 @@ inline WeightFormat quantizer_format(const Quantizer& q) {
 // fp32 build the product with codes would unpack them first, so there the working weights are read.
 inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2; }
 
+// rows and columns of the four products of a layer
+struct ProductShape {
+    int64_t rows, cols;
+};
+inline std::array<ProductShape, 4> product_shapes(const Model& m) {
+    int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD();
+    return {{{m.QKV(), C}, {C, q}, {2 * F, C}, {C, F}}};  // qkv, o, gate and up, down
+}
+
+// a scale for each group or, where one serves a whole row or tensor, for each row
+inline size_t product_codes_bytes(const Quantizer& q, ProductShape p) {
+    int64_t group = q.scope == QuantScope::group ? q.group : p.cols;
+    size_t bytes = quantized_weight_bytes(quantizer_format(q), p.rows, p.cols, group, !q.symmetric, true);
+    return (bytes + 255) / 256 * 256;
+}
+
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
     size_t bytes = 0;
-    std::vector<ParamTensor> all = m.tensors;
-    for (size_t i = 0; i < all.size(); i++) {
-        if (all[i].kind != ParamKind::linear) continue;
-        int64_t rows = all[i].rows;
-        while (i + 1 < all.size() && all[i + 1].kind == ParamKind::linear &&
-               all[i + 1].offset == all[i].offset + (size_t)all[i].count() && all[i + 1].cols == all[i].cols)
-            rows += all[++i].rows;
-        int64_t K = all[i].cols;
-        bytes += quantized_weight_bytes(quantizer_format(m.quantizer), rows, K,
-                                        m.quantizer.scope == QuantScope::group ? m.quantizer.group : K,
-                                        !m.quantizer.symmetric, true);
-        bytes = (bytes + 255) / 256 * 256;
+    for (ProductShape p : product_shapes(m)) {
+        if (m.quantizer.scope == QuantScope::group && p.cols % m.quantizer.group) continue;  // not quantized
+        bytes += (size_t)m.L() * product_codes_bytes(m.quantizer, p);
     }
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
@@ -339,21 +347,6 @@ inline void model_refresh(Model& m) {
     }
 }
 
-// f(weight for generation, first tensor, tensors, rows, columns) for the four products of every layer
-template <class F>
-inline void for_each_product(Model& m, const F& f) {
-    int C = m.C(), q = m.NH() * m.HD();
-    m.generation.resize(m.L());
-    for (int l = 0; l < m.L(); l++) {
-        GenerationLayer& g = m.generation[l];
-        const LayerWeights<floatX>& w = m.w.layers[l];
-        f(g.qkv, w.qkv, m.QKV(), C);
-        f(g.o, w.o, C, q);
-        f(g.gate_up, w.gate_up, 2 * m.F(), C);
-        f(g.down, w.down, C, m.F());
-    }
-}
-
 // the quantized tensors whose rows are those of a product of `rows` rows that begins at `weight`; the whole product
 // must be quantized, and one scale for a whole tensor cannot be that of its neighbour too
 inline const QuantizedTensor* quantized_product(const Model& m, size_t offset, int64_t rows) {
@@ -376,23 +369,32 @@ inline const QuantizedTensor* quantized_product(const Model& m, size_t offset, i
 // change.
 inline void model_pack(Model& m) {
     NVTX_RANGE("pack_weights");
+    std::array<ProductShape, 4> shapes = product_shapes(m);
+    m.generation.resize(m.L());
     size_t at = 0;
-    for_each_product(m, [&](GenerationWeight& g, const floatX* w, int64_t rows, int64_t cols) {
-        if (!m.dev.cuda) {
-            g.cpu = pack_weight_nt(w, rows, cols);
-            return;
+    for (int l = 0; l < m.L(); l++) {
+        GenerationLayer& g = m.generation[l];
+        const LayerWeights<floatX>& layer = m.w.layers[l];
+        GenerationWeight* const to[] = {&g.qkv, &g.o, &g.gate_up, &g.down};
+        const floatX* const from[] = {layer.qkv, layer.o, layer.gate_up, layer.down};
+        for (int i = 0; i < 4; i++) {
+            auto [rows, cols] = shapes[i];
+            if (!m.dev.cuda) {
+                to[i]->cpu = pack_weight_nt(from[i], rows, cols);
+                continue;
+            }
+            to[i]->codes = QuantizedWeight();
+            const QuantizedTensor* t = m.quantize && generates_from_codes(m)
+                                           ? quantized_product(m, from[i] - m.work.data, rows)
+                                           : nullptr;
+            if (!t) continue;
+            int64_t group = m.quantizer.scope == QuantScope::tensor ? rows * cols : t->group;
+            to[i]->codes = quantized_weight_view(m.generation_codes.data + at, quantizer_format(m.quantizer), rows,
+                                                 cols, group, !m.quantizer.symmetric, true);
+            quantized_weight_pack(to[i]->codes, t->codes, t->grid, group, m.dev);
+            at += product_codes_bytes(m.quantizer, shapes[i]);
         }
-        g.codes = QuantizedWeight();
-        const QuantizedTensor* t =
-            m.quantize && generates_from_codes(m) ? quantized_product(m, w - m.work.data, rows) : nullptr;
-        if (!t) return;
-        int64_t group = m.quantizer.scope == QuantScope::tensor ? rows * cols : t->group;
-        g.codes = quantized_weight_view(m.generation_codes.data + at, quantizer_format(m.quantizer), rows, cols, group,
-                                        !m.quantizer.symmetric, true);
-        quantized_weight_pack(g.codes, t->codes, t->grid, group, m.dev);
-        at += quantized_weight_bytes(g.codes.format, rows, cols, group, !m.quantizer.symmetric, true);
-        at = (at + 255) / 256 * 256;
-    });
+    }
     if (!m.dev.cuda) m.generation_head = pack_weight_nt(m.w.head, m.V(), m.C());
     m.packed = true;
 }

@@ -30,7 +30,7 @@ inline double schedule_rate(Schedule s, double peak, int64_t step, int64_t warmu
 // model is; capacity is a micro-batch.
 struct ScoreMemory {
     int64_t capacity = 0;                     // scored tokens
-    Buffer<int> rows;                         // [2, capacity]: rows, then targets, as one copy brings them
+    Buffer<int> rows;                         // [2, R]: rows, then targets, brought by one copy
     Buffer<float> logp, lse, entropy, dlogp;  // [capacity]
     Buffer<floatX> hidden, dhidden;           // [capacity, C]
     LmHeadScratch head;
@@ -81,7 +81,6 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
 // as if nothing had been trained yet
 inline void trainer_reset(Trainer& t) {
     for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2}) set_zero(b->data, b->bytes(), t.model->dev);
-    for (QuantizedTensor& q : t.model->quantized) q.grad = t.grads.data + q.offset;
     t.step = t.skipped = t.skipped_in_a_row = 0;
 }
 
@@ -111,8 +110,9 @@ inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const B
     if (R > memory.capacity) fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
     model_forward(m, a, b);
     NVTX_RANGE("lm_head");
-    copy_to_device(memory.rows.data, s.rows.data(), R * sizeof(int), m.dev);
-    copy_to_device(memory.rows.data + R, s.targets.data(), R * sizeof(int), m.dev);
+    std::vector<int> both = s.rows;
+    both.insert(both.end(), s.targets.begin(), s.targets.end());
+    copy_to_device(memory.rows.data, both.data(), both.size() * sizeof(int), m.dev);
     gather_rows(memory.hidden.data, a.hidden, memory.rows.data, R, C, m.dev);
     lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data, memory.hidden.data, m.w.head,
                     memory.rows.data + R, R, C, m.V(), inverse_temperature, memory.head, m.dev);

@@ -150,9 +150,11 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
         rope_reserve(s.m.rope, std::min(positions, s.m.config.max_position_embeddings), s.m.dev);
 #if HAS_KERNELS
     if (s.m.dev.cuda) {
-        s.m.dev.scratch->size = OPERATOR_SCRATCH;
-        arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), OPERATOR_SCRATCH, "scratch of operators",
-                  "");
+        size_t decode = attention_decode_scratch(o.rollout_batch, o.max_prompt_length + o.max_completion_length,
+                                                 s.m.NH(), s.m.HD());
+        s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float);
+        arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), s.m.dev.scratch->size,
+                  "scratch of operators", "lower --rollout_batch");
     }
 #endif
 }

@@ -281,6 +281,17 @@ inline void attention_forward(floatX* out, float* lse, const floatX* q, int64_t 
     attention_forward_cpu(out, lse, q, q_stride, kv, KeyValueRows(), ranges, T, NH, NKV, HD);
 }
 
+#if HAS_KERNELS
+inline int attention_chunks(int max_keys) {
+    return max_keys > ATTENTION_CHUNK ? CEIL_DIV(max_keys, ATTENTION_CHUNK) : 1;
+}
+
+// floats that attention_decode takes of the scratch: what each chunk of each head leaves to be merged
+inline size_t attention_decode_scratch(int64_t T, int max_keys, int NH, int HD) {
+    return (size_t)T * NH * attention_chunks(max_keys) * (HD + 2);
+}
+#endif
+
 // One query a row over the cache. A row whose range is empty (an unused slot of a captured graph) gets zeros. out:
 // (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; place0, place1: (rows,NKV*HD) at their strides; ranges: (T).
 // max_keys: n0 + n1 of any row, at least. It fixes the grid, so that a captured launch may be replayed with other
@@ -293,14 +304,14 @@ inline void attention_decode(floatX* out, float* lse, const floatX* q, int64_t q
     if (T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int chunks = max_keys > ATTENTION_CHUNK ? CEIL_DIV(max_keys, ATTENTION_CHUNK) : 1;
+        int chunks = attention_chunks(max_keys);
         const char* hint = "lower --rollout_batch";
         unsigned grid = attention_grid("attention_decode", T * NKV * CEIL_DIV(NH / NKV, 16) * chunks, hint);
         unsigned merge_grid = attention_grid("attention_decode", CEIL_DIV(T * NH, ATTENTION_MERGE_WARPS), hint);
         bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(q, q_stride) && attention_aligned(place0) &&
                        attention_aligned(place1);
         float scale = 1.0f / sqrtf((float)HD);
-        Scratch partial((size_t)T * NH * chunks * (HD + 2), dev);
+        Scratch partial(attention_decode_scratch(T, max_keys, NH, HD), dev);
         attention_launch(HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value;
             LAUNCH((attention_decode_kernel<HDP>), grid, 32, attention_forward_shared_bytes<HDP>(1), dev.stream,

@@ -24,6 +24,7 @@
 #include "../runtime/buffer.h"
 #include "../runtime/dtypes.h"
 #include "../runtime/math.h"
+#include "convert.cuh"
 #include "matmul.cuh"
 
 constexpr int64_t LM_HEAD_COLUMNS = 4096, LM_HEAD_ROWS = 1024;
@@ -294,17 +295,6 @@ __global__ void lm_head_dlogits_kernel(floatX* dlogits, const float* logits, con
     }
     store_pack(dlogits + row * stride, i, n, aligned, dz);
 }
-
-// dhidden: (n) rounded; dh: (n). grid: CEIL_DIV(n, LM_HEAD_BLOCK * W)
-__global__ void lm_head_dhidden_kernel(floatX* dhidden, const float* dh, int64_t n, bool aligned) {
-    constexpr int W = Pack128<floatX>::size;
-    int64_t i = ((int64_t)blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;
-    if (i >= n) return;
-    int rest = n - i < W ? (int)(n - i) : W;
-    Pack128<floatX> d;
-    for (int k = 0; k < W; k++) d[k] = (floatX)(k < rest ? dh[i + k] : 0.0f);
-    store_pack(dhidden + i, 0, rest, aligned, d);
-}
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -380,8 +370,7 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
                 matmul_nn(dh, C, dlogits, columns, weight + v0 * C, C, rows, n, C, v0 > 0, dev);
                 matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
             }
-            LAUNCH(lm_head_dhidden_kernel, (unsigned)CEIL_DIV(rows * C, LM_HEAD_BLOCK * W), LM_HEAD_BLOCK, 0,
-                   dev.stream, dhidden + t0 * C, dh, rows * C, is_aligned16(dhidden + t0 * C, 0));
+            convert_forward(dhidden + t0 * C, dh, rows * C, dev);
         }
         return;
     }

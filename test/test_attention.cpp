@@ -1,7 +1,7 @@
 // Attention: every run (CPU loops; kernels) against a float64 restatement, and the promises of kernels/attention.cuh:
 // a query's bits are the same from attention_forward and attention_decode, wherever its keys lie and whatever else is
 // in the batch, results do not depend on the order of threads, and gaps between strided rows stay untouched.
-#include "operator_test.h"
+#include "attention_reference.h"
 #include "../kernels/attention.cuh"
 #include <algorithm>
 
@@ -76,46 +76,6 @@ static std::vector<X> gathered(const std::vector<X>& rows, int64_t width, int64_
     return v;
 }
 
-// softmax(q k^T / sqrt(HD)) v and its derivative, with the whole matrix of probabilities
-struct AttentionReference {
-    std::vector<double> out, lse, dq, dk, dv;
-    AttentionReference(const AttentionCase& c, const AttentionData& x) {
-        const int64_t HD = c.HD, group = c.NH / c.NKV;
-        out.assign(x.T * c.NH * HD, 0), dq = out, lse.assign(x.T * c.NH, 0);
-        dk.assign(x.T * c.NKV * HD, 0), dv = dk;
-        for (size_t s = 0; s + 1 < x.starts.size(); s++)
-            for (int64_t t = x.starts[s]; t < x.starts[s + 1]; t++)
-                for (int64_t h = 0; h < c.NH; h++) {
-                    const int64_t at = (t * c.NH + h) * HD, n = t - x.starts[s] + 1;
-                    std::vector<double> p(n), dp(n);
-                    double largest = -1e300, sum = 0, mean = 0;
-                    auto key = [&](int64_t j) { return ((x.starts[s] + j) * c.NKV + h / group) * HD; };
-                    for (int64_t j = 0; j < n; j++) {
-                        for (int64_t d = 0; d < HD; d++) p[j] += (double)(float)x.q[at + d] * (float)x.k[key(j) + d];
-                        p[j] /= std::sqrt((double)HD);
-                        largest = std::max(largest, p[j]);
-                    }
-                    for (double& e : p) sum += e = std::exp(e - largest);
-                    lse[t * c.NH + h] = largest + std::log(sum);
-                    for (int64_t j = 0; j < n; j++) {
-                        p[j] /= sum;
-                        for (int64_t d = 0; d < HD; d++) {
-                            out[at + d] += p[j] * (float)x.v[key(j) + d];
-                            dv[key(j) + d] += p[j] * (float)x.dout[at + d];
-                            dp[j] += (double)(float)x.dout[at + d] * (float)x.v[key(j) + d];
-                        }
-                        mean += p[j] * dp[j];
-                    }
-                    for (int64_t j = 0; j < n; j++)
-                        for (int64_t d = 0; d < HD; d++) {
-                            double ds = p[j] * (dp[j] - mean) / std::sqrt((double)HD);
-                            dq[at + d] += ds * (float)x.k[key(j) + d];
-                            dk[key(j) + d] += ds * (float)x.q[at + d];
-                        }
-                }
-    }
-};
-
 struct AttentionResult {
     std::vector<floatX> out, dq, dk, dv;
     std::vector<float> lse;
@@ -151,7 +111,7 @@ static AttentionResult run_attention(const AttentionCase& c, const AttentionData
 TEST(Attention, AgreesWithFloat64) {
     for (const AttentionCase& c : attention_cases()) {
         AttentionData x(c);
-        AttentionReference ref(c, x);
+        AttentionReference ref(x.q, x.k, x.v, x.dout, x.starts, c.NH, c.NKV, c.HD);
         for (const Backend& run : all_backends()) {
             std::string what = text(c, run);
             AttentionResult got = run_attention(c, x, run);

@@ -1,7 +1,7 @@
 // The operators of kernels/ (rmsnorm and gemm have their own files) against float64 restatements: outputs poisoned
 // before, accumulation where the header says so, the same bits for any number of threads and any batch; and what they
 // stand on: number formats, Philox, exp_f, quantizer texts.
-#include "operator_test.h"
+#include "attention_reference.h"
 #include <algorithm>
 #include <functional>
 #include <numeric>
@@ -395,52 +395,12 @@ struct AttentionData {
     }
 };
 
-// softmax(q k^T / sqrt(HD)) v and its derivative, with the whole matrix of probabilities
-struct AttentionReference {
-    std::vector<double> out, lse, dq, dk, dv;
-    AttentionReference(const AttentionCase& c, const AttentionData& x) {
-        const int64_t T = x.T, HD = c.HD, group = c.NH / c.NKV;
-        out.assign(T * c.NH * HD, 0), dq = out, lse.assign(T * c.NH, 0);
-        dk.assign(T * c.NKV * HD, 0), dv = dk;
-        for (size_t s = 0; s + 1 < x.starts.size(); s++)
-            for (int64_t t = x.starts[s]; t < x.starts[s + 1]; t++)
-                for (int64_t h = 0; h < c.NH; h++) {
-                    const int64_t at = (t * c.NH + h) * HD, kv = h / group, n = t - x.starts[s] + 1;
-                    std::vector<double> p(n), dp(n);
-                    double largest = -1e300, sum = 0, mean = 0;
-                    auto key = [&](int64_t j) { return ((x.starts[s] + j) * c.NKV + kv) * HD; };
-                    for (int64_t j = 0; j < n; j++) {
-                        for (int64_t d = 0; d < HD; d++) p[j] += (double)(float)x.q[at + d] * (float)x.k[key(j) + d];
-                        p[j] /= std::sqrt((double)HD);
-                        largest = std::max(largest, p[j]);
-                    }
-                    for (double& e : p) sum += e = std::exp(e - largest);
-                    lse[t * c.NH + h] = largest + std::log(sum);
-                    for (int64_t j = 0; j < n; j++) {
-                        p[j] /= sum;
-                        for (int64_t d = 0; d < HD; d++) {
-                            out[at + d] += p[j] * (float)x.v[key(j) + d];
-                            dv[key(j) + d] += p[j] * (float)x.dout[at + d];
-                            dp[j] += (double)(float)x.dout[at + d] * (float)x.v[key(j) + d];
-                        }
-                        mean += p[j] * dp[j];
-                    }
-                    for (int64_t j = 0; j < n; j++)
-                        for (int64_t d = 0; d < HD; d++) {
-                            double ds = p[j] * (dp[j] - mean) / std::sqrt((double)HD);
-                            dq[at + d] += ds * (float)x.k[key(j) + d];
-                            dk[key(j) + d] += ds * (float)x.q[at + d];
-                        }
-                }
-    }
-};
-
 static KeyValueRows rows_of(const Half& k, const Half& v, int64_t stride) { return {k.data, v.data, stride, stride}; }
 
 TEST(Attention, ForwardAgainstFloat64) {
     for (const AttentionCase& c : attention_cases()) {
         AttentionData x(c);
-        AttentionReference ref(c, x);
+        AttentionReference ref(x.q, x.k, x.v, x.dout, x.starts, c.NH, c.NKV, c.HD);
         std::string what = format("T %lld NH %d NKV %d HD %d", (long long)x.T, c.NH, c.NKV, c.HD);
         const int64_t qw = (int64_t)c.NH * c.HD, kw = (int64_t)c.NKV * c.HD;
         Half q(x.q, CPU), k(x.k, CPU), v(x.v, CPU);
@@ -506,7 +466,7 @@ TEST(Attention, TheSameBitsWhereverTheKeysLie) {
 TEST(Attention, BackwardAgainstFloat64) {
     for (const AttentionCase& c : attention_cases()) {
         AttentionData x(c);
-        AttentionReference ref(c, x);
+        AttentionReference ref(x.q, x.k, x.v, x.dout, x.starts, c.NH, c.NKV, c.HD);
         std::string what = format("T %lld NH %d NKV %d HD %d", (long long)x.T, c.NH, c.NKV, c.HD);
         // as the model has them: q and k in rows of one matrix, v in another, gaps untouched
         const int64_t qw = (int64_t)c.NH * c.HD, kw = (int64_t)c.NKV * c.HD, qk = qw + kw, wide = qw + 2 * kw + 3;

@@ -1,0 +1,167 @@
+// Devices, the memory plan and ranks, as a user meets them: ./train_qrl, and ./train_qrl_simt, whose --device cuda runs
+// the CUDA kernels on the CPU.
+#include "cli.h"
+#include <thread>
+
+// the same program with its CUDA kernels run on the CPU (make train_qrl_simt)
+struct Simulated : testing::Test {
+    void SetUp() override {
+        if (!fs::exists("./train_qrl_simt")) GTEST_SKIP() << "needs ./train_qrl_simt (make train_qrl_simt)";
+        setenv("TRAIN_QRL", "./train_qrl_simt", 1);
+    }
+    void TearDown() override {
+        unsetenv("TRAIN_QRL");
+        unsetenv("TRAIN_QRL_SIMT_DEVICES");
+        unsetenv("TRAIN_QRL_SIMT_MEMORY");
+    }
+};
+
+TEST(Device, CudaNeedsABuildWithIt) {
+#if defined(PROGRAM_HAS_CUDA)
+    GTEST_SKIP() << "needs a program built without CUDA (make CUDA=0)";
+#endif
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda"}), {"--device cuda", "built without CUDA", "make CUDA=1", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+    refused(2, grpo(out, {"--device", "gpu"}), {"--device", "auto", "cpu", "cuda"});
+}
+
+TEST_F(Simulated, NoGpuIsOneLineThatOffersTheCpu) {
+    setenv("TRAIN_QRL_SIMT_DEVICES", "0", 1);
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda"}), {"--device cuda", "no NVIDIA GPU is visible", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+    good(grpo(out, {"--device", "cpu", "--max_steps", "1"}));
+}
+
+TEST_F(Simulated, OutOfMemoryNamesTheLineAndTheFlag) {
+    setenv("TRAIN_QRL_SIMT_MEMORY", "60000000", 1);
+    std::string out = fresh("out");
+    refused(1, grpo(out, {"--device", "cuda", "--micro_batch_tokens", "16384"}),
+            {"out of memory", "the plan asks for", "MiB free of", "largest line is activations and their gradients",
+             "lower --micro_batch_tokens"});
+    EXPECT_FALSE(fs::exists(out)) << "nothing is written before the memory is there";
+}
+
+TEST_F(Simulated, HeadsTooWideForTheKernelsAreRefusedByName) {
+    std::string m = model_copy(), out = fresh("out");
+    json config = read_json(m + "/config.json");
+    config["head_dim"] = 136;
+    write_text(m + "/config.json", config.dump());
+    refused(1, grpo(out, {"--device", "cuda", "--model", m}), {"head_dim 136", "128", "--device cpu"});
+    EXPECT_FALSE(fs::exists(out));
+}
+
+TEST(Device, PlanIsPrintedAndNothingElseHappens) {
+    std::string out = fresh("out");
+    for (const Args& args : {grpo(out, {"--plan", "true"}),
+                             Args{"sft", "--model", base, "--train_data", sums, "--plan", "true", "--output_dir", out},
+                             Args{"eval", "--model", base, "--eval_data", problems, "--plan", "true",
+                                  "--max_completion_length", "16", "--output_dir", out}}) {
+        Outcome r = good(args);
+        EXPECT_EQ(r.out.rfind("memory ", 0), 0u) << shown_run(args, r);
+        const char* line = args[0] == "sft" ? "activations and their gradients (lower --micro_batch_tokens"
+                                            : "KV cache of the samples (lower --rollout_batch";
+        EXPECT_NE(r.out.find(line), std::string::npos) << shown_run(args, r);
+        EXPECT_FALSE(fs::exists(out));
+    }
+}
+
+// The kernels in bf16 against the CPU loops in bf16, whole runs. Both begin with the same weights and draw with the same
+// numbers; sums of products in another order differ in the last bits before each rounding to bf16, so that now and then
+// a draw near a boundary gives another token, and from there that completion is another one.
+TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
+    const std::vector<Args> cases = {
+        {"--weights", "int4:g32:sym"},
+        {"--weights", "none", "--sampling_method", "gumbel"},
+        // groups that divide the inputs of the layers they are for, and not those of the others
+        {"--weights", "int3:g64:asym", "--quantize_layers", "o,down"},
+        {"--weights", "int8:tensor:sym"},
+    };
+    for (const Args& weights : cases) {
+        std::string cpu = fresh("cpu"), cuda = fresh("cuda");
+        Args more = weights + Args{"--prompts_per_step", "4", "--num_generations", "4", "--max_steps", "3",
+                     "--eval_n", "1", "--rollout_batch", "16"};
+        RunSetting setting;
+        setting.seconds = 300;
+        for (const std::string& device : {std::string("cpu"), std::string("cuda")}) {
+            Args args = grpo(device == "cpu" ? cpu : cuda, more + Args{"--device", device});
+            Outcome r = run(args, setting);
+            ASSERT_EQ(r.status, 0) << shown_run(args, r);
+        }
+        std::vector<json> a = read_lines(cpu + "/metrics.jsonl"), b = read_lines(cuda + "/metrics.jsonl");
+        ASSERT_EQ(a.size(), 3u);
+        ASSERT_EQ(b.size(), 3u);
+        check_metrics(b);  // on the device too the ratio is exactly 1
+        for (size_t i = 0; i < 3; i++) {
+            std::string rows = a[i].dump() + "\n" + b[i].dump();
+            EXPECT_NEAR(number(b[i], "entropy"), number(a[i], "entropy"), 0.05 * number(a[i], "entropy") + 0.01) << rows;
+            EXPECT_NEAR(number(b[i], "reward"), number(a[i], "reward"), 0.13) << rows;
+            EXPECT_NEAR(number(b[i], "completions/mean_length"), number(a[i], "completions/mean_length"), 0.6) << rows;
+            EXPECT_EQ(number(b[i], "learning_rate"), number(a[i], "learning_rate"));
+        }
+        double norm = number(a[0], "grad_norm");
+        EXPECT_GT(norm, 0.0);
+        EXPECT_NEAR(number(b[0], "grad_norm") / norm, 1.0, 0.25);
+    }
+}
+
+TEST_F(Simulated, WithoutBatchInvarianceTheRatioIsOneToRounding) {
+    std::string out = fresh("out");
+    good(grpo(out, {"--device", "cuda", "--batch_invariant", "false", "--prompts_per_step", "4", "--num_generations",
+                    "4", "--eval_n", "1"}));
+    for (const json& row : read_lines(out + "/metrics.jsonl")) {
+        EXPECT_NEAR(number(row, "sampling/importance_sampling_ratio/mean"), 1.0, 0.01) << row.dump();
+        EXPECT_LT(number(row, "sampling/sampling_logp_difference/max"), 0.5) << row.dump();
+    }
+}
+
+// Two processes over the simulated NCCL. The ranks' gradients are summed in another order than one rank adds them, so
+// the first update agrees to rounding and what is sampled after it may differ by a draw near a boundary.
+TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
+    std::string one = fresh("one"), two = fresh("new") + "/two";  // the folder above is made too
+    Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
+                 "--beta", "0.02", "--eval_n", "1"};
+    good(grpo(one, more));
+    std::string command = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 ./train_qrl_simt";
+    for (const std::string& arg : grpo(two, more)) command += " '" + arg + "'";
+    int status = -1;
+    std::thread other([&] { status = system(command.c_str()); });
+    for (const char* name : {"RANK", "LOCAL_RANK"}) setenv(name, "0", 1);
+    setenv("WORLD_SIZE", "2", 1);
+    Args args = grpo(two, more);
+    Outcome r = run(args);
+    for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
+    other.join();
+    ASSERT_EQ(r.status, 0) << shown_run(args, r);
+    ASSERT_EQ(status, 0);
+    EXPECT_FALSE(fs::exists(two + ".nccl_id"));
+    EXPECT_EQ(learning_curve(two), learning_curve(two + ".rank-1")) << "the ranks disagree";
+    std::vector<json> a = read_lines(one + "/metrics.jsonl"), b = read_lines(two + "/metrics.jsonl");
+    ASSERT_EQ(b.size(), a.size());
+    check_metrics(b);
+    for (const char* key : {"reward", "entropy", "completions/mean_length", "num_tokens", "clip_ratio/high_mean"})
+        EXPECT_NEAR(number(b[0], key), number(a[0], key), 1e-9) << key;
+    EXPECT_NEAR(number(b[0], "grad_norm") / number(a[0], "grad_norm"), 1.0, 1e-3);
+    EXPECT_NEAR(number(b[1], "entropy") / number(a[1], "entropy"), 1.0, 0.05);
+    std::vector<json> x = read_lines(one + "/completions.jsonl"), y = read_lines(two + "/completions.jsonl");
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size() / 2; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
+}
+
+TEST_F(Simulated, RanksThatCannotMeetAreRefused) {
+    std::string out = fresh("out");
+    setenv("WORLD_SIZE", "0", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"WORLD_SIZE=0"});
+    setenv("WORLD_SIZE", "3", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"--prompts_per_step 8", "WORLD_SIZE 3"});
+    setenv("WORLD_SIZE", "2", 1);
+    setenv("RANK", "2", 1), setenv("LOCAL_RANK", "0", 1);
+    refused(2, grpo(out, {"--device", "cuda"}), {"RANK=2", "WORLD_SIZE=2"});
+    setenv("RANK", "0", 1);
+    refused(1, grpo(out, {"--device", "cpu"}), {"WORLD_SIZE=2", "--device cuda"});
+    refused(2, {"--device", "cuda"}, {"WORLD_SIZE=2", "--output_dir"});
+    refused(2, {"eval", "--model", base, "--eval_data", problems}, {"WORLD_SIZE=2", "grpo"});
+    EXPECT_FALSE(fs::exists(out));
+    for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
+}
