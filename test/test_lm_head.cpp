@@ -121,6 +121,13 @@ static HeadReference head_reference(const HeadCase& c, const HeadInput& in) {
     return ref;
 }
 
+// UBSan keeps the CPU loop scalar, so that a sum over a chunk is one chain of up to LM_HEAD_COLUMNS roundings
+#if defined(__SANITIZE_ADDRESS__)
+static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / (1 << 24);
+#else
+static constexpr double CHAIN = 0.0;
+#endif
+
 TEST(LmHead, AgreesWithFloat64AndAllThreadOrdersGiveTheSameBits) {
     for (const HeadCase& c : head_cases()) {
         HeadInput in = head_input(c);
@@ -136,7 +143,8 @@ TEST(LmHead, AgreesWithFloat64AndAllThreadOrdersGiveTheSameBits) {
             for (int64_t t = 0; t < c.T; t++) {
                 ASSERT_NEAR(got.lse[t], ref.lse[t], absolute) << what << ", token " << t;
                 ASSERT_NEAR(got.logp[t], ref.logp[t], absolute) << what << ", token " << t;
-                ASSERT_NEAR(got.entropy[t], ref.entropy[t], absolute) << what << ", token " << t;
+                double chain = run.dev.cuda ? 0.0 : CHAIN * std::max(1.0, ref.entropy[t]);
+                ASSERT_NEAR(got.entropy[t], ref.entropy[t], absolute + chain) << what << ", token " << t;
             }
             if (c.V == 1) {  // p = 1: no gradient
                 for (floatX d : got.dhidden) ASSERT_NEAR((float)d, 0.0f, 1e-6) << what;
