@@ -1,9 +1,16 @@
 // Quantizers: what a linear layer multiplies with, and how its gradient comes back.
 //
 // A quantizer is a short text, the same in flags, logs and file names:
-//   none | int8|int4|int3|int2 : tensor|channel|g32|g64|g128 : sym|asym        (int4:g32 means int4:g32:sym)
-// The arithmetic of the grid is in kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear
-// knows its own, the forward and dX multiply with Q(W), and dW passes straight through to the fp32 master weight.
+//   none
+//   int8|int6|int5|int4|int3|int2 : SCOPE [: sym|asym] [: amax|amax7|signedmax|mse]     int4:g32 is int4:g32:sym:amax
+//   nf4 [: gN] [: dq]                     blocks of 64 unless said; dq: double quantization of the scales
+//   fp8e4m3|fp8e5m2 : SCOPE               128x128: a scale for each tile
+//   mxfp8 | mxfp4 | nvfp4                 blocks of 32, 32 and 16, as their standards have it
+//   ternary [: SCOPE]                     -1, 0, 1 times the mean size; tensor unless said
+//   SCOPE  tensor | channel (a weight's row) | token (an activation's row) | gN (N neighbours of a row) | 128x128
+// What the formats mean is in kernels/quant_format.cuh, the loops over a tensor in kernels/fake_quant.cuh. The quantizer
+// is one argument of every linear: a Linear knows its own, the forward and dX multiply with Q(W), and dW passes straight
+// through to the fp32 master weight.
 //
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
@@ -18,57 +25,146 @@
 #include "runtime/buffer.h"
 #include "runtime/error.h"
 
-enum class QuantScope { tensor, channel, group };
+enum class QuantScope { tensor, channel, group, block };  // channel: one scale a row; block: 128 x 128
 enum class SteRule { identity, clip };
 enum class ScaleMode { dynamic, frozen };  // measured at each refresh, or once at load (paper A: "static")
 
 struct Quantizer {
-    int bits = 0;  // 0: none
+    bool enabled = false;
+    QuantSpec spec;
     QuantScope scope = QuantScope::channel;
-    int group = 0;  // for QuantScope::group
-    bool symmetric = true;
-    bool on() const { return bits > 0; }
+    int group = 0;              // for QuantScope::group; 128 for block
+    bool double_quant = false;  // nf4: the scales are quantized too
+    bool on() const { return enabled; }
 };
 
-inline std::string quantizer_text(const Quantizer& q) {
-    if (!q.on()) return "none";
-    std::string scope = q.scope == QuantScope::tensor    ? "tensor"
-                        : q.scope == QuantScope::channel ? "channel"
-                                                         : "g" + std::to_string(q.group);
-    return "int" + std::to_string(q.bits) + ":" + scope + (q.symmetric ? ":sym" : ":asym");
+struct QuantFormatRow {
+    const char* name;
+    QuantFormat format;
+    int bits;
+    const char* scopes;  // what may follow; "" if nothing may
+    const char* scope;   // unless said; "" if it must be
+};
+
+static constexpr QuantFormatRow quant_format_rows[] = {
+    {"int8", QuantFormat::integer, 8, "tensor, channel, token, gN", ""},
+    {"int6", QuantFormat::integer, 6, "tensor, channel, token, gN", ""},
+    {"int5", QuantFormat::integer, 5, "tensor, channel, token, gN", ""},
+    {"int4", QuantFormat::integer, 4, "tensor, channel, token, gN", ""},
+    {"int3", QuantFormat::integer, 3, "tensor, channel, token, gN", ""},
+    {"int2", QuantFormat::integer, 2, "tensor, channel, token, gN", ""},
+    {"nf4", QuantFormat::nf4, 4, "gN", "g64"},
+    {"fp8e4m3", QuantFormat::fp8e4m3, 8, "tensor, channel, token, gN, 128x128", ""},
+    {"fp8e5m2", QuantFormat::fp8e5m2, 8, "tensor, channel, token, gN, 128x128", ""},
+    {"mxfp8", QuantFormat::mxfp8, 8, "", "g32"},
+    {"mxfp4", QuantFormat::mxfp4, 4, "", "g32"},
+    {"nvfp4", QuantFormat::nvfp4, 4, "", "g16"},
+    {"ternary", QuantFormat::ternary, 2, "tensor, channel, gN", "tensor"},
+};
+
+inline const char* scale_rule_name(ScaleRule rule) {
+    const char* names[] = {"amax", "amax7", "signedmax", "mse"};
+    return names[(int)rule];
 }
 
-// text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is
+// the canonical text; for activations and the KV cache one scale a row is called token
+inline std::string quantizer_text(const Quantizer& q, const char* row_scope = "channel") {
+    if (!q.on()) return "none";
+    for (const QuantFormatRow& r : quant_format_rows) {
+        if (r.format != q.spec.format || r.bits != q.spec.bits) continue;
+        std::string text = r.name;
+        if (*r.scopes)
+            text += std::string(":") + (q.scope == QuantScope::tensor    ? "tensor"
+                                        : q.scope == QuantScope::channel ? row_scope
+                                        : q.scope == QuantScope::block   ? "128x128"
+                                                                         : "g" + std::to_string(q.group));
+        if (r.format == QuantFormat::integer) {
+            text += q.spec.symmetric ? ":sym" : ":asym";
+            if (q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
+        }
+        return text + (q.double_quant ? ":dq" : "");
+    }
+    fail("a quantizer without a name");
+}
+
+// text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is. Weights have channels,
+// activations and the KV cache tokens.
 inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     Quantizer q;
     if (text == "none") return q;
+    const bool weights = std::string(flag) == "weights";
     std::vector<std::string> parts(1);
     for (char c : text)
         if (c == ':') parts.emplace_back();
         else parts.back() += c;
-    auto refuse = [&](size_t i, const char* choices) {
+    auto refuse = [&](size_t i, const std::string& choices) {
         size_t at = 0;
         for (size_t k = 0; k < i; k++) at += parts[k].size() + 1;
-        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag, text.c_str(),
-                   i < parts.size() ? parts[i].c_str() : "", at + 1, choices);
+        std::string part = i < parts.size() ? parts[i] : "";
+        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag,
+                   text.c_str(), part.c_str(), at + 1, choices.c_str());
     };
-    if (parts[0] == "int8") q.bits = 8;
-    else if (parts[0] == "int4") q.bits = 4;
-    else if (parts[0] == "int3") q.bits = 3;
-    else if (parts[0] == "int2") q.bits = 2;
-    else refuse(0, "none, int8, int4, int3, int2");
-    if (parts.size() < 2) refuse(1, "tensor, channel, g32, g64, g128");
-    if (parts[1] == "tensor") q.scope = QuantScope::tensor;
-    else if (parts[1] == "channel") q.scope = QuantScope::channel;
-    else if (parts[1] == "g32" || parts[1] == "g64" || parts[1] == "g128") {
-        q.scope = QuantScope::group;
-        q.group = std::stoi(parts[1].substr(1));
-    } else refuse(1, "tensor, channel, g32, g64, g128");
-    if (parts.size() > 2) {
-        if (parts[2] == "asym") q.symmetric = false;
-        else if (parts[2] != "sym") refuse(2, "sym, asym");
+    const QuantFormatRow* row = nullptr;
+    std::string all = "none";
+    for (const QuantFormatRow& r : quant_format_rows) {
+        all += std::string(", ") + r.name;
+        if (parts[0] == r.name) row = &r;
     }
-    if (parts.size() > 3) refuse(3, "the end: three parts are all there are");
+    if (!row) refuse(0, all);
+    q.enabled = true;
+    q.spec.format = row->format;
+    q.spec.bits = row->bits;
+
+    // the scopes of this format here
+    std::string scopes, known = row->scopes;
+    for (const char* s : {"tensor", "channel", "token", "gN", "128x128"}) {
+        if (known.find(s) == std::string::npos) continue;
+        if (std::string(s) == (weights ? "token" : "channel") || (!weights && std::string(s) == "128x128")) continue;
+        scopes += (scopes.empty() ? "" : ", ") + std::string(s);
+    }
+    auto take_scope = [&](const std::string& s) {
+        bool digits = s.size() > 1 && s.size() < 7 && s[0] == 'g' && s.find_first_not_of("0123456789", 1) == s.npos;
+        if (digits) {
+            q.scope = QuantScope::group;
+            q.group = std::stoi(s.substr(1));
+            return q.group >= 8;
+        }
+        q.scope = s == "tensor" ? QuantScope::tensor : s == "128x128" ? QuantScope::block : QuantScope::channel;
+        q.group = s == "128x128" ? 128 : 0;
+        return (", " + scopes + ",").find(", " + s + ",") != std::string::npos && s != "gN";
+    };
+    size_t next = 1;
+    if (*row->scopes && next < parts.size() && !(parts[next] == "dq" && row->format == QuantFormat::nf4)) {
+        bool group = parts[next].size() > 1 && parts[next][0] == 'g';
+        if (!take_scope(parts[next]) || (group && known.find("gN") == std::string::npos))
+            refuse(next, scopes + (known.find("gN") != std::string::npos ? " (a group g8 or larger)" : ""));
+        next++;
+    } else if (*row->scope) {
+        take_scope(row->scope);
+    } else {
+        refuse(next, scopes);
+    }
+    if (row->format == QuantFormat::integer) {
+        if (next < parts.size() && (parts[next] == "sym" || parts[next] == "asym"))
+            q.spec.symmetric = parts[next++] == "sym";
+        bool named = false;
+        for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse})
+            if (next < parts.size() && !named && parts[next] == scale_rule_name(rule)) {
+                q.spec.rule = rule;
+                named = true;
+            }
+        if (named && !q.spec.symmetric && (q.spec.rule == ScaleRule::amax7 || q.spec.rule == ScaleRule::signedmax))
+            refuse(next, "amax, mse: the scale rules of asym");
+        if (named && q.scope == QuantScope::tensor && q.spec.rule == ScaleRule::mse)
+            refuse(next, "amax, amax7, signedmax: the scale rules of a whole tensor");
+        next += named;
+        if (next < parts.size()) refuse(next, next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
+    }
+    if (row->format == QuantFormat::nf4 && next < parts.size() && parts[next] == "dq") {
+        q.double_quant = true;
+        next++;
+    }
+    if (next < parts.size()) refuse(next, row->format == QuantFormat::nf4 ? "dq" : "the end: nothing may follow");
     return q;
 }
 
@@ -89,10 +185,10 @@ struct QuantizedTensor {
 
 inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q) {
     int64_t n = t.rows * t.cols;
-    if (q.scope == QuantScope::group && t.cols % q.group)
+    if ((q.scope == QuantScope::group || q.scope == QuantScope::block) && t.cols % q.group)
         fail_usage(
-            "--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor (g32, g64, "
-            "g128), channel or tensor",
+            "--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor "
+            "(such as g32 or g64), or another quantizer",
             quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
     t.group = q.scope == QuantScope::tensor ? n : q.scope == QuantScope::channel ? t.cols : q.group;
     t.groups = n / t.group;
@@ -105,7 +201,7 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, Sca
     bool first = !t.measured;
     int64_t n = t.rows * t.cols;
     set_zero(counts, 2 * sizeof(int64_t), dev);
-    fake_quant_forward(t.work, t.codes, t.grid, t.master, t.groups, t.group, q.bits, q.symmetric,
+    fake_quant_forward(t.work, t.codes, t.grid, t.master, t.groups, t.group, q.spec.bits, q.spec.symmetric,
                        first || mode == ScaleMode::dynamic, counts, dev);
     t.measured = true;
     if (first) {
@@ -118,5 +214,5 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, Sca
 // the straight-through rule, in place on the gradient
 inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev) {
     if (rule == SteRule::clip)
-        fake_quant_backward(t.grad, t.master, t.grid, t.groups, t.group, q.bits, q.symmetric, dev);
+        fake_quant_backward(t.grad, t.master, t.grid, t.groups, t.group, q.spec.bits, q.spec.symmetric, dev);
 }

@@ -26,11 +26,7 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
-
-struct Grid {
-    float scale;
-    float zero;  // an integer; 0 when symmetric
-};
+#include "quant_format.cuh"
 
 HOST_DEVICE float quant_low(int bits, bool symmetric) { return symmetric ? -(float)(1 << (bits - 1)) : 0.0f; }
 HOST_DEVICE float quant_high(int bits, bool symmetric) {

@@ -1194,28 +1194,69 @@ TEST(FakeQuant, ThreadsDoNotChangeABit) {
 TEST(Quantizer, TextsRoundTrip) {
     EXPECT_FALSE(quantizer_parse("none", "weights").on());
     EXPECT_EQ(quantizer_text(quantizer_parse("none", "weights")), "none");
-    for (int bits : {8, 4, 3, 2})
-        for (const char* scope : {"tensor", "channel", "g32", "g64", "g128"})
+    for (int bits : {8, 6, 5, 4, 3, 2})
+        for (const char* scope : {"tensor", "channel", "g16", "g32", "g64", "g128"})
             for (const char* rest : {"", ":sym", ":asym"}) {
                 std::string t = format("int%d:%s%s", bits, scope, rest);
                 Quantizer q = quantizer_parse(t, "weights");
                 EXPECT_TRUE(q.on());
-                EXPECT_EQ(q.bits, bits);
-                EXPECT_EQ(q.symmetric, std::string(rest) != ":asym");
+                EXPECT_EQ(q.spec.bits, bits);
+                EXPECT_EQ(q.spec.symmetric, std::string(rest) != ":asym");
                 EXPECT_EQ(q.group, scope[0] == 'g' ? atoi(scope + 1) : 0);
                 EXPECT_EQ(quantizer_text(q), *rest ? t : t + ":sym");
             }
+}
+
+TEST(Quantizer, OtherFormatsHaveCanonicalTextsToo) {
+    struct {
+        const char *text, *canonical, *flag;
+    } texts[] = {{"int4:g64:amax7", "int4:g64:sym:amax7", "weights"},
+                 {"int4:g64:sym:signedmax", "int4:g64:sym:signedmax", "weights"},
+                 {"int3:g128:asym:mse", "int3:g128:asym:mse", "weights"},
+                 {"nf4", "nf4:g64", "weights"},
+                 {"nf4:dq", "nf4:g64:dq", "weights"},
+                 {"nf4:g32:dq", "nf4:g32:dq", "weights"},
+                 {"fp8e4m3:tensor", "fp8e4m3:tensor", "weights"},
+                 {"fp8e5m2:channel", "fp8e5m2:channel", "weights"},
+                 {"fp8e4m3:128x128", "fp8e4m3:128x128", "weights"},
+                 {"mxfp8", "mxfp8", "weights"},
+                 {"mxfp4", "mxfp4", "weights"},
+                 {"nvfp4", "nvfp4", "weights"},
+                 {"ternary", "ternary:tensor", "weights"},
+                 {"ternary:channel", "ternary:channel", "weights"},
+                 {"int8:token", "int8:token:sym", "activations"},
+                 {"int4:token:asym", "int4:token:asym", "kv_cache"},
+                 {"fp8e4m3:token", "fp8e4m3:token", "activations"}};
+    for (auto& t : texts) {
+        Quantizer q = quantizer_parse(t.text, t.flag);
+        bool weights = std::string(t.flag) == "weights";
+        EXPECT_EQ(quantizer_text(q, weights ? "channel" : "token"), t.canonical);
+        EXPECT_EQ(quantizer_text(quantizer_parse(t.canonical, t.flag), weights ? "channel" : "token"), t.canonical);
+    }
 }
 
 TEST(Quantizer, BadTextsAreRefusedWithFlagAndPlace) {
     struct {
         const char *text, *place;
     } bad[] = {{"", "character 1 "},
-               {"int5:g32", "character 1 "},
+               {"int7:g32", "character 1 "},
                {"INT4:g32", "character 1 "},
                {"int4", "character 6 "},
                {"int4:", "character 6 "},
-               {"int4:g31", "character 6 "},
+               {"int4:g7", "character 6 "},
+               {"int4:g", "character 6 "},
+               {"int4:g32x", "character 6 "},
+               {"int4:gN", "character 6 "},
+               {"int4:channel", "character 6 "},
+               {"fp8e4m3:128x128", "character 9 "},
+               {"fp8e4m3", "character 9 "},
+               {"mxfp4:g32", "character 7 "},
+               {"nf4:tensor", "character 5 "},
+               {"nf4:g64:sym", "character 9 "},
+               {"nf4:dq:dq", "character 8 "},
+               {"int4:g32:asym:amax7", "character 15 "},
+               {"int4:g32:mse:sym", "character 14 "},
+               {"int4:tensor:mse", "character 13 "},
                {"int4:g32:", "character 10 "},
                {"int4:g32:symm", "character 10 "},
                {"int4:g32:sym:", "character 14 "},

@@ -1,0 +1,34 @@
+// One of the four matrix products of a layer, forward and backward: q,k,v together, o, gate and up together, down.
+// Whatever stands between the model and a plain product with W stands here: which copy of the weight is read.
+#pragma once
+#include "parameters.cuh"
+
+enum class Projection { qkv, o, gate_up, down };  // the order of product_shapes and of GenerationLayer
+
+template <class T>
+inline T* projection_weight(const LayerWeights<T>& w, Projection p) {
+    return p == Projection::qkv ? w.qkv : p == Projection::o ? w.o : p == Projection::gate_up ? w.gate_up : w.down;
+}
+
+inline const GenerationWeight& projection_generation(const GenerationLayer& g, Projection p) {
+    return p == Projection::qkv ? g.qkv : p == Projection::o ? g.o : p == Projection::gate_up ? g.gate_up : g.down;
+}
+
+// out [T,rows] = inp [T,cols] Q(W)^T + bias, with rows and cols of product_shapes
+inline void projection_forward(const Model& m, floatX* out, const floatX* inp, int layer, Projection p, int64_t T) {
+    const LayerWeights<floatX>& w = m.w.layers[layer];
+    ProductShape shape = product_shapes(m)[(int)p];
+    const GenerationWeight* g = m.packed ? &projection_generation(m.generation[layer], p) : nullptr;
+    linear_forward(out, inp, projection_weight(w, p), p == Projection::qkv ? w.qkv_bias : nullptr,
+                   g && !m.dev.cuda ? &g->cpu : nullptr, g && g->codes.N ? &g->codes : nullptr, T, shape.cols,
+                   shape.rows, m.dev);
+}
+
+// dinp [T,cols] = dout [T,rows] Q(W), and the gradients of weight and bias, which accumulate in g; inp: the forward's
+inline void projection_backward(const Model& m, const Weights<float>& g, floatX* dinp, const floatX* dout,
+                                const floatX* inp, int layer, Projection p, int64_t T) {
+    const LayerWeights<float>& d = g.layers[layer];
+    ProductShape shape = product_shapes(m)[(int)p];
+    linear_backward(dinp, projection_weight(d, p), p == Projection::qkv ? d.qkv_bias : nullptr, dout, inp,
+                    projection_weight(m.w.layers[layer], p), T, shape.cols, shape.rows, m.dev);
+}
