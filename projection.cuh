@@ -20,7 +20,7 @@ inline void projection_forward(const Model& m, floatX* out, const floatX* inp, i
     ProductShape shape = product_shapes(m)[(int)p];
     const GenerationWeight* g = m.packed ? &projection_generation(m.generation[layer], p) : nullptr;
     linear_forward(out, inp, projection_weight(w, p), p == Projection::qkv ? w.qkv_bias : nullptr,
-                   g && !m.dev.cuda ? &g->cpu : nullptr, g && g->codes.N ? &g->codes : nullptr, T, shape.cols,
+                   g && g->cpu.N ? &g->cpu : nullptr, g && g->codes.N ? &g->codes : nullptr, T, shape.cols,
                    shape.rows, m.dev);
 }
 
