@@ -78,6 +78,8 @@ struct Model {
     ScaleMode scale_mode = ScaleMode::dynamic;
     SteRule ste = SteRule::identity;
     bool quantize = true;  // false: the forward reads the full-precision weights all the same
+    Quantizer activations;                            // of the inputs of the products
+    std::array<bool, 4> activation_products = {};     // which of a layer's products: qkv, o, gate and up, down
     std::vector<QuantizedTensor> quantized;
     Buffer<Grid> grids;             // of the quantized tensors, one after another
     Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
@@ -217,40 +219,42 @@ inline void model_init_random(Model& m, uint64_t seed) {
 // ---------------------------------------------------------------------------------------------------------------------
 // quantization of the linears
 
-inline WeightFormat quantizer_format(const Quantizer& q) {
-    return q.spec.bits == 8   ? WeightFormat::int8
-           : q.spec.bits == 4 ? WeightFormat::int4
-           : q.spec.bits == 3 ? WeightFormat::int3
-                         : WeightFormat::int2;
-}
-
-// A device generates from codes at their own size, because reading the weights is what a decode step waits for. In an
-// fp32 build the product with codes would unpack them first, so there the working weights are read.
-inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2; }
-
-// rows and columns of the four products of a layer
+// rows and columns of the four products of a layer, and the rows of the tensors that each joins
 struct ProductShape {
     int64_t rows, cols;
+    QuantizedRows parts;
 };
 inline std::array<ProductShape, 4> product_shapes(const Model& m) {
-    int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD();
-    return {{{m.QKV(), C}, {C, q}, {2 * F, C}, {C, F}}};  // qkv, o, gate and up, down
+    int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD(), kv = (int64_t)m.NKV() * m.HD();
+    return {{{q + 2 * kv, C, {q, kv, kv}}, {C, q, {C, 0, 0}}, {2 * F, C, {F, F, 0}}, {C, F, {C, 0, 0}}}};  // qkv, o, gate and up, down
 }
 
-// a scale for each group or, where one serves a whole row or tensor, for each row
-inline size_t product_codes_bytes(const Quantizer& q, ProductShape p) {
-    int64_t group = q.scope == QuantScope::group ? q.group : p.cols;
-    size_t bytes = quantized_weight_bytes(quantizer_format(q), p.rows, p.cols, group, !q.spec.symmetric, true);
-    return (bytes + 255) / 256 * 256;
+// Generation reads codes at their own size where reading the weights is what a decode step waits for: on a device (in an
+// fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the linears
+// are beyond what stays in the caches; below, the laid-out working weights are faster.
+static constexpr size_t CODES_BEYOND_BYTES = 4 << 20;
+inline bool generates_from_codes(const Model& m) {
+    if (!m.quantizer.on() || m.dev.cuda) return m.quantizer.on() && sizeof(floatX) == 2;
+    size_t bytes = 0;
+    for (const ParamTensor& t : m.tensors) bytes += t.kind == ParamKind::linear ? t.count() * sizeof(floatX) : 0;
+    return bytes > CODES_BEYOND_BYTES;
+}
+
+// the packed codes of a product, without memory
+inline QuantizedWeight product_codes(const Model& m, const ProductShape& p) {
+    const Quantizer& q = m.quantizer;
+    bool grouped = q.scope == QuantScope::group || q.scope == QuantScope::block;
+    return quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), p.parts, p.cols,
+                            grouped ? q.group : p.cols, quantized_layout(m.dev));
+}
+inline size_t product_codes_bytes(const Model& m, const ProductShape& p) {
+    return (quantized_weight_bytes(product_codes(m, p)) + 255) / 256 * 256;
 }
 
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
     size_t bytes = 0;
-    for (ProductShape p : product_shapes(m)) {
-        if (m.quantizer.scope == QuantScope::group && p.cols % m.quantizer.group) continue;  // not quantized
-        bytes += (size_t)m.L() * product_codes_bytes(m.quantizer, p);
-    }
+    for (const ProductShape& p : product_shapes(m)) bytes += (size_t)m.L() * product_codes_bytes(m, p);
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
@@ -269,6 +273,32 @@ inline void check_quantizer(const ModelConfig& config, const Quantizer& q, const
         QuantizedTensor qt;
         qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
         if (q.on() && quantizes(which, t)) quantized_tensor_init(qt, q);
+    }
+}
+
+// The inputs of the products whose linears `which` names get a quantizer. The linears of a product share their input,
+// so that a list that names some of them only is refused.
+inline void model_quantize_activations(Model& m, const Quantizer& q, const std::string& which) {
+    m.activations = q;
+    m.activation_products = {};
+    if (!q.on()) return;
+    if (q.scope == QuantScope::tensor)
+        fail_usage("--activations %s: one scale for all tokens of a batch would make a token's value depend on the others; "
+                   "take token or a group",
+                   quantizer_text(q, "token").c_str());
+    static const std::vector<std::string> parts[] = {{"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}};
+    for (int p = 0; p < 4; p++) {
+        size_t named = 0;
+        for (const std::string& part : parts[p]) named += which == "all" || ("," + which + ",").find("," + part + ",") != which.npos;
+        if (named != 0 && named != parts[p].size())
+            fail_usage("--quantize_layers %s with --activations: %s and its neighbours multiply the same input; name all of "
+                       "q,k,v and all of gate,up, or none",
+                       which.c_str(), parts[p][0].c_str());
+        int64_t cols = product_shapes(m)[p].cols;
+        if (named && q.scope == QuantScope::group && cols % q.group)
+            fail_usage("--activations %s: groups of %d do not divide the %lld inputs of %s; choose a divisor or token",
+                       quantizer_text(q, "token").c_str(), q.group, (long long)cols, parts[p][0].c_str());
+        m.activation_products[p] = named > 0;
     }
 }
 
@@ -343,21 +373,19 @@ inline void model_refresh(Model& m) {
     }
 }
 
-// the quantized tensors whose rows are those of a product of `rows` rows that begins at `weight`; the whole product
-// must be quantized, and one scale for a whole tensor cannot be that of its neighbour too
-inline const QuantizedTensor* quantized_product(const Model& m, size_t offset, int64_t rows) {
-    for (size_t i = 0; i < m.quantized.size(); i++) {
-        if (m.quantized[i].offset != offset) continue;
-        int64_t found = 0;
-        size_t j = i;
-        for (; j < m.quantized.size() && found < rows; j++) {
-            if (m.quantized[j].offset != offset + (size_t)(found * m.quantized[i].cols)) return nullptr;
-            found += m.quantized[j].rows;
-        }
-        bool one = j == i + 1;
-        return found == rows && (one || m.quantizer.scope != QuantScope::tensor) ? &m.quantized[i] : nullptr;
+// what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if not
+// all of them are quantized
+inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from) {
+    int part = 0;
+    for (const QuantizedTensor& t : m.quantized) {
+        if (t.offset != offset) continue;
+        QuantizedSource& s = from.part[part];
+        s.codes = t.codes, s.grid = t.grid;
+        s.grid_rows = m.quantizer.scope == QuantScope::tensor ? t.rows : m.quantizer.scope == QuantScope::block ? 128 : 1;
+        offset += (size_t)(t.rows * t.cols);
+        if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }
-    return nullptr;
+    return false;
 }
 
 // Generation multiplies thousands of times with the same weights: lay them out once as its products want them. The
@@ -374,21 +402,18 @@ inline void model_pack(Model& m) {
         GenerationWeight* const to[] = {&g.qkv, &g.o, &g.gate_up, &g.down};
         const floatX* const from[] = {layer.qkv, layer.o, layer.gate_up, layer.down};
         for (int i = 0; i < 4; i++) {
-            auto [rows, cols] = shapes[i];
-            if (!m.dev.cuda) {
-                to[i]->cpu = pack_weight_nt(from[i], rows, cols);
-                continue;
-            }
+            const ProductShape& p = shapes[i];
+            QuantizedSources sources;
             to[i]->codes = QuantizedWeight();
-            const QuantizedTensor* t = m.quantize && generates_from_codes(m)
-                                           ? quantized_product(m, from[i] - m.work.data, rows)
-                                           : nullptr;
-            if (!t) continue;
-            int64_t group = m.quantizer.scope == QuantScope::tensor ? rows * cols : t->group;
-            to[i]->codes = quantized_weight_view(m.generation_codes.data + at, quantizer_format(m.quantizer), rows,
-                                                 cols, group, !m.quantizer.spec.symmetric, true);
-            quantized_weight_pack(to[i]->codes, t->codes, t->grid, group, m.dev);
-            at += product_codes_bytes(m.quantizer, shapes[i]);
+            if (m.quantize && m.generation_codes.size &&
+                quantized_product(m, (size_t)(from[i] - m.work.data), p, sources)) {
+                to[i]->codes = product_codes(m, p);
+                quantized_weight_place(to[i]->codes, m.generation_codes.data + at);
+                quantized_weight_pack(to[i]->codes, sources, m.dev);
+                at += product_codes_bytes(m, p);
+            } else if (!m.dev.cuda) {
+                to[i]->cpu = pack_weight_nt(from[i], p.rows, p.cols);
+            }
         }
     }
     if (!m.dev.cuda) m.generation_head = pack_weight_nt(m.w.head, m.V(), m.C());

@@ -143,6 +143,7 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     Quantizer q = quantizer_parse(s.o.weights, "weights");
     model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
                    s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+    model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
     more();
     const Options& o = s.o;
     int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});

@@ -42,6 +42,7 @@
 static constexpr int64_t GEMM_KC = 1024;                 // k block, even: part of the arithmetic (above)
 static constexpr int64_t GEMM_TASK_ROWS = 128;           // most rows of A in a task
 static constexpr int64_t GEMM_GROUP_BYTES = 512 * 1024;  // panels a task's rows meet at a time: half of a 1 MB L2
+static constexpr int64_t GEMM_PIECE = 128;               // steps of a panel made in a task: 24 KB, half of L1
 static constexpr int64_t GEMM_SHARED_BYTES = 4 << 20;    // most bytes of packed B, and of carried sums, at a time
 // Multiply-adds a thread must have to be worth waking: about 10 us of work against 2 us for a fork and two barriers,
 // and against a whole time slice where other processes keep the cores busy.
@@ -173,14 +174,20 @@ void gemm_pack_a_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda,
 
 // ---- the loops ----
 
+// Makes a panel of B that is stored otherwise (gemm_quantized.h), as gemm_pack_b does: dst[steps][width]
+typedef void (*GemmExpand)(uint32_t* dst, const void* stored, int64_t n0, int width, int64_t k0, int64_t kc);
+
 // C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. One for all threads of a
 // call.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 struct GemmJob {
     TC* C;
     const TA* A;
-    const TB* B;             // null when packed
+    const TB* B;             // null when packed or stored otherwise
     const uint32_t* packed;  // all panels over the whole of K, or null
+    GemmExpand expand;       // null, or what makes panels of `stored`: in each task if `own_panels`, else in shared_b
+    const void* stored;
+    bool own_panels;         // one task has all rows, so no other needs its panels
     const TB* bias;          // [N] or null
     int64_t M, N, K, ldc, lda, ldb;
     bool accumulate;
@@ -196,7 +203,8 @@ struct GemmBlock {
     int64_t m0, m1, p0, p1;
 };
 
-// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight or from shared_b.
+// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight, from shared_b, or are
+// made here.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk, GemmBlock part, int64_t kb,
                int thread) {
@@ -214,44 +222,68 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     else if (!direct) gemm_pack_a_rows<KIND>(packed_a, words, job.A + part.m0 * job.lda + k0, job.lda, rows, kc);
     const int64_t a_row_bytes = direct ? job.lda * (int64_t)sizeof(TA) : words * 4;
 
+    // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels hold
+    // GEMM_MR each.
+    auto row = [&](int64_t t) {
+        return t == tiles ? rows : A_IS_KM ? t * GEMM_MR : rows * t / tiles;
+    };
+    auto a_of = [&](int64_t t) {
+        return direct ? (const char*)(job.A + (part.m0 + row(t)) * job.lda + k0)
+                      : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : row(t) * words));
+    };
+    auto finish = [&](const float* tile, int64_t t, int64_t p) {
+        const int64_t n0 = panels.column(p), r0 = row(t);
+        const int mr = (int)(row(t + 1) - r0), cols = (int)gemm_min(panels.width(p), job.N - n0);
+        TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
+        const TC* old = job.accumulate ? c : nullptr;
+        const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
+        if (first && last) {
+            gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
+            return;
+        }
+        // block sums are carried in float: in C itself if it is float
+        float* sum = (float*)(void*)c;
+        int64_t ld = job.ldc;
+        if (sizeof(TC) == 2) {
+            ld = panels.column(chunk.p1) - panels.column(chunk.p0);
+            sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
+        }
+        if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
+        else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
+        else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+    };
+
+    if (job.own_panels) {  // a piece of a panel at a time, which stays in L1 for all tiles
+        alignas(64) float tile[GEMM_TASK_ROWS / GEMM_MR + 1][GEMM_MR * GEMM_NR];
+        alignas(64) uint32_t piece[GEMM_PIECE * GEMM_NR];
+        constexpr int64_t K_STEP = sizeof(TB) == 2 ? 2 : 1;
+        for (int64_t p = part.p0; p < part.p1; p++) {
+            const int width = panels.width(p);
+            for (int64_t s = 0; s < steps; s += GEMM_PIECE) {
+                const int64_t count = gemm_min(GEMM_PIECE, steps - s), k = s * K_STEP;
+                job.expand(piece, job.stored, panels.column(p), width, k0 + k, gemm_min(kc - k, count * K_STEP));
+                for (int64_t t = 0; t < tiles; t++)
+                    gemm_pick_micro<KIND, A_IS_KM>((int)(row(t + 1) - row(t)), width / GEMM_VF)(
+                        tile[t], a_of(t) + s * (words / gemm_max(1, steps)) * 4, a_row_bytes, piece, count, s > 0);
+            }
+            for (int64_t t = 0; t < tiles; t++) finish(tile[t], t, p);
+        }
+        return;
+    }
     const int64_t group = gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
     for (int64_t g = part.p0; g < part.p1; g += group) {
         const int64_t g_end = gemm_min(g + group, part.p1);
-        for (int64_t t = 0; t < tiles; t++) {
-            // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels
-            // hold GEMM_MR each.
-            const int64_t r0 = A_IS_KM ? t * GEMM_MR : rows * t / tiles;
-            const int64_t r1 = A_IS_KM ? gemm_min(rows, r0 + GEMM_MR) : rows * (t + 1) / tiles;
-            const int mr = (int)(r1 - r0);
-            const char* a = direct ? (const char*)(job.A + (part.m0 + r0) * job.lda + k0)
-                                   : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : r0 * words));
+        for (int64_t t = 0; t < tiles; t++)
             for (int64_t p = g; p < g_end; p++) {
                 const int64_t n0 = panels.column(p);
-                const int width = panels.width(p), cols = (int)gemm_min(width, job.N - n0);
+                const int width = panels.width(p);
                 const uint32_t* b = job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
                                                : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
                 alignas(64) float tile[GEMM_MR * GEMM_NR];
-                gemm_pick_micro<KIND, A_IS_KM>(mr, width / GEMM_VF)(tile, a, a_row_bytes, b, steps);
-
-                TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
-                const TC* old = job.accumulate ? c : nullptr;
-                const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
-                if (first && last) {
-                    gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
-                    continue;
-                }
-                // block sums are carried in float: in C itself if it is float
-                float* sum = (float*)(void*)c;
-                int64_t ld = job.ldc;
-                if (sizeof(TC) == 2) {
-                    ld = panels.column(chunk.p1) - panels.column(chunk.p0);
-                    sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
-                }
-                if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
-                else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
-                else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+                gemm_pick_micro<KIND, A_IS_KM>((int)(row(t + 1) - row(t)), width / GEMM_VF)(tile, a_of(t), a_row_bytes,
+                                                                                           b, steps, false);
+                finish(tile, t, p);
             }
-        }
     }
 }
 
@@ -269,6 +301,7 @@ template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int threads) {
     const GemmPanels panels(job.N);
     const int64_t k_blocks = gemm_max(1, gemm_ceil_div(job.K, GEMM_KC));
+    const bool whole = job.packed || job.own_panels;  // a task finds panels of all k blocks
     for (int64_t m0 = 0; m0 < job.M; m0 += job.chunk_rows)
         for (int64_t p0 = 0; p0 < panels.count; p0 += job.chunk_panels) {
             const GemmBlock chunk = {m0, gemm_min(m0 + job.chunk_rows, job.M), p0,
@@ -279,20 +312,22 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
             int64_t task_panels = p_count;
             while (threads > 1 && (task_rows > GEMM_MR || task_panels > 1) &&
                    gemm_ceil_div(m_count, task_rows) * gemm_ceil_div(p_count, task_panels) < 4 * threads) {
-                if (task_panels == 1 || task_rows > task_panels * GEMM_NR) task_rows = gemm_max(GEMM_MR, task_rows / 2);
+                if (job.own_panels && task_panels == 1) break;
+                if (!job.own_panels && (task_panels == 1 || task_rows > task_panels * GEMM_NR))
+                    task_rows = gemm_max(GEMM_MR, task_rows / 2);
                 else task_panels = (task_panels + 1) / 2;
             }
             task_rows = gemm_ceil_div(task_rows, GEMM_MR) * GEMM_MR;
             const int64_t row_blocks = gemm_ceil_div(m_count, task_rows), groups = gemm_ceil_div(p_count, task_panels);
 
-            const int64_t stages = job.packed ? 1 : k_blocks;  // packed panels are there for all k blocks at once
+            const int64_t stages = whole ? 1 : k_blocks;
             for (int64_t stage = 0; stage < stages; stage++) {
                 if (m0 + p0 + stage > 0) {  // everyone is done with the panels, the sums and the counter
                     gemm_barrier(threads);
                     if (thread == 0) job.next_task.store(0, std::memory_order_relaxed);
-                    if (job.packed) gemm_barrier(threads);
+                    if (whole) gemm_barrier(threads);
                 }
-                if (!job.packed) {
+                if (!whole) {
                     const int64_t k0 = stage * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0);
                     // [K,N] goes a few rows at a time through all the panels of the thread, so that rows are read at
                     // length
@@ -302,9 +337,10 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
                         for (int64_t p = begin; p < end; p++) {
                             const int64_t n0 = panels.column(p);
                             const int width = panels.width(p);
-                            gemm_pack_b<B_IS_NK>(
-                                job.shared_b + (n0 - panels.column(p0)) * steps + gemm_steps<TB>(k) * width, job.B,
-                                job.ldb, n0, width, job.N, k0 + k, gemm_min(sweep, kc - k));
+                            uint32_t* to = job.shared_b + (n0 - panels.column(p0)) * steps + gemm_steps<TB>(k) * width;
+                            const int64_t count = gemm_min(sweep, kc - k);
+                            if (job.expand) job.expand(to, job.stored, n0, width, k0 + k, count);
+                            else gemm_pack_b<B_IS_NK>(to, job.B, job.ldb, n0, width, job.N, k0 + k, count);
                         }
                     gemm_barrier(threads);
                 }
@@ -315,7 +351,7 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
                     const int64_t block = task % row_blocks, group = task / row_blocks;
                     GemmBlock part = {m0 + block * task_rows, gemm_min(m0 + (block + 1) * task_rows, chunk.m1),
                                       p0 + p_count * group / groups, p0 + p_count * (group + 1) / groups};
-                    for (int64_t kb = stage; kb < (job.packed ? k_blocks : stage + 1); kb++)
+                    for (int64_t kb = stage; kb < (whole ? k_blocks : stage + 1); kb++)
                         gemm_task(job, chunk, part, kb, thread);
                 }
             }
@@ -324,10 +360,12 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
 
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB* bias, int64_t M, int64_t N, int64_t K,
-              bool accumulate, int64_t ldc, int64_t lda, int64_t ldb) {
+              bool accumulate, int64_t ldc, int64_t lda, int64_t ldb, GemmExpand expand = nullptr,
+              const void* stored = nullptr) {
     if (M <= 0 || N <= 0) return;
     GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB> job;
     job.C = C, job.A = A, job.B = B, job.packed = packed, job.bias = bias;
+    job.expand = expand, job.stored = stored, job.own_panels = expand && M <= GEMM_TASK_ROWS;
     job.M = M, job.N = N, job.K = K, job.ldc = ldc, job.lda = lda, job.ldb = ldb;
     job.accumulate = accumulate;
     job.next_task.store(0, std::memory_order_relaxed);
@@ -341,7 +379,7 @@ void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB*
     job.chunk_rows = M;
     job.chunk_panels = GemmPanels(N).count;
     job.shared_b = nullptr, job.sums = nullptr;
-    if (!packed) {
+    if (!packed && !job.own_panels) {
         job.chunk_panels = gemm_min(job.chunk_panels, gemm_max(1, GEMM_SHARED_BYTES / panel_bytes));
         job.shared_b = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(job.chunk_panels * panel_bytes));
     }
