@@ -282,10 +282,6 @@ inline void model_quantize_activations(Model& m, const Quantizer& q, const std::
     m.activations = q;
     m.activation_products = {};
     if (!q.on()) return;
-    if (q.scope == QuantScope::tensor)
-        fail_usage("--activations %s: one scale for all tokens of a batch would make a token's value depend on the others; "
-                   "take token or a group",
-                   quantizer_text(q, "token").c_str());
     static const std::vector<std::string> parts[] = {{"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}};
     for (int p = 0; p < 4; p++) {
         size_t named = 0;

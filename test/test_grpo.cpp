@@ -371,12 +371,18 @@ TEST(Rollout, RefusesWhatDoesNotFitAndStopsWhenAsked) {
 // policy pass
 
 TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
-    for (const char* weights : {"int4:g32:sym", "int8:channel:asym", "none"})
+    const char* const quantizers[][2] = {{"int4:g32:sym", "none"},
+                                         {"int8:channel:asym", "int8:token:sym"},
+                                         {"none", "none"},
+                                         {"none", "int4:g8:asym"},
+                                         {"nf4:g32:dq", "fp8e4m3:token"}};
+    for (auto& [weights, activations] : quantizers)
         for (float temperature : {1.0f, 0.7f})
             for (bool checkpointing : {false, true})
                 for (int64_t budget : {4096, 22}) {
                     Model m;
                     tiny_model(m, weights);
+                    model_quantize_activations(m, quantizer_parse(activations, "activations"), "all");
                     Trainer t;
                     trainer_init(t, m, budget, checkpointing);
                     RolloutConfig rc = rollout_config(temperature);
