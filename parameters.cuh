@@ -91,6 +91,7 @@ struct Model {
     std::vector<GenerationLayer> generation;
     PackedWeight<floatX> generation_head;
     Buffer<char> generation_codes;  // what the packed codes lie in
+    size_t codes_beyond = 4 << 20;  // bytes of working weights; see generates_from_codes
 
     int C() const { return config.hidden_size; }
     int L() const { return config.num_hidden_layers; }
@@ -232,12 +233,11 @@ inline std::array<ProductShape, 4> product_shapes(const Model& m) {
 // Generation reads codes at their own size where reading the weights is what a decode step waits for: on a device (in an
 // fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the linears
 // are beyond what stays in the caches; below, the laid-out working weights are faster.
-static constexpr size_t CODES_BEYOND_BYTES = 4 << 20;
 inline bool generates_from_codes(const Model& m) {
     if (!m.quantizer.on() || m.dev.cuda) return m.quantizer.on() && sizeof(floatX) == 2;
     size_t bytes = 0;
     for (const ParamTensor& t : m.tensors) bytes += t.kind == ParamKind::linear ? t.count() * sizeof(floatX) : 0;
-    return bytes > CODES_BEYOND_BYTES;
+    return bytes > m.codes_beyond;
 }
 
 // the packed codes of a product, without memory
@@ -377,7 +377,7 @@ inline bool quantized_product(const Model& m, size_t offset, const ProductShape&
         if (t.offset != offset) continue;
         QuantizedSource& s = from.part[part];
         s.codes = t.codes, s.grid = t.grid;
-        s.grid_rows = m.quantizer.scope == QuantScope::tensor ? t.rows : m.quantizer.scope == QuantScope::block ? 128 : 1;
+        s.grid_rows = m.quantizer.scope == QuantScope::tensor ? t.rows : 1;
         offset += (size_t)(t.rows * t.cols);
         if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }

@@ -439,7 +439,7 @@ HOST_DEVICE void quantized_unpack_step(const QuantizedWeight& w, T* x, int64_t n
 
 inline void quantized_weight_pack_cpu(const QuantizedWeight& w, const QuantizedSources& from) {
     const int64_t words = quantized_words(w), scales = quantized_scales(w), extras = quantized_extras(w);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (words > 4096)
     for (int64_t i = 0; i < words; i++) w.codes[i] = quantized_pack_word(w, from, i);
     for (int64_t i = 0; i < scales; i++) quantized_pack_scale(w, from, i);
     for (int64_t i = 0; i < extras; i++) quantized_pack_extra(w, from, i);
@@ -448,7 +448,7 @@ inline void quantized_weight_pack_cpu(const QuantizedWeight& w, const QuantizedS
 inline void quantized_weight_unpack_cpu(floatX* out, int64_t ldo, const QuantizedWeight& w, int64_t row0,
                                         int64_t rows) {
     const int64_t steps = CEIL_DIV(w.K, 16);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * steps > 4096)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t step = 0; step < steps; step++) {
             floatX x[16];

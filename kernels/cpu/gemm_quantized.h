@@ -88,7 +88,7 @@ inline __m512i quantized_pairs(__m512 even, __m512 odd) {
                                                 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 #else
-    __m512i low = _mm512_cvtepu16_epi32(gemm_bf16_bits(even)), high = _mm512_cvtepu16_epi32(gemm_bf16_bits(odd));
+    __m512i low = gemm_widen_bits(gemm_bf16_bits(even)), high = gemm_widen_bits(gemm_bf16_bits(odd));
     return _mm512_or_si512(low, _mm512_maskz_slli_epi32(GEMM_ALL, high, 16));
 #endif
 }
