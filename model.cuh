@@ -219,29 +219,65 @@ inline void activations_views(Activations& a, const Model& m) {
 
 // Keys and values of earlier tokens: place 0 holds prompts, place 1 the sampled tokens (kernels/attention.cuh)
 struct KVCache {
-    Buffer<floatX> k[2], v[2];  // [L, rows, NKV*HD]
+    Buffer<floatX> k[2], v[2];                // [L, rows, NKV*HD]; or, with a quantizer,
+    Buffer<uint32_t> k_codes[2], v_codes[2];  // [L, rows, kv_row_words] (kernels/kv_quant.cuh)
     int64_t rows[2] = {0, 0};
     int64_t width = 0;  // NKV*HD
 };
 
-// attention and MLP of layer l, from a.layers[l].ln1 to a.branch; residual_in is the layer's input
-inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
-                          KVCache* cache) {
-    int64_t T = b.T;
-    int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
-    const LayerWeights<floatX>& w = m.w.layers[l];
-    LayerActivations& y = a.layers[l];
-    float eps = m.config.rms_norm_eps;
+// bits 0 without a quantizer
+inline KvQuant model_kv_quant(const Model& m) {
+    KvQuant q;
+    q.spec = m.kv_cache.spec, q.NKV = m.NKV(), q.HD = m.HD();
+    q.group = m.kv_cache.scope == QuantScope::group ? m.kv_cache.group : q.HD;
+    q.bits = m.kv_cache.on() ? kv_stored_bits(q.spec) : 0;
+    return q;
+}
 
-    projection_forward(m, y.qkv, y.ln1, a.quantized, l, Projection::qkv, T);
-    if (m.config.qk_norm) {
-        rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm, T, NH, HD, QK, QKV, eps, m.dev);
-        rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm, T, NKV, HD, QK, QKV, eps, m.dev);
-        rope_forward(y.qk, QK, y.qk, QK, b.positions, m.rope, T, NH + NKV, m.dev);
-    } else {
-        rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, NH + NKV, m.dev);
+// fails if keys and values of the model cannot be quantized so
+inline void check_kv_cache(const ModelConfig& c, const Quantizer& q, bool k_pre_bias) {
+    if (k_pre_bias && !q.on())
+        fail_usage("--k_pre_bias true: there is no quantizer of keys; give --kv_cache too (such as int4:token:asym)");
+    if (k_pre_bias && (!c.qkv_bias || c.qk_norm))
+        fail_usage("--k_pre_bias true: this model's keys have no bias (Qwen2's have); leave it out");
+    if (!q.on()) return;
+    std::string text = quantizer_text(q, "token");
+    auto refuse = [&](const std::string& why) { fail_usage("--kv_cache %s: %s", text.c_str(), why.c_str()); };
+    if (q.scope == QuantScope::tensor || q.spec.format == QuantFormat::nvfp4 || q.spec.format == QuantFormat::ternary)
+        refuse(
+            "a token that is added would change the scale of the others; choose int8:token:asym, int4:token:asym, "
+            "fp8e4m3:token, nf4 or mxfp4");
+    if (q.double_quant) refuse("scales of single tokens are not quantized again; leave :dq out");
+    if (q.spec.rule == ScaleRule::mse) refuse("no search for a scale at every token; choose amax, amax7 or signedmax");
+    int group = q.scope == QuantScope::group ? q.group : c.head_dim, bits = kv_stored_bits(q.spec);
+    if (c.head_dim % group)
+        refuse(format("groups of %d do not divide heads of %d; choose a divisor", group, c.head_dim));
+    if (group * bits % 8)
+        refuse(format("%d codes of %d bits do not fill whole bytes; choose another group", group, bits));
+}
+
+// Keys and values get their quantizer; before trainers and caches are made
+inline void model_quantize_kv(Model& m, const Quantizer& q, bool k_pre_bias) {
+    check_kv_cache(m.config, q, k_pre_bias);
+    m.kv_cache = q;
+    m.k_pre_bias = k_pre_bias;
+    if (k_pre_bias) m.bias_without_k.allocate(m.QKV(), "a bias", "", m.dev);
+}
+
+inline void kv_cache_allocate(KVCache& c, const Model& m, int place, int64_t rows, const char* what, const char* hint) {
+    KvQuant q = model_kv_quant(m);
+    c.width = (int64_t)m.NKV() * m.HD();
+    c.rows[place] = rows;
+    for (int values : {0, 1}) {
+        if (q.bits) (values ? c.v_codes : c.k_codes)[place].allocate(m.L() * rows * kv_row_words(q), what, hint, m.dev);
+        else (values ? c.v : c.k)[place].allocate(m.L() * rows * c.width, what, hint, m.dev);
     }
+}
 
+// y.att from y.qk and the values in y.qkv: keys and values into the cache, and attention
+inline void attention_kv(Model& m, LayerActivations& y, int l, const BatchView& b, KVCache* cache) {
+    const int64_t T = b.T;
+    const int NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
     const floatX *k = y.qk + NH * HD, *v = y.qkv + QK;
     KeyValueRows place[2];
     if (cache) {
@@ -257,6 +293,63 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
         attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, QKV}, b.ranges, b.starts, b.sequences, b.longest, T, NH,
                           NKV, HD, m.dev);
     else attention_decode(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, NH, NKV, HD, m.dev);
+}
+
+// y.att from y.qkv: keys and values to their codes and back, into the cache, and attention. Queries are finished; keys
+// too, unless their bias is still to come.
+inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const BatchView& b, KVCache* cache) {
+    const KvQuant q = model_kv_quant(m);
+    const int64_t T = b.T, k_at = (int64_t)m.NH() * m.HD(), v_at = k_at + (int64_t)m.NKV() * m.HD(), QK = v_at;
+    KeyRotation rotation;
+    if (m.k_pre_bias)
+        rotation = {m.w.layers[l].qkv_bias + k_at, m.dev.cuda ? m.rope.device_cos.data : m.rope.cos.data(),
+                    m.dev.cuda ? m.rope.device_sin.data : m.rope.sin.data()};
+    KeyValueCodes place[2];
+    uint32_t *k_cache[2] = {nullptr, nullptr}, *v_cache[2] = {nullptr, nullptr};
+    for (int i = 0; cache && i < 2; i++) {
+        int64_t base = l * cache->rows[i] * kv_row_words(q);
+        k_cache[i] = cache->k_codes[i].data + base, v_cache[i] = cache->v_codes[i].data + base;
+        place[i] = {k_cache[i], v_cache[i], q, rotation};
+    }
+    const CacheRow* writes = cache ? b.writes : nullptr;
+    floatX *k = y.qk + k_at, *v = y.qkv + v_at;
+    if (m.k_pre_bias) {
+        kv_quantize(q, k, QK, y.qkv + k_at, m.QKV(), rotation.bias, k_cache, writes, T, m.dev);
+        rope_forward(k, QK, k, QK, b.positions, m.rope, T, m.NKV(), m.dev);
+    } else {
+        kv_quantize(q, k, QK, k, QK, nullptr, k_cache, writes, T, m.dev);
+    }
+    kv_quantize(q, v, m.QKV(), v, m.QKV(), nullptr, v_cache, writes, T, m.dev);
+    if (b.sequences)
+        attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, m.QKV()}, b.ranges, b.starts, b.sequences, b.longest, T,
+                          m.NH(), m.NKV(), m.HD(), m.dev);
+    else attention_decode_codes(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, m.NH(), m.dev);
+}
+
+// attention and MLP of layer l, from a.layers[l].ln1 to a.branch; residual_in is the layer's input
+inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
+                          KVCache* cache) {
+    int64_t T = b.T;
+    int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
+    const LayerWeights<floatX>& w = m.w.layers[l];
+    LayerActivations& y = a.layers[l];
+    float eps = m.config.rms_norm_eps;
+
+    if (m.k_pre_bias) {
+        copy_on_device(m.bias_without_k.data, w.qkv_bias, QKV * sizeof(floatX), m.dev);
+        set_zero(m.bias_without_k.data + NH * HD, NKV * HD * sizeof(floatX), m.dev);
+    }
+    projection_forward(m, y.qkv, y.ln1, a.quantized, l, Projection::qkv, T);
+    if (m.config.qk_norm) {
+        rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm, T, NH, HD, QK, QKV, eps, m.dev);
+        rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm, T, NKV, HD, QK, QKV, eps, m.dev);
+        rope_forward(y.qk, QK, y.qk, QK, b.positions, m.rope, T, NH + NKV, m.dev);
+    } else {
+        rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
+    }
+
+    if (m.kv_cache.on()) attention_quantized_kv(m, y, l, b, cache);
+    else attention_kv(m, y, l, b, cache);
     projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, T);
 
     fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, eps, m.dev);

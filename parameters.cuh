@@ -87,6 +87,10 @@ struct Model {
     Buffer<int8_t> codes, initial;  // their codes now and at load; only when flips are tracked
     Buffer<int64_t> flip_counts;    // [quantized tensors, 2]
 
+    Quantizer kv_cache;             // of keys and values; also with quantize false
+    bool k_pre_bias = false;        // keys are quantized before their bias is added
+    Buffer<floatX> bias_without_k;  // [QKV] of the layer at work: its bias, zero for k
+
     bool packed = false;  // the linears are read as `generation` has them
     std::vector<GenerationLayer> generation;
     PackedWeight<floatX> generation_head;

@@ -29,8 +29,9 @@ inline void projection_forward(const Model& m, floatX* out, const floatX* inp, f
     const LayerWeights<floatX>& w = m.w.layers[layer];
     ProductShape shape = product_shapes(m)[(int)p];
     const GenerationWeight* g = m.packed ? &projection_generation(m.generation[layer], p) : nullptr;
+    const floatX* bias = m.k_pre_bias ? m.bias_without_k.data : w.qkv_bias;
     inp = projection_input(m, quantized, inp, p, T);
-    linear_forward(out, inp, projection_weight(w, p), p == Projection::qkv ? w.qkv_bias : nullptr,
+    linear_forward(out, inp, projection_weight(w, p), p == Projection::qkv ? bias : nullptr,
                    g && g->cpu.N ? &g->cpu : nullptr, g && g->codes.N ? &g->codes : nullptr, T, shape.cols,
                    shape.rows, m.dev);
 }

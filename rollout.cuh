@@ -85,15 +85,11 @@ struct RolloutState {
 inline void rollout_allocate(RolloutState& s, const Model& m, const RolloutShape& shape) {
     s.shape = shape;
     s.graphs.clear();
-    s.cache.width = (int64_t)m.NKV() * m.HD();
-    s.cache.rows[0] = shape.prompt_rows;
-    s.cache.rows[1] = shape.own_rows;
     for (int place : {0, 1}) {
         const char* hint = place ? "lower --rollout_batch or --max_completion_length" : "lower --rollout_batch";
-        const char* what = place ? "KV cache of the samples" : "KV cache of the prompts";
-        size_t n = (size_t)(m.L() * s.cache.rows[place] * s.cache.width);
-        s.cache.k[place].allocate(n, what, hint, m.dev);
-        s.cache.v[place].allocate(n, what, hint, m.dev);
+        std::string what = place ? "KV cache of the samples" : "KV cache of the prompts";
+        if (m.kv_cache.on()) what += ", " + quantizer_text(m.kv_cache, "token");
+        kv_cache_allocate(s.cache, m, place, place ? shape.own_rows : shape.prompt_rows, what.c_str(), hint);
     }
     activations_allocate(s.acts, m, shape.tokens, ActivationMode::inference);
     batch_memory_allocate(s.decode, shape.slots, m.dev);

@@ -124,6 +124,7 @@ inline void session_open(Session& s) {
     }
     check_device_takes_model(s);
     check_quantizer(s.m.config, quantizer_parse(s.o.weights, "weights"), s.o.quantize_layers);
+    check_kv_cache(s.m.config, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
              tokenizer_vocab_size(s.tok), s.m.V());
@@ -144,6 +145,7 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
                    s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
     model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
+    model_quantize_kv(s.m, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
     more();
     const Options& o = s.o;
     int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});

@@ -32,6 +32,7 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "kv_quant.cuh"
 
 // Keys and values as rows of two places: [rows, NKV*HD] each
 struct KeyValueRows {
@@ -129,6 +130,68 @@ inline void attention_forward_cpu(floatX* out,      // [T, NH*HD]
             for (int h = kv_head * group; h < (kv_head + 1) * group; h++)
                 lse[t * NH + h] = attention_row(out + t * NH * HD + (int64_t)h * HD, q + t * q_stride + (int64_t)h * HD,
                                                 place0, place1, range[t], kv_head, HD, scale, scratch);
+        }
+    }
+}
+
+// Decode over a cache of codes: each key and value is read once for the heads of its group, 64 rows at a time, and goes
+// through the sums of attention_row.
+inline void attention_decode_codes_cpu(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueCodes place0,
+                                       KeyValueCodes place1, const KeyRange* range, int64_t T, int NH) {
+    const KvQuant quant = place0.quant;
+    const int HD = quant.HD, NKV = quant.NKV, group = NH / NKV, BLOCK = 64;
+    const int64_t words = kv_row_words(quant);
+    const KvLevels levels = kv_levels(quant);
+    float scale = 1.0f / sqrtf((float)HD);
+#pragma omp parallel
+    {
+        std::vector<float> scratch;
+        std::vector<floatX> block(BLOCK * HD);
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t i = 0; i < T * NKV; i++) {
+            int64_t t = i / NKV;
+            int kv_head = (int)(i % NKV), h0 = kv_head * group;
+            const KeyRange r = range[t];
+            const int n = r.n0 + r.n1;
+            floatX* to = out + (t * NH + h0) * HD;
+            if (n == 0) {
+                for (int64_t d = 0; d < (int64_t)group * HD; d++) to[d] = 0.0f;
+                for (int h = 0; h < group; h++) lse[t * NH + h0 + h] = 0.0f;
+                continue;
+            }
+            if ((int64_t)scratch.size() < group * ((int64_t)n + 2 * HD))
+                scratch.resize(group * (n + n / 2 + 2 * (size_t)HD));
+            float *query = scratch.data(), *acc = query + group * HD, *scores = acc + group * HD;  // (group, HD or n)
+            const floatX* from = q + t * q_stride + (int64_t)h0 * HD;
+            for (int d = 0; d < group * HD; d++) query[d] = (float)from[d], acc[d] = 0.0f;
+            auto row = [&](const uint32_t* rows0, const uint32_t* rows1, int j) {
+                return j < r.n0 ? rows0 + (r.row0 + j) * words : rows1 + (r.row1 + j - r.n0) * words;
+            };
+            for (int j0 = 0; j0 < n; j0 += BLOCK) {
+                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
+                for (int j = j0; j < j0 + rows; j++) {
+                    floatX* key = block.data() + (j - j0) * HD;
+                    const uint32_t* codes = row(place0.k, place1.k, j);
+                    if (place0.rotation.bias) kv_read_key_cpu(key, quant, place0.rotation, codes, kv_head, j);
+                    else kv_read_head_cpu(key, quant, levels, codes, kv_head);
+                }
+                for (int h = 0; h < group; h++)
+                    attention_scores(scores + (int64_t)h * n + j0, query + h * HD, block.data(), HD, rows, HD, scale);
+            }
+            for (int j0 = 0; j0 < n; j0 += BLOCK) {
+                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
+                for (int j = j0; j < j0 + rows; j++)
+                    kv_read_head_cpu(block.data() + (j - j0) * HD, quant, levels, row(place0.v, place1.v, j), kv_head);
+                for (int h = 0; h < group; h++) {
+                    float* p = scores + (int64_t)h * n;
+                    if (j0 == 0) lse[t * NH + h0 + h] = attention_softmax(p, n, query + h * HD);  // query is over
+                    attention_values(acc + h * HD, p + j0, block.data(), HD, rows, HD);
+                }
+            }
+            for (int h = 0; h < group; h++) {
+                float inverse_sum = query[h * HD];
+                for (int d = 0; d < HD; d++) to[h * HD + d] = acc[h * HD + d] * inverse_sum;
+            }
         }
     }
 }
@@ -292,6 +355,29 @@ inline size_t attention_decode_scratch(int64_t T, int max_keys, int NH, int HD) 
 }
 #endif
 
+#if HAS_KERNELS
+// place0, place1: KeyValueRows, or KeyValueCodes
+template <class Place>
+inline void attention_decode_launch(floatX* out, float* lse, const floatX* q, int64_t q_stride, const Place& place0,
+                                    const Place& place1, bool aligned, const KeyRange* ranges, int max_keys, int64_t T,
+                                    int NH, int NKV, int HD, Device dev) {
+    int chunks = attention_chunks(max_keys);
+    const char* hint = "lower --rollout_batch";
+    unsigned grid = attention_grid("attention_decode", T * NKV * CEIL_DIV(NH / NKV, 16) * chunks, hint);
+    unsigned merge_grid = attention_grid("attention_decode", CEIL_DIV(T * NH, ATTENTION_MERGE_WARPS), hint);
+    aligned = aligned && HD % Pack128<floatX>::size == 0 && is_aligned16(q, q_stride);
+    float scale = 1.0f / sqrtf((float)HD);
+    Scratch partial(attention_decode_scratch(T, max_keys, NH, HD), dev);
+    attention_launch(HD, [&](auto width) {
+        constexpr int HDP = decltype(width)::value;
+        LAUNCH((attention_decode_kernel<HDP, Place>), grid, 32, attention_forward_shared_bytes<HDP>(1), dev.stream,
+               partial.data, q, q_stride, place0, place1, ranges, chunks, NH, NKV, HD, scale, aligned);
+    });
+    LAUNCH(attention_decode_merge_kernel, merge_grid, ATTENTION_MERGE_WARPS * 32, 0, dev.stream, out, lse, partial.data,
+           ranges, chunks, T * NH, NH, HD, scale);
+}
+#endif
+
 // One query a row over the cache. A row whose range is empty (an unused slot of a captured graph) gets zeros. out:
 // (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; place0, place1: (rows,NKV*HD) at their strides; ranges: (T).
 // max_keys: n0 + n1 of any row, at least. It fixes the grid, so that a captured launch may be replayed with other
@@ -304,26 +390,34 @@ inline void attention_decode(floatX* out, float* lse, const floatX* q, int64_t q
     if (T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int chunks = attention_chunks(max_keys);
-        const char* hint = "lower --rollout_batch";
-        unsigned grid = attention_grid("attention_decode", T * NKV * CEIL_DIV(NH / NKV, 16) * chunks, hint);
-        unsigned merge_grid = attention_grid("attention_decode", CEIL_DIV(T * NH, ATTENTION_MERGE_WARPS), hint);
-        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(q, q_stride) && attention_aligned(place0) &&
-                       attention_aligned(place1);
-        float scale = 1.0f / sqrtf((float)HD);
-        Scratch partial(attention_decode_scratch(T, max_keys, NH, HD), dev);
-        attention_launch(HD, [&](auto width) {
-            constexpr int HDP = decltype(width)::value;
-            LAUNCH((attention_decode_kernel<HDP>), grid, 32, attention_forward_shared_bytes<HDP>(1), dev.stream,
-                   partial.data, q, q_stride, place0, place1, ranges, chunks, NH, NKV, HD, scale, aligned);
-        });
-        LAUNCH(attention_decode_merge_kernel, merge_grid, ATTENTION_MERGE_WARPS * 32, 0, dev.stream, out, lse,
-               partial.data, ranges, chunks, T * NH, NH, HD, scale);
+        attention_decode_launch(out, lse, q, q_stride, place0, place1,
+                                attention_aligned(place0) && attention_aligned(place1), ranges, max_keys, T, NH, NKV,
+                                HD, dev);
         return;
     }
 #endif
     (void)dev, (void)max_keys;
     attention_forward_cpu(out, lse, q, q_stride, place0, place1, ranges, T, NH, NKV, HD);
+}
+
+// The same over a cache of codes (kv_quant.cuh); both places have one quantizer and one rotation. The result has the
+// bits of attention_decode over the values that the codes stand for.
+inline void attention_decode_codes(floatX* out, float* lse, const floatX* q, int64_t q_stride,
+                                   const KeyValueCodes& place0, const KeyValueCodes& place1, const KeyRange* ranges,
+                                   int max_keys, int64_t T, int NH, Device dev) {
+    NVTX_RANGE("attention_decode");
+    const KvQuant& quant = place0.quant;
+    attention_check("attention_decode", T, NH, quant.NKV, quant.HD, dev);
+    if (T == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        attention_decode_launch(out, lse, q, q_stride, place0, place1, true, ranges, max_keys, T, NH, quant.NKV,
+                                quant.HD, dev);
+        return;
+    }
+#endif
+    (void)dev, (void)max_keys;
+    attention_decode_codes_cpu(out, lse, q, q_stride, place0, place1, ranges, T, NH);
 }
 
 // Whole sequences. dq: (T,NH*HD), dk, dv: (T,NKV*HD), at their strides, assigned; dout, out: (T,NH*HD); lse: (T,NH);

@@ -5,6 +5,7 @@
 // zero. No block is masked as a whole for a row: a warp's 16 queries begin at a multiple of 16 and blocks are a
 // multiple of 16 keys, so that all of them end in the same block, which is where decode ends too.
 #pragma once
+#include <type_traits>
 #include "attention_tile.cuh"
 
 #if HAS_KERNELS
@@ -190,11 +191,43 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
             lse[(start + row0 + lane / 4 + 8 * r) * NH + h] = mul_add(total_max[r], scale, logf(total_sum[r]));
 }
 
+// A tile of keys or values from rows of codes, by one warp and at once. row(r): the row of the tile's row r, or null
+// for zeros; keys of rotation.bias are finished at position j0 + r.
+template <int HDP, class Row>
+__device__ inline void attention_load_codes(floatX* tile, const KvQuant& quant, const KeyRotation& rotation, int head,
+                                            int j0, Row row) {
+    constexpr int W = Pack128<floatX>::size, PACKS = HDP / W, LD = attention_ld<HDP>();
+    int lane = threadIdx.x % 32;
+    if (!rotation.bias) {
+        for (int i = lane; i < ATTENTION_KEYS * PACKS; i += 32) {
+            int r = i / PACKS, c = i % PACKS * W;
+            const uint32_t* from = row(r);
+            Pack128<floatX> pack;
+            for (int e = 0; e < W; e++) pack[e] = floatX(0.0f);
+            if (from && c < quant.HD) pack = kv_read_pack(quant, from, head, c);
+            store128(tile + r * LD + c, pack);
+        }
+        return;
+    }
+    int half = quant.HD / 2;
+    for (int i = lane; i < ATTENTION_KEYS * HDP; i += 32) {
+        int r = i / HDP, d = i % HDP;
+        const uint32_t* from = row(r);
+        if (from == nullptr || d >= quant.HD) {
+            tile[r * LD + d] = floatX(0.0f);
+        } else if (d < half) {
+            RopePair pair = kv_read_key(quant, rotation, from, head, d, j0 + r);
+            tile[r * LD + d] = (floatX)pair.x1, tile[r * LD + d + half] = (floatX)pair.x2;
+        }
+    }
+}
+
 // One warp: one chunk of one row's keys, for 16 (or fewer) query heads of one key/value head. It leaves acc (HD), max
-// and sum in partial (T,NH,chunks,HD+2). grid: row, key/value head, tile of 16 heads, chunk
-template <int HDP>
+// and sum in partial (T,NH,chunks,HD+2). Place: KeyValueRows, or KeyValueCodes. grid: row, key/value head, tile of 16
+// heads, chunk
+template <int HDP, class Place>
 __global__ void __launch_bounds__(32, 1)
-    attention_decode_kernel(float* partial, const floatX* q, int64_t q_stride, KeyValueRows place0, KeyValueRows place1,
+    attention_decode_kernel(float* partial, const floatX* q, int64_t q_stride, Place place0, Place place1,
                             const KeyRange* ranges, int chunks, int NH, int NKV, int HD, float scale, bool aligned) {
     DYNAMIC_SHARED(floatX, queries);
     int group = NH / NKV, head_tiles = CEIL_DIV(group, 16), chunk = blockIdx.x % chunks, rest = blockIdx.x / chunks;
@@ -212,16 +245,28 @@ __global__ void __launch_bounds__(32, 1)
     attention_load_tile<16, HDP, 32>(queries, q, HD, aligned,
                                      [&](int r) { return r < heads ? q_row + (int64_t)r * HD : nullptr; });
     auto load = [&](int item, floatX* to) {
-        int64_t stride0 = item % 2 ? place0.v_stride : place0.k_stride, head = (int64_t)kv_head * HD;
-        int64_t stride1 = item % 2 ? place1.v_stride : place1.k_stride;
-        const floatX* rows0 = (item % 2 ? place0.v : place0.k) + range.row0 * stride0 + head;
-        const floatX* rows1 = (item % 2 ? place1.v : place1.k) + range.row1 * stride1 + head;
         int j0 = item / 2 * ATTENTION_KEYS;
-        attention_load_tile<ATTENTION_KEYS, HDP, 32>(to, q, HD, aligned, [&](int r) -> const floatX* {
-            int j = j0 + r;
-            if (j >= n) return nullptr;
-            return j < range.n0 ? rows0 + (int64_t)j * stride0 : rows1 + (int64_t)(j - range.n0) * stride1;
-        });
+        if constexpr (std::is_same<Place, KeyValueRows>::value) {
+            int64_t stride0 = item % 2 ? place0.v_stride : place0.k_stride, head = (int64_t)kv_head * HD;
+            int64_t stride1 = item % 2 ? place1.v_stride : place1.k_stride;
+            const floatX* rows0 = (item % 2 ? place0.v : place0.k) + range.row0 * stride0 + head;
+            const floatX* rows1 = (item % 2 ? place1.v : place1.k) + range.row1 * stride1 + head;
+            attention_load_tile<ATTENTION_KEYS, HDP, 32>(to, q, HD, aligned, [&](int r) -> const floatX* {
+                int j = j0 + r;
+                if (j >= n) return nullptr;
+                return j < range.n0 ? rows0 + (int64_t)j * stride0 : rows1 + (int64_t)(j - range.n0) * stride1;
+            });
+        } else {
+            int64_t words = kv_row_words(place0.quant);
+            const uint32_t* rows0 = (item % 2 ? place0.v : place0.k) + range.row0 * words;
+            const uint32_t* rows1 = (item % 2 ? place1.v : place1.k) + range.row1 * words;
+            attention_load_codes<HDP>(to, place0.quant, item % 2 ? KeyRotation() : place0.rotation, kv_head, j0,
+                                      [&](int r) -> const uint32_t* {
+                                          int j = j0 + r;
+                                          if (j >= n) return nullptr;
+                                          return j < range.n0 ? rows0 + j * words : rows1 + (j - range.n0) * words;
+                                      });
+        }
     };
     AttentionChunk<HDP> x;
     attention_clear(x);
