@@ -16,6 +16,7 @@
 #include "kernels/convert.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/rope.cuh"
+#include "methods/lora.cuh"
 #include "quant.cuh"
 #include "runtime/rng.h"
 
@@ -30,6 +31,7 @@ struct ParamTensor {
     int64_t rows, cols;  // a vector is [1, n]
     size_t offset;       // into master, work, gradients and moments
     int layer;           // -1 outside the layers
+    bool packed = false;  // lies in no array but in the packed codes of a frozen base
     int64_t count() const { return rows * cols; }
 };
 
@@ -52,6 +54,7 @@ struct Weights {
     std::vector<LayerWeights<T>> layers;
     T* norm;  // [C]
     T* head;  // [V,C]; embed when tied
+    T* adapters = nullptr;  // gradients of Lora's parameters
 };
 
 // A weight laid out for generation: in the CPU product's own order, or as the quantizer's packed codes on a device
@@ -63,6 +66,8 @@ struct GenerationWeight {
 struct GenerationLayer {
     GenerationWeight qkv, o, gate_up, down;
 };
+
+struct BaseLoading;
 
 struct Model {
     ModelConfig config;
@@ -87,6 +92,15 @@ struct Model {
     std::vector<GenerationLayer> generation;
     PackedWeight<floatX> generation_head;
     Buffer<char> generation_codes;  // what the packed codes lie in
+
+    // A frozen base has no master weights and nothing that trains them; what its quantizer names exists as packed codes
+    // alone, which rollout, training and evaluation multiply with
+    bool frozen = false;
+    std::vector<std::array<QuantizedWeight, 4>> base;  // [L] as product_shapes; N 0: the working weight is read
+    Buffer<char> base_codes;
+    Buffer<floatX> base_unpacked;  // a product's weight, for the gradient of its input
+    std::shared_ptr<BaseLoading> loading;
+    Lora lora;
 
     int C() const { return config.hidden_size; }
     int L() const { return config.num_hidden_layers; }
@@ -144,7 +158,7 @@ Weights<T> model_views(const Model& m, T* base) {
     Weights<T> w{};
     w.layers.resize(m.L());
     for (const ParamTensor& t : m.tensors) {
-        T* p = base + t.offset;
+        T* p = t.packed ? nullptr : base + t.offset;
         auto ends = [&](const char* s) {
             size_t n = strlen(s);
             return t.name.size() >= n && t.name.compare(t.name.size() - n, n, s) == 0;
@@ -182,7 +196,13 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
 }
 
 // Give parameter t its values: fill writes them into host memory, from where they go to wherever the master weights are
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill);
+
 inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+    if (m.frozen) {
+        base_fill(m, t, fill);
+        return;
+    }
     float* p = m.master.data + t.offset;
     if (!m.dev.cuda) {
         fill(p);
@@ -216,6 +236,8 @@ inline void model_init_random(Model& m, uint64_t seed) {
 // quantization of the linears
 
 inline WeightFormat quantizer_format(const Quantizer& q) {
+    if (q.spec.format == QuantFormat::nf4) return WeightFormat::nf4;
+    if (q.spec.format == QuantFormat::fp8e4m3) return WeightFormat::fp8e4m3;
     return q.spec.bits == 8   ? WeightFormat::int8
            : q.spec.bits == 4 ? WeightFormat::int4
            : q.spec.bits == 3 ? WeightFormat::int3
@@ -224,7 +246,7 @@ inline WeightFormat quantizer_format(const Quantizer& q) {
 
 // A device generates from codes at their own size, because reading the weights is what a decode step waits for. In an
 // fp32 build the product with codes would unpack them first, so there the working weights are read.
-inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2; }
+inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2 && !m.frozen; }
 
 // rows and columns of the four products of a layer
 struct ProductShape {
@@ -252,11 +274,16 @@ inline void generation_codes_allocate(Model& m) {
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
+// the part of a layer that a linear is: "q", "k", ... "down"
+inline std::string linear_part(const ParamTensor& t) {
+    size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
+    return t.name.substr(start, end - start);
+}
+
 // which: "all", or a list of q,k,v,o,gate,up,down. Embeddings and head are never quantized.
 inline bool quantizes(const std::string& which, const ParamTensor& t) {
     if (t.kind != ParamKind::linear) return false;
-    size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
-    std::string part = "," + t.name.substr(start, end - start) + ",";
+    std::string part = "," + linear_part(t) + ",";
     return which == "all" || ("," + which + ",").find(part) != std::string::npos;
 }
 
@@ -310,18 +337,203 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     });
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// a frozen base
+
+// index into product_shapes, and the first row there
+struct PartOfProduct {
+    int product;
+    int64_t row0;
+};
+inline PartOfProduct part_of_product(const Model& m, const ParamTensor& t) {
+    std::string part = linear_part(t);
+    int64_t q = (int64_t)m.NH() * m.HD(), kv = (int64_t)m.NKV() * m.HD();
+    if (part == "q") return {0, 0};
+    if (part == "k") return {0, q};
+    if (part == "v") return {0, q + kv};
+    if (part == "o") return {1, 0};
+    if (part == "gate") return {2, 0};
+    if (part == "up") return {2, m.F()};
+    return {3, 0};
+}
+
+// a scale a group; where one serves a whole row or tensor, one a row
+inline int64_t base_group(const Quantizer& q, int64_t cols) { return q.scope == QuantScope::group ? q.group : cols; }
+
+inline QuantizedWeight base_view(const Quantizer& q, void* memory, ProductShape p) {
+    return quantized_weight_view(memory, quantizer_format(q), p.rows, p.cols, base_group(q, p.cols), !q.spec.symmetric,
+                                 q.spec.format == QuantFormat::integer);
+}
+
+// Instead of model_allocate and model_quantize: no master weights; the products that `which` names as packed codes. The
+// parts of a product share its codes, so all of them or none must be named.
+inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Quantizer& q, const std::string& which) {
+    const bool integer = q.spec.format == QuantFormat::integer && (q.spec.bits <= 4 || q.spec.bits == 8);
+    if (q.on() && ((!integer && q.spec.format != QuantFormat::nf4 && q.spec.format != QuantFormat::fp8e4m3) ||
+                   q.scope == QuantScope::block))
+        fail_usage("--weights %s: there are no packed codes for it, which a frozen base is kept as; int8, int4, int3, "
+                   "int2, nf4 and fp8e4m3 have them", quantizer_text(q).c_str());
+    m.config = config;
+    m.frozen = true;
+    m.quantizer = q;
+    m.tensors = model_tensors(config, &m.num_params);
+    const std::array<ProductShape, 4> shapes = product_shapes(m);
+    std::array<int, 4> named = {0, 0, 0, 0}, parts = {3, 1, 2, 1};
+    size_t end = 0, codes = 0;
+    for (ParamTensor& t : m.tensors) {
+        t.packed = q.on() && quantizes(which, t);
+        if (t.packed && t.layer == 0) named[part_of_product(m, t).product]++;
+        if (t.packed) continue;  // the others keep their order, and those behind another one of their product stay there
+        std::string part = t.kind == ParamKind::linear || t.kind == ParamKind::bias ? linear_part(t) : "";
+        if (part != "k" && part != "v" && part != "up") end = (end + 31) / 32 * 32;
+        t.offset = end;
+        end += (size_t)t.count();
+    }
+    for (int p = 0; p < 4; p++)
+        if (named[p] && named[p] != parts[p])
+            fail_usage("--quantize_layers %s: over a frozen base q, k and v are one matrix, and so are gate and up; name "
+                       "all parts of it or none", which.c_str());
+    m.num_params = (end + 31) / 32 * 32;
+    m.work.allocate(m.num_params, "working weights", "", m.dev);
+    auto bytes = [q, shapes](int p) {
+        size_t n = quantized_weight_bytes(quantizer_format(q), shapes[p].rows, shapes[p].cols,
+                                          base_group(q, shapes[p].cols), !q.spec.symmetric,
+                                          q.spec.format == QuantFormat::integer);
+        return (n + 255) / 256 * 256;
+    };
+    int64_t largest = 0;
+    for (int p = 0; p < 4; p++)
+        if (named[p]) {
+            codes += bytes(p) * (size_t)m.L();
+            largest = std::max(largest, shapes[p].rows * shapes[p].cols);
+        }
+    if (codes) {
+        m.base_codes.allocate(codes, "packed weights of the base", "", m.dev);
+        m.base_unpacked.allocate(largest, "a layer's weight, unpacked", "", m.dev);
+    }
+    when_allocated(m.dev, [=, &m] {
+        m.w = model_views(m, m.work.data);
+        m.base.assign(m.L(), {});
+        size_t at = 0;
+        for (int l = 0; l < m.L(); l++)
+            for (int p = 0; p < 4; p++) {
+                if (!named[p]) continue;
+                m.base[l][p] = base_view(q, m.base_codes.data + at, shapes[p]);
+                at += bytes(p);
+            }
+    });
+    rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
+              config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+}
+
+// A frozen base is read tensor by tensor: fp32, then codes of its product, then packed. Memory of one product, while
+// weights are loaded.
+struct BaseLoading {
+    std::vector<float> host;
+    Buffer<float> fp32;
+    Buffer<floatX> value;   // what the codes stand for, not used
+    Buffer<int8_t> codes;   // [rows, cols] of the product
+    Buffer<Grid> grid;      // a scale a group of base_group
+    Buffer<int64_t> counts;
+};
+
+// codes and grid of w (t.rows, t.cols)
+inline void base_quantize(QuantizedTensor& t, const Quantizer& q, int64_t* counts, Device dev) {
+    WeightFormat format = quantizer_format(q);
+    if (weight_format_integer(format)) quantized_tensor_refresh(t, q, ScaleMode::dynamic, counts, dev);
+    else quantize_codebook(t.codes, t.grid, t.master, format, t.groups, t.group, dev);
+}
+
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+    if (!m.loading) m.loading = std::make_shared<BaseLoading>();
+    BaseLoading& b = *m.loading;
+    Device dev = m.dev;
+    dev.arena = nullptr;  // not for long
+    const char* what = "a tensor of the base while it is loaded";
+    const int64_t n = t.count();
+    b.fp32.reserve(n, what, "", dev);
+    if (!dev.cuda) {
+        fill(b.fp32.data);
+    } else {
+        b.host.resize(n);
+        fill(b.host.data());
+        copy_to_device(b.fp32.data, b.host.data(), n * sizeof(float), dev);
+        device_synchronize(dev);
+    }
+    if (!t.packed) {
+        convert_forward(m.work.data + t.offset, b.fp32.data, n, dev);
+        device_synchronize(dev);
+        return;
+    }
+    const Quantizer& q = m.quantizer;
+    const PartOfProduct part = part_of_product(m, t);
+    const ProductShape shape = product_shapes(m)[part.product];
+    const int64_t group = base_group(q, t.cols), per_row = t.cols / group;
+    if (b.codes.size < (size_t)(shape.rows * shape.cols)) {  // parts of a product follow one another
+        b.codes.allocate(shape.rows * shape.cols, what, "", dev);
+        b.value.allocate(shape.rows * shape.cols, what, "", dev);
+    }
+    if (b.grid.size < (size_t)(shape.rows * per_row)) b.grid.allocate(shape.rows * per_row, what, "", dev);
+    b.counts.reserve(2, what, "", dev);
+    QuantizedTensor qt;
+    qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
+    quantized_tensor_init(qt, q);
+    qt.master = b.fp32.data, qt.work = b.value.data;
+    qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + part.row0 * per_row;
+    base_quantize(qt, q, b.counts.data, dev);
+    if (q.scope == QuantScope::tensor) {  // one scale, for each of its rows
+        Grid one;
+        copy_to_host(&one, qt.grid, sizeof(Grid), dev);
+        std::vector<Grid> rows(t.rows, one);
+        copy_to_device(qt.grid, rows.data(), rows.size() * sizeof(Grid), dev);
+        device_synchronize(dev);
+    }
+    if (part.row0 + t.rows == shape.rows)
+        quantized_weight_pack(m.base[t.layer][part.product], b.codes.data, b.grid.data, group, dev);
+    device_synchronize(dev);
+}
+
+// the weights of a frozen base's tensor as they are multiplied with, [rows, cols] in out (of at least the product's
+// size when it is packed); returns where they are
+inline const floatX* base_weight(const Model& m, const ParamTensor& t) {
+    if (!t.packed) return m.work.data + t.offset;
+    PartOfProduct part = part_of_product(m, t);
+    quantized_weight_unpack(m.base_unpacked.data, t.cols, m.base[t.layer][part.product], part.row0, t.rows, m.dev);
+    return m.base_unpacked.data;
+}
+
+// an adapter on the linears that config.target names
+inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool training) {
+    std::vector<LoraPlace> places;
+    for (const ParamTensor& t : m.tensors) {
+        if (!quantizes(config.target, t)) continue;
+        PartOfProduct part = part_of_product(m, t);
+        places.push_back({t.name, t.layer * 4 + part.product, part.row0, t.rows, t.cols});
+    }
+    lora_allocate(m.lora, config, places, m.L() * 4, seed, training, m.dev);
+}
+
 // work from master: after loading and after every optimizer step
 inline void model_refresh(Model& m) {
     NVTX_RANGE("quantize_weights");
-    size_t next = 0;
+    if (m.lora.on()) lora_refresh(m.lora, m.dev);
+    m.loading.reset();
+    if (m.frozen) return;
+    size_t next = 0, adapted = 0;
     for (const ParamTensor& t : m.tensors) {
+        const float* master = m.master.data + t.offset;
+        if (m.lora.inside() && adapted < m.lora.tensors.size() && m.lora.tensors[adapted].name == t.name) {
+            lora_combine(m.lora, m.lora.combined.data, master, m.lora.tensors[adapted++], m.dev);
+            master = m.lora.combined.data;
+        }
         if (m.quantize && next < m.quantized.size() && m.quantized[next].offset == t.offset) {
+            m.quantized[next].master = master;
             quantized_tensor_refresh(m.quantized[next], m.quantizer, m.scale_mode, m.flip_counts.data + 2 * next,
                                      m.dev);
             next++;
             continue;
         }
-        convert_forward(m.work.data + t.offset, m.master.data + t.offset, t.count(), m.dev);
+        convert_forward(m.work.data + t.offset, master, t.count(), m.dev);
     }
     if (!m.quantize || m.quantized.empty()) return;
     std::vector<int64_t> counts(m.flip_counts.size);
@@ -364,6 +576,7 @@ inline void model_pack(Model& m) {
         const floatX* const from[] = {layer.qkv, layer.o, layer.gate_up, layer.down};
         for (int i = 0; i < 4; i++) {
             auto [rows, cols] = shapes[i];
+            if (!m.base.empty() && m.base[l][i].N) continue;  // packed for good
             if (!m.dev.cuda) {
                 to[i]->cpu = pack_weight_nt(from[i], rows, cols);
                 continue;
