@@ -98,7 +98,6 @@ struct Model {
     bool frozen = false;
     std::vector<std::array<QuantizedWeight, 4>> base;  // [L] as product_shapes; N 0: the working weight is read
     Buffer<char> base_codes;
-    Buffer<floatX> base_unpacked;  // a product's weight, for the gradient of its input
     std::shared_ptr<BaseLoading> loading;
     Lora lora;
 
@@ -235,42 +234,43 @@ inline void model_init_random(Model& m, uint64_t seed) {
 // ---------------------------------------------------------------------------------------------------------------------
 // quantization of the linears
 
-inline WeightFormat quantizer_format(const Quantizer& q) {
-    if (q.spec.format == QuantFormat::nf4) return WeightFormat::nf4;
-    if (q.spec.format == QuantFormat::fp8e4m3) return WeightFormat::fp8e4m3;
-    return q.spec.bits == 8   ? WeightFormat::int8
-           : q.spec.bits == 4 ? WeightFormat::int4
-           : q.spec.bits == 3 ? WeightFormat::int3
-                         : WeightFormat::int2;
-}
-
-// A device generates from codes at their own size, because reading the weights is what a decode step waits for. In an
-// fp32 build the product with codes would unpack them first, so there the working weights are read.
-inline bool generates_from_codes(const Model& m) { return m.dev.cuda && m.quantizer.on() && sizeof(floatX) == 2 && !m.frozen; }
-
-// rows and columns of the four products of a layer
+// rows and columns of the four products of a layer, and the rows of the tensors that each joins
 struct ProductShape {
     int64_t rows, cols;
+    QuantizedRows parts;
 };
 inline std::array<ProductShape, 4> product_shapes(const Model& m) {
-    int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD();
-    return {{{m.QKV(), C}, {C, q}, {2 * F, C}, {C, F}}};  // qkv, o, gate and up, down
+    int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD(), kv = (int64_t)m.NKV() * m.HD();
+    return {{{q + 2 * kv, C, {q, kv, kv}}, {C, q, {C, 0, 0}}, {2 * F, C, {F, F, 0}}, {C, F, {C, 0, 0}}}};  // qkv, o, gate and up, down
 }
 
-// a scale for each group or, where one serves a whole row or tensor, for each row
-inline size_t product_codes_bytes(const Quantizer& q, ProductShape p) {
-    int64_t group = q.scope == QuantScope::group ? q.group : p.cols;
-    size_t bytes = quantized_weight_bytes(quantizer_format(q), p.rows, p.cols, group, !q.spec.symmetric, true);
-    return (bytes + 255) / 256 * 256;
+// Generation reads codes at their own size where reading the weights is what a decode step waits for: on a device (in an
+// fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the linears
+// are beyond what stays in the caches; below, the laid-out working weights are faster.
+static constexpr size_t CODES_BEYOND_BYTES = 4 << 20;
+inline bool generates_from_codes(const Model& m) {
+    if (m.frozen) return false;  // it has nothing else
+    if (!m.quantizer.on() || m.dev.cuda) return m.quantizer.on() && sizeof(floatX) == 2;
+    size_t bytes = 0;
+    for (const ParamTensor& t : m.tensors) bytes += t.kind == ParamKind::linear ? t.count() * sizeof(floatX) : 0;
+    return bytes > CODES_BEYOND_BYTES;
+}
+
+// the packed codes of a product, without memory
+inline QuantizedWeight product_codes(const Model& m, const ProductShape& p) {
+    const Quantizer& q = m.quantizer;
+    bool grouped = q.scope == QuantScope::group || q.scope == QuantScope::block;
+    return quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), p.parts, p.cols,
+                            grouped ? q.group : p.cols, quantized_layout(m.dev));
+}
+inline size_t product_codes_bytes(const Model& m, const ProductShape& p) {
+    return (quantized_weight_bytes(product_codes(m, p)) + 255) / 256 * 256;
 }
 
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
     size_t bytes = 0;
-    for (ProductShape p : product_shapes(m)) {
-        if (m.quantizer.scope == QuantScope::group && p.cols % m.quantizer.group) continue;  // not quantized
-        bytes += (size_t)m.L() * product_codes_bytes(m.quantizer, p);
-    }
+    for (const ProductShape& p : product_shapes(m)) bytes += (size_t)m.L() * product_codes_bytes(m, p);
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
@@ -337,6 +337,12 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     });
 }
 
+// what packing reads of a quantized tensor
+inline void quantized_source(QuantizedSource& s, const QuantizedTensor& t, const Quantizer& q) {
+    s.codes = t.codes, s.grid = t.grid;
+    s.grid_rows = q.scope == QuantScope::tensor ? t.rows : q.scope == QuantScope::block ? 128 : 1;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // a frozen base
 
@@ -357,29 +363,16 @@ inline PartOfProduct part_of_product(const Model& m, const ParamTensor& t) {
     return {3, 0};
 }
 
-// a scale a group; where one serves a whole row or tensor, one a row
-inline int64_t base_group(const Quantizer& q, int64_t cols) { return q.scope == QuantScope::group ? q.group : cols; }
-
-inline QuantizedWeight base_view(const Quantizer& q, void* memory, ProductShape p) {
-    return quantized_weight_view(memory, quantizer_format(q), p.rows, p.cols, base_group(q, p.cols), !q.spec.symmetric,
-                                 q.spec.format == QuantFormat::integer);
-}
-
 // Instead of model_allocate and model_quantize: no master weights; the products that `which` names as packed codes. The
 // parts of a product share its codes, so all of them or none must be named.
 inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Quantizer& q, const std::string& which) {
-    const bool integer = q.spec.format == QuantFormat::integer && (q.spec.bits <= 4 || q.spec.bits == 8);
-    if (q.on() && ((!integer && q.spec.format != QuantFormat::nf4 && q.spec.format != QuantFormat::fp8e4m3) ||
-                   q.scope == QuantScope::block))
-        fail_usage("--weights %s: there are no packed codes for it, which a frozen base is kept as; int8, int4, int3, "
-                   "int2, nf4 and fp8e4m3 have them", quantizer_text(q).c_str());
     m.config = config;
     m.frozen = true;
     m.quantizer = q;
     m.tensors = model_tensors(config, &m.num_params);
     const std::array<ProductShape, 4> shapes = product_shapes(m);
     std::array<int, 4> named = {0, 0, 0, 0}, parts = {3, 1, 2, 1};
-    size_t end = 0, codes = 0;
+    size_t end = 0;
     for (ParamTensor& t : m.tensors) {
         t.packed = q.on() && quantizes(which, t);
         if (t.packed && t.layer == 0) named[part_of_product(m, t).product]++;
@@ -395,22 +388,10 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
                        "all parts of it or none", which.c_str());
     m.num_params = (end + 31) / 32 * 32;
     m.work.allocate(m.num_params, "working weights", "", m.dev);
-    auto bytes = [q, shapes](int p) {
-        size_t n = quantized_weight_bytes(quantizer_format(q), shapes[p].rows, shapes[p].cols,
-                                          base_group(q, shapes[p].cols), !q.spec.symmetric,
-                                          q.spec.format == QuantFormat::integer);
-        return (n + 255) / 256 * 256;
-    };
-    int64_t largest = 0;
+    size_t codes = 0;
     for (int p = 0; p < 4; p++)
-        if (named[p]) {
-            codes += bytes(p) * (size_t)m.L();
-            largest = std::max(largest, shapes[p].rows * shapes[p].cols);
-        }
-    if (codes) {
-        m.base_codes.allocate(codes, "packed weights of the base", "", m.dev);
-        m.base_unpacked.allocate(largest, "a layer's weight, unpacked", "", m.dev);
-    }
+        if (named[p]) codes += product_codes_bytes(m, shapes[p]) * (size_t)m.L();
+    m.base_codes.allocate(codes, "packed weights of the base", "", m.dev);
     when_allocated(m.dev, [=, &m] {
         m.w = model_views(m, m.work.data);
         m.base.assign(m.L(), {});
@@ -418,31 +399,27 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
         for (int l = 0; l < m.L(); l++)
             for (int p = 0; p < 4; p++) {
                 if (!named[p]) continue;
-                m.base[l][p] = base_view(q, m.base_codes.data + at, shapes[p]);
-                at += bytes(p);
+                m.base[l][p] = product_codes(m, shapes[p]);
+                quantized_weight_place(m.base[l][p], m.base_codes.data + at);
+                at += product_codes_bytes(m, shapes[p]);
             }
     });
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
 }
 
-// A frozen base is read tensor by tensor: fp32, then codes of its product, then packed. Memory of one product, while
-// weights are loaded.
+// A frozen base is read tensor by tensor: fp32, then codes, which are packed when a product has all of its own. Takes
+// the memory of one product, while weights are loaded.
 struct BaseLoading {
     std::vector<float> host;
-    Buffer<float> fp32;
-    Buffer<floatX> value;   // what the codes stand for, not used
+    Buffer<float> fp32;     // [rows, cols] of the tensor
+    Buffer<floatX> value;   // what its codes stand for
     Buffer<int8_t> codes;   // [rows, cols] of the product
-    Buffer<Grid> grid;      // a scale a group of base_group
+    Buffer<Grid> grid;      // of the product's tensors, one after another
     Buffer<int64_t> counts;
+    QuantizedSources sources;
+    int64_t groups = 0;  // in grid
 };
-
-// codes and grid of w (t.rows, t.cols)
-inline void base_quantize(QuantizedTensor& t, const Quantizer& q, int64_t* counts, Device dev) {
-    WeightFormat format = quantizer_format(q);
-    if (weight_format_integer(format)) quantized_tensor_refresh(t, q, ScaleMode::dynamic, counts, dev);
-    else quantize_codebook(t.codes, t.grid, t.master, format, t.groups, t.group, dev);
-}
 
 inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
     if (!m.loading) m.loading = std::make_shared<BaseLoading>();
@@ -468,38 +445,26 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     const Quantizer& q = m.quantizer;
     const PartOfProduct part = part_of_product(m, t);
     const ProductShape shape = product_shapes(m)[part.product];
-    const int64_t group = base_group(q, t.cols), per_row = t.cols / group;
-    if (b.codes.size < (size_t)(shape.rows * shape.cols)) {  // parts of a product follow one another
-        b.codes.allocate(shape.rows * shape.cols, what, "", dev);
-        b.value.allocate(shape.rows * shape.cols, what, "", dev);
-    }
-    if (b.grid.size < (size_t)(shape.rows * per_row)) b.grid.allocate(shape.rows * per_row, what, "", dev);
-    b.counts.reserve(2, what, "", dev);
     QuantizedTensor qt;
     qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
     quantized_tensor_init(qt, q);
-    qt.master = b.fp32.data, qt.work = b.value.data;
-    qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + part.row0 * per_row;
-    base_quantize(qt, q, b.counts.data, dev);
-    if (q.scope == QuantScope::tensor) {  // one scale, for each of its rows
-        Grid one;
-        copy_to_host(&one, qt.grid, sizeof(Grid), dev);
-        std::vector<Grid> rows(t.rows, one);
-        copy_to_device(qt.grid, rows.data(), rows.size() * sizeof(Grid), dev);
-        device_synchronize(dev);
+    if (part.row0 == 0) {  // a product begins: room for all of its tensors
+        b.sources = QuantizedSources();
+        b.groups = 0;
+        b.codes.reserve(shape.rows * shape.cols, what, "", dev);
+        b.value.reserve(shape.rows * shape.cols, what, "", dev);
+        b.grid.reserve(QW_PARTS * std::max(qt.groups, shape.rows * shape.cols / qt.group), what, "", dev);
+        b.counts.reserve(2, what, "", dev);
     }
-    if (part.row0 + t.rows == shape.rows)
-        quantized_weight_pack(m.base[t.layer][part.product], b.codes.data, b.grid.data, group, dev);
+    qt.master = b.fp32.data, qt.work = b.value.data;
+    qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + b.groups;
+    b.groups += qt.groups;
+    quantized_tensor_refresh(qt, q, ScaleMode::dynamic, b.counts.data, dev);
+    int i = 0;
+    while (b.sources.part[i].codes) i++;
+    quantized_source(b.sources.part[i], qt, q);
+    if (part.row0 + t.rows == shape.rows) quantized_weight_pack(m.base[t.layer][part.product], b.sources, dev);
     device_synchronize(dev);
-}
-
-// the weights of a frozen base's tensor as they are multiplied with, [rows, cols] in out (of at least the product's
-// size when it is packed); returns where they are
-inline const floatX* base_weight(const Model& m, const ParamTensor& t) {
-    if (!t.packed) return m.work.data + t.offset;
-    PartOfProduct part = part_of_product(m, t);
-    quantized_weight_unpack(m.base_unpacked.data, t.cols, m.base[t.layer][part.product], part.row0, t.rows, m.dev);
-    return m.base_unpacked.data;
 }
 
 // an adapter on the linears that config.target names
@@ -544,21 +509,17 @@ inline void model_refresh(Model& m) {
     }
 }
 
-// the quantized tensors whose rows are those of a product of `rows` rows that begins at `weight`; the whole product
-// must be quantized, and one scale for a whole tensor cannot be that of its neighbour too
-inline const QuantizedTensor* quantized_product(const Model& m, size_t offset, int64_t rows) {
-    for (size_t i = 0; i < m.quantized.size(); i++) {
-        if (m.quantized[i].offset != offset) continue;
-        int64_t found = 0;
-        size_t j = i;
-        for (; j < m.quantized.size() && found < rows; j++) {
-            if (m.quantized[j].offset != offset + (size_t)(found * m.quantized[i].cols)) return nullptr;
-            found += m.quantized[j].rows;
-        }
-        bool one = j == i + 1;
-        return found == rows && (one || m.quantizer.scope != QuantScope::tensor) ? &m.quantized[i] : nullptr;
+// what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if not
+// all of them are quantized
+inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from) {
+    int part = 0;
+    for (const QuantizedTensor& t : m.quantized) {
+        if (t.offset != offset) continue;
+        quantized_source(from.part[part], t, m.quantizer);
+        offset += (size_t)(t.rows * t.cols);
+        if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }
-    return nullptr;
+    return false;
 }
 
 // Generation multiplies thousands of times with the same weights: lay them out once as its products want them. The
@@ -575,22 +536,19 @@ inline void model_pack(Model& m) {
         GenerationWeight* const to[] = {&g.qkv, &g.o, &g.gate_up, &g.down};
         const floatX* const from[] = {layer.qkv, layer.o, layer.gate_up, layer.down};
         for (int i = 0; i < 4; i++) {
-            auto [rows, cols] = shapes[i];
+            const ProductShape& p = shapes[i];
+            QuantizedSources sources;
             if (!m.base.empty() && m.base[l][i].N) continue;  // packed for good
-            if (!m.dev.cuda) {
-                to[i]->cpu = pack_weight_nt(from[i], rows, cols);
-                continue;
-            }
             to[i]->codes = QuantizedWeight();
-            const QuantizedTensor* t = m.quantize && generates_from_codes(m)
-                                           ? quantized_product(m, from[i] - m.work.data, rows)
-                                           : nullptr;
-            if (!t) continue;
-            int64_t group = m.quantizer.scope == QuantScope::tensor ? rows * cols : t->group;
-            to[i]->codes = quantized_weight_view(m.generation_codes.data + at, quantizer_format(m.quantizer), rows,
-                                                 cols, group, !m.quantizer.spec.symmetric, true);
-            quantized_weight_pack(to[i]->codes, t->codes, t->grid, group, m.dev);
-            at += product_codes_bytes(m.quantizer, shapes[i]);
+            if (m.quantize && m.generation_codes.size &&
+                quantized_product(m, (size_t)(from[i] - m.work.data), p, sources)) {
+                to[i]->codes = product_codes(m, p);
+                quantized_weight_place(to[i]->codes, m.generation_codes.data + at);
+                quantized_weight_pack(to[i]->codes, sources, m.dev);
+                at += product_codes_bytes(m, p);
+            } else if (!m.dev.cuda) {
+                to[i]->cpu = pack_weight_nt(from[i], p.rows, p.cols);
+            }
         }
     }
     if (!m.dev.cuda) m.generation_head = pack_weight_nt(m.w.head, m.V(), m.C());

@@ -22,7 +22,7 @@ inline void projection_forward(const Model& m, floatX* out, const floatX* inp, i
     const QuantizedWeight* base = !m.base.empty() && m.base[layer][(int)p].N ? &m.base[layer][(int)p] : nullptr;
     const GenerationWeight* g = m.packed && !base ? &projection_generation(m.generation[layer], p) : nullptr;
     linear_forward(out, inp, projection_weight(w, p), p == Projection::qkv ? w.qkv_bias : nullptr,
-                   g && !m.dev.cuda ? &g->cpu : nullptr, base ? base : g && g->codes.N ? &g->codes : nullptr, T,
+                   g && g->cpu.N ? &g->cpu : nullptr, base ? base : g && g->codes.N ? &g->codes : nullptr, T,
                    shape.cols, shape.rows, m.dev);
     if (m.lora.on() && m.lora.enabled && !m.lora.inside())
         lora_forward(m.lora, out, inp, layer * 4 + (int)p, T, shape.cols, shape.rows, m.dev);
@@ -35,11 +35,9 @@ inline void adapted_projection_backward(const Model& m, float* adapters, floatX*
     ProductShape shape = product_shapes(m)[(int)p];
     const int64_t C = shape.cols, OC = shape.rows;
     const floatX* weight = projection_weight(m.w.layers[layer], p);
-    if (!m.base.empty() && m.base[layer][(int)p].N) {
-        quantized_weight_unpack(m.base_unpacked.data, C, m.base[layer][(int)p], 0, OC, m.dev);
-        weight = m.base_unpacked.data;
-    }
-    matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, m.dev);
+    if (!m.base.empty() && m.base[layer][(int)p].N)
+        linear_backward_input_quantized(dinp, dout, m.base[layer][(int)p], T, m.dev);
+    else matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, m.dev);
     if (!l.inside()) {
         lora_backward(l, adapters, dinp, dout, inp, layer * 4 + (int)p, T, C, OC, m.dev);
         return;

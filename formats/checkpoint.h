@@ -121,14 +121,25 @@ struct MergeReport {
     double base = 0.0, added = 0.0, lost = 0.0;
 };
 
-// n numbers of tensor t of the base, from `first`, as they are multiplied with (frozen) or as the master has them
+// n numbers (whole rows if t is packed) of tensor t of the base, from `first`, as they are multiplied with (frozen) or as the master has them
 inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int64_t n, float* out) {
     if (!m.frozen) {
         copy_to_host(out, m.master.data + t.offset + first, n * sizeof(float), m.dev);
         return;
     }
     std::vector<floatX> host(n);
-    copy_to_host(host.data(), base_weight(m, t) + first, n * sizeof(floatX), m.dev);
+    if (t.packed) {
+        PartOfProduct part = part_of_product(m, t);
+        Device dev = m.dev;
+        dev.arena = nullptr;
+        Buffer<floatX> rows;
+        rows.allocate(n, "a tensor of the base", "", dev);
+        quantized_weight_unpack(rows.data, t.cols, m.base[t.layer][part.product], part.row0 + first / t.cols,
+                                n / t.cols, dev);
+        copy_to_host(host.data(), rows.data, n * sizeof(floatX), dev);
+    } else {
+        copy_to_host(host.data(), m.work.data + t.offset + first, n * sizeof(floatX), m.dev);
+    }
     for (int64_t i = 0; i < n; i++) out[i] = (float)host[i];
 }
 
@@ -141,8 +152,6 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
     std::vector<float> adapter(l.num_params), merged;
     copy_to_host(adapter.data(), l.master.data, l.num_params * sizeof(float), m.dev);
     auto merge = [&](const ParamTensor& t, const LoraTensor& a) {
-        merged.resize(t.count());
-        base_values(m, t, 0, t.count(), merged.data());
         const float *A = adapter.data() + a.a, *B = adapter.data() + a.b;
         double base = 0.0, added = 0.0;
 #pragma omp parallel for schedule(static) reduction(+ : base, added)
@@ -177,11 +186,15 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         const LoraTensor* adapted = nullptr;
         for (const LoraTensor& a : l.tensors)
             if (a.name == t.name) adapted = &a;
-        if (!adapted) {
+        if (!adapted && !t.packed) {
             base_values(m, t, first, n, buffer);
             return;
         }
-        if (first == 0) merge(t, *adapted);
+        if (first == 0) {  // the whole tensor, of which the next calls ask for the rest
+            merged.resize(t.count());
+            base_values(m, t, 0, t.count(), merged.data());
+            if (adapted) merge(t, *adapted);
+        }
         std::copy(merged.begin() + first, merged.begin() + first + n, buffer);
     });
     report.base = sqrt(report.base), report.added = sqrt(report.added), report.lost = sqrt(report.lost);

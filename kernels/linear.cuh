@@ -2,8 +2,11 @@
 //   forward   out = inp W^T + bias
 //   backward  dinp = dout W;   dW += dout^T inp;   dbias += sum_t dout_t
 // W is what the quantizer left (quant.cuh): the forward multiplies with Q(W), and so does dinp; dW is the gradient of
-// Q(W), which the straight-through rule turns into that of W. The matrix products are in cpu/gemm.h and matmul.cuh, the
-// one with packed codes in matmul_quantized.cuh.
+// Q(W), which the straight-through rule turns into that of W. The matrix products are in cpu/gemm.h and matmul.cuh,
+// those with packed codes in matmul_quantized.cuh and cpu/gemm_quantized.h.
+//
+// A frozen base (QLoRA, arXiv 2305.14314) is packed codes alone: linear_forward with `quantized` and no weight, for any
+// T, and linear_backward_input_quantized; there is no gradient of the weight.
 #pragma once
 #include <cstdint>
 #include "../runtime/device.h"
@@ -74,4 +77,13 @@ inline void linear_backward(floatX* dinp, float* dweight, float* dbias, const fl
     matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, dev);
     matmul_tn(dweight, C, dout, OC, inp, C, T, OC, C, dev);
     if (dbias) bias_backward(dbias, dout, T, OC, dev);
+}
+
+// dinp: (T,C) = dout Q(W), C = quantized.K; dout: (T,OC), OC = quantized.N. The bits of linear_backward's dinp with the
+// unpacked weight; no other gradient. On a device scratch holds the unpacked weight of this one layer, on the CPU a
+// panel of it.
+inline void linear_backward_input_quantized(floatX* dinp, const floatX* dout, const QuantizedWeight& quantized,
+                                            int64_t T, Device dev) {
+    NVTX_RANGE("linear_backward_input_quantized");
+    matmul_nn_quantized(dinp, dout, quantized, T, dev);
 }

@@ -10,11 +10,13 @@
 // weight CEIL_DIV(M,64) times from memory or L2, and a (M,K) from L2 once for each block of 16 ... 64 columns.
 // Larger M (prompts, training) and fp32: panels of Q(W) are unpacked to scratch for matmul_nt, 2 bytes written and read
 // a weight, which M > 128 multiply-adds a weight outweigh.
+// The CPU's product is in cpu/gemm_quantized.h.
 // Launch: 8 columns a warp, 2 to 8 warps a block so that N still gives about one block a multiprocessor; 16 or 64 rows.
 //
 // The trap: rows of the tile beyond M are never loaded. Their products are garbage, even NaN, and end in rows of D that
 // nobody stores.
 #pragma once
+#include "cpu/gemm_quantized.h"
 #include "matmul.cuh"
 #include "packed_weight.cuh"
 
@@ -22,18 +24,19 @@ static constexpr int64_t QUANTIZED_MATMUL_ROWS = 128;
 static constexpr int64_t QUANTIZED_PANEL_NUMBERS = 1 << 24;  // of Q(W) at a time: 32 MB of bf16
 
 #if HAS_KERNELS
-// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: NF4's numbers
-// in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which 2^23 + u - zero makes
-// exact
+// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: the numbers of
+// NF4 or e2m1 in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which
+// 2^23 + u - zero makes exact
 template <int BITS>
-__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, WeightFormat format, const float* table,
+__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, QuantFormat format, const float* table,
                                           float zero, float scale) {
     float x[4];
     UNROLL
     for (int e = 0; e < 4; e++) {
         uint32_t u = quantized_step_code(codes, BITS, e);
-        if (BITS == 4 && format == WeightFormat::nf4) x[e] = table[u] * scale;
-        else if (BITS == 8 && format == WeightFormat::fp8e4m3) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
+        if (BITS == 4 && format != QuantFormat::integer) x[e] = table[u] * scale;
+        else if (BITS == 8 && format == QuantFormat::fp8e5m2) x[e] = e5m2_bits_to_float((uint8_t)u) * scale;
+        else if (BITS == 8 && format != QuantFormat::integer) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
         else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
     }
     b[0] = pack_bf16(x[0], x[1]);
@@ -52,16 +55,18 @@ __global__ void __launch_bounds__(256, 2)
     constexpr int MT = BM / 16, STAGES = QUANTIZED_STAGES<BM>, A_BYTES = BM * QW_SPAN * 2, CODE_BYTES = 128 * BITS;
     DYNAMIC_SHARED(unsigned char, shared);
     __shared__ float table[16];
-    if (threadIdx.x < 16) table[threadIdx.x] = nf4_to_float(threadIdx.x);
+    if (threadIdx.x < 16)
+        table[threadIdx.x] = w.spec.format == QuantFormat::nf4 ? nf4_to_float(threadIdx.x)
+                                                               : e2m1_bits_to_float((uint8_t)threadIdx.x);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int stage_bytes = A_BYTES + warps * CODE_BYTES;
     int64_t m0 = (int64_t)blockIdx.y * BM, block_row = (int64_t)blockIdx.x * warps + warp;
     int rows = M - m0 < BM ? (int)(M - m0) : BM;
     bool live = block_row < quantized_row_blocks(w);
-    int spans = (int)quantized_spans(w), groups = (int)(w.K / w.group);
+    int spans = (int)quantized_spans(w), groups = (int)quantized_groups(w);
     const unsigned char* codes =
         reinterpret_cast<const unsigned char*>(w.codes) + (live ? block_row : 0) * spans * CODE_BYTES;
-    int64_t scale_row = (live ? block_row : 0) * groups * QW_ROWS + lane / 4;
+    int64_t scale_row = (live ? block_row : 0) * QW_ROWS + lane / 4;
 
     auto load = [&](int span) {
         unsigned char* stage = shared + span % STAGES * stage_bytes;
@@ -84,9 +89,9 @@ __global__ void __launch_bounds__(256, 2)
         UNROLL
         for (int s = 0; s < SCALES; s++) {
             int64_t group = ((int64_t)span * QW_SPAN + s * 16) / w.group;
-            int64_t i = scale_row + (group < groups ? group : groups - 1) * QW_ROWS;
-            scale[s] = quantized_scale(w, i);
-            zero[s] = 8388608.0f + quantized_zero(w, i);
+            group = group < groups ? group : groups - 1;
+            scale[s] = quantized_scale(w, scale_row, group);
+            zero[s] = 8388608.0f + quantized_zero(w, scale_row, group);
         }
     };
 
@@ -112,7 +117,7 @@ __global__ void __launch_bounds__(256, 2)
         for (int step = 0; step < QW_SPAN / 16; step++) {
             uint32_t b[2];
             int s = SCALES == 1 ? 0 : step;
-            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.format, table, zero[s],
+            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.spec.format, table, zero[s],
                                      scale[s]);
             UNROLL
             for (int i = 0; i < MT; i++) {
@@ -163,7 +168,7 @@ void matmul_nt_quantized_launch(O* out, int64_t ldo, const bf16* a, int64_t lda,
             else matmul_nt_quantized_launch_one<BITS, 8, 64>(out, ldo, a, lda, w, bias, M, dev);
         }
     };
-    switch (weight_format_bits(w.format)) {
+    switch (quantized_bits(w)) {
         case 2:
             return launch(Int<2>());
         case 3:
@@ -187,6 +192,11 @@ void matmul_nt_quantized(O* out, int64_t ldo, const floatX* a, int64_t lda, cons
     NVTX_RANGE("matmul_nt_quantized");
     matmul_check("matmul_nt_quantized", M, w.N, w.K);
     if (M == 0 || w.N == 0) return;
+    if (w.layout != quantized_layout(dev)) fail("matmul_nt_quantized: the weight was packed for another device");
+    if (!dev.cuda) {
+        gemm_nt_quantized(out, a, w, bias, M, ldo, lda);
+        return;
+    }
 #if HAS_KERNELS
     bool steps = w.group % 16 == 0 || w.group == w.K;  // the kernel takes one scale a k16 step
     if (dev.cuda && sizeof(floatX) == 2 && M <= QUANTIZED_MATMUL_ROWS && steps) {
@@ -205,4 +215,17 @@ void matmul_nt_quantized(O* out, int64_t ldo, const floatX* a, int64_t lda, cons
         quantized_weight_unpack(unpacked, ld, w, n, rows, dev);
         matmul_nt(out + n, ldo, a, lda, unpacked, ld, bias ? bias + n : nullptr, M, rows, w.K, dev);
     }
+}
+
+// dinp: (M,w.K) = dout Q(W), both dense; dout: (M,w.N). The bits of matmul_nn with the unpacked weight, which is what
+// it multiplies with, in scratch: of the whole weight, since sums run over its rows.
+inline void matmul_nn_quantized(floatX* dinp, const floatX* dout, const QuantizedWeight& w, int64_t M, Device dev) {
+    NVTX_RANGE("matmul_nn_quantized");
+    matmul_check("matmul_nn_quantized", M, w.N, w.K);
+    if (M == 0 || w.K == 0) return;
+    if (w.layout != quantized_layout(dev)) fail("matmul_nn_quantized: the weight was packed for another device");
+    Scratch scratch((size_t)CEIL_DIV(w.N * w.K * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
+    floatX* unpacked = reinterpret_cast<floatX*>(scratch.data);
+    quantized_weight_unpack(unpacked, w.K, w, 0, w.N, dev);
+    matmul_nn(dinp, w.K, dout, w.N, unpacked, w.K, M, w.N, w.K, false, dev);
 }

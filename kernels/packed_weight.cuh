@@ -1,128 +1,286 @@
-// Quantized weights as generation keeps them: codes packed to 2, 3, 4 or 8 bits, a scale (and a zero point) a group.
+// Quantized weights stored small: codes of 2, 3, 4 or 8 bits, and beside them a scale (and a zero point) a group in the
+// storage that the format has. One object serves generation (matmul_quantized.cuh) and a frozen base, whose linears
+// have no other copy: linear_forward and linear_backward_input_quantized (linear.cuh) take it for any number of rows.
 //
-//   int8 int4 int3 int2   w = floatX((u - zero) * scale), u = code + 2^(b-1) in 0 ... 2^b - 1; symmetric: zero =
-//   2^(b-1) nf4                   w = floatX(nf4[code] * scale),  scale = absmax of the group (QLoRA, arXiv 2305.14314)
-//   fp8e4m3               w = floatX(e4m3(code) * scale), scale = absmax / 448
-// The codes and the grid are those of fake_quant.cuh, and w has the bits that it writes to the working weight: a
-// product with the packed weight (matmul_quantized.cuh) is the product with the working weight, bit for bit.
+//   integer, ternary  w = floatX((u - zero) * scale), u = code + 2^(b-1); symmetric: zero = 2^(b-1)
+//   nf4, floats       w = floatX(number(code) * scale)
+// codes and grid are those of quant_format.cuh, and w has the bits of floatX(quant_value(code, grid)): a product with
+// the packed weight is the product with the working weight, bit for bit. Integers of 5 and 6 bits lie in 8.
 //
-// Layout of the weight (N,K), made for the tensor cores: blocks of QW_ROWS = 8 rows by QW_SPAN = 128 columns, a row of
-// blocks after the other. In a block lane 4g + t of a warp owns 32 codes of row g, namely of k16 step s (0 ... 7) the
-// four with k = 16s + 2t + {0, 1, 8, 9}: its part of the B fragment of mma.m16n8k16. So no code passes through another
-// lane, and a warp reads a block as one run of 128 b bytes, 16 bytes a lane at 4 bits:
+// What a scale is stored as, and bits a weight at the usual group, all in:
+//   fp32    any format           nf4:g64 4.5, fp8 by channel 8.04 (896 columns)
+//   bf16    integer, ternary     int4:g64 4.25 symmetric, 4.375 asymmetric: a zero point is a byte
+//   e8m0    mxfp8, mxfp4         2^(byte - 127): 8.25 and 4.25
+//   e4m3    nvfp4                e4m3(byte) / t, t fp32 of the tensor: 4.5. The quotient has the bits of quant_grid's
+//   nested  nf4 with dq          map[byte] * nested + offset, nested of 256 groups, offset of the tensor (QLoRA's
+//   double
+//                                quantization as bitsandbytes stores it): 4.127
+//
+// A weight (N,K) may be several tensors one above the other (q, k and v), each with a t, an offset and blocks of 256
+// groups of its own. Rows and columns beyond N and K are code 0, scales beyond N are 0.
+//
+// Layout `fragments`, for the tensor cores: blocks of 8 rows by QW_SPAN = 128 columns, a row of blocks after the other.
+// In a block lane 4g + t of a warp owns 32 codes of row g, namely of k16 step s (0 ... 7) the four with
+// k = 16s + 2t + {0, 1, 8, 9}: its part of the B fragment of mma.m16n8k16. So no code passes through another lane, and
+// a warp reads a block as one run of 128 b bytes, 16 bytes a lane at 4 bits:
 //   8 bits   step s: word [s / 4][lane][s % 4] of the block, from the lowest byte
 //   4 bits   word [lane][s / 2], half s % 2, from the lowest nibble: 16 bytes are a lane's 32 codes
 //   2 bits   word [lane][s / 4], byte s % 4
 //   3 bits   the two lower bits as 2 bits, then word 64 + lane: the third bits, 4 a step
-// Rows and columns beyond N and K are code 0. Scales, fp32 or bf16, and zero points, a byte, are [N / 8][K / group][8].
-// Bytes of a weight at int4, group 128, bf16 scales: 4.125 bits a weight symmetric, 4.1875 asymmetric.
+// Layout `panels`, for the CPU's vectors: blocks of 16 rows by 32 columns, b words a row, word w of the 16 rows side by
+// side: [N / 16][K / 32][b][16]. A word holds 32 / b neighbours of a row from the lowest bit; at 3 bits words 0 and 1
+// hold the two lower bits and word 2 the third.
+// Scales and zero points are [N / R][K / group][R], R = 8 or 16 rows of a block.
 //
 // The trap: asymmetric codes arrive minus 2^(b-1) (so that 8 bits fit int8_t) but zero does not.
 #pragma once
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
-#include "fake_quant.cuh"
+#include "quant_format.cuh"
 
-enum class WeightFormat { int8, int4, int3, int2, nf4, fp8e4m3 };
+enum class ScaleStorage : uint8_t { fp32, bf16, e8m0, e4m3, nested };
+enum class WeightLayout : uint8_t { fragments, panels };
 
-static constexpr int QW_ROWS = 8, QW_SPAN = 128;
-
-HOST_DEVICE int weight_format_bits(WeightFormat format) {
-    switch (format) {
-        case WeightFormat::int4:
-        case WeightFormat::nf4:
-            return 4;
-        case WeightFormat::int3:
-            return 3;
-        case WeightFormat::int2:
-            return 2;
-        default:
-            return 8;
-    }
-}
-HOST_DEVICE bool weight_format_integer(WeightFormat format) {
-    return format != WeightFormat::nf4 && format != WeightFormat::fp8e4m3;
-}
+static constexpr int QW_ROWS = 8, QW_SPAN = 128;              // a block of fragments
+static constexpr int QW_PANEL_ROWS = 16, QW_PANEL_SPAN = 32;  // a block of panels
+static constexpr int QW_PARTS = 3;                            // tensors in a weight
+static constexpr int QW_NESTED = 256;                         // groups that share a nested scale
 
 // A view; the memory belongs to the caller, host or device
 struct QuantizedWeight {
-    WeightFormat format = WeightFormat::int8;
-    bool bf16_scales = false;
-    int64_t N = 0, K = 0;
-    int64_t group = 0;          // consecutive numbers of a row that share a scale; K for channel and tensor
-    uint32_t* codes = nullptr;  // [N / 8][K / 128][32 b]
-    void* scales = nullptr;     // [N / 8][K / group][8] float or bf16
-    uint8_t* zeros = nullptr;   // the same, null when symmetric
+    QuantSpec spec;
+    ScaleStorage storage = ScaleStorage::fp32;
+    WeightLayout layout = WeightLayout::panels;
+    int parts = 1;
+    int64_t N = 0, K = 0;             // N 0: no weight
+    int64_t group = 0;                // consecutive numbers of a row that share a scale; K for channel and tensor
+    int64_t part_row[QW_PARTS] = {};  // first row of each tensor
+    uint32_t* codes = nullptr;        // see the layouts
+    void* scales = nullptr;           // [N / R][K / group][R] of the storage
+    uint8_t* zeros = nullptr;         // the same, null when symmetric
+    float* nested = nullptr;          // [sum over tensors of its groups / 256, rounded up]
+    float* tensor = nullptr;          // [parts] t of nvfp4, offset of nested
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // sizes
 
-HOST_DEVICE int64_t quantized_row_blocks(const QuantizedWeight& w) { return CEIL_DIV(w.N, QW_ROWS); }
-HOST_DEVICE int64_t quantized_spans(const QuantizedWeight& w) { return CEIL_DIV(w.K, QW_SPAN); }
-HOST_DEVICE int64_t quantized_words(const QuantizedWeight& w) {
-    return quantized_row_blocks(w) * quantized_spans(w) * 32 * weight_format_bits(w.format);
+HOST_DEVICE bool quantized_is_integer(const QuantSpec& q) {
+    return q.format == QuantFormat::integer || q.format == QuantFormat::ternary;
 }
+// bits of a stored code
+HOST_DEVICE int quantized_bits(const QuantSpec& q) {
+    switch (q.format) {
+        case QuantFormat::integer:
+            return q.bits > 4 ? 8 : q.bits;
+        case QuantFormat::ternary:
+            return 2;
+        case QuantFormat::nf4:
+        case QuantFormat::mxfp4:
+        case QuantFormat::nvfp4:
+            return 4;
+        default:
+            return 8;
+    }
+}
+HOST_DEVICE int quantized_bits(const QuantizedWeight& w) { return quantized_bits(w.spec); }
+// what is added to a code so that it is not negative
+HOST_DEVICE int quantized_bias(const QuantSpec& q) {
+    return q.format == QuantFormat::integer ? 1 << (q.bits - 1) : q.format == QuantFormat::ternary ? 2 : 0;
+}
+HOST_DEVICE int quantized_block_rows(const QuantizedWeight& w) {
+    return w.layout == WeightLayout::panels ? QW_PANEL_ROWS : QW_ROWS;
+}
+HOST_DEVICE int64_t quantized_row_blocks(const QuantizedWeight& w) { return CEIL_DIV(w.N, quantized_block_rows(w)); }
+HOST_DEVICE int64_t quantized_spans(const QuantizedWeight& w) {
+    return CEIL_DIV(w.K, w.layout == WeightLayout::panels ? QW_PANEL_SPAN : QW_SPAN);
+}
+// words of a block
+HOST_DEVICE int quantized_block_words(const QuantizedWeight& w) {
+    return quantized_bits(w) * (w.layout == WeightLayout::panels ? QW_PANEL_ROWS : 32);
+}
+HOST_DEVICE int64_t quantized_words(const QuantizedWeight& w) {
+    return quantized_row_blocks(w) * quantized_spans(w) * quantized_block_words(w);
+}
+HOST_DEVICE int64_t quantized_groups(const QuantizedWeight& w) { return CEIL_DIV(w.K, w.group); }  // of a row
 HOST_DEVICE int64_t quantized_scales(const QuantizedWeight& w) {
-    return w.group ? quantized_row_blocks(w) * QW_ROWS * (w.K / w.group) : 0;
+    return w.N ? quantized_row_blocks(w) * quantized_block_rows(w) * quantized_groups(w) : 0;
+}
+HOST_DEVICE int64_t quantized_part_rows(const QuantizedWeight& w, int part) {
+    return (part + 1 < w.parts ? w.part_row[part + 1] : w.N) - w.part_row[part];
+}
+// nested scales of the first `parts` tensors
+HOST_DEVICE int64_t quantized_nested(const QuantizedWeight& w, int parts) {
+    int64_t n = 0;
+    for (int p = 0; p < parts; p++) n += CEIL_DIV(quantized_part_rows(w, p) * quantized_groups(w), QW_NESTED);
+    return n;
+}
+HOST_DEVICE int quantized_scale_bytes(ScaleStorage s) {
+    return s == ScaleStorage::fp32 ? 4 : s == ScaleStorage::bf16 ? 2 : 1;
 }
 
-// The weight (N,K) with `group` numbers a scale, in `memory` of quantized_weight_bytes(), 16-byte aligned. group as in
-// fake_quant.cuh: a part of a row, K (channel) or N * K (tensor); the scale of a channel or a tensor is stored for each
-// row.
-inline QuantizedWeight quantized_weight_view(void* memory, WeightFormat format, int64_t N, int64_t K, int64_t group,
-                                             bool asymmetric, bool bf16_scales) {
-    if (N < 1 || K < 1 || N > INT32_MAX || K > INT32_MAX || group < 1)
-        fail("quantized weight: bad shape [%lld,%lld], group %lld", (long long)N, (long long)K, (long long)group);
-    if (group != N * K && K % group)
-        fail(
-            "quantized weight: groups of %lld do not divide rows of %lld: choose a group that does, or one scale a row",
-            (long long)group, (long long)K);
-    if (asymmetric && !weight_format_integer(format))
-        fail("quantized weight: nf4 and fp8 have no zero point: choose an integer format or no :asym");
+inline WeightLayout quantized_layout(Device dev) { return dev.cuda ? WeightLayout::fragments : WeightLayout::panels; }
+
+// the smallest storage that holds the scales of a format exactly
+inline ScaleStorage quantized_storage(const QuantSpec& q, bool double_quant) {
+    return quantized_is_integer(q)                                            ? ScaleStorage::bf16
+           : q.format == QuantFormat::mxfp8 || q.format == QuantFormat::mxfp4 ? ScaleStorage::e8m0
+           : q.format == QuantFormat::nvfp4                                   ? ScaleStorage::e4m3
+           : q.format == QuantFormat::nf4 && double_quant                     ? ScaleStorage::nested
+                                                                              : ScaleStorage::fp32;
+}
+
+typedef std::array<int64_t, QW_PARTS> QuantizedRows;  // of each tensor, then 0
+
+// A weight without memory. group: consecutive numbers of a row that share a scale, or the
+// whole row (channel, tensor), or 128 (128 x 128): where several rows share one, it is stored for each.
+inline QuantizedWeight quantized_weight(const QuantSpec& spec, ScaleStorage storage, QuantizedRows rows, int64_t K,
+                                        int64_t group, WeightLayout layout) {
     QuantizedWeight w;
-    w.format = format, w.bf16_scales = bf16_scales, w.N = N, w.K = K, w.group = group < K ? group : K;
-    char* p = static_cast<char*>(memory);
-    w.codes = reinterpret_cast<uint32_t*>(p);
-    p += quantized_words(w) * 4;  // a multiple of 256
-    w.scales = p;
-    p += quantized_scales(w) * (bf16_scales ? 2 : 4);  // a multiple of 16
-    w.zeros = asymmetric ? reinterpret_cast<uint8_t*>(p) : nullptr;
+    w.spec = spec, w.storage = storage, w.layout = layout, w.K = K, w.group = group < K ? group : K;
+    w.parts = 0;
+    for (int64_t n : rows) {
+        if (n > 0) w.part_row[w.parts++] = w.N;
+        w.N += n;
+    }
+    if (w.N < 1 || K < 1 || w.N > INT32_MAX || K > INT32_MAX || group < 1)
+        fail("quantized weight: bad shape [%lld,%lld], group %lld", (long long)w.N, (long long)K, (long long)group);
+    if (spec.format == QuantFormat::integer && (spec.bits < 2 || spec.bits > 8 || spec.bits == 7))
+        fail("quantized weight: integers of %d bits; there are 2, 3, 4, 5, 6 and 8", spec.bits);
+    if (!spec.symmetric && spec.format != QuantFormat::integer)
+        fail("quantized weight: only integers have a zero point: choose an integer format or no :asym");
+    if (storage == ScaleStorage::nested && K % w.group)
+        fail("quantized weight: double quantization counts groups of a tensor, and %lld do not divide rows of %lld",
+             (long long)group, (long long)K);
     return w;
 }
 
-inline size_t quantized_weight_bytes(WeightFormat format, int64_t N, int64_t K, int64_t group, bool asymmetric,
-                                     bool bf16_scales) {
-    QuantizedWeight w = quantized_weight_view(nullptr, format, N, K, group, asymmetric, bf16_scales);
-    size_t scales = (size_t)quantized_scales(w);
-    size_t bytes = (size_t)quantized_words(w) * 4 + scales * (bf16_scales ? 2 : 4) + (asymmetric ? scales : 0);
-    return (bytes + 15) / 16 * 16;
+struct QuantizedBytes {
+    size_t codes, scales, zeros, nested, tensor, all;  // each a multiple of 16
+};
+inline QuantizedBytes quantized_weight_parts(const QuantizedWeight& w) {
+    auto pad = [](int64_t n) { return (size_t)(n + 15) / 16 * 16; };
+    QuantizedBytes b;
+    b.codes = pad(quantized_words(w) * 4);
+    b.scales = pad(quantized_scales(w) * quantized_scale_bytes(w.storage));
+    b.zeros = w.spec.symmetric ? 0 : pad(quantized_scales(w));
+    b.nested = w.storage == ScaleStorage::nested ? pad(4 * quantized_nested(w, w.parts)) : 0;
+    b.tensor = w.storage == ScaleStorage::nested || w.storage == ScaleStorage::e4m3 ? 16 : 0;
+    b.all = b.codes + b.scales + b.zeros + b.nested + b.tensor;
+    return b;
+}
+inline size_t quantized_weight_bytes(const QuantizedWeight& w) { return quantized_weight_parts(w).all; }
+// of storage, a weight: codes, scales and all
+inline double quantized_weight_bits_per_weight(const QuantizedWeight& w) {
+    return 8.0 * (double)quantized_weight_bytes(w) / ((double)w.N * (double)w.K);
+}
+
+// w in `memory` of quantized_weight_bytes(w), 64-byte aligned
+inline void quantized_weight_place(QuantizedWeight& w, void* memory) {
+    QuantizedBytes b = quantized_weight_parts(w);
+    char* p = static_cast<char*>(memory);
+    w.codes = reinterpret_cast<uint32_t*>(p);
+    w.scales = p += b.codes;
+    p += b.scales;
+    w.zeros = b.zeros ? reinterpret_cast<uint8_t*>(p) : nullptr;
+    p += b.zeros;
+    w.nested = b.nested ? reinterpret_cast<float*>(p) : nullptr;
+    p += b.nested;
+    w.tensor = b.tensor ? reinterpret_cast<float*>(p) : nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// quantizers of the formats without an integer grid: the scale of a group from its absmax, a code from a weight
+// scales
 
-// What is below the smallest normal float counts as zero: its reciprocal would overflow.
-HOST_DEVICE float nf4_scale(float absmax) { return absmax; }
-HOST_DEVICE uint8_t nf4_code(float w, float scale) {
-    return float_to_nf4(scale >= 1.17549435e-38f ? w * (1.0f / scale) : 0.0f);
+// bitsandbytes' signed dynamic map of 8 bits, entry u of 256 in ascending order (Dettmers, arXiv 1511.04561, as
+// create_dynamic_map makes it): for i = 0 ... 6 the 2^i middles of linspace(0.1, 1, 2^i + 1) times 10^(i-6), with both
+// signs, and 0 and 1. linspace is torch's, which counts from the nearer end and fuses.
+HOST_DEVICE float dynamic_map_value(uint32_t u) {
+    if (u == 127) return 0.0f;
+    if (u >= 255) return 1.0f;
+    int index = u > 127 ? (int)u - 128 : 126 - (int)u, i = 0;
+    while (index + 1 >= 2 << i) i++;
+    int n = 1 << i, k = index + 1 - n;
+    float step = (1.0f - 0.1f) / (float)n, end[2];
+    for (int e = 0; e < 2; e++)
+        end[e] = k + e < (n + 1) / 2 ? fmaf(step, (float)(k + e), 0.1f) : fmaf(-step, (float)(n - k - e), 1.0f);
+    float ten = i == 0   ? 1e-6f
+                : i == 1 ? 1e-5f
+                : i == 2 ? 1e-4f
+                : i == 3 ? 1e-3f
+                : i == 4 ? 1e-2f
+                : i == 5 ? 0.1f
+                         : 1.0f;
+    float x = ten * ((end[0] + end[1]) / 2.0f);
+    return u > 127 ? x : -x;
 }
 
-HOST_DEVICE float fp8_scale(float absmax) {
-    float s = absmax / 448.0f;
-    return s >= 1.17549435e-38f ? s : 1.0f;
+// a * b + c with two roundings, which no compiler may fuse
+HOST_DEVICE float multiply_then_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return __fadd_rn(__fmul_rn(a, b), c);
+#else
+    volatile float product = a * b;
+    return product + c;
+#endif
 }
-HOST_DEVICE uint8_t fp8_code(float w, float scale) { return float_to_e4m3_bits(w / scale); }
+
+HOST_DEVICE int quantized_part(const QuantizedWeight& w, int64_t n) {
+    int part = 0;
+    while (part + 1 < w.parts && n >= w.part_row[part + 1]) part++;
+    return part;
+}
+// of row n, group g of the row
+HOST_DEVICE int64_t quantized_scale_index(const QuantizedWeight& w, int64_t n, int64_t g) {
+    int R = quantized_block_rows(w);
+    return (n / R * quantized_groups(w) + g) * R + n % R;
+}
+HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g) {
+    int64_t i = quantized_scale_index(w, n, g);
+    switch (w.storage) {
+        case ScaleStorage::fp32:
+            return static_cast<const float*>(w.scales)[i];
+        case ScaleStorage::bf16:
+            return (float)static_cast<const bf16*>(w.scales)[i];
+        case ScaleStorage::e8m0:
+            return quant_power_of_two((int)static_cast<const uint8_t*>(w.scales)[i] - 127);
+        default:
+            break;
+    }
+    uint8_t byte = static_cast<const uint8_t*>(w.scales)[i];
+    int part = quantized_part(w, n);
+    if (w.storage == ScaleStorage::e4m3) return e4m3_bits_to_float(byte) / w.tensor[part];
+    if (n >= w.N) return 0.0f;
+    int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
+    return multiply_then_add(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QW_NESTED],
+                             w.tensor[part]);
+}
+HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t n, int64_t g) {
+    return w.zeros ? (float)w.zeros[quantized_scale_index(w, n, g)] : (float)quantized_bias(w.spec);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // one code, one value, one packed word
 
-HOST_DEVICE float quantized_value(WeightFormat format, uint32_t u, float zero, float scale) {
-    if (format == WeightFormat::nf4) return nf4_to_float(u) * scale;
-    if (format == WeightFormat::fp8e4m3) return e4m3_bits_to_float((uint8_t)u) * scale;
-    return ((float)(int)u - zero) * scale;
+// u: the code as it is packed
+HOST_DEVICE float quantized_value(QuantFormat format, uint32_t u, float zero, float scale) {
+    switch (format) {
+        case QuantFormat::nf4:
+            return nf4_to_float(u) * scale;
+        case QuantFormat::fp8e4m3:
+        case QuantFormat::mxfp8:
+            return e4m3_bits_to_float((uint8_t)u) * scale;
+        case QuantFormat::fp8e5m2:
+            return e5m2_bits_to_float((uint8_t)u) * scale;
+        case QuantFormat::mxfp4:
+        case QuantFormat::nvfp4:
+            return e2m1_bits_to_float((uint8_t)u) * scale;
+        default:
+            return ((float)(int)u - zero) * scale;
+    }
 }
 
 // The four codes of k16 step `step` that lane 4g + t owns; block: the words of its block, element e (0 ... 3) is
@@ -145,73 +303,133 @@ HOST_DEVICE uint32_t quantized_step_code(uint32_t codes, int bits, int e) {
     return codes >> bits * e & ((1u << bits) - 1);
 }
 
-HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t index) {
-    return w.bf16_scales ? (float)static_cast<const bf16*>(w.scales)[index]
-                         : static_cast<const float*>(w.scales)[index];
-}
-HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t index) {
-    return w.zeros ? (float)w.zeros[index] : (float)(1 << (weight_format_bits(w.format) - 1));
-}
-// of row n, group g of the row
-HOST_DEVICE int64_t quantized_scale_index(const QuantizedWeight& w, int64_t n, int64_t g) {
-    return (n / QW_ROWS * (w.K / w.group) + g) * QW_ROWS + n % QW_ROWS;
+// code c (0 ... 31) of row j in a block of panels
+HOST_DEVICE uint32_t quantized_panel_code(const uint32_t* block, int bits, int j, int c) {
+    if (bits == 3)
+        return (block[c / 16 * QW_PANEL_ROWS + j] >> 2 * (c % 16) & 3u) | (block[2 * QW_PANEL_ROWS + j] >> c & 1u) << 2;
+    int per_word = 32 / bits;
+    return block[c / per_word * QW_PANEL_ROWS + j] >> bits * (c % per_word) & ((1u << bits) - 1);
 }
 
+// What one tensor of the weight is packed from
+struct QuantizedSource {
+    const int8_t* codes = nullptr;         // (rows,K), as quant_code gives them
+    const Grid* grid = nullptr;            // [rows / grid_rows, K / group], each rounded up
+    int64_t grid_rows = 1;                 // rows that share a scale: 128 for 128 x 128, all for a tensor
+    const float* tensor = nullptr;         // e4m3: t; nested: the offset
+    const uint8_t* scale_codes = nullptr;  // nested: [rows, K / group] entries of the map; grid is not read
+    const float* nested = nullptr;         // nested: [rows * K / group / 256]
+};
+struct QuantizedSources {
+    QuantizedSource part[QW_PARTS];
+};
+
 // code of row n, column k, as it is packed: u
-HOST_DEVICE uint32_t quantized_source_code(const QuantizedWeight& w, const int8_t* codes, int64_t n, int64_t k) {
+HOST_DEVICE uint32_t quantized_source_code(const QuantizedWeight& w, const QuantizedSources& from, int64_t n,
+                                           int64_t k) {
     if (n >= w.N || k >= w.K) return 0;
-    int bits = weight_format_bits(w.format), code = codes[n * w.K + k];
-    if (weight_format_integer(w.format)) code += 1 << (bits - 1);
-    return (uint32_t)code & ((1u << bits) - 1);
+    int part = quantized_part(w, n);
+    int code = from.part[part].codes[(n - w.part_row[part]) * w.K + k];
+    return (uint32_t)(code + quantized_bias(w.spec)) & ((1u << quantized_bits(w)) - 1);
 }
 
 // word i of w.codes
-HOST_DEVICE uint32_t quantized_pack_word(const QuantizedWeight& w, const int8_t* codes, int64_t i) {
-    int bits = weight_format_bits(w.format), word = (int)(i % (32 * bits));
-    int64_t block = i / (32 * bits), n0 = block / quantized_spans(w) * QW_ROWS,
-            k0 = block % quantized_spans(w) * QW_SPAN;
+HOST_DEVICE uint32_t quantized_pack_word(const QuantizedWeight& w, const QuantizedSources& from, int64_t i) {
+    int bits = quantized_bits(w), words = quantized_block_words(w), word = (int)(i % words);
+    int64_t block = i / words, row = block / quantized_spans(w), span = block % quantized_spans(w);
+    uint32_t packed = 0;
+    if (w.layout == WeightLayout::panels) {
+        int j = word % QW_PANEL_ROWS, part = word / QW_PANEL_ROWS;
+        bool third = bits == 3 && part == 2;
+        int width = third ? 1 : bits == 3 ? 2 : bits, count = 32 / width, first = third ? 0 : part * count;
+        for (int c = 0; c < count; c++) {
+            uint32_t u = quantized_source_code(w, from, row * QW_PANEL_ROWS + j, span * QW_PANEL_SPAN + first + c);
+            packed |= (third ? u >> 2 : u & ((1u << width) - 1)) << c * width;
+        }
+        return packed;
+    }
     bool third = bits == 3 && word >= 64;  // the plane of third bits
     int lane = third ? word - 64 : bits == 8 ? word / 4 % 32 : bits == 4 ? word / 4 : word / 2;
     int steps = third ? 8 : bits == 8 ? 1 : bits == 4 ? 2 : 4;  // in a word
     int step0 = third ? 0 : bits == 8 ? word / 128 * 4 + word % 4 : bits == 4 ? word % 4 * 2 : word % 2 * 4;
     int width = 32 / steps / 4;  // bits of a code in this word
-    uint32_t packed = 0;
     for (int j = 0; j < steps * 4; j++) {
         int e = j % 4;
-        int64_t k = k0 + (step0 + j / 4) * 16 + lane % 4 * 2 + e % 2 + e / 2 * 8;
-        uint32_t u = quantized_source_code(w, codes, n0 + lane / 4, k);
+        int64_t k = span * QW_SPAN + (step0 + j / 4) * 16 + lane % 4 * 2 + e % 2 + e / 2 * 8;
+        uint32_t u = quantized_source_code(w, from, row * QW_ROWS + lane / 4, k);
         packed |= (third ? u >> 2 : u & ((1u << width) - 1)) << j * width;
     }
     return packed;
 }
 
-// scale i of w.scales and its zero point; grid: one for each grid_group consecutive numbers of the matrix
-HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const Grid* grid, int64_t grid_group, int64_t i) {
-    int64_t groups = w.K / w.group, n = i / QW_ROWS / groups * QW_ROWS + i % QW_ROWS, g = i / QW_ROWS % groups;
-    Grid x = n < w.N ? grid[(n * w.K + g * w.group) / grid_group] : Grid{0.0f, 0.0f};
-    if (w.bf16_scales) static_cast<bf16*>(w.scales)[i] = bf16(x.scale);
-    else static_cast<float*>(w.scales)[i] = x.scale;
+// scale i of w.scales and its zero point
+HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedSources& from, int64_t i) {
+    int64_t R = quantized_block_rows(w), groups = quantized_groups(w), n = i / R / groups * R + i % R,
+            g = i / R % groups;
+    Grid x = {0.0f, 0.0f};
+    uint8_t byte = 0;
+    if (n < w.N) {
+        int part = quantized_part(w, n);
+        const QuantizedSource& s = from.part[part];
+        int64_t row = n - w.part_row[part];
+        if (w.storage == ScaleStorage::nested) byte = s.scale_codes[row * groups + g];
+        else x = s.grid[row / s.grid_rows * groups + g];
+        if (w.storage == ScaleStorage::e8m0) byte = (uint8_t)(float_bits(x.scale) >> 23);
+        if (w.storage == ScaleStorage::e4m3) byte = float_to_e4m3_bits(x.scale * *s.tensor);
+    }
+    switch (w.storage) {
+        case ScaleStorage::fp32:
+            static_cast<float*>(w.scales)[i] = x.scale;
+            break;
+        case ScaleStorage::bf16:
+            static_cast<bf16*>(w.scales)[i] = bf16(x.scale);
+            break;
+        default:
+            static_cast<uint8_t*>(w.scales)[i] = byte;
+    }
     if (w.zeros) w.zeros[i] = (uint8_t)x.zero;
+}
+
+// number i of what a tensor has beside its scales: the nested scales of all tensors, then t or offset of each
+HOST_DEVICE int64_t quantized_extras(const QuantizedWeight& w) {
+    return w.tensor ? (w.nested ? quantized_nested(w, w.parts) : 0) + w.parts : 0;
+}
+HOST_DEVICE void quantized_pack_extra(const QuantizedWeight& w, const QuantizedSources& from, int64_t i) {
+    int64_t nested = quantized_extras(w) - w.parts;
+    if (i >= nested) {
+        w.tensor[i - nested] = *from.part[i - nested].tensor;
+        return;
+    }
+    int part = 0;
+    while (i >= quantized_nested(w, part + 1)) part++;
+    w.nested[i] = from.part[part].nested[i - quantized_nested(w, part)];
 }
 
 // the 16 numbers of row n that k16 step `step` of the whole row holds -> x
 template <class T>
 HOST_DEVICE void quantized_unpack_step(const QuantizedWeight& w, T* x, int64_t n, int64_t step) {
-    int bits = weight_format_bits(w.format);
-    const uint32_t* block = w.codes + (n / QW_ROWS * quantized_spans(w) + step * 16 / QW_SPAN) * (32 * bits);
+    const int bits = quantized_bits(w), R = quantized_block_rows(w);
+    const int span = w.layout == WeightLayout::panels ? QW_PANEL_SPAN : QW_SPAN;
+    const uint32_t* block =
+        w.codes + (n / R * quantized_spans(w) + step * 16 / span) * (int64_t)quantized_block_words(w);
     int64_t group = -1;
     float scale = 0.0f, zero = 0.0f;
     for (int t = 0; t < 4; t++) {
-        uint32_t codes = quantized_step_codes(block, bits, (int)(n % QW_ROWS) * 4 + t, (int)(step % (QW_SPAN / 16)));
+        uint32_t codes = 0;
+        if (w.layout == WeightLayout::fragments)
+            codes = quantized_step_codes(block, bits, (int)(n % R) * 4 + t, (int)(step % (QW_SPAN / 16)));
         for (int e = 0; e < 4; e++) {
             int i = t * 2 + e % 2 + e / 2 * 8;
             int64_t k = step * 16 + i;
             if (k < w.K && k / w.group != group) {
                 group = k / w.group;
-                scale = quantized_scale(w, quantized_scale_index(w, n, group));
-                zero = quantized_zero(w, quantized_scale_index(w, n, group));
+                scale = quantized_scale(w, n, group);
+                zero = quantized_zero(w, n, group);
             }
-            x[i] = k < w.K ? (T)quantized_value(w.format, quantized_step_code(codes, bits, e), zero, scale) : T(0.0f);
+            uint32_t u = w.layout == WeightLayout::fragments
+                             ? quantized_step_code(codes, bits, e)
+                             : quantized_panel_code(block, bits, (int)(n % R), (int)(k % QW_PANEL_SPAN));
+            x[i] = k < w.K ? (T)quantized_value(w.spec.format, u, zero, scale) : T(0.0f);
         }
     }
 }
@@ -219,12 +437,12 @@ HOST_DEVICE void quantized_unpack_step(const QuantizedWeight& w, T* x, int64_t n
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-inline void quantized_weight_pack_cpu(const QuantizedWeight& w, const int8_t* codes, const Grid* grid,
-                                      int64_t grid_group) {
-    const int64_t words = quantized_words(w), scales = quantized_scales(w);
+inline void quantized_weight_pack_cpu(const QuantizedWeight& w, const QuantizedSources& from) {
+    const int64_t words = quantized_words(w), scales = quantized_scales(w), extras = quantized_extras(w);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < words; i++) w.codes[i] = quantized_pack_word(w, codes, i);
-    for (int64_t i = 0; i < scales; i++) quantized_pack_scale(w, grid, grid_group, i);
+    for (int64_t i = 0; i < words; i++) w.codes[i] = quantized_pack_word(w, from, i);
+    for (int64_t i = 0; i < scales; i++) quantized_pack_scale(w, from, i);
+    for (int64_t i = 0; i < extras; i++) quantized_pack_extra(w, from, i);
 }
 
 inline void quantized_weight_unpack_cpu(floatX* out, int64_t ldo, const QuantizedWeight& w, int64_t row0,
@@ -240,34 +458,19 @@ inline void quantized_weight_unpack_cpu(floatX* out, int64_t ldo, const Quantize
         }
 }
 
-inline void quantize_codebook_cpu(int8_t* codes, Grid* grid, const float* w, WeightFormat format, int64_t groups,
-                                  int64_t group) {
-#pragma omp parallel for schedule(static)
-    for (int64_t g = 0; g < groups; g++) {
-        const float* x = w + g * group;
-        float absmax = 0.0f;
-        for (int64_t i = 0; i < group; i++) absmax = fabsf(x[i]) > absmax ? fabsf(x[i]) : absmax;
-        float scale = format == WeightFormat::nf4 ? nf4_scale(absmax) : fp8_scale(absmax);
-        grid[g] = Grid{scale, 0.0f};
-        for (int64_t i = 0; i < group; i++)
-            codes[g * group + i] =
-                (int8_t)(format == WeightFormat::nf4 ? nf4_code(x[i], scale) : fp8_code(x[i], scale));
-    }
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
 #if HAS_KERNELS
 static constexpr int QW_BLOCK = 256;
 
-// a thread a word of codes, which the warp writes side by side; the last threads take the scales
-// grid: CEIL_DIV(words + scales, QW_BLOCK)
-__global__ void quantized_weight_pack_kernel(QuantizedWeight w, const int8_t* codes, const Grid* grid,
-                                             int64_t grid_group) {
-    int64_t i = (int64_t)blockIdx.x * QW_BLOCK + threadIdx.x, words = quantized_words(w);
-    if (i < words) w.codes[i] = quantized_pack_word(w, codes, i);
-    else if (i < words + quantized_scales(w)) quantized_pack_scale(w, grid, grid_group, i - words);
+// a thread a word of codes, which the warp writes side by side; the last threads take the scales and what is beside
+// them. grid: CEIL_DIV(words + scales + extras, QW_BLOCK)
+__global__ void quantized_weight_pack_kernel(QuantizedWeight w, QuantizedSources from) {
+    int64_t i = (int64_t)blockIdx.x * QW_BLOCK + threadIdx.x, words = quantized_words(w), scales = quantized_scales(w);
+    if (i < words) w.codes[i] = quantized_pack_word(w, from, i);
+    else if (i < words + scales) quantized_pack_scale(w, from, i - words);
+    else if (i < words + scales + quantized_extras(w)) quantized_pack_extra(w, from, i - words - scales);
 }
 
 // a thread 16 numbers of a row, which it stores as packs. grid: CEIL_DIV(rows * CEIL_DIV(K, 16), QW_BLOCK)
@@ -281,48 +484,30 @@ __global__ void quantized_weight_unpack_kernel(floatX* out, int64_t ldo, Quantiz
     quantized_unpack_step(w, &x[0][0], row0 + r, step);
     for (int p = 0; p < 16 / W; p++) store_pack(out + r * ldo, (int)(step * 16) + p * W, (int)w.K, aligned, x[p]);
 }
-
-// a block a group: its absmax, then its codes. grid: groups
-__global__ void quantize_codebook_kernel(int8_t* codes, Grid* grid, const float* w, WeightFormat format,
-                                         int64_t group) {
-    const float* x = w + blockIdx.x * group;
-    float absmax = 0.0f;
-    for (int64_t i = threadIdx.x; i < group; i += QW_BLOCK) absmax = fmaxf(absmax, fabsf(x[i]));
-    __shared__ float part[QW_BLOCK / 32];
-    absmax = warp_reduce_max(absmax);
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = absmax;
-    __syncthreads();
-    absmax = warp_reduce_max(part[threadIdx.x % (QW_BLOCK / 32)]);
-    float scale = format == WeightFormat::nf4 ? nf4_scale(absmax) : fp8_scale(absmax);
-    if (threadIdx.x == 0) grid[blockIdx.x] = Grid{scale, 0.0f};
-    for (int64_t i = threadIdx.x; i < group; i += QW_BLOCK)
-        codes[blockIdx.x * group + i] =
-            (int8_t)(format == WeightFormat::nf4 ? nf4_code(x[i], scale) : fp8_code(x[i], scale));
-}
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-// w: a view with memory; codes: (N,K) as fake_quant_forward leaves them (nf4, fp8: as quantize_codebook does); grid:
-// one for each grid_group consecutive numbers of the matrix, the group the view was made with. With bf16_scales the
-// grid's scales must be bf16 numbers, as those of fake_quant.cuh are, or the product is another.
-inline void quantized_weight_pack(const QuantizedWeight& w, const int8_t* codes, const Grid* grid, int64_t grid_group,
-                                  Device dev) {
+// w: a weight with memory; from: one source for each of its tensors. Scales that the storage cannot hold exactly (bf16
+// and e8m0 for a grid that is not of quant_format.cuh) make another product.
+inline void quantized_weight_pack(const QuantizedWeight& w, const QuantizedSources& from, Device dev) {
     NVTX_RANGE("quantized_weight_pack");
-    if (grid_group != w.group && grid_group != w.N * w.K)
-        fail("quantized_weight_pack: a grid of groups of %lld for a weight of groups of %lld", (long long)grid_group,
-             (long long)w.group);
+    for (int part = 0; part < w.parts; part++) {
+        const QuantizedSource& s = from.part[part];
+        bool nested = w.storage == ScaleStorage::nested;
+        if (!s.codes || s.grid_rows < 1 || (nested ? !s.scale_codes || !s.nested : !s.grid) || (w.tensor && !s.tensor))
+            fail("quantized_weight_pack: tensor %d of %d lacks codes or scales", part, w.parts);
+    }
 #if HAS_KERNELS
     if (dev.cuda) {
-        int64_t threads = quantized_words(w) + quantized_scales(w);
-        LAUNCH(quantized_weight_pack_kernel, (unsigned)CEIL_DIV(threads, QW_BLOCK), QW_BLOCK, 0, dev.stream, w, codes,
-               grid, grid_group);
+        int64_t threads = quantized_words(w) + quantized_scales(w) + quantized_extras(w);
+        LAUNCH(quantized_weight_pack_kernel, (unsigned)CEIL_DIV(threads, QW_BLOCK), QW_BLOCK, 0, dev.stream, w, from);
         return;
     }
 #endif
     (void)dev;
-    quantized_weight_pack_cpu(w, codes, grid, grid_group);
+    quantized_weight_pack_cpu(w, from);
 }
 
 // out: (rows,K) at ldo = the working weight's rows row0 ... row0 + rows - 1
@@ -342,20 +527,4 @@ inline void quantized_weight_unpack(floatX* out, int64_t ldo, const QuantizedWei
 #endif
     (void)dev;
     quantized_weight_unpack_cpu(out, ldo, w, row0, rows);
-}
-
-// codes and grid of nf4 or fp8e4m3 for w: (groups,group)
-inline void quantize_codebook(int8_t* codes, Grid* grid, const float* w, WeightFormat format, int64_t groups,
-                              int64_t group, Device dev) {
-    NVTX_RANGE("quantize_codebook");
-    if (weight_format_integer(format)) fail("quantize_codebook: nf4 or fp8e4m3; fake_quant_forward has the integers");
-    if (groups == 0 || group == 0) return;
-#if HAS_KERNELS
-    if (dev.cuda) {
-        LAUNCH(quantize_codebook_kernel, (unsigned)groups, QW_BLOCK, 0, dev.stream, codes, grid, w, format, group);
-        return;
-    }
-#endif
-    (void)dev;
-    quantize_codebook_cpu(codes, grid, w, format, groups, group);
 }

@@ -24,6 +24,7 @@
 #include "../kernels/adamw.cuh"
 #include "../kernels/attention.cuh"
 #include "../kernels/embedding.cuh"
+#include "../kernels/fake_quant.cuh"
 #include "../kernels/linear.cuh"
 #include "../kernels/rmsnorm.cuh"
 #include "../kernels/rope.cuh"
@@ -149,14 +150,18 @@ static Buffer<T> on_device(const std::vector<T>& values, Device dev) {
 
 // uniform in [-1, 1]
 template <class T>
-static Buffer<T> noise(int64_t n, Device dev) {
+static std::vector<T> numbers(int64_t n) {
     std::vector<T> x((size_t)n);
     uint32_t state = 1;
     for (T& e : x) {
         state = state * 1664525u + 1013904223u;
         e = T((float)(state >> 8) * (2.0f / 16777216.0f) - 1.0f);
     }
-    return on_device(x, dev);
+    return x;
+}
+template <class T>
+static Buffer<T> noise(int64_t n, Device dev) {
+    return on_device(numbers<T>(n), dev);
 }
 
 // n indices below `end`
@@ -346,20 +351,30 @@ struct Packed {
     QuantizedWeight w;
 };
 
-static Packed pack(const Buffer<float>& w, int64_t N, int64_t K, int64_t group, WeightFormat format, Device dev) {
-    const int64_t groups = N * K / group;
-    Buffer<floatX> unpacked = room<floatX>(N * K, dev);
-    Buffer<int8_t> codes = room<int8_t>(N * K, dev);
-    Buffer<Grid> grid = room<Grid>(groups, dev);
-    Buffer<int64_t> changed = room<int64_t>(1, dev);
+static Packed pack(const std::vector<float>& w, int64_t N, int64_t K, int64_t group, QuantFormat format, int bits,
+                   Device dev) {
+    QuantSpec q;
+    q.format = format, q.bits = bits;
+    std::vector<Grid> grid(N * K / group);
+    std::vector<int8_t> codes(N * K);
+#pragma omp parallel for schedule(static)
+    for (int64_t g = 0; g < (int64_t)grid.size(); g++) {
+        float min = 0, max = 0;
+        for (int64_t i = g * group; i < (g + 1) * group; i++) min = std::min(min, w[i]), max = std::max(max, w[i]);
+        grid[g] = quant_grid(q, min, max, 1.0f, 1.0f);
+        for (int64_t i = g * group; i < (g + 1) * group; i++) codes[i] = (int8_t)quant_code(q, w[i], grid[g]);
+    }
+    Buffer<int8_t> device_codes = room<int8_t>(N * K, dev);
+    Buffer<Grid> device_grid = room<Grid>((int64_t)grid.size(), dev);
+    copy_to_device(device_codes.data, codes.data(), codes.size(), dev);
+    copy_to_device(device_grid.data, grid.data(), grid.size() * sizeof(Grid), dev);
     Packed p;
-    p.memory = room<char>((int64_t)quantized_weight_bytes(format, N, K, group, false, true), dev);
-    p.w = quantized_weight_view(p.memory.data, format, N, K, group, false, true);
-    if (weight_format_integer(format))
-        fake_quant_forward(unpacked.data, codes.data, grid.data, w.data, groups, group, weight_format_bits(format),
-                           true, true, changed.data, dev);
-    else quantize_codebook(codes.data, grid.data, w.data, format, groups, group, dev);
-    quantized_weight_pack(p.w, codes.data, grid.data, group, dev);
+    p.w = quantized_weight(q, quantized_storage(q, false), {N}, K, group, quantized_layout(dev));
+    p.memory = room<char>((int64_t)quantized_weight_bytes(p.w), dev);
+    quantized_weight_place(p.w, p.memory.data);
+    QuantizedSources from;
+    from.part[0].codes = device_codes.data, from.part[0].grid = device_grid.data;
+    quantized_weight_pack(p.w, from, dev);
     device_synchronize(dev);
     return p;
 }
@@ -367,14 +382,20 @@ static Packed pack(const Buffer<float>& w, int64_t N, int64_t K, int64_t group, 
 static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int64_t K) {
     const Device dev = b.dev;
     const double flops = 2.0 * M * N * K, rows = X * (M * K + M * N), weight = X * N * K;
-    const std::pair<const char*, WeightFormat> formats[] = {{"matmul_nt_quantized int8", WeightFormat::int8},
-                                                            {"matmul_nt_quantized int4", WeightFormat::int4},
-                                                            {"matmul_nt_quantized nf4", WeightFormat::nf4},
-                                                            {"matmul_nt_quantized fp8e4m3", WeightFormat::fp8e4m3}};
+    struct Format {
+        const char* name;
+        QuantFormat format;
+        int bits;
+    };
+    const Format formats[] = {{"matmul_nt_quantized int8", QuantFormat::integer, 8},
+                              {"matmul_nt_quantized int4", QuantFormat::integer, 4},
+                              {"matmul_nt_quantized nf4", QuantFormat::nf4, 4},
+                              {"matmul_nt_quantized mxfp4", QuantFormat::mxfp4, 4},
+                              {"matmul_nt_quantized fp8e4m3", QuantFormat::fp8e4m3, 8}};
     Buffer<floatX> a = noise<floatX>(M * K, dev), w = noise<floatX>(N * K, dev), out = room<floatX>(M * N, dev);
-    Buffer<float> master = noise<float>(N * K, dev);
+    const std::vector<float> master = numbers<float>(N * K);
     std::vector<Packed> packed;
-    for (auto& f : formats) packed.push_back(pack(master, N, K, s.group, f.second, dev));
+    for (auto& f : formats) packed.push_back(pack(master, N, K, s.group, f.format, f.bits, dev));
     const floatX* no_bias = nullptr;
     std::vector<Row> table = {
         {"matmul_nt_any_order (cuBLASLt)",
@@ -390,7 +411,7 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
     };
     for (size_t i = 0; i < packed.size(); i++) {
         const Packed& p = packed[i];
-        table.push_back({formats[i].first,
+        table.push_back({formats[i].name,
                          {M, N, K},
                          [&] { matmul_nt_quantized(out.data, N, a.data, K, p.w, no_bias, M, dev); },
                          rows + (double)p.memory.size,
