@@ -218,12 +218,16 @@ void matmul_nt_quantized(O* out, int64_t ldo, const floatX* a, int64_t lda, cons
 }
 
 // dinp: (M,w.K) = dout Q(W), both dense; dout: (M,w.N). The bits of matmul_nn with the unpacked weight, which is what
-// it multiplies with, in scratch: of the whole weight, since sums run over its rows.
+// it multiplies with: on a device in scratch, the whole weight, since sums run over its rows.
 inline void matmul_nn_quantized(floatX* dinp, const floatX* dout, const QuantizedWeight& w, int64_t M, Device dev) {
     NVTX_RANGE("matmul_nn_quantized");
     matmul_check("matmul_nn_quantized", M, w.N, w.K);
     if (M == 0 || w.K == 0) return;
     if (w.layout != quantized_layout(dev)) fail("matmul_nn_quantized: the weight was packed for another device");
+    if (!dev.cuda) {
+        gemm_nn_quantized(dinp, dout, w, M);
+        return;
+    }
     Scratch scratch((size_t)CEIL_DIV(w.N * w.K * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
     floatX* unpacked = reinterpret_cast<floatX*>(scratch.data);
     quantized_weight_unpack(unpacked, w.K, w, 0, w.N, dev);

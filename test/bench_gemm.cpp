@@ -4,7 +4,8 @@
 //   number]
 // A number is the best of several calls, in GFLOP/s, one multiply-add counting two. `tile` is the register tile alone
 // on operands in L1, on as many threads: what the blocking above it could reach at most.
-#include "../kernels/cpu/gemm.h"
+#include "../kernels/cpu/gemm_quantized.h"
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -90,10 +91,83 @@ static void bench(const char* type, double budget) {
     }
 }
 
+// Decoding: the product with packed codes against the product with the laid-out working weight, time over time, below 1
+// is faster. The two take turns, both warm.
+static void bench_quantized(double budget) {
+    struct Format {
+        const char* name;
+        QuantFormat format;
+        int bits;
+        int64_t group;
+        bool symmetric;
+    };
+    const Format formats[] = {{"int8", QuantFormat::integer, 8, 64, true},    {"int4", QuantFormat::integer, 4, 64, true},
+                              {"int4a", QuantFormat::integer, 4, 64, false},  {"int3", QuantFormat::integer, 3, 64, true},
+                              {"int2", QuantFormat::integer, 2, 64, true},    {"nf4", QuantFormat::nf4, 4, 64, true},
+                              {"mxfp4", QuantFormat::mxfp4, 4, 32, true},     {"nvfp4", QuantFormat::nvfp4, 4, 16, true},
+                              {"fp8e4m3", QuantFormat::fp8e4m3, 8, 64, true}, {"fp8e5m2", QuantFormat::fp8e5m2, 8, 64, true}};
+    const int64_t shapes[][2] = {{256, 128}, {1152, 896}, {896, 896}, {9728, 896}, {896, 4864}};
+    printf("\nproduct with packed codes / with packed %s weight, time over time\n", PRECISION_NAME);
+    printf("%6s %6s %6s %8s", "M", "N", "K", "GFLOP/s");
+    for (const Format& f : formats) printf(" %8s", f.name);
+    printf("\n");
+    for (auto& s : shapes) {
+        const int64_t N = s[0], K = s[1];
+        const auto W = numbers<floatX>(N * K);
+        const PackedWeight<floatX> packed = pack_weight_nt(W.data(), N, K);
+        std::vector<std::vector<char>> memory;
+        std::vector<QuantizedWeight> quantized;
+        for (const Format& f : formats) {
+            QuantSpec q;
+            q.format = f.format, q.bits = f.bits, q.symmetric = f.symmetric;
+            const float t = 448.0f * 6.0f;
+            std::vector<Grid> grid((size_t)(N * K / f.group));
+            std::vector<int8_t> codes((size_t)(N * K));
+            for (int64_t i = 0; i < N * K; i++) {
+                Grid& g = grid[(size_t)(i / f.group)];
+                if (i % f.group == 0) g = quant_grid(q, -1.0f, 1.0f, t, 1.0f);
+                codes[(size_t)i] = (int8_t)quant_code(q, (float)W[(size_t)i], g);
+            }
+            QuantizedWeight w =
+                quantized_weight(q, quantized_storage(q, false), {N}, K, f.group, WeightLayout::panels);
+            memory.emplace_back(quantized_weight_bytes(w) + 64);
+            quantized_weight_place(w, (char*)(((uintptr_t)memory.back().data() + 63) / 64 * 64));
+            QuantizedSources from;
+            from.part[0].codes = codes.data(), from.part[0].grid = grid.data(), from.part[0].tensor = &t;
+            quantized_weight_pack(w, from, Device());
+            quantized.push_back(w);
+        }
+        for (int64_t M : {1, 8, 64}) {
+            const auto X = numbers<floatX>(M * K);
+            std::vector<floatX> Y((size_t)(M * N));
+            double first = 0;
+            std::vector<double> ratio;
+            for (const QuantizedWeight& w : quantized) {
+                double plain = 1e30, codes = 1e30;
+                for (int turn = 0; turn < 4; turn++) {
+                    plain = std::min(plain, best_time(budget / 4, [&] {
+                                         gemm_nt_packed(Y.data(), X.data(), packed, nullptr, M);
+                                     }));
+                    codes = std::min(codes, best_time(budget / 4, [&] {
+                                         gemm_nt_quantized(Y.data(), X.data(), w, nullptr, M);
+                                     }));
+                }
+                if (first == 0) first = plain;
+                ratio.push_back(codes / plain);
+            }
+            printf("%6lld %6lld %6lld %8.1f", (long long)M, (long long)N, (long long)K,
+                   2e-9 * (double)M * (double)N * (double)K / first);
+            for (double r : ratio) printf(" %8.2f", r);
+            printf("\n");
+        }
+    }
+}
+
 int main(int argc, char** argv) {
     const double budget = argc > 1 ? atof(argv[1]) : 0.02;
     const char* names[] = {"portable", "AVX2", "AVX-512", "AVX-512 BF16"};
     printf("back end %s, %d threads\n", names[GEMM_BACKEND], thread_count());
+    bench_quantized(budget);
     bench<bf16>("bf16", budget);
     bench<float>("float", budget);
     return 0;

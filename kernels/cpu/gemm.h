@@ -173,14 +173,20 @@ void gemm_pack_a_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda,
 
 // ---- the loops ----
 
+// Makes a panel of B that is stored otherwise (gemm_quantized.h), as gemm_pack_b does: dst[steps][width]
+typedef void (*GemmExpand)(uint32_t* dst, const void* stored, int64_t n0, int width, int64_t k0, int64_t kc);
+
 // C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. One for all threads of a
 // call.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 struct GemmJob {
     TC* C;
     const TA* A;
-    const TB* B;             // null when packed
+    const TB* B;             // null when packed or stored otherwise
     const uint32_t* packed;  // all panels over the whole of K, or null
+    GemmExpand expand;       // null, or what makes panels of `stored`: in each task if `own_panels`, else in shared_b
+    const void* stored;
+    bool own_panels;         // one task has all rows, so no other needs its panels
     const TB* bias;          // [N] or null
     int64_t M, N, K, ldc, lda, ldb;
     bool accumulate;
@@ -196,7 +202,8 @@ struct GemmBlock {
     int64_t m0, m1, p0, p1;
 };
 
-// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight or from shared_b.
+// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight, from shared_b, or are
+// made here.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk, GemmBlock part, int64_t kb,
                int thread) {
@@ -214,9 +221,12 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     else if (!direct) gemm_pack_a_rows<KIND>(packed_a, words, job.A + part.m0 * job.lda + k0, job.lda, rows, kc);
     const int64_t a_row_bytes = direct ? job.lda * (int64_t)sizeof(TA) : words * 4;
 
-    const int64_t group = gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
+    uint32_t* own_panel = nullptr;
+    if (job.own_panels) own_panel = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(steps * GEMM_NR * 4));
+    const int64_t group = own_panel ? 1 : gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
     for (int64_t g = part.p0; g < part.p1; g += group) {
         const int64_t g_end = gemm_min(g + group, part.p1);
+        if (own_panel) job.expand(own_panel, job.stored, panels.column(g), panels.width(g), k0, kc);
         for (int64_t t = 0; t < tiles; t++) {
             // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels
             // hold GEMM_MR each.
@@ -228,8 +238,9 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
             for (int64_t p = g; p < g_end; p++) {
                 const int64_t n0 = panels.column(p);
                 const int width = panels.width(p), cols = (int)gemm_min(width, job.N - n0);
-                const uint32_t* b = job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
-                                               : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
+                const uint32_t* b = own_panel    ? own_panel
+                                    : job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
+                                                 : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
                 alignas(64) float tile[GEMM_MR * GEMM_NR];
                 gemm_pick_micro<KIND, A_IS_KM>(mr, width / GEMM_VF)(tile, a, a_row_bytes, b, steps);
 
@@ -269,6 +280,7 @@ template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int threads) {
     const GemmPanels panels(job.N);
     const int64_t k_blocks = gemm_max(1, gemm_ceil_div(job.K, GEMM_KC));
+    const bool whole = job.packed || job.own_panels;  // a task finds panels of all k blocks
     for (int64_t m0 = 0; m0 < job.M; m0 += job.chunk_rows)
         for (int64_t p0 = 0; p0 < panels.count; p0 += job.chunk_panels) {
             const GemmBlock chunk = {m0, gemm_min(m0 + job.chunk_rows, job.M), p0,
@@ -279,20 +291,22 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
             int64_t task_panels = p_count;
             while (threads > 1 && (task_rows > GEMM_MR || task_panels > 1) &&
                    gemm_ceil_div(m_count, task_rows) * gemm_ceil_div(p_count, task_panels) < 4 * threads) {
-                if (task_panels == 1 || task_rows > task_panels * GEMM_NR) task_rows = gemm_max(GEMM_MR, task_rows / 2);
+                if (job.own_panels && task_panels == 1) break;
+                if (!job.own_panels && (task_panels == 1 || task_rows > task_panels * GEMM_NR))
+                    task_rows = gemm_max(GEMM_MR, task_rows / 2);
                 else task_panels = (task_panels + 1) / 2;
             }
             task_rows = gemm_ceil_div(task_rows, GEMM_MR) * GEMM_MR;
             const int64_t row_blocks = gemm_ceil_div(m_count, task_rows), groups = gemm_ceil_div(p_count, task_panels);
 
-            const int64_t stages = job.packed ? 1 : k_blocks;  // packed panels are there for all k blocks at once
+            const int64_t stages = whole ? 1 : k_blocks;
             for (int64_t stage = 0; stage < stages; stage++) {
                 if (m0 + p0 + stage > 0) {  // everyone is done with the panels, the sums and the counter
                     gemm_barrier(threads);
                     if (thread == 0) job.next_task.store(0, std::memory_order_relaxed);
-                    if (job.packed) gemm_barrier(threads);
+                    if (whole) gemm_barrier(threads);
                 }
-                if (!job.packed) {
+                if (!whole) {
                     const int64_t k0 = stage * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0);
                     // [K,N] goes a few rows at a time through all the panels of the thread, so that rows are read at
                     // length
@@ -302,9 +316,10 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
                         for (int64_t p = begin; p < end; p++) {
                             const int64_t n0 = panels.column(p);
                             const int width = panels.width(p);
-                            gemm_pack_b<B_IS_NK>(
-                                job.shared_b + (n0 - panels.column(p0)) * steps + gemm_steps<TB>(k) * width, job.B,
-                                job.ldb, n0, width, job.N, k0 + k, gemm_min(sweep, kc - k));
+                            uint32_t* to = job.shared_b + (n0 - panels.column(p0)) * steps + gemm_steps<TB>(k) * width;
+                            const int64_t count = gemm_min(sweep, kc - k);
+                            if (job.expand) job.expand(to, job.stored, n0, width, k0 + k, count);
+                            else gemm_pack_b<B_IS_NK>(to, job.B, job.ldb, n0, width, job.N, k0 + k, count);
                         }
                     gemm_barrier(threads);
                 }
@@ -315,7 +330,7 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
                     const int64_t block = task % row_blocks, group = task / row_blocks;
                     GemmBlock part = {m0 + block * task_rows, gemm_min(m0 + (block + 1) * task_rows, chunk.m1),
                                       p0 + p_count * group / groups, p0 + p_count * (group + 1) / groups};
-                    for (int64_t kb = stage; kb < (job.packed ? k_blocks : stage + 1); kb++)
+                    for (int64_t kb = stage; kb < (whole ? k_blocks : stage + 1); kb++)
                         gemm_task(job, chunk, part, kb, thread);
                 }
             }
@@ -324,10 +339,12 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
 
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB* bias, int64_t M, int64_t N, int64_t K,
-              bool accumulate, int64_t ldc, int64_t lda, int64_t ldb) {
+              bool accumulate, int64_t ldc, int64_t lda, int64_t ldb, GemmExpand expand = nullptr,
+              const void* stored = nullptr) {
     if (M <= 0 || N <= 0) return;
     GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB> job;
     job.C = C, job.A = A, job.B = B, job.packed = packed, job.bias = bias;
+    job.expand = expand, job.stored = stored, job.own_panels = expand && M <= GEMM_TASK_ROWS;
     job.M = M, job.N = N, job.K = K, job.ldc = ldc, job.lda = lda, job.ldb = ldb;
     job.accumulate = accumulate;
     job.next_task.store(0, std::memory_order_relaxed);
@@ -341,7 +358,7 @@ void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB*
     job.chunk_rows = M;
     job.chunk_panels = GemmPanels(N).count;
     job.shared_b = nullptr, job.sums = nullptr;
-    if (!packed) {
+    if (!packed && !job.own_panels) {
         job.chunk_panels = gemm_min(job.chunk_panels, gemm_max(1, GEMM_SHARED_BYTES / panel_bytes));
         job.shared_b = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(job.chunk_panels * panel_bytes));
     }

@@ -1,13 +1,271 @@
-// Matrix products on the CPU with a weight stored as packed codes (packed_weight.cuh, layout panels).
+// Matrix products on the CPU with a weight stored as packed codes (packed_weight.cuh, layout panels): what a quantized
+// model generates with, and what a frozen base is trained on.
+//
+//   gemm_nt_quantized  Y[M,N]  = X[M,K] Q(W)[N,K]^T + bias   forward
+//   gemm_nn_quantized  dX[M,K] = dY[M,N] Q(W)[N,K]           activation gradient
+//
+// Q(W) is never whole in memory. Forward: codes are expanded into the panels of gemm.h, the very words that gemm_pack_b
+// makes of the working weight, one panel of a k block at a time (48 columns x 1024 of k are 192 KB, in L2), and all
+// rows of X meet it before the next one is expanded; with more rows than a task holds (GEMM_TASK_ROWS), a chunk of
+// panels for all threads. The tile, its order of summation and so the bits are those of gemm_nt. Gradient: columns of
+// Q(W) are expanded to rows as they lie in the working weight, as many as QUANTIZED_COLUMN_BYTES hold, and gemm_nn
+// multiplies with them; its bits do not depend on how columns are cut, and the order of summation is its own: over the
+// rows of W in blocks of GEMM_KC.
+//
+// Least traffic of a decoded token: the codes and scales, once. AVX-512 makes 16 numbers of a word vector with a shift,
+// a lookup in 16 entries (permutexvar), a multiplication and a store; at 2 bits the table repeats, so that what is left
+// of the neighbours' codes above does not matter. The plain loop does the same, and is what other machines run.
+//
+// The trap: a run of codes is a word's, 32 / b of them (16 at 3 bits); groups that do not divide into runs, and the
+// ends of rows, take the plain loop.
 #pragma once
 #include "../packed_weight.cuh"
 #include "gemm.h"
+
+static constexpr int64_t QUANTIZED_COLUMN_BYTES = 4 << 20;
+
+// How a code becomes a number: by a table of up to 16, as an integer, as an 8-bit float
+enum QuantizedNumber { QUANTIZED_TABLE, QUANTIZED_INTEGER, QUANTIZED_E4M3, QUANTIZED_E5M2 };
+
+// scales and zero points of group g in the 16 rows of a block; formats without zero point get 0
+inline void quantized_block_scales(float* scale, float* zero, const QuantizedWeight& w, int64_t block, int64_t g) {
+    constexpr int R = QW_PANEL_ROWS;
+    const int64_t first = (block * quantized_groups(w) + g) * R, n = block * R;
+    const uint8_t* bytes = static_cast<const uint8_t*>(w.scales) + first;
+    const float bias = (float)quantized_bias(w.spec);
+    for (int j = 0; j < R; j++) zero[j] = w.zeros ? (float)w.zeros[first + j] : bias;
+    const int part = w.tensor ? quantized_part(w, n) : 0;
+    const bool one_part = w.tensor && n + R <= w.part_row[part] + quantized_part_rows(w, part);
+    if (w.storage == ScaleStorage::fp32) {
+        for (int j = 0; j < R; j++) scale[j] = static_cast<const float*>(w.scales)[first + j];
+    } else if (w.storage == ScaleStorage::bf16) {
+        for (int j = 0; j < R; j++) scale[j] = (float)static_cast<const bf16*>(w.scales)[first + j];
+    } else if (w.storage == ScaleStorage::e4m3 && one_part) {
+        for (int j = 0; j < R; j++) scale[j] = e4m3_bits_to_float(bytes[j]) / w.tensor[part];
+    } else {
+        for (int j = 0; j < R; j++) scale[j] = quantized_scale(w, n + j, g);
+    }
+}
+
+// number NUMBER of code u before the scale, zero point taken off
+template <QuantizedNumber NUMBER>
+inline float quantized_number(const float* table, uint32_t u, float zero) {
+    return NUMBER == QUANTIZED_TABLE     ? table[u] - zero
+           : NUMBER == QUANTIZED_INTEGER ? (float)(int)u - zero
+           : NUMBER == QUANTIZED_E4M3    ? e4m3_bits_to_float((uint8_t)u)
+                                         : e5m2_bits_to_float((uint8_t)u);
+}
+
+// dst[s][width] for codes [c0, c1) of run `run` in a block of panels: rows [j0, j0 + rows) of it; k: of code 0 of the
+// run, from the panel's first
+template <int BITS, QuantizedNumber NUMBER>
+void quantized_expand_run(uint32_t* dst, int width, const uint32_t* block, int run, int c0, int c1, int64_t k, int j0,
+                          int rows, const float* table, const float* zero, const float* scale) {
+    constexpr int RUN = BITS == 3 ? 16 : 32 / BITS;
+    for (int c = c0; c < c1; c++) {
+        floatX x[QW_PANEL_ROWS];
+        for (int j = 0; j < rows; j++) {
+            uint32_t u = quantized_panel_code(block, BITS, j0 + j, run * RUN + c);
+            x[j] = (floatX)(quantized_number<NUMBER>(table, u, zero[j0 + j]) * scale[j0 + j]);
+        }
+        if (sizeof(floatX) == 4) {
+            memcpy(dst + (k + c) * width, x, (size_t)rows * 4);
+        } else {
+            uint16_t* half = reinterpret_cast<uint16_t*>(dst + (k + c) / 2 * width) + (k + c) % 2;
+            for (int j = 0; j < rows; j++) memcpy(half + 2 * j, &x[j], 2);
+        }
+    }
+}
+
+#if GEMM_BACKEND >= GEMM_AVX512
+// the pair of numbers (even, odd) of 16 rows as words. Where vdpbf16ps is what multiplies, it takes subnormal numbers
+// for zero, and so may the conversion; elsewhere the rounding is that of bf16.
+inline __m512i quantized_pairs(__m512 even, __m512 odd) {
+#if GEMM_BACKEND == GEMM_AVX512_BF16
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+#else
+    __m512i low = _mm512_cvtepu16_epi32(gemm_bf16_bits(even)), high = _mm512_cvtepu16_epi32(gemm_bf16_bits(odd));
+    return _mm512_or_si512(low, _mm512_maskz_slli_epi32(GEMM_ALL, high, 16));
+#endif
+}
+
+// 16 numbers of column C of a run, from its word; third: at 3 bits the word of third bits, shifted to the run
+template <int BITS, QuantizedNumber NUMBER, bool ZEROS, int C>
+inline __m512 quantized_vector(__m512i word, __m512i third, __m512 table, __m512 zero, __m512 scale) {
+    __m512i u = _mm512_maskz_srli_epi32(GEMM_ALL, word, C * (BITS == 3 ? 2 : BITS));
+    __m512 x;
+    if constexpr (NUMBER == QUANTIZED_TABLE) {
+        if constexpr (BITS == 3) {  // bit 2 is the third bit; what is above does not matter
+            __m512i bit = C < 2 ? _mm512_maskz_slli_epi32(GEMM_ALL, third, C < 2 ? 2 - C : 0)
+                                : _mm512_maskz_srli_epi32(GEMM_ALL, third, C < 2 ? 0 : C - 2);
+            u = _mm512_ternarylogic_epi32(_mm512_set1_epi32(4), bit, u, 0xCA);
+        }
+        x = _mm512_maskz_permutexvar_ps(GEMM_ALL, u, table);
+        if (ZEROS) x = _mm512_sub_ps(x, zero);
+    } else if constexpr (NUMBER == QUANTIZED_INTEGER) {  // 2^23 + u - (2^23 + zero), exact
+        u = _mm512_ternarylogic_epi32(u, _mm512_set1_epi32(0xFF), _mm512_set1_epi32(0x4B000000), 0xEA);
+        x = _mm512_sub_ps(_mm512_castsi512_ps(u), zero);
+    } else {  // by way of fp16, whose subnormals cost nothing: e5m2 is its upper byte, e4m3 has another bias
+        __m512i sign = _mm512_and_si512(_mm512_maskz_slli_epi32(GEMM_ALL, u, 8), _mm512_set1_epi32(0x8000));
+        __m512i size = _mm512_and_si512(_mm512_maskz_slli_epi32(GEMM_ALL, u, NUMBER == QUANTIZED_E4M3 ? 7 : 8),
+                                        _mm512_set1_epi32(NUMBER == QUANTIZED_E4M3 ? 0x3F80 : 0x7F00));
+        __m256i half = _mm512_maskz_cvtepi32_epi16(GEMM_ALL, _mm512_or_si512(sign, size));
+        x = _mm512_maskz_cvtph_ps(GEMM_ALL, half);
+        if (NUMBER == QUANTIZED_E4M3) {
+            x = _mm512_mul_ps(x, _mm512_set1_ps(256.0f));
+            __mmask16 nan = _mm512_cmpeq_epi32_mask(size, _mm512_set1_epi32(0x3F80));
+            x = _mm512_mask_or_ps(x, nan, x, _mm512_set1_ps(NAN));
+        }
+    }
+    return _mm512_mul_ps(x, scale);
+}
+
+template <int BITS, QuantizedNumber NUMBER, bool ZEROS, int C = 0>
+inline void quantized_expand_vectors(uint32_t* dst, int width, __m512i word, __m512i third, __m512 table, __m512 zero,
+                                     __m512 scale) {
+    if constexpr (C < (BITS == 3 ? 16 : 32 / BITS)) {
+        __m512 x = quantized_vector<BITS, NUMBER, ZEROS, C>(word, third, table, zero, scale);
+        __m512 y = quantized_vector<BITS, NUMBER, ZEROS, C + 1>(word, third, table, zero, scale);
+        if (sizeof(floatX) == 4) {
+            _mm512_storeu_ps(dst + C * width, x);
+            _mm512_storeu_ps(dst + (C + 1) * width, y);
+        } else {
+            _mm512_storeu_si512(dst + C / 2 * width, quantized_pairs(x, y));
+        }
+        quantized_expand_vectors<BITS, NUMBER, ZEROS, C + 2>(dst, width, word, third, table, zero, scale);
+    }
+}
+#endif
+
+// Columns [n0, n0 + width) of Q(W)^T, k in [k0, k0 + kc) -> dst[steps][width] as gemm_pack_b has them from the working
+// weight, but for columns beyond N, whose words may be anything finite. k0 even; n0 a multiple of GEMM_VF.
+template <int BITS, QuantizedNumber NUMBER>
+void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, int64_t k0, int64_t kc) {
+    constexpr int R = QW_PANEL_ROWS, RUN = BITS == 3 ? 16 : 32 / BITS, RUNS = QW_PANEL_SPAN / RUN;
+    const QuantizedWeight& w = *static_cast<const QuantizedWeight*>(weight);
+    const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
+    alignas(64) float table[16], scale[R], zero[R];
+    const bool integer = quantized_is_integer(w.spec);
+    for (uint32_t u = 0; u < 16; u++)
+        table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
+    if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
+#if GEMM_BACKEND >= GEMM_AVX512
+    __m512 numbers = _mm512_load_ps(table);
+    if (integer && !w.zeros) numbers = _mm512_sub_ps(numbers, _mm512_set1_ps((float)quantized_bias(w.spec)));
+#endif
+    for (int64_t k = k0, end; k < k0 + kc; k = end) {
+        const int64_t g = k / w.group;
+        end = gemm_min(k0 + kc, (g + 1) * w.group);
+        for (int64_t n = n0, n_end; n < n0 + width; n = n_end) {
+            n_end = gemm_min(n0 + width, n / R * R + R);
+            if (n / R >= blocks) break;
+            quantized_block_scales(scale, zero, w, n / R, g);
+            uint32_t* to = dst + (n - n0);
+            const uint32_t* row = w.codes + n / R * spans * BITS * R;
+#if GEMM_BACKEND >= GEMM_AVX512
+            const __m512 scales = _mm512_load_ps(scale);
+            __m512 zeros = _mm512_load_ps(zero);
+            if (NUMBER == QUANTIZED_INTEGER) zeros = _mm512_add_ps(zeros, _mm512_set1_ps(8388608.0f));
+#endif
+            for (int64_t r = k / RUN * RUN; r < end; r += RUN) {  // first column of a run
+                const uint32_t* block = row + r / QW_PANEL_SPAN * BITS * R;
+                const int run = (int)(r / RUN % RUNS);
+#if GEMM_BACKEND >= GEMM_AVX512
+                if (r >= k && r + RUN <= end && n_end - n == R) {
+                    __m512i word = _mm512_loadu_si512(block + run * R), third = _mm512_setzero_si512();
+                    if (BITS == 3)
+                        third = _mm512_maskz_srl_epi32(GEMM_ALL, _mm512_loadu_si512(block + 2 * R),
+                                                       _mm_cvtsi32_si128(16 * run));
+                    uint32_t* at = to + (sizeof(floatX) == 2 ? (r - k0) / 2 : r - k0) * width;
+                    if (w.zeros)
+                        quantized_expand_vectors<BITS, NUMBER, true>(at, width, word, third, numbers, zeros, scales);
+                    else quantized_expand_vectors<BITS, NUMBER, false>(at, width, word, third, numbers, zeros, scales);
+                    continue;
+                }
+#endif
+                quantized_expand_run<BITS, NUMBER>(to, width, block, run, (int)gemm_max(0, k - r),
+                                                   (int)gemm_min(RUN, end - r), r - k0, (int)(n % R), (int)(n_end - n),
+                                                   table, zero, scale);
+            }
+        }
+    }
+}
+
+inline GemmExpand quantized_expander(const QuantizedWeight& w) {
+    switch (w.spec.format) {
+        case QuantFormat::fp8e4m3:
+        case QuantFormat::mxfp8:
+            return quantized_expand<8, QUANTIZED_E4M3>;
+        case QuantFormat::fp8e5m2:
+            return quantized_expand<8, QUANTIZED_E5M2>;
+        default:
+            break;
+    }
+    switch (quantized_bits(w)) {
+        case 2:
+            return quantized_expand<2, QUANTIZED_TABLE>;
+        case 3:
+            return quantized_expand<3, QUANTIZED_TABLE>;
+        case 4:
+            return quantized_expand<4, QUANTIZED_TABLE>;
+        default:
+            return quantized_expand<8, QUANTIZED_INTEGER>;
+    }
+}
+
+// Q(W), rows [row0, row0 + rows), columns [k0, k0 + columns), k0 even -> out at ldo
+inline void quantized_unpack_panels(floatX* out, int64_t ldo, const QuantizedWeight& w, int64_t row0, int64_t rows,
+                                    int64_t k0, int64_t columns) {
+    constexpr int R = QW_PANEL_ROWS, KC = 256;
+    constexpr int64_t PER_WORD = 4 / sizeof(floatX);
+    const GemmExpand expand = quantized_expander(w);
+    const bool words = reinterpret_cast<uintptr_t>(out) % 4 == 0 && ldo % PER_WORD == 0;
+    const int64_t first = row0 / R, last = gemm_ceil_div(row0 + rows, R);
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(static) if (rows * columns > (1 << 16))
+#endif
+    for (int64_t b = first; b < last; b++) {
+        alignas(64) uint32_t panel[KC / PER_WORD * R];
+        const int64_t n0 = gemm_max(row0, b * R), n1 = gemm_min(row0 + rows, b * R + R);
+        for (int64_t k = 0; k < columns; k += KC) {
+            const int64_t kc = gemm_min(KC, columns - k), whole = words && n1 - n0 == R ? kc / PER_WORD : 0;
+            expand(panel, &w, b * R, R, k0 + k, kc);
+            floatX* to = out + (n0 - row0) * ldo + k;
+            int64_t s = 0;
+            for (; s + GEMM_VF <= whole; s += GEMM_VF)
+                gemm_transpose_words(reinterpret_cast<uint32_t*>(to) + s, ldo / PER_WORD, (const char*)(panel + s * R),
+                                     R * 4, GEMM_VF, R);
+            for (int64_t n = n0; n < n1; n++)
+                for (int64_t i = s * PER_WORD; i < kc; i++)
+                    memcpy((void*)(to + (n - n0) * ldo + i),
+                           reinterpret_cast<const char*>(panel + i / PER_WORD * R + n % R) +
+                               i % PER_WORD * (int64_t)sizeof(floatX),
+                           sizeof(floatX));
+        }
+    }
+}
 
 // out: (M,w.N) at ldo; a: (M,w.K) at lda; bias: (w.N) or null. The bits of gemm_nt with the working weight.
 template <class O>
 void gemm_nt_quantized(O* out, const floatX* a, const QuantizedWeight& w, const floatX* bias, int64_t M,
                        int64_t ldo = 0, int64_t lda = 0) {
-    std::vector<floatX> unpacked((size_t)(w.N * w.K));
-    quantized_weight_unpack_cpu(unpacked.data(), w.K, w, 0, w.N);
-    gemm_nt(out, a, unpacked.data(), bias, M, w.N, w.K, false, ldo, lda);
+    const floatX* unpacked = nullptr;
+    gemm_run<false, true>(out, a, unpacked, nullptr, bias, M, w.N, w.K, false, ldo ? ldo : w.N, lda ? lda : w.K, 0,
+                          quantized_expander(w), &w);
+}
+
+// dinp: (M,w.K); dout: (M,w.N). The bits of gemm_nn with the working weight.
+inline void gemm_nn_quantized(floatX* dinp, const floatX* dout, const QuantizedWeight& w, int64_t M) {
+    if (M <= 0) return;
+    int64_t columns = QUANTIZED_COLUMN_BYTES / (int64_t)sizeof(floatX) / w.N / QW_PANEL_SPAN * QW_PANEL_SPAN;
+    columns = gemm_min(w.K, gemm_max(columns, QW_PANEL_SPAN));
+    const int64_t ld = gemm_ceil_div(columns, 16) * 16;
+    std::vector<floatX> unpacked((size_t)(w.N * ld));
+    for (int64_t k = 0; k < w.K; k += columns) {
+        const int64_t n = gemm_min(columns, w.K - k);
+        quantized_unpack_panels(unpacked.data(), ld, w, 0, w.N, k, n);
+        gemm_nn(dinp + k, dout, unpacked.data(), M, w.N, n, false, w.K, w.N, ld);
+    }
 }
