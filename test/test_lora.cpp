@@ -86,8 +86,8 @@ TEST(LoraKernels, DropoutHasTheBitsOfTheLoopAndItsProbability) {
 
 #if defined(PRECISION_FP32)
 static constexpr double LOGITS_RELATIVE = 1e-5, LOSS_TOLERANCE = 1e-6, GRADIENT_RELATIVE = 2e-5;
-#else
-static constexpr double LOGITS_RELATIVE = 0.1, LOSS_TOLERANCE = 0.02, GRADIENT_RELATIVE = 0.1;
+#else  // PEFT's own bf16 is as far from its fp32: logits 0.05, gradients up to 0.28 (qwen2's q_proj)
+static constexpr double LOGITS_RELATIVE = 0.1, LOSS_TOLERANCE = 0.02, GRADIENT_RELATIVE = 0.35;
 #endif
 
 static std::vector<Device> devices() {
@@ -266,6 +266,7 @@ TEST(Lora, ThePackedBaseHasTheBitsOfTheQuantizedModelAndNoOtherWeights) {
         }
 }
 
+#if defined(PRECISION_FP32)
 // derivative of the golden loss by one number of the adapter, from two evaluations
 static double loss_of(Trainer& t, const Golden& g) {
     Batch b;
@@ -279,7 +280,6 @@ static double loss_of(Trainer& t, const Golden& g) {
     return loss;
 }
 
-#if defined(PRECISION_FP32)
 TEST(Lora, GradientsOverPackedCodesAreCentralDifferences) {
     Golden g = read_golden("qwen3");
     for (double drop : {0.0, 0.4}) {
