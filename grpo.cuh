@@ -189,14 +189,16 @@ inline std::vector<Completion> rollout_of_ranks(Comm& comm, Model& m, RolloutSta
     return all;
 }
 
-// log-probabilities of this rank's completions under the weights `work` (the reference model's), one vector a completion
+// log-probabilities of this rank's completions under the reference model, one vector a completion: the working weights
+// `work`, or if null the model's own without its adapter
 inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work,
                                                         const std::vector<std::vector<int>>& prompts,
                                                         const std::vector<Completion>& completions,
                                                         const GrpoConfig& c) {
     Model& m = *t.model;
     Weights<floatX> policy = m.w;
-    m.w = model_views(m, work);
+    if (work) m.w = model_views(m, work);
+    else m.lora.enabled = false;
     std::vector<std::vector<float>> out(completions.size());
     for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens,
                                             share_of_completions(c, completions.size()))) {
@@ -215,6 +217,7 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
         }
     }
     m.w = policy;
+    m.lora.enabled = true;
     return out;
 }
 
@@ -246,7 +249,7 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         }
         const int64_t R = s.size();
         if (R == 0) continue;
-        score_forward(*t.model, t.acts, memory, b, s, 1.0f / c.temperature);
+        score_forward_training(t, b, s, 1.0f / c.temperature);
         PolicyInputs in = policy_inputs(memory.policy, R, dev);
         int64_t at = 0;
         for (int i = first; i < last; i++)

@@ -428,5 +428,5 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         projection_backward(m, g, a.dnorm, a.dqkv, y.ln1, a.quantized, l, Projection::qkv, T);
         rmsnorm_backward(a.dresidual, d.ln1, a.dnorm, a.residual[l], w.ln1, y.ln1_rstd, T, C, true, m.dev);
     }
-    embedding_backward(g.embed, a.dresidual, b.tokens, T, C, m.dev);
+    if (g.embed) embedding_backward(g.embed, a.dresidual, b.tokens, T, C, m.dev);
 }

@@ -16,6 +16,7 @@
 #include "kernels/convert.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/rope.cuh"
+#include "methods/lora.cuh"
 #include "quant.cuh"
 #include "runtime/rng.h"
 
@@ -30,6 +31,7 @@ struct ParamTensor {
     int64_t rows, cols;  // a vector is [1, n]
     size_t offset;       // into master, work, gradients and moments
     int layer;           // -1 outside the layers
+    bool packed = false;  // lies in no array but in the packed codes of a frozen base
     int64_t count() const { return rows * cols; }
 };
 
@@ -52,6 +54,7 @@ struct Weights {
     std::vector<LayerWeights<T>> layers;
     T* norm;  // [C]
     T* head;  // [V,C]; embed when tied
+    T* adapters = nullptr;  // gradients of Lora's parameters
 };
 
 // A weight laid out for generation: in the CPU product's own order, or as the quantizer's packed codes on a device
@@ -63,6 +66,8 @@ struct GenerationWeight {
 struct GenerationLayer {
     GenerationWeight qkv, o, gate_up, down;
 };
+
+struct BaseLoading;
 
 struct Model {
     ModelConfig config;
@@ -96,6 +101,14 @@ struct Model {
     PackedWeight<floatX> generation_head;
     Buffer<char> generation_codes;  // what the packed codes lie in
     size_t codes_beyond = 4 << 20;  // bytes of working weights; see generates_from_codes
+
+    // A frozen base has no master weights and nothing that trains them; what its quantizer names exists as packed codes
+    // alone, which rollout, training and evaluation multiply with
+    bool frozen = false;
+    std::vector<std::array<QuantizedWeight, 4>> base;  // [L] as product_shapes; N 0: the working weight is read
+    Buffer<char> base_codes;
+    std::shared_ptr<BaseLoading> loading;
+    Lora lora;
 
     int C() const { return config.hidden_size; }
     int L() const { return config.num_hidden_layers; }
@@ -153,7 +166,7 @@ Weights<T> model_views(const Model& m, T* base) {
     Weights<T> w{};
     w.layers.resize(m.L());
     for (const ParamTensor& t : m.tensors) {
-        T* p = base + t.offset;
+        T* p = t.packed ? nullptr : base + t.offset;
         auto ends = [&](const char* s) {
             size_t n = strlen(s);
             return t.name.size() >= n && t.name.compare(t.name.size() - n, n, s) == 0;
@@ -191,7 +204,13 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
 }
 
 // Give parameter t its values: fill writes them into host memory, from where they go to wherever the master weights are
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill);
+
 inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+    if (m.frozen) {
+        base_fill(m, t, fill);
+        return;
+    }
     float* p = m.master.data + t.offset;
     if (!m.dev.cuda) {
         fill(p);
@@ -238,6 +257,7 @@ inline std::array<ProductShape, 4> product_shapes(const Model& m) {
 // fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the linears
 // are beyond what stays in the caches; below, the laid-out working weights are faster.
 inline bool generates_from_codes(const Model& m) {
+    if (m.frozen) return false;  // it has nothing else
     if (!m.quantizer.on() || m.dev.cuda) return m.quantizer.on() && sizeof(floatX) == 2;
     size_t bytes = 0;
     for (const ParamTensor& t : m.tensors) bytes += t.kind == ParamKind::linear ? t.count() * sizeof(floatX) : 0;
@@ -262,11 +282,16 @@ inline void generation_codes_allocate(Model& m) {
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
+// the part of a layer that a linear is: "q", "k", ... "down"
+inline std::string linear_part(const ParamTensor& t) {
+    size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
+    return t.name.substr(start, end - start);
+}
+
 // which: "all", or a list of q,k,v,o,gate,up,down. Embeddings and head are never quantized.
 inline bool quantizes(const std::string& which, const ParamTensor& t) {
     if (t.kind != ParamKind::linear) return false;
-    size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
-    std::string part = "," + t.name.substr(start, end - start) + ",";
+    std::string part = "," + linear_part(t) + ",";
     return which == "all" || ("," + which + ",").find(part) != std::string::npos;
 }
 
@@ -351,18 +376,169 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     });
 }
 
+// what packing reads of a quantized tensor
+inline void quantized_source(QuantizedSource& s, const QuantizedTensor& t, const Quantizer& q) {
+    s.codes = t.codes, s.grid = t.grid;
+    s.grid_rows = q.scope == QuantScope::tensor ? t.rows : 1;  // the scale of a 128 x 128 tile stands in each of its rows
+    s.tensor = t.state.tensor, s.scale_codes = t.state.codes, s.nested = t.state.absmax;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// a frozen base
+
+// index into product_shapes, and the first row there
+struct PartOfProduct {
+    int product;
+    int64_t row0;
+};
+inline PartOfProduct part_of_product(const Model& m, const ParamTensor& t) {
+    std::string part = linear_part(t);
+    int64_t q = (int64_t)m.NH() * m.HD(), kv = (int64_t)m.NKV() * m.HD();
+    if (part == "q") return {0, 0};
+    if (part == "k") return {0, q};
+    if (part == "v") return {0, q + kv};
+    if (part == "o") return {1, 0};
+    if (part == "gate") return {2, 0};
+    if (part == "up") return {2, m.F()};
+    return {3, 0};
+}
+
+// Instead of model_allocate and model_quantize: no master weights; the products that `which` names as packed codes. The
+// parts of a product share its codes, so all of them or none must be named.
+inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Quantizer& q, const std::string& which) {
+    m.config = config;
+    m.frozen = true;
+    m.quantizer = q;
+    m.tensors = model_tensors(config, &m.num_params);
+    const std::array<ProductShape, 4> shapes = product_shapes(m);
+    std::array<int, 4> named = {0, 0, 0, 0}, parts = {3, 1, 2, 1};
+    size_t end = 0;
+    for (ParamTensor& t : m.tensors) {
+        t.packed = q.on() && quantizes(which, t);
+        if (t.packed && t.layer == 0) named[part_of_product(m, t).product]++;
+        if (t.packed) continue;  // the others keep their order, and those behind another one of their product stay there
+        std::string part = t.kind == ParamKind::linear || t.kind == ParamKind::bias ? linear_part(t) : "";
+        if (part != "k" && part != "v" && part != "up") end = (end + 31) / 32 * 32;
+        t.offset = end;
+        end += (size_t)t.count();
+    }
+    for (int p = 0; p < 4; p++)
+        if (named[p] && named[p] != parts[p])
+            fail_usage("--quantize_layers %s: over a frozen base q, k and v are one matrix, and so are gate and up; name "
+                       "all parts of it or none", which.c_str());
+    m.num_params = (end + 31) / 32 * 32;
+    m.work.allocate(m.num_params, "working weights", "", m.dev);
+    size_t codes = 0;
+    for (int p = 0; p < 4; p++)
+        if (named[p]) codes += product_codes_bytes(m, shapes[p]) * (size_t)m.L();
+    m.base_codes.allocate(codes, "packed weights of the base", "", m.dev);
+    when_allocated(m.dev, [=, &m] {
+        m.w = model_views(m, m.work.data);
+        m.base.assign(m.L(), {});
+        size_t at = 0;
+        for (int l = 0; l < m.L(); l++)
+            for (int p = 0; p < 4; p++) {
+                if (!named[p]) continue;
+                m.base[l][p] = product_codes(m, shapes[p]);
+                quantized_weight_place(m.base[l][p], m.base_codes.data + at);
+                at += product_codes_bytes(m, shapes[p]);
+            }
+    });
+    rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
+              config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+}
+
+// A frozen base is read tensor by tensor: fp32, then codes, which are packed when a product has all of its own. Takes
+// the memory of one product, while weights are loaded.
+struct BaseLoading {
+    std::vector<float> host;
+    Buffer<float> fp32;     // [rows, cols] of the tensor
+    Buffer<floatX> value;   // what its codes stand for
+    Buffer<int8_t> codes;   // [rows, cols] of the product
+    Buffer<Grid> grid;      // of the product's tensors, one after another
+    Buffer<int64_t> counts;
+    QuantizedSources sources;
+    int64_t groups = 0;  // in grid
+};
+
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+    if (!m.loading) m.loading = std::make_shared<BaseLoading>();
+    BaseLoading& b = *m.loading;
+    Device dev = m.dev;
+    dev.arena = nullptr;  // not for long
+    const char* what = "a tensor of the base while it is loaded";
+    const int64_t n = t.count();
+    b.fp32.reserve(n, what, "", dev);
+    if (!dev.cuda) {
+        fill(b.fp32.data);
+    } else {
+        b.host.resize(n);
+        fill(b.host.data());
+        copy_to_device(b.fp32.data, b.host.data(), n * sizeof(float), dev);
+        device_synchronize(dev);
+    }
+    if (!t.packed) {
+        convert_forward(m.work.data + t.offset, b.fp32.data, n, dev);
+        device_synchronize(dev);
+        return;
+    }
+    const Quantizer& q = m.quantizer;
+    const PartOfProduct part = part_of_product(m, t);
+    const ProductShape shape = product_shapes(m)[part.product];
+    QuantizedTensor qt;
+    qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
+    quantized_tensor_init(qt, q);
+    if (part.row0 == 0) {  // a product begins: room for all of its tensors
+        b.sources = QuantizedSources();
+        b.groups = 0;
+        b.codes.reserve(shape.rows * shape.cols, what, "", dev);
+        b.value.reserve(shape.rows * shape.cols, what, "", dev);
+        b.grid.reserve(QW_PARTS * std::max(qt.groups, shape.rows * shape.cols / qt.group), what, "", dev);
+        b.counts.reserve(2, what, "", dev);
+    }
+    qt.master = b.fp32.data, qt.work = b.value.data;
+    qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + b.groups;
+    b.groups += qt.groups;
+    quantized_tensor_refresh(qt, q, ScaleMode::dynamic, b.counts.data, dev);
+    int i = 0;
+    while (b.sources.part[i].codes) i++;
+    quantized_source(b.sources.part[i], qt, q);
+    if (part.row0 + t.rows == shape.rows) quantized_weight_pack(m.base[t.layer][part.product], b.sources, dev);
+    device_synchronize(dev);
+}
+
+// an adapter on the linears that config.target names
+inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool training) {
+    std::vector<LoraPlace> places;
+    for (const ParamTensor& t : m.tensors) {
+        if (!quantizes(config.target, t)) continue;
+        PartOfProduct part = part_of_product(m, t);
+        places.push_back({t.name, t.layer * 4 + part.product, part.row0, t.rows, t.cols});
+    }
+    lora_allocate(m.lora, config, places, m.L() * 4, seed, training, m.dev);
+}
+
 // work from master: after loading and after every optimizer step
 inline void model_refresh(Model& m) {
     NVTX_RANGE("quantize_weights");
-    size_t next = 0;
+    if (m.lora.on()) lora_refresh(m.lora, m.dev);
+    m.loading.reset();
+    if (m.frozen) return;
+    size_t next = 0, adapted = 0;
     for (const ParamTensor& t : m.tensors) {
+        const float* master = m.master.data + t.offset;
+        if (m.lora.inside() && adapted < m.lora.tensors.size() && m.lora.tensors[adapted].name == t.name) {
+            lora_combine(m.lora, m.lora.combined.data, master, m.lora.tensors[adapted++], m.dev);
+            master = m.lora.combined.data;
+        }
         if (m.quantize && next < m.quantized.size() && m.quantized[next].offset == t.offset) {
+            m.quantized[next].master = master;
             quantized_tensor_refresh(m.quantized[next], m.quantizer, m.scale_mode, m.flip_counts.data + 2 * next,
                                      m.dev);
             next++;
             continue;
         }
-        convert_forward(m.work.data + t.offset, m.master.data + t.offset, t.count(), m.dev);
+        convert_forward(m.work.data + t.offset, master, t.count(), m.dev);
     }
     if (!m.quantize || m.quantized.empty()) return;
     std::vector<int64_t> counts(m.flip_counts.size);
@@ -379,9 +555,7 @@ inline bool quantized_product(const Model& m, size_t offset, const ProductShape&
     int part = 0;
     for (const QuantizedTensor& t : m.quantized) {
         if (t.offset != offset) continue;
-        QuantizedSource& s = from.part[part];
-        s.codes = t.codes, s.grid = t.grid;
-        s.grid_rows = m.quantizer.scope == QuantScope::tensor ? t.rows : 1;
+        quantized_source(from.part[part], t, m.quantizer);
         offset += (size_t)(t.rows * t.cols);
         if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }
@@ -404,6 +578,7 @@ inline void model_pack(Model& m) {
         for (int i = 0; i < 4; i++) {
             const ProductShape& p = shapes[i];
             QuantizedSources sources;
+            if (!m.base.empty() && m.base[l][i].N) continue;  // packed for good
             to[i]->codes = QuantizedWeight();
             if (m.quantize && m.generation_codes.size &&
                 quantized_product(m, (size_t)(from[i] - m.work.data), p, sources)) {

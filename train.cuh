@@ -39,7 +39,8 @@ struct ScoreMemory {
 
 struct Trainer {
     Model* model = nullptr;
-    Buffer<float> grads, moment1, moment2;  // [num_params]
+    Buffer<float> grads, moment1, moment2;  // [num_params], of the model or, if it has an adapter, of that
+    Buffer<float> unwanted;                 // [C] where gradients of norms go that are not trained
     Weights<float> g;                       // views of grads
     Activations acts;
     ScoreMemory score;
@@ -66,13 +67,23 @@ inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens
 
 inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing) {
     t.model = &m;
-    t.grads.allocate(m.num_params, "gradients", "", m.dev);
-    t.moment1.allocate(m.num_params, "AdamW's moments", "", m.dev);
-    t.moment2.allocate(m.num_params, "AdamW's moments", "", m.dev);
+    const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
+    t.grads.allocate(n, "gradients", "", m.dev);
+    t.moment1.allocate(n, "AdamW's moments", "", m.dev);
+    t.moment2.allocate(n, "AdamW's moments", "", m.dev);
+    if (m.lora.on()) t.unwanted.allocate(std::max(m.C(), m.HD()), "gradients of norms", "", m.dev);
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
     when_allocated(m.dev, [&t, &m] {
+        if (m.lora.on()) {
+            LayerWeights<float> layer{};
+            t.g = Weights<float>{};
+            t.g.adapters = t.grads.data;
+            t.g.norm = layer.ln1 = layer.ln2 = layer.q_norm = layer.k_norm = t.unwanted.data;
+            t.g.layers.assign(m.L(), layer);
+            return;
+        }
         t.g = model_views(m, t.grads.data);
         for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + q.offset;
     });
@@ -118,6 +129,15 @@ inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const B
                     memory.rows.data + R, R, C, m.V(), inverse_temperature, memory.head, m.dev);
 }
 
+// The forward of score_backward: with dropout, if the model's adapter has any
+inline void score_forward_training(Trainer& t, const Batch& b, const ScoredTokens& s, float inverse_temperature) {
+    Lora& l = t.model->lora;
+    l.pass++;
+    l.training = true;
+    score_forward(*t.model, t.acts, t.score, b, s, inverse_temperature);
+    l.training = false;
+}
+
 // the results as vectors on the host
 inline void score_fetch(ScoredTokens& s, const ScoreMemory& memory, Device dev) {
     int64_t R = s.size();
@@ -127,7 +147,7 @@ inline void score_fetch(ScoredTokens& s, const ScoreMemory& memory, Device dev) 
     copy_to_host(s.entropy.data(), memory.entropy.data, R * sizeof(float), dev);
 }
 
-// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward; gradients of the parameters accumulate in
+// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training; gradients of the parameters accumulate in
 // t.grads
 inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     Model& m = *t.model;
@@ -139,7 +159,9 @@ inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
                          memory.rows.data + R, memory.lse.data, R, C, m.V(), inverse_temperature, memory.head, m.dev);
         scatter_rows(t.acts.dnorm, memory.dhidden.data, memory.rows.data, R, t.acts.view.T, C, m.dev);
     }
+    m.lora.training = true;  // the dropout of the forward
     model_backward(m, t.acts, t.g);
+    m.lora.training = false;
 }
 
 // the same with dL/dlogp from the host
@@ -173,9 +195,9 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
     Model& m = *t.model;
     OptimizerResult r;
     NVTX_RANGE("optimizer_step");
-    if (m.quantize)
+    if (m.quantize && !m.lora.on())
         for (QuantizedTensor& q : m.quantized) quantized_tensor_backward(q, m.quantizer, m.ste, m.dev);
-    r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)m.num_params, m.dev));
+    r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)t.grads.size, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {
         r.skipped = true;
         t.skipped++;
@@ -191,12 +213,16 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
             t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
         AdamWConfig c = t.adam;
         c.learning_rate = (float)learning_rate;
-        for (const ParamTensor& p : m.tensors) {
-            AdamWConfig tensor = c;
-            if (p.kind == ParamKind::norm || p.kind == ParamKind::bias) tensor.weight_decay = 0.0f;
-            adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
-                         t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
-        }
+        if (m.lora.on())
+            adamw_update(m.lora.master.data, t.moment1.data, t.moment2.data, t.grads.data, (int64_t)t.grads.size,
+                         (float)clip, c, t.step, m.dev);
+        else
+            for (const ParamTensor& p : m.tensors) {
+                AdamWConfig tensor = c;
+                if (p.kind == ParamKind::norm || p.kind == ParamKind::bias) tensor.weight_decay = 0.0f;
+                adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
+                             t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
+            }
         model_refresh(m);
         r.flip_rate = code_flip_rate(m, false);
         r.flip_total = code_flip_rate(m, true);

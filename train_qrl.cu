@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
         signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), with a message
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
         if (s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT) install_stop_handler();
+        session_adapter(s);
         switch (s.o.command) {
             case COMMAND_GRPO:
                 return grpo_command(s);

@@ -141,7 +141,7 @@ inline int grpo_command(Session& s) {
     config.comm = &comm;
     session_plan(s, true, [&] {
         trainer_from_options(t, s.m, o);
-        if (config.beta > 0.0)
+        if (config.beta > 0.0 && !s.m.frozen)
             reference.allocate(s.m.num_params, "the reference model", "--beta 0 needs none", s.m.dev);
         int64_t longest = 0;
         for (const Prompt& p : train) longest = std::max(longest, (int64_t)p.tokens.size());
@@ -150,10 +150,12 @@ inline int grpo_command(Session& s) {
         rollout_allocate(state, s.m, shape);
     });
     if (session_allocate(s)) return 0;
-    session_load_weights(s);
+    const bool flips_counted = !s.m.quantized.empty();         // of a frozen base no code ever changes,
+    const bool full_precision = quantizer.on() && !s.m.frozen;  // and there is nothing but its codes
+    if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     RunDir run = session_run_dir(o);
     AppendFile flips_log;
-    if (quantizer.on()) flips_log = AppendFile(run.path + "/code_flips.jsonl");
+    if (flips_counted) flips_log = AppendFile(run.path + "/code_flips.jsonl");
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     printf("data        %zu training prompts, %zu held out; first prompt %s\n", train.size(), held_out.size(),
@@ -165,18 +167,19 @@ inline int grpo_command(Session& s) {
     if (s.embedded_model) {
         ColdStartConfig c;
         c.target = o.cold_start_loss;
-        cold_start(s, t, c);
+        if (s.m.lora.on()) cold_start_of_base(s, c, run.path + "/base");
+        else cold_start(s, t, c);
     }
 
     EvalResult before, before_full, after, after_full;
     if (!held_out.empty() && !stop_requested()) {
         before = run_eval(s, state, held_out, 0);
-        if (quantizer.on()) before_full = run_eval_full_precision(s, state, held_out, 0);
-        print_eval("before", before, quantizer.on() ? &before_full : nullptr, o.weights);
+        if (full_precision) before_full = run_eval_full_precision(s, state, held_out, 0);
+        print_eval("before", before, full_precision ? &before_full : nullptr, o.weights);
         print_samples("before", held_out, before);
     }
 
-    if (config.beta > 0.0) copy_on_device(reference.data, s.m.work.data, reference.bytes(), s.m.dev);
+    if (reference.size) copy_on_device(reference.data, s.m.work.data, reference.bytes(), s.m.dev);
     Schedule schedule = parse_schedule(o.lr_scheduler_type);
 
     RolloutStats generated;
@@ -271,7 +274,7 @@ inline int grpo_command(Session& s) {
         j["sampling/importance_sampling_ratio/min"] = first.ratio_min;
         j["sampling/importance_sampling_ratio/mean"] = first.ratio_mean;
         j["sampling/importance_sampling_ratio/max"] = first.ratio_max;
-        if (quantizer.on()) {
+        if (flips_counted) {
             j["quant/code_flip_rate"] = update.flip_rate;
             j["quant/code_flip_total"] = update.flip_total;
         }
@@ -311,7 +314,7 @@ inline int grpo_command(Session& s) {
                 c["finished"] = completions[i].finished;
                 log_completion(run, c);
             }
-            if (quantizer.on()) {
+            if (flips_counted) {
                 nlohmann::ordered_json flips;
                 flips["step"] = step + 1;
                 for (const QuantizedTensor& q : s.m.quantized)
@@ -326,7 +329,7 @@ inline int grpo_command(Session& s) {
             printf(" len %.1f clipped %.0f%% | grad %.3f%s | lr %.1e |", j["completions/mean_length"].get<double>(),
                    100 * j["completions/clipped_ratio"].get<double>(), update.grad_norm,
                    update.skipped ? " SKIPPED" : "", rate);
-            if (quantizer.on()) printf(" flips %.3f%% (%.2f%%) |", 100 * update.flip_rate, 100 * update.flip_total);
+            if (flips_counted) printf(" flips %.3f%% (%.2f%%) |", 100 * update.flip_rate, 100 * update.flip_total);
             printf(" gen %s train %s tok/s | %.1f s\n",
                    human_count((double)stats.completion_tokens / stats.seconds).c_str(),
                    human_count((double)step_tokens / seconds).c_str(), wall_seconds() - step_start);
@@ -345,9 +348,9 @@ inline int grpo_command(Session& s) {
     bool stopped = stop();
     if (!held_out.empty() && !stopped) {
         after = run_eval(s, state, held_out, 1u << 30);
-        if (quantizer.on()) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
+        if (full_precision) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
         stopped = stop_requested();
-        print_eval("after", after, quantizer.on() ? &after_full : nullptr, o.weights);
+        print_eval("after", after, full_precision ? &after_full : nullptr, o.weights);
         print_samples("after", held_out, after);
     }
     std::string checkpoint = save(step);
@@ -356,6 +359,7 @@ inline int grpo_command(Session& s) {
     summary["command"] = "grpo";
     summary["seed"] = o.seed;
     summary["weights"] = quantizer_text(quantizer);
+    summary_lora(summary, s.m);
     summary["model"] = s.embedded_model ? "embedded" : o.model;
     summary["steps"] = step;
     summary["stopped"] = stopped;
@@ -363,20 +367,20 @@ inline int grpo_command(Session& s) {
     summary["eval"]["samples"] = o.eval_samples;
     if (before.n) summary["eval"]["before"] = eval_to_json(before);
     if (after.n) summary["eval"]["after"] = eval_to_json(after);
-    if (quantizer.on() && before_full.n) summary["eval"]["before"]["full_precision"] = eval_to_json(before_full);
-    if (quantizer.on() && after_full.n) summary["eval"]["after"]["full_precision"] = eval_to_json(after_full);
+    if (before_full.n) summary["eval"]["before"]["full_precision"] = eval_to_json(before_full);
+    if (after_full.n) summary["eval"]["after"]["full_precision"] = eval_to_json(after_full);
     summary["wall_seconds"] = wall_seconds() - run_start;
     summary["tokens_generated"] = generated.completion_tokens;
     summary["tokens_trained"] = tokens_trained;
     summary["generation_tokens_per_second"] =
         generated.seconds > 0 ? (double)generated.completion_tokens / generated.seconds : 0.0;
     summary["training_tokens_per_second"] = train_seconds > 0 ? (double)tokens_trained / train_seconds : 0.0;
-    if (quantizer.on()) summary["code_flip_total"] = code_flip_rate(s.m, true);
+    if (flips_counted) summary["code_flip_total"] = code_flip_rate(s.m, true);
     summary["skipped_steps"] = t.skipped;
     summary["checkpoint"] = checkpoint;
     summary["peak_rss_bytes"] = peak_rss_bytes();
     close_run_dir(run, summary);
-    if (quantizer.on()) flips_log.close();
+    if (flips_counted) flips_log.close();
     printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n",
            stopped ? "stopped" : "done", (long long)step, wall_seconds() - run_start,
            (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str());

@@ -21,6 +21,8 @@ struct Session {
     Tokenizer tok;
     bool embedded_model = false;
     PromptConfig prompt;
+    PeftAdapter adapter;  // of --adapter
+    std::string base;     // the model that adapters are saved for
 };
 
 // A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two
@@ -134,18 +136,74 @@ inline void session_open(Session& s) {
             s.m.config.eos_token_ids.push_back(id);
 }
 
+// Reads what --adapter names; a model that is not named is the adapter's base
+inline void session_adapter(Session& s) {
+    if (s.o.adapter.empty()) return;
+    s.adapter = peft_open(s.o.adapter);
+    if (!s.o.model.empty()) return;
+    if (s.adapter.base.empty())
+        fail_usage("--adapter %s names no base model; give --model", s.o.adapter.c_str());
+    s.o.model = s.adapter.base;
+}
+
+// the adapter of this run: that of --adapter, a new one of --lora_r, or none
+inline LoraConfig lora_from_options(const Session& s) {
+    const Options& o = s.o;
+    const Options normal;
+    LoraConfig c;
+    const bool loaded = !o.adapter.empty();
+    if (!loaded && o.lora_r == 0) {
+        const char* flag = o.lora_inside_quantizer                   ? "lora_inside_quantizer"
+                           : o.merge_adapter                         ? "merge_adapter"
+                           : o.lora_alpha != normal.lora_alpha       ? "lora_alpha"
+                           : o.lora_dropout != normal.lora_dropout   ? "lora_dropout"
+                           : o.lora_target != normal.lora_target     ? "lora_target"
+                                                                     : nullptr;
+        if (flag) fail_usage("--%s: there is no adapter; give --lora_r (16, say) or --adapter", flag);
+        return c;
+    }
+    if (loaded) {
+        c = s.adapter.config;
+        const char* flag = o.lora_r && o.lora_r != c.r                        ? "lora_r"
+                           : o.given("lora_alpha") && o.lora_alpha != c.alpha ? "lora_alpha"
+                           : o.given("lora_target") && o.lora_target != c.target ? "lora_target"
+                                                                                 : nullptr;
+        if (flag)
+            fail_usage("--%s contradicts --adapter %s, which has r %d, alpha %g and targets %s; leave it out", flag,
+                       o.adapter.c_str(), c.r, c.alpha, c.target.c_str());
+    } else {
+        c.r = o.lora_r, c.alpha = o.lora_alpha, c.target = o.lora_target;
+    }
+    c.dropout = o.lora_dropout;
+    c.inside_quantizer = o.lora_inside_quantizer;
+    if (c.inside_quantizer && o.weights == "none")
+        fail_usage("--lora_inside_quantizer needs a quantizer: give --weights, such as int4:g32:sym");
+    if (!c.inside_quantizer && (o.qat_scale != normal.qat_scale || o.ste != normal.ste))
+        fail_usage("--%s: the base is frozen, nothing is trained through its quantizer; leave it out, or put the adapter "
+                   "inside with --lora_inside_quantizer",
+                   o.ste != normal.ste ? "ste" : "qat_scale");
+    return c;
+}
+
 // What operators need for themselves: cuBLASLt asks for 32 MiB, the sums of the backward for a few rows a block
 constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
 
 // Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
 inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
     s.m.dev.arena = &s.arena;
-    model_allocate(s.m, ModelConfig(s.m.config));
     Quantizer q = quantizer_parse(s.o.weights, "weights");
-    model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
+    LoraConfig lora = lora_from_options(s);
+    const bool training = s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT;
+    if (lora.on() && !lora.inside_quantizer) {
+        model_allocate_frozen(s.m, ModelConfig(s.m.config), q, s.o.quantize_layers);
+    } else {
+        model_allocate(s.m, ModelConfig(s.m.config));
+        model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
                    s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+    }
     model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
     model_quantize_kv(s.m, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
+    if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
     more();
     const Options& o = s.o;
     int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});
@@ -162,10 +220,18 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
 #endif
 }
 
+inline void session_load_adapter(Session& s) {
+    if (!s.m.lora.on()) return;
+    if (s.o.adapter.empty()) lora_init(s.m.lora, s.m.dev);
+    else peft_load(s.adapter, s.m.lora, s.m.dev);
+}
+
 // The weights: drawn at random for the embedded model, read for others; and the working weights made of them
 inline void session_load_weights(Session& s) {
     if (s.embedded_model) model_init_random(s.m, s.o.seed);
     else model_load_weights(s.m, s.o.model);
+    if (!s.embedded_model) s.base = s.o.model;
+    session_load_adapter(s);
     model_refresh(s.m);
 }
 
@@ -319,12 +385,38 @@ inline void print_start(const Session& s) {
 #endif
     printf("device      %s, %s%s%s\n", device_text(s.m.dev, cpu).c_str(), PRECISION_NAME, s.m.dev.cuda ? "" : ", ",
            s.m.dev.cuda ? "" : gemm_backend_name());
+    if (s.m.lora.on()) {
+        const Lora& l = s.m.lora;
+        printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,
+               l.tensors.size(), human_count((double)l.num_params).c_str(),
+               s.o.adapter.empty() ? "" : (", from " + s.o.adapter).c_str(),
+               l.inside() ? "frozen, quantized with the adapter inside: " : s.m.quantizer.on() ? "packed: " : "frozen, ",
+               s.m.quantizer.on() ? quantizer_text(s.m.quantizer).c_str() : PRECISION_NAME);
+    }
     fputs(arena_plan_text(s.arena).c_str(), stdout);
     fflush(stdout);  // into a pipe, too, before the long work
 }
 
+// The model; of a model with an adapter the adapter alone, and on request the model that merging makes of both
 inline void session_save(const Session& s, const std::string& dir) {
-    model_save(s.m, dir, s.o.save_dtype, [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
+    auto tokenizer = [&](const std::string& folder) { tokenizer_save(s.tok, folder); };
+    if (!s.m.lora.on()) {
+        model_save(s.m, dir, s.o.save_dtype, tokenizer);
+        return;
+    }
+    folder_save(dir, [&](const std::string& folder) {
+        peft_save(s.m.lora, folder, s.base, s.m.dev);
+        tokenizer(folder);
+    });
+    if (!s.o.merge_adapter) return;
+    MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, tokenizer);
+    printf("merged      into %s-merged, %s: the adapters add %.3g%% to their weights", dir.c_str(),
+           s.o.save_dtype.c_str(), 100 * r.added / r.base);
+    if (s.m.quantizer.on())
+        printf("; quantizing the sum to %s would change it by %.3g%%%s", quantizer_text(s.m.quantizer).c_str(),
+               100 * r.lost / r.base,
+               s.m.lora.inside() ? ", which is what was trained" : ", so it is not the policy that was trained");
+    printf("\n");
 }
 
 inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,

@@ -30,7 +30,7 @@ inline SftResult sft_step(Trainer& t, const std::vector<const SftTokens*>& examp
             batch_add_sequence(b, examples[i]->ids.data(), (int)examples[i]->ids.size());
             score_last_sequence(s, b, examples[i]->first);
         }
-        score_forward(*t.model, t.acts, t.score, b, s, 1.0f);
+        score_forward_training(t, b, s, 1.0f);
         score_fetch(s, t.score, t.model->dev);
         for (float logp : s.logp) total -= logp;
         score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)r.tokens)), 1.0f);
@@ -153,6 +153,42 @@ inline void cold_start(Session& s, Trainer& t, const ColdStartConfig& c) {
     model_refresh(s.m);
 }
 
+inline void trainer_from_options(Trainer& t, Model& m, const Options& o);
+
+// The same for a frozen base, which cannot be trained itself: a model of its own learns, is saved as `folder`, where
+// the adapters will find their base, and is then frozen and quantized.
+inline void cold_start_of_base(Session& s, const ColdStartConfig& c, const std::string& folder) {
+    Session cold;
+    cold.o = s.o;
+    cold.tok = s.tok;
+    cold.m.dev = s.m.dev;
+    cold.m.dev.arena = nullptr;
+    model_allocate(cold.m, s.m.config);
+    model_init_random(cold.m, s.o.seed);
+    Trainer t;
+    trainer_from_options(t, cold.m, s.o);
+    cold_start(cold, t, c);
+    session_save(cold, folder);
+    s.base = folder;
+    for (size_t i = 0; i < s.m.tensors.size(); i++) {
+        const ParamTensor& from = cold.m.tensors[i];
+        model_fill(s.m, s.m.tensors[i], [&](float* to) {
+            copy_to_host(to, cold.m.master.data + from.offset, from.count() * sizeof(float), s.m.dev);
+        });
+    }
+    session_load_adapter(s);
+    model_refresh(s.m);
+}
+
+inline void summary_lora(nlohmann::ordered_json& summary, const Model& m) {
+    if (!m.lora.on()) return;
+    summary["lora"]["r"] = m.lora.config.r;
+    summary["lora"]["alpha"] = m.lora.config.alpha;
+    summary["lora"]["target"] = m.lora.config.target;
+    summary["lora"]["inside_quantizer"] = m.lora.inside();
+    summary["lora"]["parameters"] = m.lora.num_params;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // the command
 
@@ -220,7 +256,7 @@ inline int sft_command(Session& s) {
             j["loss"] = r.loss;
             j["grad_norm"] = r.grad_norm;
             j["learning_rate"] = rate;
-            if (quantizer.on()) {
+            if (!s.m.quantized.empty()) {
                 j["quant/code_flip_rate"] = code_flip_rate(s.m, false);
                 j["quant/code_flip_total"] = code_flip_rate(s.m, true);
             }
@@ -252,6 +288,7 @@ inline int sft_command(Session& s) {
     summary["command"] = "sft";
     summary["seed"] = o.seed;
     summary["weights"] = quantizer_text(quantizer);
+    summary_lora(summary, s.m);
     summary["model"] = s.embedded_model ? "embedded" : o.model;
     summary["steps"] = step;
     summary["stopped"] = stop_requested();

@@ -11,6 +11,7 @@
 #include "../model.cuh"
 #include "gguf.h"
 #include "hf_config.h"
+#include "peft.h"
 #include "safetensors.h"
 
 inline bool is_gguf_path(const std::string& path) {
@@ -67,27 +68,15 @@ inline const char* st_dtype_of(const std::string& save_dtype) {
     return save_dtype == "bfloat16" ? "BF16" : save_dtype == "float16" ? "F16" : "F32";
 }
 
-// also(folder): what else belongs into it (the tokenizer), before the folder gets its name
-inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
-                       const std::function<void(const std::string&)>& also) {
+// dir, whole or not at all: write(folder) fills a folder that then gets the name
+inline void folder_save(const std::string& dir, const std::function<void(const std::string&)>& write) {
     namespace fs = std::filesystem;
     std::string temp = dir + ".tmp", old = dir + ".old";
     std::error_code ec;
     fs::remove_all(temp, ec);
     if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
     try {
-        ModelConfig config = m.config;
-        config.torch_dtype = save_dtype;
-        write_file_atomic(temp + "/config.json", config_to_json(config));
-        std::vector<StWriteTensor> tensors;
-        for (const ParamTensor& t : m.tensors)
-            tensors.push_back(st_from_callback(t.name, st_dtype_of(save_dtype), param_shape(t),
-                                               [&m, &t](int64_t first, int64_t n, float* buffer) {
-                                                   copy_to_host(buffer, m.master.data + t.offset + first,
-                                                                n * sizeof(float), m.dev);
-                                               }));
-        st_write_folder(temp, tensors, (uint64_t)4 << 30);
-        also(temp);
+        write(temp);
     } catch (...) {
         fs::remove_all(temp, ec);
         throw;
@@ -97,4 +86,117 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
     fs::rename(temp, dir, ec);
     if (ec) fail("cannot rename %s to %s: %s", temp.c_str(), dir.c_str(), ec.message().c_str());
     fs::remove_all(old, ec);
+}
+
+// values(t, first, n, buffer): what is written of a tensor
+typedef std::function<void(const ParamTensor&, int64_t, int64_t, float*)> TensorValues;
+
+// also(folder): what else belongs into it (the tokenizer), before the folder gets its name
+inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
+                       const std::function<void(const std::string&)>& also, TensorValues values = nullptr) {
+    if (!values)
+        values = [&m](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
+            copy_to_host(buffer, m.master.data + t.offset + first, n * sizeof(float), m.dev);
+        };
+    folder_save(dir, [&](const std::string& temp) {
+        ModelConfig config = m.config;
+        config.torch_dtype = save_dtype;
+        write_file_atomic(temp + "/config.json", config_to_json(config));
+        std::vector<StWriteTensor> tensors;
+        for (const ParamTensor& t : m.tensors)
+            tensors.push_back(st_from_callback(
+                t.name, st_dtype_of(save_dtype), param_shape(t),
+                [&](int64_t first, int64_t n, float* buffer) { values(t, first, n, buffer); }));
+        st_write_folder(temp, tensors, (uint64_t)4 << 30);
+        also(temp);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// merged adapters
+
+// What merging changed: sizes of the base's adapted weights, of what was added to them, and of what quantizing the sum
+// once more would take away (0 without a quantizer)
+struct MergeReport {
+    double base = 0.0, added = 0.0, lost = 0.0;
+};
+
+// n numbers (whole rows if t is packed) of tensor t of the base, from `first`, as they are multiplied with (frozen) or as the master has them
+inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int64_t n, float* out) {
+    if (!m.frozen) {
+        copy_to_host(out, m.master.data + t.offset + first, n * sizeof(float), m.dev);
+        return;
+    }
+    std::vector<floatX> host(n);
+    if (t.packed) {
+        PartOfProduct part = part_of_product(m, t);
+        Device dev = m.dev;
+        dev.arena = nullptr;
+        Buffer<floatX> rows;
+        rows.allocate(n, "a tensor of the base", "", dev);
+        quantized_weight_unpack(rows.data, t.cols, m.base[t.layer][part.product], part.row0 + first / t.cols,
+                                n / t.cols, dev);
+        copy_to_host(host.data(), rows.data, n * sizeof(floatX), dev);
+    } else {
+        copy_to_host(host.data(), m.work.data + t.offset + first, n * sizeof(floatX), m.dev);
+    }
+    for (int64_t i = 0; i < n; i++) out[i] = (float)host[i];
+}
+
+// The model with W + s B A for W, a folder like model_save's
+inline MergeReport merged_save(const Model& m, const std::string& dir, const std::string& save_dtype,
+                               const std::function<void(const std::string&)>& also) {
+    MergeReport report;
+    const Lora& l = m.lora;
+    const int64_t r = l.config.r;
+    std::vector<float> adapter(l.num_params), merged;
+    copy_to_host(adapter.data(), l.master.data, l.num_params * sizeof(float), m.dev);
+    auto merge = [&](const ParamTensor& t, const LoraTensor& a) {
+        const float *A = adapter.data() + a.a, *B = adapter.data() + a.b;
+        double base = 0.0, added = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : base, added)
+        for (int64_t row = 0; row < t.rows; row++) {
+            std::vector<float> delta(t.cols);
+            for (int64_t k = 0; k < r; k++)
+                for (int64_t c = 0; c < t.cols; c++) delta[c] += B[row * r + k] * A[k * t.cols + c];
+            float* w = merged.data() + row * t.cols;
+            for (int64_t c = 0; c < t.cols; c++) {
+                float d = l.scale * delta[c];
+                base += (double)w[c] * w[c];
+                added += (double)d * d;
+                w[c] += d;
+            }
+        }
+        report.base += base;
+        report.added += added;
+        if (!m.quantizer.on()) return;
+        std::vector<floatX> value(t.count());
+        std::vector<int8_t> codes(t.count());
+        QuantizedTensor q;
+        q.name = t.name, q.rows = t.rows, q.cols = t.cols;
+        quantized_tensor_init(q, m.quantizer);
+        std::vector<Grid> grid(q.groups);
+        int64_t counts[2];
+        q.master = merged.data(), q.work = value.data(), q.codes = codes.data(), q.grid = grid.data();
+        quantized_tensor_refresh(q, m.quantizer, ScaleMode::dynamic, counts, Device());
+        for (int64_t i = 0; i < t.count(); i++)
+            report.lost += ((double)merged[i] - (float)value[i]) * ((double)merged[i] - (float)value[i]);
+    };
+    model_save(m, dir, save_dtype, also, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
+        const LoraTensor* adapted = nullptr;
+        for (const LoraTensor& a : l.tensors)
+            if (a.name == t.name) adapted = &a;
+        if (!adapted && !t.packed) {
+            base_values(m, t, first, n, buffer);
+            return;
+        }
+        if (first == 0) {  // the whole tensor, of which the next calls ask for the rest
+            merged.resize(t.count());
+            base_values(m, t, 0, t.count(), merged.data());
+            if (adapted) merge(t, *adapted);
+        }
+        std::copy(merged.begin() + first, merged.begin() + first + n, buffer);
+    });
+    report.base = sqrt(report.base), report.added = sqrt(report.added), report.lost = sqrt(report.lost);
+    return report;
 }

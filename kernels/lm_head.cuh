@@ -169,7 +169,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));
             }
             gemm_nn(dh, dlogits, weight + v0 * C, rows, n, C, true, C, columns);
-            gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, C, columns);
+            if (dweight) gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, C, columns);
         }
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
@@ -341,7 +341,7 @@ inline void lm_head_forward(float* logp, float* lse, float* entropy, const float
     lm_head_forward_cpu(logp, lse, entropy, hidden, weight, targets, T, C, V, inverse_temperature, scratch);
 }
 
-// dhidden: (T,C); dweight: (V,C), +=; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from the forward
+// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from the forward
 inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const floatX* hidden,
                              const floatX* weight, const int* targets, const float* lse, int64_t T, int64_t C,
                              int64_t V, float inverse_temperature, LmHeadScratch& scratch, Device dev) {
@@ -368,7 +368,7 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
                        dlogits, logits, dlogp + t0, lse + t0, targets + t0, columns, n, v0, inverse_temperature,
                        aligned);
                 matmul_nn(dh, C, dlogits, columns, weight + v0 * C, C, rows, n, C, v0 > 0, dev);
-                matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
+                if (dweight) matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
             }
             convert_forward(dhidden + t0 * C, dh, rows * C, dev);
         }

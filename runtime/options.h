@@ -92,6 +92,14 @@ OPT(std::string, qat_scale, "dynamic", "dynamic|static", IN_TRAIN, "scales: from
 OPT(std::string, ste, "identity", "identity|clip", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
+GROUP("adapters") \
+OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base; 0: all weights are trained") \
+OPT(double, lora_alpha, 32, "(0, 1000000]", IN_TRAIN, "the adapters count alpha / r times") \
+OPT(double, lora_dropout, 0.0, "[0, 1)", IN_TRAIN, "share of the adapters' inputs that is dropped in training; makes the trainer differ from the sampler") \
+OPT(std::string, lora_target, "all", "{all, q, k, v, o, gate, up, down}", IN_TRAIN, "linear layers that get an adapter") \
+OPT(bool, lora_inside_quantizer, false, "", IN_MODEL, "L4Q: quantize the sum of weight and adapter, and not the weight alone") \
+OPT(std::string, adapter, "", "", IN_MODEL, "folder of a PEFT adapter to use or to train on; without --model, over the base that it names") \
+OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
 GROUP("GRPO") \
 OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the group size G") \
 OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \
