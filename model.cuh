@@ -10,6 +10,7 @@
 // Llama/SmolLM2 (neither). Sequences are packed one after another without padding. The letters of the shapes are those
 // of parameters.cuh.
 #pragma once
+#include <algorithm>
 #include <utility>
 #include <vector>
 #include "kernels/attention.cuh"
@@ -149,6 +150,7 @@ struct Activations {
     std::vector<floatX*> residual;  // [L+1] of [T,C]: input of each layer, and the output of the last
     std::vector<LayerActivations> layers;
     floatX* branch;      // [T,C] what a block adds to the residual
+    floatX* quantized;   // [T, widest product's input] the fake-quantized input of a product; null without a quantizer
     floatX* hidden;      // [T,C] after the last norm
     float* hidden_rstd;  // [T]
     // gradients of activations, one layer's worth (training only)
@@ -156,6 +158,10 @@ struct Activations {
 };
 
 inline void activations_views(Activations& a, const Model& m);
+
+inline int64_t quantized_input_width(const Model& m) {
+    return m.activations.on() ? std::max({m.C(), m.F(), m.NH() * m.HD()}) : 0;
+}
 
 inline void activations_allocate(Activations& a, const Model& m, int64_t T, ActivationMode mode) {
     a.mode = mode;
@@ -166,6 +172,7 @@ inline void activations_allocate(Activations& a, const Model& m, int64_t T, Acti
     bool training = mode != ActivationMode::inference;
     int64_t half = copies * (4 * C + QKV + (NH + NKV) * HD + NH * HD + 3 * F) + residuals * C + 2 * C;
     if (training) half += 2 * C + NH * HD + (NH + NKV) * HD + QKV + 3 * F;
+    half += quantized_input_width(m);
     int64_t full = copies * (2 + 2 * NH + NKV) + 1;
     const char* hint =
         training ? "lower --micro_batch_tokens or use --gradient_checkpointing" : "lower --rollout_batch";
@@ -199,6 +206,7 @@ inline void activations_views(Activations& a, const Model& m) {
     }
     a.residual.resize(L + 1);
     for (int64_t l = 0; l <= L; l++) a.residual[l] = l < residuals ? take(C) : a.residual[0];
+    a.quantized = quantized_input_width(m) ? take(quantized_input_width(m)) : nullptr;
     a.branch = take(C), a.hidden = take(C), a.hidden_rstd = take_full(1);
     if (training) {
         a.dresidual = take(C), a.dnorm = take(C), a.datt = take(NH * HD), a.dqk = take((NH + NKV) * HD);
@@ -225,7 +233,7 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     LayerActivations& y = a.layers[l];
     float eps = m.config.rms_norm_eps;
 
-    projection_forward(m, y.qkv, y.ln1, l, Projection::qkv, T);
+    projection_forward(m, y.qkv, y.ln1, a.quantized, l, Projection::qkv, T);
     if (m.config.qk_norm) {
         rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm, T, NH, HD, QK, QKV, eps, m.dev);
         rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm, T, NKV, HD, QK, QKV, eps, m.dev);
@@ -249,12 +257,12 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
         attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, QKV}, b.ranges, b.starts, b.sequences, b.longest, T, NH,
                           NKV, HD, m.dev);
     else attention_decode(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, NH, NKV, HD, m.dev);
-    projection_forward(m, a.branch, y.att, l, Projection::o, T);
+    projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, T);
 
     fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, eps, m.dev);
-    projection_forward(m, y.gate_up, y.ln2, l, Projection::gate_up, T);
+    projection_forward(m, y.gate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
     swiglu_forward(y.act, y.gate_up, T, F, m.dev);
-    projection_forward(m, a.branch, y.act, l, Projection::down, T);
+    projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, T);
 }
 
 // b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step
@@ -306,12 +314,12 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
             layer_forward(m, a, l, a.residual[l], b, nullptr);
         }
         // MLP
-        projection_backward(m, g, a.dact, a.dresidual, y.act, l, Projection::down, T);
+        projection_backward(m, g, a.dact, a.dresidual, y.act, a.quantized, l, Projection::down, T);
         swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
-        projection_backward(m, g, a.dnorm, a.dgate_up, y.ln2, l, Projection::gate_up, T);
+        projection_backward(m, g, a.dnorm, a.dgate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
         rmsnorm_backward(a.dresidual, d.ln2, a.dnorm, y.mid, w.ln2, y.ln2_rstd, T, C, true, m.dev);
         // attention
-        projection_backward(m, g, a.datt, a.dresidual, y.att, l, Projection::o, T);
+        projection_backward(m, g, a.datt, a.dresidual, y.att, a.quantized, l, Projection::o, T);
         floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
         int64_t stride = m.config.qk_norm ? QK : QKV;
         attention_backward(dqk, stride, dqk + NH * HD, stride, a.dqkv + QK, QKV, a.datt, y.att, y.lse, y.qk, QK,
@@ -324,7 +332,7 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
             rmsnorm_heads_backward(a.dqkv + NH * HD, d.k_norm, a.dqk + NH * HD, y.qkv + NH * HD, w.k_norm, y.k_rstd, T,
                                    NKV, HD, QKV, QK, QKV, false, m.dev);
         }
-        projection_backward(m, g, a.dnorm, a.dqkv, y.ln1, l, Projection::qkv, T);
+        projection_backward(m, g, a.dnorm, a.dqkv, y.ln1, a.quantized, l, Projection::qkv, T);
         rmsnorm_backward(a.dresidual, d.ln1, a.dnorm, a.residual[l], w.ln1, y.ln1_rstd, T, C, true, m.dev);
     }
     if (g.embed) embedding_backward(g.embed, a.dresidual, b.tokens, T, C, m.dev);

@@ -83,8 +83,12 @@ struct Model {
     ScaleMode scale_mode = ScaleMode::dynamic;
     SteRule ste = SteRule::identity;
     bool quantize = true;  // false: the forward reads the full-precision weights all the same
+    Quantizer activations;                            // of the inputs of the products
+    std::array<bool, 4> activation_products = {};     // which of a layer's products: qkv, o, gate and up, down
     std::vector<QuantizedTensor> quantized;
     Buffer<Grid> grids;             // of the quantized tensors, one after another
+    Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
+    Buffer<uint8_t> scale_codes;    // those of its blocks of scales; and the codes of the scales
     Buffer<int8_t> codes, initial;  // their codes now and at load; only when flips are tracked
     Buffer<int64_t> flip_counts;    // [quantized tensors, 2]
 
@@ -297,6 +301,32 @@ inline void check_quantizer(const ModelConfig& config, const Quantizer& q, const
     }
 }
 
+// The inputs of the products whose linears `which` names get a quantizer. The linears of a product share their input,
+// so that a list that names some of them only is refused.
+inline void model_quantize_activations(Model& m, const Quantizer& q, const std::string& which) {
+    m.activations = q;
+    m.activation_products = {};
+    if (!q.on()) return;
+    if (q.scope == QuantScope::tensor)
+        fail_usage("--activations %s: one scale for all tokens of a batch would make a token's value depend on the others; "
+                   "take token or a group",
+                   quantizer_text(q, "token").c_str());
+    static const std::vector<std::string> parts[] = {{"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}};
+    for (int p = 0; p < 4; p++) {
+        size_t named = 0;
+        for (const std::string& part : parts[p]) named += which == "all" || ("," + which + ",").find("," + part + ",") != which.npos;
+        if (named != 0 && named != parts[p].size())
+            fail_usage("--quantize_layers %s with --activations: %s and its neighbours multiply the same input; name all of "
+                       "q,k,v and all of gate,up, or none",
+                       which.c_str(), parts[p][0].c_str());
+        int64_t cols = product_shapes(m)[p].cols;
+        if (named && q.scope == QuantScope::group && cols % q.group)
+            fail_usage("--activations %s: groups of %d do not divide the %lld inputs of %s; choose a divisor or token",
+                       quantizer_text(q, "token").c_str(), q.group, (long long)cols, parts[p][0].c_str());
+        m.activation_products[p] = named > 0;
+    }
+}
+
 // the tensors that `which` names get their quantizer; track_flips: their codes are kept to be compared
 inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule ste, const std::string& which,
                            bool track_flips) {
@@ -305,7 +335,7 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     m.ste = ste;
     m.quantized.clear();
     if (!q.on()) return;
-    int64_t groups = 0, codes = 0;
+    int64_t groups = 0, codes = 0, floats = 0;
     for (const ParamTensor& t : m.tensors) {
         if (!quantizes(which, t)) continue;
         QuantizedTensor qt;
@@ -315,20 +345,29 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
         qt.offset = t.offset;
         quantized_tensor_init(qt, q);
         groups += qt.groups;
+        floats += scale_state_floats(qt, q);
         codes += qt.rows * qt.cols;
         m.quantized.push_back(qt);
     }
     m.grids.allocate(groups, "quantization scales", "", m.dev);
+    m.scale_floats.allocate(floats, "quantization scales", "", m.dev);
+    m.scale_codes.allocate(q.double_quant ? groups : 0, "quantization scales", "", m.dev);
     if (track_flips || generates_from_codes(m)) m.codes.allocate(codes, "quantization codes", "", m.dev);
     if (track_flips) m.initial.allocate(codes, "quantization codes at load", "", m.dev);
     generation_codes_allocate(m);
     m.flip_counts.allocate(2 * m.quantized.size(), "code-flip counters", "", m.dev);
     when_allocated(m.dev, [&m] {
-        int64_t group = 0, code = 0;
+        int64_t group = 0, code = 0, floats = 0;
         for (QuantizedTensor& t : m.quantized) {
             t.master = m.master.data + t.offset;
             t.work = m.work.data + t.offset;
             t.grid = m.grids.data + group;
+            if (m.scale_floats.size) t.state.tensor = m.scale_floats.data + floats;
+            if (m.scale_codes.size) {
+                t.state.codes = m.scale_codes.data + group;
+                t.state.absmax = t.state.tensor + 1;
+            }
+            floats += scale_state_floats(t, m.quantizer);
             t.codes = m.codes.size ? m.codes.data + code : nullptr;
             t.initial = m.initial.size ? m.initial.data + code : nullptr;
             group += t.groups;
@@ -341,6 +380,7 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
 inline void quantized_source(QuantizedSource& s, const QuantizedTensor& t, const Quantizer& q) {
     s.codes = t.codes, s.grid = t.grid;
     s.grid_rows = q.scope == QuantScope::tensor ? t.rows : q.scope == QuantScope::block ? 128 : 1;
+    s.tensor = t.state.tensor, s.scale_codes = t.state.codes, s.nested = t.state.absmax;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -415,10 +455,12 @@ struct BaseLoading {
     Buffer<float> fp32;     // [rows, cols] of the tensor
     Buffer<floatX> value;   // what its codes stand for
     Buffer<int8_t> codes;   // [rows, cols] of the product
-    Buffer<Grid> grid;      // of the product's tensors, one after another
+    Buffer<Grid> grid;      // of the product's tensors, one after another; so are the two behind their scales
+    Buffer<float> scale_floats;
+    Buffer<uint8_t> scale_codes;
     Buffer<int64_t> counts;
     QuantizedSources sources;
-    int64_t groups = 0;  // in grid
+    int64_t groups = 0, floats = 0;  // in grid, in scale_floats
 };
 
 inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
@@ -450,15 +492,21 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     quantized_tensor_init(qt, q);
     if (part.row0 == 0) {  // a product begins: room for all of its tensors
         b.sources = QuantizedSources();
-        b.groups = 0;
+        b.groups = b.floats = 0;
         b.codes.reserve(shape.rows * shape.cols, what, "", dev);
         b.value.reserve(shape.rows * shape.cols, what, "", dev);
-        b.grid.reserve(QW_PARTS * std::max(qt.groups, shape.rows * shape.cols / qt.group), what, "", dev);
+        const int64_t groups = shape.rows * shape.cols / qt.group + QW_PARTS;
+        b.grid.reserve(groups, what, "", dev);
+        b.scale_floats.reserve(groups + 2 * QW_PARTS, what, "", dev);
+        b.scale_codes.reserve(groups, what, "", dev);
         b.counts.reserve(2, what, "", dev);
     }
     qt.master = b.fp32.data, qt.work = b.value.data;
     qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + b.groups;
+    qt.state.tensor = b.scale_floats.data + b.floats;
+    if (q.double_quant) qt.state.codes = b.scale_codes.data + b.groups, qt.state.absmax = qt.state.tensor + 1;
     b.groups += qt.groups;
+    b.floats += scale_state_floats(qt, q);
     quantized_tensor_refresh(qt, q, ScaleMode::dynamic, b.counts.data, dev);
     int i = 0;
     while (b.sources.part[i].codes) i++;

@@ -200,6 +200,7 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
         model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
                    s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
     }
+    model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
     if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
     more();
     const Options& o = s.o;

@@ -86,6 +86,7 @@ OPT(bool, overwrite_output_dir, false, "", IN_FILES, "write into a folder that a
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 GROUP("quantization") \
 OPT(std::string, weights, "none", "", IN_MODEL, "quantizer of the linear layers' weights, such as int4:g32:sym or none") \
+OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static", IN_TRAIN, "scales: from the current weights at every step, or kept from the first") \
 OPT(std::string, ste, "identity", "identity|clip", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped") \

@@ -60,7 +60,7 @@ static double tile_speed(double budget) {
             alignas(64) float tile[GEMM_MR * GEMM_NR];
             alignas(64) uint32_t a[GEMM_MR * 2 * steps] = {}, b[GEMM_NR * steps] = {};
             volatile GemmMicro micro = gemm_pick_micro<KIND, false>(GEMM_MR, GEMM_NV);  // or it is not called again
-            for (int64_t i = 0; i < repeat; i++) micro(tile, (const char*)a, 8 * steps, b, steps);
+            for (int64_t i = 0; i < repeat; i++) micro(tile, (const char*)a, 8 * steps, b, steps, false);
         }
     });
     const double k = (double)steps * (sizeof(T) == 2 ? 2 : 1);

@@ -491,14 +491,18 @@ static void bench_weights(Bench& b, const Shapes& s) {
                    {"fake_quant_forward int4:g64",
                     {groups, s.group},
                     [&] {
-                        fake_quant_forward(q.data, codes.data, grid.data, w.data, groups, s.group, 4, true, true,
+                        fake_quant_forward(q.data, codes.data, grid.data, ScaleState(), w.data,
+                                           QuantGroups{groups, s.group}, QuantSpec{QuantFormat::integer, 4}, true,
                                            changed.data, dev);
                     },
                     (6 + X) * n,
                     0},
                    {"fake_quant_backward int4:g64",
                     {groups, s.group},
-                    [&] { fake_quant_backward(grad.data, w.data, grid.data, groups, s.group, 4, true, dev); },
+                    [&] {
+                        fake_quant_backward(grad.data, w.data, grid.data, QuantGroups{groups, s.group},
+                                            QuantSpec{QuantFormat::integer, 4}, SteRule::clip, dev);
+                    },
                     12.0 * n,
                     0},
                });

@@ -193,7 +193,7 @@ TEST(PackedWeight, UnpacksToTheWorkingWeight) {
         for (WeightLayout layout : {WeightLayout::panels, WeightLayout::fragments}) {
             std::vector<uint8_t> first;
             for (const Backend& run : runs) {
-                if (run.dev.cuda && c.N > 2000) continue;
+                if (run.dev.cuda && (c.N > 2000 || layout == WeightLayout::panels)) continue;
                 select_backend(run);
                 std::string what = text(c) + (layout == WeightLayout::panels ? ", panels, " : ", ") + run.name;
                 PackedOnDevice p(c, s, run.dev, layout);
@@ -237,8 +237,9 @@ TEST(PackedWeight, ProductHasTheBitsOfTheWorkingWeights) {
         for (const Backend& run : all_backends()) {
             select_backend(run);
             PackedOnDevice p(c, s, run.dev);
-            std::vector<int64_t> rows = {1, 16, 17};
-            if (c.K == 256) rows = {1, 2, 16, 17, 64, 65, 128, 129};
+            std::vector<int64_t> rows = {1, 17};
+            if (c.K == 256 && c.N == 67) rows = {1, 16, 65};
+            if (c.K == 256 && c.group == 128) rows = {1, 2, 16, 17, 64, 65, 128, 129};
             if (c.N > 2000) rows = {3};
             if (!run.dev.cuda) rows.push_back(300);  // several tasks of the CPU's product share a panel
             TestBuffer<floatX> w(s.working, run.dev), bias(random_values<floatX>(c.N, 21), run.dev);

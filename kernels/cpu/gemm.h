@@ -42,6 +42,7 @@
 static constexpr int64_t GEMM_KC = 1024;                 // k block, even: part of the arithmetic (above)
 static constexpr int64_t GEMM_TASK_ROWS = 128;           // most rows of A in a task
 static constexpr int64_t GEMM_GROUP_BYTES = 512 * 1024;  // panels a task's rows meet at a time: half of a 1 MB L2
+static constexpr int64_t GEMM_PIECE = 128;               // steps of a panel made in a task: 24 KB, half of L1
 static constexpr int64_t GEMM_SHARED_BYTES = 4 << 20;    // most bytes of packed B, and of carried sums, at a time
 // Multiply-adds a thread must have to be worth waking: about 10 us of work against 2 us for a fork and two barriers,
 // and against a whole time slice where other processes keep the cores busy.
@@ -221,48 +222,68 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     else if (!direct) gemm_pack_a_rows<KIND>(packed_a, words, job.A + part.m0 * job.lda + k0, job.lda, rows, kc);
     const int64_t a_row_bytes = direct ? job.lda * (int64_t)sizeof(TA) : words * 4;
 
-    uint32_t* own_panel = nullptr;
-    if (job.own_panels) own_panel = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(steps * GEMM_NR * 4));
-    const int64_t group = own_panel ? 1 : gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
+    // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels hold
+    // GEMM_MR each.
+    auto row = [&](int64_t t) {
+        return t == tiles ? rows : A_IS_KM ? t * GEMM_MR : rows * t / tiles;
+    };
+    auto a_of = [&](int64_t t) {
+        return direct ? (const char*)(job.A + (part.m0 + row(t)) * job.lda + k0)
+                      : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : row(t) * words));
+    };
+    auto finish = [&](const float* tile, int64_t t, int64_t p) {
+        const int64_t n0 = panels.column(p), r0 = row(t);
+        const int mr = (int)(row(t + 1) - r0), cols = (int)gemm_min(panels.width(p), job.N - n0);
+        TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
+        const TC* old = job.accumulate ? c : nullptr;
+        const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
+        if (first && last) {
+            gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
+            return;
+        }
+        // block sums are carried in float: in C itself if it is float
+        float* sum = (float*)(void*)c;
+        int64_t ld = job.ldc;
+        if (sizeof(TC) == 2) {
+            ld = panels.column(chunk.p1) - panels.column(chunk.p0);
+            sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
+        }
+        if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
+        else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
+        else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+    };
+
+    if (job.own_panels) {  // a piece of a panel at a time, which stays in L1 for all tiles
+        alignas(64) float tile[GEMM_TASK_ROWS / GEMM_MR + 1][GEMM_MR * GEMM_NR];
+        alignas(64) uint32_t piece[GEMM_PIECE * GEMM_NR];
+        constexpr int64_t K_STEP = sizeof(TB) == 2 ? 2 : 1;
+        for (int64_t p = part.p0; p < part.p1; p++) {
+            const int width = panels.width(p);
+            for (int64_t s = 0; s < steps; s += GEMM_PIECE) {
+                const int64_t count = gemm_min(GEMM_PIECE, steps - s), k = s * K_STEP;
+                job.expand(piece, job.stored, panels.column(p), width, k0 + k, gemm_min(kc - k, count * K_STEP));
+                for (int64_t t = 0; t < tiles; t++)
+                    gemm_pick_micro<KIND, A_IS_KM>((int)(row(t + 1) - row(t)), width / GEMM_VF)(
+                        tile[t], a_of(t) + s * (words / gemm_max(1, steps)) * 4, a_row_bytes, piece, count, s > 0);
+            }
+            for (int64_t t = 0; t < tiles; t++) finish(tile[t], t, p);
+        }
+        return;
+    }
+    const int64_t group = gemm_max(1, GEMM_GROUP_BYTES / gemm_max(1, steps * GEMM_NR * 4));
     for (int64_t g = part.p0; g < part.p1; g += group) {
         const int64_t g_end = gemm_min(g + group, part.p1);
-        if (own_panel) job.expand(own_panel, job.stored, panels.column(g), panels.width(g), k0, kc);
-        for (int64_t t = 0; t < tiles; t++) {
-            // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels
-            // hold GEMM_MR each.
-            const int64_t r0 = A_IS_KM ? t * GEMM_MR : rows * t / tiles;
-            const int64_t r1 = A_IS_KM ? gemm_min(rows, r0 + GEMM_MR) : rows * (t + 1) / tiles;
-            const int mr = (int)(r1 - r0);
-            const char* a = direct ? (const char*)(job.A + (part.m0 + r0) * job.lda + k0)
-                                   : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : r0 * words));
+        for (int64_t t = 0; t < tiles; t++)
             for (int64_t p = g; p < g_end; p++) {
                 const int64_t n0 = panels.column(p);
-                const int width = panels.width(p), cols = (int)gemm_min(width, job.N - n0);
-                const uint32_t* b = own_panel    ? own_panel
-                                    : job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
-                                                 : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
+                const int width = panels.width(p);
+                const uint32_t* b = job.packed ? job.packed + n0 * gemm_steps<TB>(job.K) + gemm_steps<TB>(k0) * width
+                                               : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
                 alignas(64) float tile[GEMM_MR * GEMM_NR];
-                gemm_pick_micro<KIND, A_IS_KM>(mr, width / GEMM_VF)(tile, a, a_row_bytes, b, steps);
-
-                TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
-                const TC* old = job.accumulate ? c : nullptr;
-                const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
-                if (first && last) {
-                    gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
-                    continue;
-                }
-                // block sums are carried in float: in C itself if it is float
-                float* sum = (float*)(void*)c;
-                int64_t ld = job.ldc;
-                if (sizeof(TC) == 2) {
-                    ld = panels.column(chunk.p1) - panels.column(chunk.p0);
-                    sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
-                }
-                if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
-                else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
-                else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+                gemm_pick_micro<KIND, A_IS_KM>((int)(row(t + 1) - row(t)), width / GEMM_VF)(tile, a_of(t), a_row_bytes,
+                                                                                           b, steps, false);
+                finish(tile, t, p);
             }
-        }
     }
 }
 

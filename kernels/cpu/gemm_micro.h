@@ -182,14 +182,16 @@ inline float gemm_word(const char* p) {
 }
 
 // tile[MR][GEMM_NR] = sum over s < steps of A(i, s) * B(s, j), for MR rows and NV vectors of columns.
-// B's panel is NV vectors wide. PANEL: A is a packed panel [steps][GEMM_MR], else rows a_row_bytes apart.
+// B's panel is NV vectors wide. PANEL: A is a packed panel [steps][GEMM_MR], else rows a_row_bytes apart. resume: the
+// chain goes on from what the tile holds.
 template <GemmKind KIND, bool PANEL, int MR, int NV>
-void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps) {
+void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps, bool resume) {
     const int64_t a_row = PANEL ? 4 : a_row_bytes;
     const int64_t a_step = PANEL ? 4 * GEMM_MR : 4;
     GemmVec acc[MR][NV];
     for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) acc[i][v] = gemm_zero();
+        for (int v = 0; v < NV; v++)
+            acc[i][v] = resume ? gemm_load(tile + i * GEMM_NR + v * GEMM_VF) : gemm_zero();
     for (int64_t s = 0; s < steps; s++, b += NV * GEMM_VF) {
         GemmVec bv[NV];
         for (int v = 0; v < NV; v++) bv[v] = gemm_load(b + v * GEMM_VF);
@@ -222,7 +224,8 @@ void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t*
         for (int v = 0; v < NV; v++) gemm_store(tile + i * GEMM_NR + v * GEMM_VF, acc[i][v]);
 }
 
-typedef void (*GemmMicro)(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps);
+typedef void (*GemmMicro)(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps,
+                          bool resume);
 
 // the variant for rows in 1..GEMM_MR and vectors in 1..GEMM_NV
 template <GemmKind KIND, bool PANEL, int MR = GEMM_MR, int NV = GEMM_NV>

@@ -5,7 +5,7 @@
 //   gemm_nn_quantized  dX[M,K] = dY[M,N] Q(W)[N,K]           activation gradient
 //
 // Q(W) is never whole in memory. Forward: codes are expanded into the panels of gemm.h, the very words that gemm_pack_b
-// makes of the working weight, one panel of a k block at a time (48 columns x 1024 of k are 192 KB, in L2), and all
+// makes of the working weight, a piece of a panel at a time (GEMM_PIECE words of 48 columns are 24 KB, in L1), and all
 // rows of X meet it before the next one is expanded; with more rows than a task holds (GEMM_TASK_ROWS), a chunk of
 // panels for all threads. The tile, its order of summation and so the bits are those of gemm_nt. Gradient: columns of
 // Q(W) are expanded to rows as they lie in the working weight, as many as QUANTIZED_COLUMN_BYTES hold, and gemm_nn
@@ -40,6 +40,8 @@ inline void quantized_block_scales(float* scale, float* zero, const QuantizedWei
         for (int j = 0; j < R; j++) scale[j] = static_cast<const float*>(w.scales)[first + j];
     } else if (w.storage == ScaleStorage::bf16) {
         for (int j = 0; j < R; j++) scale[j] = (float)static_cast<const bf16*>(w.scales)[first + j];
+    } else if (w.storage == ScaleStorage::e8m0) {  // 2^-127 is subnormal
+        for (int j = 0; j < R; j++) scale[j] = bits_float(bytes[j] ? (uint32_t)bytes[j] << 23 : 1u << 22);
     } else if (w.storage == ScaleStorage::e4m3 && one_part) {
         for (int j = 0; j < R; j++) scale[j] = e4m3_bits_to_float(bytes[j]) / w.tensor[part];
     } else {
@@ -107,19 +109,22 @@ inline __m512 quantized_vector(__m512i word, __m512i third, __m512 table, __m512
     } else if constexpr (NUMBER == QUANTIZED_INTEGER) {  // 2^23 + u - (2^23 + zero), exact
         u = _mm512_ternarylogic_epi32(u, _mm512_set1_epi32(0xFF), _mm512_set1_epi32(0x4B000000), 0xEA);
         x = _mm512_sub_ps(_mm512_castsi512_ps(u), zero);
-    } else {  // by way of fp16, whose subnormals cost nothing: e5m2 is its upper byte, e4m3 has another bias
-        __m512i sign = _mm512_and_si512(_mm512_maskz_slli_epi32(GEMM_ALL, u, 8), _mm512_set1_epi32(0x8000));
-        __m512i size = _mm512_and_si512(_mm512_maskz_slli_epi32(GEMM_ALL, u, NUMBER == QUANTIZED_E4M3 ? 7 : 8),
-                                        _mm512_set1_epi32(NUMBER == QUANTIZED_E4M3 ? 0x3F80 : 0x7F00));
-        __m256i half = _mm512_maskz_cvtepi32_epi16(GEMM_ALL, _mm512_or_si512(sign, size));
-        x = _mm512_maskz_cvtph_ps(GEMM_ALL, half);
-        if (NUMBER == QUANTIZED_E4M3) {
-            x = _mm512_mul_ps(x, _mm512_set1_ps(256.0f));
-            __mmask16 nan = _mm512_cmpeq_epi32_mask(size, _mm512_set1_epi32(0x3F80));
-            x = _mm512_mask_or_ps(x, nan, x, _mm512_set1_ps(NAN));
-        }
+    } else {  // sign, exponent and mantissa to the places that float has for them, then the difference of the biases
+        constexpr int EXPONENT = NUMBER == QUANTIZED_E4M3 ? 4 : 3, UP = 24 - 8 * C > 0 ? 24 - 8 * C : 0;
+        u = _mm512_maskz_srai_epi32(GEMM_ALL, _mm512_maskz_slli_epi32(GEMM_ALL, word, UP), EXPONENT);
+        u = _mm512_and_si512(u, _mm512_set1_epi32((int)(NUMBER == QUANTIZED_E4M3 ? 0x87F00000u : 0x8FE00000u)));
+        x = _mm512_mul_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(NUMBER == QUANTIZED_E4M3 ? 0x1p120f : 0x1p112f));
     }
     return _mm512_mul_ps(x, scale);
+}
+
+// words without an infinity or NaN of an 8-bit float, which the vectors do not know
+template <QuantizedNumber NUMBER>
+inline bool quantized_finite(__m512i word) {
+    if (NUMBER != QUANTIZED_E4M3 && NUMBER != QUANTIZED_E5M2) return true;
+    __m512i size = _mm512_and_si512(word, _mm512_set1_epi32(0x7F7F7F7F));
+    size = _mm512_add_epi32(size, _mm512_set1_epi32(NUMBER == QUANTIZED_E4M3 ? 0x01010101 : 0x04040404));
+    return _mm512_test_epi32_mask(size, _mm512_set1_epi32((int)0x80808080u)) == 0;
 }
 
 template <int BITS, QuantizedNumber NUMBER, bool ZEROS, int C = 0>
@@ -173,8 +178,8 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
                 const uint32_t* block = row + r / QW_PANEL_SPAN * BITS * R;
                 const int run = (int)(r / RUN % RUNS);
 #if GEMM_BACKEND >= GEMM_AVX512
-                if (r >= k && r + RUN <= end && n_end - n == R) {
-                    __m512i word = _mm512_loadu_si512(block + run * R), third = _mm512_setzero_si512();
+                __m512i word = _mm512_loadu_si512(block + run * R), third = _mm512_setzero_si512();
+                if (r >= k && r + RUN <= end && n_end - n == R && quantized_finite<NUMBER>(word)) {
                     if (BITS == 3)
                         third = _mm512_maskz_srl_epi32(GEMM_ALL, _mm512_loadu_si512(block + 2 * R),
                                                        _mm_cvtsi32_si128(16 * run));
