@@ -455,10 +455,12 @@ struct BaseLoading {
     Buffer<float> fp32;     // [rows, cols] of the tensor
     Buffer<floatX> value;   // what its codes stand for
     Buffer<int8_t> codes;   // [rows, cols] of the product
-    Buffer<Grid> grid;      // of the product's tensors, one after another
+    Buffer<Grid> grid;      // of the product's tensors, one after another; so are the two behind their scales
+    Buffer<float> scale_floats;
+    Buffer<uint8_t> scale_codes;
     Buffer<int64_t> counts;
     QuantizedSources sources;
-    int64_t groups = 0;  // in grid
+    int64_t groups = 0, floats = 0;  // in grid, in scale_floats
 };
 
 inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
@@ -490,15 +492,21 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     quantized_tensor_init(qt, q);
     if (part.row0 == 0) {  // a product begins: room for all of its tensors
         b.sources = QuantizedSources();
-        b.groups = 0;
+        b.groups = b.floats = 0;
         b.codes.reserve(shape.rows * shape.cols, what, "", dev);
         b.value.reserve(shape.rows * shape.cols, what, "", dev);
-        b.grid.reserve(QW_PARTS * std::max(qt.groups, shape.rows * shape.cols / qt.group), what, "", dev);
+        const int64_t groups = shape.rows * shape.cols / qt.group + QW_PARTS;
+        b.grid.reserve(groups, what, "", dev);
+        b.scale_floats.reserve(groups + 2 * QW_PARTS, what, "", dev);
+        b.scale_codes.reserve(groups, what, "", dev);
         b.counts.reserve(2, what, "", dev);
     }
     qt.master = b.fp32.data, qt.work = b.value.data;
     qt.codes = b.codes.data + part.row0 * t.cols, qt.grid = b.grid.data + b.groups;
+    qt.state.tensor = b.scale_floats.data + b.floats;
+    if (q.double_quant) qt.state.codes = b.scale_codes.data + b.groups, qt.state.absmax = qt.state.tensor + 1;
     b.groups += qt.groups;
+    b.floats += scale_state_floats(qt, q);
     quantized_tensor_refresh(qt, q, ScaleMode::dynamic, b.counts.data, dev);
     int i = 0;
     while (b.sources.part[i].codes) i++;

@@ -176,7 +176,11 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         q.name = t.name, q.rows = t.rows, q.cols = t.cols;
         quantized_tensor_init(q, m.quantizer);
         std::vector<Grid> grid(q.groups);
+        std::vector<float> floats(scale_state_floats(q, m.quantizer) + 1);
+        std::vector<uint8_t> scales(q.groups);
         int64_t counts[2];
+        q.state.tensor = floats.data();
+        if (m.quantizer.double_quant) q.state.codes = scales.data(), q.state.absmax = floats.data() + 1;
         q.master = merged.data(), q.work = value.data(), q.codes = codes.data(), q.grid = grid.data();
         quantized_tensor_refresh(q, m.quantizer, ScaleMode::dynamic, counts, Device());
         for (int64_t i = 0; i < t.count(); i++)

@@ -1,7 +1,7 @@
 // LoRA adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors, in which
 //   base_model.model.MODULE.lora_A.weight [r,in]    base_model.model.MODULE.lora_B.weight [out,r]
-// stand for the module model.layers.0.self_attn.q_proj and so on. PeftModel.from_pretrained(model, folder) opens what is
-// written here. The function is y = x W^T + s (x A^T) B^T with s = lora_alpha / r, or lora_alpha / sqrt(r) with
+// stand for the module model.layers.0.self_attn.q_proj and so on. PeftModel.from_pretrained(model, folder) opens what
+// is written here. The function is y = x W^T + s (x A^T) B^T with s = lora_alpha / r, or lora_alpha / sqrt(r) with
 // use_rslora.
 //
 // What would make another function of it (DoRA, ranks or alphas of single modules, trained biases, other modules than
@@ -15,8 +15,8 @@
 #include "hf_config.h"
 #include "safetensors.h"
 
-static constexpr const char* peft_modules[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
-                                               "down_proj"};
+static constexpr const char* peft_modules[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                               "gate_proj", "up_proj", "down_proj"};
 
 struct PeftAdapter {
     std::string path, base;  // base_model_name_or_path
@@ -38,11 +38,11 @@ inline void peft_config_from_json(const std::string& text, const std::string& wh
     std::string type = config_string(j, "peft_type", "", where);
     if (type != "LORA") fail("%s: peft_type is %s; only LORA adapters can be read", w, shown(type).c_str());
     // each of these changes the function or trains something else
-    for (const char* key : {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save",
-                            "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-                            "layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters",
-                            "alora_invocation_tokens", "velora_config", "monteclora_config", "arrow_config",
-                            "kasa_config"}) {
+    for (const char* key :
+         {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
+          "alpha_pattern", "layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules",
+          "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "velora_config",
+          "monteclora_config", "arrow_config", "kasa_config"}) {
         const nlohmann::json* v = config_member(j, key);
         if (v && !(v->is_boolean() && !v->get<bool>()) && !(v->is_structured() && v->empty()))
             fail("%s: %s is %s, which is not supported; train the adapter without it", w, key,
@@ -52,9 +52,10 @@ inline void peft_config_from_json(const std::string& text, const std::string& wh
     if (bias != "none") fail("%s: bias is %s; adapters with trained biases are not supported", w, shown(bias).c_str());
     if (const nlohmann::json* init = config_member(j, "init_lora_weights"))
         if (init->is_string() && *init != "gaussian" && *init != "orthogonal" && *init != "eva")
-            fail("%s: init_lora_weights is %s, for which the base was changed; convert the adapter to one of the "
-                 "original base (PEFT's path_initial_model_for_weight_conversion)",
-                 w, shown(init->dump()).c_str());
+            fail(
+                "%s: init_lora_weights is %s, for which the base was changed; convert the adapter to one of the "
+                "original base (PEFT's path_initial_model_for_weight_conversion)",
+                w, shown(init->dump()).c_str());
     c->r = config_int(j, "r", 8, where);
     c->alpha = config_number(j, "lora_alpha", 8.0, where);
     c->dropout = config_number(j, "lora_dropout", 0.0, where);
@@ -78,9 +79,10 @@ inline void peft_config_from_json(const std::string& text, const std::string& wh
         bool known = false;
         for (const char* p : peft_modules) known = known || name == p;
         if (!known)
-            fail("%s: the target module %s is unknown here; q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and "
-                 "down_proj can have adapters",
-                 w, shown(name).c_str());
+            fail(
+                "%s: the target module %s is unknown here; q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and "
+                "down_proj can have adapters",
+                w, shown(name).c_str());
         names.insert(name);
     }
     c->target.clear();

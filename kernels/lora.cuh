@@ -48,8 +48,7 @@ void lora_add_cpu(O* out,              // [T,C] at ldo
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < C; c++)
-            out[t * ldo + c] =
-                (O)std::fmaf(scale * lora_keep(d, t, c), delta[t * C + c], (float)out[t * ldo + c]);
+            out[t * ldo + c] = (O)std::fmaf(scale * lora_keep(d, t, c), delta[t * C + c], (float)out[t * ldo + c]);
 }
 
 inline void lora_dropout_cpu(floatX* out,      // [T,C]
@@ -91,8 +90,7 @@ __global__ void lora_add_kernel(O* out, const float* delta, float scale, LoraDro
     Pack128<O> x = load_pack(out + t * ldo, c, C, aligned);
     for (int p = 0; p < W; p += 4) {
         Pack128<float> from = load_pack(delta + t * C, c + p, C, aligned);
-        for (int k = 0; k < 4; k++)
-            x[p + k] = (O)fmaf(scale * lora_keep(d, t, c + p + k), from[k], (float)x[p + k]);
+        for (int k = 0; k < 4; k++) x[p + k] = (O)fmaf(scale * lora_keep(d, t, c + p + k), from[k], (float)x[p + k]);
     }
     store_pack(out + t * ldo, c, C, aligned, x);
 }

@@ -5,12 +5,12 @@
 //                                                   alpha / sqrt(r)); Wq is never touched, nothing is merged
 //   dB = dY^T (s x A^T);  dh = s dY B;  dA = dh^T x;  dx = dY Wq + dh A
 //   L4Q   Wq = Q(W0 + s B A);  dA = s B^T M(dWq), dB = s M(dWq) A^T, M: zero where the quantizer clips; y = x Wq^T
-// A joined product (q, k, v; gate, up) has one A matrix of all its parts' rows, so that x is read once, and a B for each
-// part, which is added into that part's columns of the output.
+// A joined product (q, k, v; gate, up) has one A matrix of all its parts' rows, so that x is read once, and a B for
+// each part, which is added into that part's columns of the output.
 //
 // Arithmetic: h = floatX(s x A^T) and the product h B^T are those of matmul_nt, whose bits do not depend on the batch,
-// and y = floatX(y + h B^T). Sampler and trainer therefore compute the same bits with an adapter as without one. Dropout
-// (on x, one mask for the parts of a joined product, in training alone) makes them differ, as it is meant to.
+// and y = floatX(y + h B^T). Sampler and trainer therefore compute the same bits with an adapter as without one.
+// Dropout (on x, one mask for the parts of a joined product, in training alone) makes them differ, as it is meant to.
 //
 // Memory of an adapter of n parameters: 4n master, 2n working (bf16), 4n gradients, 8n moments; the scratch below.
 // Loops run over LORA_ROWS rows at a time, so scratch does not grow with the batch.
@@ -97,8 +97,7 @@ inline void lora_allocate(Lora& l, const LoraConfig& config, const std::vector<L
         for (size_t k = i; k < n; k++) {
             const LoraPlace& p = places[k];
             end = (end + 31) / 32 * 32;
-            l.tensors.push_back(
-                {p.name, p.product, p.row0, p.rows, p.cols, a + (k - i) * (size_t)(r * p.cols), end});
+            l.tensors.push_back({p.name, p.product, p.row0, p.rows, p.cols, a + (k - i) * (size_t)(r * p.cols), end});
             end += (size_t)(p.rows * r);
             widest_in = std::max(widest_in, p.cols), widest_out = std::max(widest_out, p.rows);
             largest = std::max(largest, p.rows * p.cols);
