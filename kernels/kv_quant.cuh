@@ -19,6 +19,8 @@
 //   mxfp4; 2 bits int2.
 // Bytes a token and layer for keys and values, NKV 3 and HD 64: bf16 768, 8 bits 416, 4 bits 224, 2 bits 128.
 //
+// A group with a number that is not finite becomes NaN as a whole, so that a loss shows it; integers could not hold it.
+//
 // The trap: level * scale + bias is written as one fused multiply-add, so that no compiler decides on it.
 //
 // Traffic in bytes for bf16, least and moved: kv_quantize 4 + b/8 a number. Launch: a warp a head of a token.
@@ -73,7 +75,13 @@ HOST_DEVICE Grid kv_grid(const KvQuant& q, uint32_t word) {
     return Grid{bf16_bits_to_float((uint16_t)(word >> 16)), (float)(word & 0xFFFFu)};
 }
 
+// finite: every number of the group is
+HOST_DEVICE Grid kv_measured_grid(const KvQuant& q, float min, float max, bool finite) {
+    return finite ? quant_grid(q.spec, min, max, 1.0f, 1.0f) : Grid{bits_float(0x7FC00000u), 0.0f};
+}
+
 HOST_DEVICE uint32_t kv_encode(const KvQuant& q, float x, Grid g) {
+    if (g.scale != g.scale) return 0;
     int code = quant_code(q.spec, x, g);
     if (q.spec.format == QuantFormat::integer) return (uint32_t)(code + (1 << (q.spec.bits - 1)));
     return (uint32_t)code & ((1u << q.bits) - 1);
@@ -121,11 +129,13 @@ inline void kv_quantize_cpu(KvQuant q, floatX* out, int64_t out_stride,        /
         for (int g = 0; g < groups; g++) {
             int start = g * q.group, end = start + q.group;
             float min = 0.0f, max = 0.0f;
+            bool finite = true;
             for (int j = start; j < end; j++) {
                 min = (float)x[j] < min ? (float)x[j] : min;
                 max = (float)x[j] > max ? (float)x[j] : max;
+                finite &= (float)x[j] - (float)x[j] == 0.0f;
             }
-            Grid grid = quant_grid(q.spec, min, max, 1.0f, 1.0f);
+            Grid grid = kv_measured_grid(q, min, max, finite);
             if (row) row[head * groups + g] = kv_grid_word(q, grid);
             for (int j = start; j < end; j += per_byte) {
                 uint8_t byte = kv_quantize_byte(q, y, x, b, grid, j);
@@ -210,13 +220,14 @@ __global__ void kv_quantize_kernel(KvQuant q, floatX* out, int64_t out_stride, c
     if (writes && writes[t].row >= 0) row = (writes[t].place ? cache1 : cache0) + writes[t].row * kv_row_words(q);
     for (int g = 0; g < groups; g++) {
         int start = g * q.group, end = start + q.group;
-        float min = 0.0f, max = 0.0f;
+        float min = 0.0f, max = 0.0f, odd = 0.0f;  // odd: 1 if a number is not finite
         for (int j = start + lane; j < end; j += 32) {
             min = (float)x[j] < min ? (float)x[j] : min;
             max = (float)x[j] > max ? (float)x[j] : max;
+            odd = (float)x[j] - (float)x[j] == 0.0f ? odd : 1.0f;
         }
-        min = -group_reduce_max<32>(-min), max = group_reduce_max<32>(max);
-        Grid grid = quant_grid(q.spec, min, max, 1.0f, 1.0f);
+        min = -group_reduce_max<32>(-min), max = group_reduce_max<32>(max), odd = group_reduce_max<32>(odd);
+        Grid grid = kv_measured_grid(q, min, max, odd == 0.0f);
         if (row && lane == 0) row[head * groups + g] = kv_grid_word(q, grid);
         for (int j = start + lane * per_byte; j < end; j += 32 * per_byte) {
             uint8_t byte = kv_quantize_byte(q, y, x, b, grid, j);

@@ -122,6 +122,28 @@ TEST(KvQuantize, CodesScalesAndValuesOfEveryFormatOnEveryBackend) {
                 }
 }
 
+TEST(KvQuantize, ANumberThatIsNotFiniteMakesItsGroupNaNAndNoOther) {
+    for (const char* text : {"int8:g8:asym", "int4:g8:sym", "fp8e4m3:g8", "nf4:g8"})
+        for (float odd : {NAN, INFINITY, -INFINITY})
+            for (const Backend& run : all_backends()) {
+                select_backend(run);
+                KvQuant q = kv_quant(text, 1, 24);
+                std::vector<floatX> x = random_values<floatX>(24, 5), head(24);
+                x[11] = (floatX)odd;
+                TestBuffer<floatX> inout(x, run.dev);
+                TestBuffer<uint32_t> cache(kv_row_words(q), run.dev);
+                TestBuffer<CacheRow> to(std::vector<CacheRow>{{1, 0}}, run.dev);
+                uint32_t* places[2] = {nullptr, cache.data};
+                kv_quantize(q, inout.data, 24, inout.data, 24, nullptr, places, to.data, 1, run.dev);
+                std::vector<floatX> got = inout.get();
+                kv_read_head_cpu(head.data(), q, kv_levels(q), cache.get().data(), 0);
+                for (int i = 0; i < 24; i++) {
+                    EXPECT_EQ(std::isnan((float)got[i]), i / 8 == 1) << text << ", " << run.name << ", " << i;
+                    EXPECT_EQ(std::isnan((float)head[i]), i / 8 == 1) << text << ", " << run.name << ", " << i;
+                }
+            }
+}
+
 TEST(KvQuantize, ErrorsAreThoseOfTheBits) {
     const int64_t T = 64;
     const int width = 128;
