@@ -8,9 +8,9 @@
 //   mxfp8 | mxfp4 | nvfp4                 blocks of 32, 32 and 16, as their standards have it
 //   ternary [: SCOPE]                     -1, 0, 1 times the mean size; tensor unless said
 //   SCOPE  tensor | channel (a weight's row) | token (an activation's row) | gN (N neighbours of a row) | 128x128
-// What the formats mean is in kernels/quant_format.cuh, the loops over a tensor in kernels/fake_quant.cuh. The quantizer
-// is one argument of every linear: a Linear knows its own, the forward and dX multiply with Q(W), and dW passes straight
-// through to the fp32 master weight.
+// What the formats mean is in kernels/quant_format.cuh, the loops over a tensor in kernels/fake_quant.cuh. The
+// quantizer is one argument of every linear: a Linear knows its own, the forward and dX multiply with Q(W), and dW
+// passes straight through to the fp32 master weight.
 //
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
@@ -102,8 +102,8 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
         size_t at = 0;
         for (size_t k = 0; k < i; k++) at += parts[k].size() + 1;
         std::string part = i < parts.size() ? parts[i] : "";
-        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag,
-                   text.c_str(), part.c_str(), at + 1, choices.c_str());
+        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag, text.c_str(),
+                   part.c_str(), at + 1, choices.c_str());
     };
     const QuantFormatRow* row = nullptr;
     std::string all = "none";
@@ -164,7 +164,8 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
         if (named && q.scope == QuantScope::tensor && q.spec.rule == ScaleRule::mse)
             refuse(next, "amax, amax7, signedmax: the scale rules of a whole tensor");
         next += named;
-        if (next < parts.size()) refuse(next, next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
+        if (next < parts.size())
+            refuse(next, next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
     }
     if (row->format == QuantFormat::nf4 && next < parts.size() && parts[next] == "dq") {
         q.double_quant = true;
@@ -189,7 +190,8 @@ struct QuantizedTensor {
     LearnedGrid learned;                          // while the grid is trained
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     bool measured = false;
-    bool given = false;  // the grid came from outside and no codes have been made with it yet
+    bool given = false;                  // the grid came from outside and no codes have been made with it yet
+    bool restored = false;               // ... and the parameters of a learned grid with it
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
 };
 
@@ -239,12 +241,13 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, Sca
     QuantGroups shape = quantized_tensor_groups(t);
     if (mode == ScaleMode::learned) {
         if (measure) quant_measure(t.grid, t.state, t.master, shape, q.spec, dev);
-        learned_grid_forward(t.grid, t.learned, t.master, shape, q.spec, kind, measure || t.given, dev);
+        learned_grid_forward(t.grid, t.learned, t.master, shape, q.spec, kind, measure || (t.given && !t.restored),
+                             dev);
         measure = false;
     }
     fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, shape, q.spec, measure, counts, dev, noise);
     t.measured = true;
-    t.given = false;
+    t.given = t.restored = false;
     if (first) {
         if (t.initial) copy_on_device(t.initial, t.codes, n, dev);
         set_zero(counts, 2 * sizeof(int64_t), dev);  // there were no codes before

@@ -188,10 +188,14 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
 #endif
 }
 
-// The weights: drawn at random for the embedded model, read for others; and the working weights made of them
+// The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
+// training says dynamic); and the working weights made of them
 inline void session_load_weights(Session& s) {
     if (s.embedded_model) model_init_random(s.m, s.o.seed);
     else model_load_weights(s.m, s.o.model);
+    bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
+    if (!s.embedded_model && !measured && quantizer_load(s.m, s.o.model))
+        fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
     model_refresh(s.m);
 }
 

@@ -11,6 +11,7 @@
 #include "../model.cuh"
 #include "gguf.h"
 #include "hf_config.h"
+#include "quantizer_file.h"
 #include "safetensors.h"
 
 inline bool is_gguf_path(const std::string& path) {
@@ -87,6 +88,7 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
                                                                 n * sizeof(float), m.dev);
                                                }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
+        quantizer_save(m, temp);
         also(temp);
     } catch (...) {
         fs::remove_all(temp, ec);
