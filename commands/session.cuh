@@ -101,6 +101,30 @@ inline void check_device_takes_model(const Session& s) {
              s.m.config.head_dim);
 }
 
+inline ScaleMode scale_mode(const Options& o) {
+    return o.qat_scale == "static"    ? ScaleMode::frozen
+           : o.qat_scale == "learned" ? ScaleMode::learned
+                                      : ScaleMode::dynamic;
+}
+inline LearnedScale learned_scale(const Options& o) {
+    return o.learned_scale == "lwc"          ? LearnedScale::lwc
+           : o.learned_scale == "lsq_offset" ? LearnedScale::lsq_offset
+                                             : LearnedScale::lsq;
+}
+
+// --weights, and whether the options of its training go with it: to be asked before the long work
+inline void check_weights(const ModelConfig& config, const Options& o) {
+    Quantizer q = quantizer_parse(o.weights, "weights");
+    check_quantizer(config, q, o.quantize_layers);
+    const bool learned = o.qat_scale == "learned", stochastic = o.rounding == "stochastic";
+    if (!q.on() && (learned || stochastic))
+        fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
+    if (learned) check_learned(q, learned_scale(o), false);
+    if (stochastic) check_learned(q, learned_scale(o), true);
+    for (const char* name : {"learned_scale", "scale_learning_rate"})
+        if (o.given(name) && !learned) fail_usage("--%s needs --qat_scale learned", name);
+}
+
 // Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
 // tokenizer.
 inline void session_open(Session& s) {
@@ -125,7 +149,7 @@ inline void session_open(Session& s) {
         s.m.config = model_config(s.o.model);
     }
     check_device_takes_model(s);
-    check_quantizer(s.m.config, quantizer_parse(s.o.weights, "weights"), s.o.quantize_layers);
+    check_weights(s.m.config, s.o);
     check_kv_cache(s.m.config, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
@@ -198,8 +222,13 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
         model_allocate_frozen(s.m, ModelConfig(s.m.config), q, s.o.quantize_layers);
     } else {
         model_allocate(s.m, ModelConfig(s.m.config));
-        model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
-                   s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+        model_quantize(s.m, q, scale_mode(s.o),
+                       s.o.ste == "clip"    ? SteRule::clip
+                       : s.o.ste == "trust" ? SteRule::trust
+                                            : SteRule::identity,
+                       s.o.quantize_layers, track_flips, learned_scale(s.o));
+        s.m.noise.on = s.o.rounding == "stochastic";
+        s.m.noise.seed = s.o.seed;
     }
     model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
     model_quantize_kv(s.m, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
@@ -226,11 +255,15 @@ inline void session_load_adapter(Session& s) {
     else peft_load(s.adapter, s.m.lora, s.m.dev);
 }
 
-// The weights: drawn at random for the embedded model, read for others; and the working weights made of them
+// The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
+// training says dynamic); and the working weights made of them
 inline void session_load_weights(Session& s) {
     if (s.embedded_model) model_init_random(s.m, s.o.seed);
     else model_load_weights(s.m, s.o.model);
     if (!s.embedded_model) s.base = s.o.model;
+    bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
+    if (!s.embedded_model && !s.m.frozen && !measured && quantizer_load(s.m, s.o.model))
+        fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
     session_load_adapter(s);
     model_refresh(s.m);
 }

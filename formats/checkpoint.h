@@ -12,6 +12,7 @@
 #include "gguf.h"
 #include "hf_config.h"
 #include "peft.h"
+#include "quantizer_file.h"
 #include "safetensors.h"
 
 inline bool is_gguf_path(const std::string& path) {
@@ -94,6 +95,7 @@ typedef std::function<void(const ParamTensor&, int64_t, int64_t, float*)> Tensor
 // also(folder): what else belongs into it (the tokenizer), before the folder gets its name
 inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
                        const std::function<void(const std::string&)>& also, TensorValues values = nullptr) {
+    const bool own_grid = !values;  // other values than the master's are not on its grid
     if (!values)
         values = [&m](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
             copy_to_host(buffer, m.master.data + t.offset + first, n * sizeof(float), m.dev);
@@ -108,6 +110,7 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
                 t.name, st_dtype_of(save_dtype), param_shape(t),
                 [&](int64_t first, int64_t n, float* buffer) { values(t, first, n, buffer); }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
+        if (own_grid) quantizer_save(m, temp);
         also(temp);
     });
 }

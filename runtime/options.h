@@ -88,8 +88,11 @@ GROUP("quantization") \
 OPT(std::string, weights, "none", "", IN_MODEL, "quantizer of the linear layers' weights, such as int4:g32:sym or none") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL, "linear layers that are quantized") \
-OPT(std::string, qat_scale, "dynamic", "dynamic|static", IN_TRAIN, "scales: from the current weights at every step, or kept from the first") \
-OPT(std::string, ste, "identity", "identity|clip", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped") \
+OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
+OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
+OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
+OPT(std::string, ste, "identity", "identity|clip|trust", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped, or was more than half a step away; learned scales clip") \
+OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \

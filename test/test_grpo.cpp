@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <set>
 #include <vector>
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#include "../formats/checkpoint.h"
 #include "../grpo.cuh"
 #include "test_device.h"
 
@@ -189,6 +191,11 @@ static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode
         }
     model_quantize(m, quantizer_parse(weights, "weights"), mode, ste, "all", true);
     model_refresh(m);
+}
+
+template <class T>
+static bool same_values(const Buffer<T>& a, const Buffer<T>& b) {
+    return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.bytes()) == 0);
 }
 
 static std::vector<std::vector<int>> prompts() { return {{5, 9, 3}, {1}, {2, 2, 2, 2, 2, 2, 2}, {60, 11, 12, 90, 4}}; }
@@ -793,5 +800,78 @@ TEST(OptimizerStep, StraightThroughRules) {
         t.max_grad_norm = 0.0;
         optimizer_step(t, 1e-3, 0.0);
         for (int i = 0; i < 3; i++) EXPECT_EQ(w[i] == start[i], rule == SteRule::clip && i < 2) << i;
+    }
+}
+
+// Learned parameters are moved by the same step, outside of the norm, and a checkpoint brings the grid back
+TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
+    struct {
+        const char* weights;
+        ScaleMode mode;
+        LearnedScale kind;
+    } cases[] = {{"int4:g32", ScaleMode::learned, LearnedScale::lsq},
+                 {"int4:g32:asym", ScaleMode::learned, LearnedScale::lsq_offset},
+                 {"int3:channel:asym", ScaleMode::learned, LearnedScale::lwc},
+                 {"int8:tensor", ScaleMode::frozen, LearnedScale::lsq},
+                 {"int4:g32:signedmax", ScaleMode::frozen, LearnedScale::lsq},
+                 {"nf4:g32:dq", ScaleMode::frozen, LearnedScale::lsq},
+                 {"nvfp4", ScaleMode::frozen, LearnedScale::lsq},
+                 {"mxfp4", ScaleMode::frozen, LearnedScale::lsq}};
+    for (auto& c : cases) {
+        auto open = [&](Model& m, ScaleMode mode) {
+            tiny_model(m, "none");
+            model_quantize(m, quantizer_parse(c.weights, "weights"), mode, SteRule::identity, "all", true, c.kind);
+        };
+        Model m;
+        open(m, c.mode);
+        model_refresh(m);
+        Trainer t;
+        trainer_init(t, m, 256, false);
+        t.adam.learning_rate = 1e-3f;
+        t.scale_learning_rate = c.kind == LearnedScale::lwc ? 0.1 : 1e-3;
+        std::vector<float> first(m.learned.data, m.learned.data + m.learned.size);
+        for (int step = 0; step < 3; step++) {
+            for (size_t i = 0; i < m.num_params; i++)
+                t.grads[i] = uniform01(rng_bits(3, RNG_TASK, (uint32_t)step, (uint32_t)i, 0).x[0]) - 0.5f;
+            optimizer_step(t, 1e-3, 0.0);
+        }
+        EXPECT_EQ(m.learned.size > 0, c.mode == ScaleMode::learned) << c.weights;
+        int64_t moved = 0;
+        for (size_t i = 0; i < m.learned.size; i++) moved += m.learned[i] != first[i];
+        EXPECT_TRUE(c.mode != ScaleMode::learned || moved > (int64_t)m.learned.size / 3) << c.weights;
+
+        std::string dir = testing::TempDir() + "train_qrl_grid_" + std::to_string(getpid());
+        model_save(m, dir, "float32", [](const std::string&) {});
+        for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::frozen, c.mode}) {
+            Model again;
+            open(again, mode);
+            model_load_weights(again, dir);
+            EXPECT_TRUE(quantizer_load(again, dir));
+            EXPECT_EQ(again.scale_mode, mode == ScaleMode::dynamic ? ScaleMode::frozen : mode);
+            model_refresh(again);
+            EXPECT_EQ(memcmp(again.work.data, m.work.data, m.work.bytes()), 0) << c.weights << ", mode " << (int)mode;
+            EXPECT_EQ(memcmp(again.grids.data, m.grids.data, m.grids.bytes()), 0) << c.weights << ", mode " << (int)mode;
+            EXPECT_TRUE(same_values(again.scale_floats, m.scale_floats)) << c.weights;
+            EXPECT_TRUE(same_values(again.scale_codes, m.scale_codes)) << c.weights;
+            EXPECT_TRUE(mode != ScaleMode::learned || same_values(again.learned, m.learned)) << c.weights;
+            for (const QuantizedTensor& q : again.quantized) EXPECT_EQ(q.flips_total, 0) << c.weights;
+        }
+        auto refused = [&](const char* weights, const char* layers, const char* what) {
+            Model other;
+            tiny_model(other, "none");
+            model_quantize(other, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, layers, true);
+            try {
+                quantizer_load(other, dir);
+                ADD_FAILURE() << weights << " took the grid of " << c.weights;
+            } catch (const Error& e) {
+                EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what();
+            }
+        };
+        refused("int5:g32", "all", quantizer_text(m.quantizer).c_str());
+        refused(c.weights, "q,k", "--quantize_layers");
+        Model plain;
+        tiny_model(plain, "none");
+        EXPECT_FALSE(quantizer_load(plain, dir));
+        std::filesystem::remove_all(dir);
     }
 }
