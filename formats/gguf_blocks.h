@@ -261,8 +261,11 @@ inline void gguf_pack_tq1_0(const uint8_t* q, uint8_t* b) {
 // ----------------------------------------------------------------------------------------------------------------
 // fp32 -> blocks; x [values of a block], finite, b [bytes of a block]
 
-// a * b rounded to fp32 for sure before anything is added to it: exact in double, then one conversion
-inline float gguf_times(float a, float b) { return (float)((double)a * b); }
+// a * b, rounded before anything is added to it. volatile, because g++ fuses even (float)((double)a * b) + c.
+inline float gguf_times(float a, float b) {
+    volatile float product = a * b;
+    return product;
+}
 
 inline float gguf_inverse(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
 
