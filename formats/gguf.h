@@ -2,10 +2,6 @@
 //   "GGUF", u32 version, u64 n_tensors, u64 n_kv, the key-value pairs, the tensor infos, padding, the data.
 //   string = u64 length + bytes;  pair = string key, u32 type, value;  array = u32 element type, u64 n, elements
 //   tensor info = string name, u32 n_dims, u64 dims (fastest first), u32 type, u64 offset into the data
-// Quantized weights come in blocks of 32, 64 or 256 consecutive values of a row; the layouts are those of ggml
-// (ggml-common.h, ggml-quants.c), and what is read here equals gguf-py's dequantize bit for bit. That needs no care
-// about fused multiply-add: code * sub-scale * fp16 scale has at most 5 + 7 + 11 = 23 significant bits (the extremes
-// -32 and -128 of Q6_K are powers of two), so every product is exact in fp32 and only a final sum rounds.
 // The trap: llama.cpp stores the q and k rows of architecture "llama" permuted for interleaved RoPE, see
 // gguf_unpermute_rows; those of qwen2 and qwen3 are stored as Hugging Face has them.
 #pragma once
@@ -14,200 +10,9 @@
 #include <map>
 #include <string>
 #include <vector>
+#include "gguf_blocks.h"
 #include "hf_config.h"
-#include "../runtime/dtypes.h"
 #include "../runtime/file_io.h"
-
-// ----------------------------------------------------------------------------------------------------------------
-// blocks -> fp32; b [bytes of a block], y [values of a block]
-
-inline float gguf_fp16_at(const uint8_t* p) { return fp16_bits_to_float((uint16_t)(p[0] | p[1] << 8)); }
-
-// w = d * (q - 8); byte j holds q[j] low and q[j + 16] high, in all of the 32-value formats
-inline void gguf_block_q4_0(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b);
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)((b[2 + j] & 15) - 8);
-        y[j + 16] = d * (float)((b[2 + j] >> 4) - 8);
-    }
-}
-
-// w = d * q + m
-inline void gguf_block_q4_1(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b), m = gguf_fp16_at(b + 2);
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)(b[4 + j] & 15) + m;
-        y[j + 16] = d * (float)(b[4 + j] >> 4) + m;
-    }
-}
-
-// w = d * (q - 16); bit i of the 32-bit word is the fifth bit of q[i]
-inline void gguf_block_q5_0(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b);
-    uint32_t high;
-    memcpy(&high, b + 2, 4);
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)((int)((b[6 + j] & 15) | (high >> j & 1) << 4) - 16);
-        y[j + 16] = d * (float)((int)(b[6 + j] >> 4 | (high >> (j + 16) & 1) << 4) - 16);
-    }
-}
-
-// w = d * q + m
-inline void gguf_block_q5_1(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b), m = gguf_fp16_at(b + 2);
-    uint32_t high;
-    memcpy(&high, b + 4, 4);
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)((b[8 + j] & 15) | (high >> j & 1) << 4) + m;
-        y[j + 16] = d * (float)(b[8 + j] >> 4 | (high >> (j + 16) & 1) << 4) + m;
-    }
-}
-
-// w = d * q
-inline void gguf_block_q8_0(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b);
-    for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
-}
-
-// w = d * (q - 1); value j in byte j / 4
-inline void gguf_block_q2_0(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b);
-    for (int j = 0; j < 64; j++) y[j] = d * (float)((b[2 + j / 4] >> (2 * (j % 4)) & 3) - 1);
-}
-
-// The K formats: 256 values in 16 sub-blocks of 16 (Q2, Q3, Q6) or 8 of 32 (Q4, Q5), each with its own small scale.
-
-// 16 bytes of scale (low nibble) and minimum (high), 64 of codes, fp16 d, fp16 dmin;  w = d * scale * q - dmin * min.
-// Codes: the first 32 bytes hold four planes of 32 values, two bits each, the next 32 bytes the other half.
-inline void gguf_block_q2_k(const uint8_t* b, float* y) {
-    const uint8_t *scales = b, *codes = b + 16;
-    float d = gguf_fp16_at(b + 80), dmin = gguf_fp16_at(b + 82);
-    for (int s = 0; s < 16; s++) {
-        float scale = d * (float)(scales[s] & 15), min = dmin * (float)(scales[s] >> 4);
-        const uint8_t* q = codes + s / 8 * 32 + s % 2 * 16;
-        int shift = s % 8 / 2 * 2;
-        for (int l = 0; l < 16; l++) y[16 * s + l] = scale * (float)(q[l] >> shift & 3) - min;
-    }
-}
-
-// 32 bytes of third bits, 64 of codes as in Q2_K, 12 of 6-bit scales, fp16 d;  w = d * (scale - 32) * (q - 4).
-inline void gguf_block_q3_k(const uint8_t* b, float* y) {
-    const uint8_t *high = b, *codes = b + 32, *scales = b + 96;
-    float d = gguf_fp16_at(b + 108);
-    for (int s = 0; s < 16; s++) {
-        int low4 = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4, high2 = scales[8 + s % 4] >> (s / 4 * 2) & 3;
-        float scale = d * (float)((low4 | high2 << 4) - 32);
-        const uint8_t *q = codes + s / 8 * 32 + s % 2 * 16, *h = high + s % 2 * 16;
-        int shift = s % 8 / 2 * 2, bit = s / 2;
-        for (int l = 0; l < 16; l++)
-            y[16 * s + l] = scale * (float)(((q[l] >> shift & 3) | (h[l] >> bit & 1) << 2) - 4);
-    }
-}
-
-// Scale and minimum of sub-block s of Q4_K and Q5_K, 6 bits each, in 12 bytes: four scales, four minima (with the upper
-// bits of the last four on top), then the lower nibbles of the last four.
-inline void gguf_scale_min(const uint8_t* p, int s, int* scale, int* min) {
-    *scale = s < 4 ? p[s] & 63 : (p[s + 4] & 15) | p[s - 4] >> 6 << 4;
-    *min = s < 4 ? p[s + 4] & 63 : p[s + 4] >> 4 | p[s] >> 6 << 4;
-}
-
-// fp16 d, fp16 dmin, 12 bytes of scales, 128 of codes: 32 bytes hold sub-block 2i low and 2i + 1 high.
-inline void gguf_block_q4_k(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b), dmin = gguf_fp16_at(b + 2);
-    for (int s = 0; s < 8; s++) {
-        int scale_code, min_code;
-        gguf_scale_min(b + 4, s, &scale_code, &min_code);
-        float scale = d * (float)scale_code, min = dmin * (float)min_code;
-        const uint8_t* q = b + 16 + s / 2 * 32;
-        int shift = s % 2 * 4;
-        for (int l = 0; l < 32; l++) y[32 * s + l] = scale * (float)(q[l] >> shift & 15) - min;
-    }
-}
-
-// as Q4_K with 32 bytes of fifth bits, bit s for sub-block s, before the codes
-inline void gguf_block_q5_k(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b), dmin = gguf_fp16_at(b + 2);
-    const uint8_t* high = b + 16;
-    for (int s = 0; s < 8; s++) {
-        int scale_code, min_code;
-        gguf_scale_min(b + 4, s, &scale_code, &min_code);
-        float scale = d * (float)scale_code, min = dmin * (float)min_code;
-        const uint8_t* q = b + 48 + s / 2 * 32;
-        int shift = s % 2 * 4;
-        for (int l = 0; l < 32; l++)
-            y[32 * s + l] = scale * (float)((q[l] >> shift & 15) | (high[l] >> s & 1) << 4) - min;
-    }
-}
-
-// 128 bytes of lower nibbles, 64 of upper bit pairs, 16 int8 scales, fp16 d;  w = d * scale * (q - 32).
-inline void gguf_block_q6_k(const uint8_t* b, float* y) {
-    float d = gguf_fp16_at(b + 208);
-    for (int s = 0; s < 16; s++) {
-        int half = s / 8, in_half = s % 8;  // a half has 64 + 32 bytes of codes for its 128 values
-        float scale = d * (float)(int8_t)b[192 + s];
-        const uint8_t* low = b + half * 64 + in_half % 4 * 16;
-        const uint8_t* high = b + 128 + half * 32 + in_half % 2 * 16;
-        int low_shift = in_half / 4 * 4, high_shift = in_half / 2 * 2;
-        for (int l = 0; l < 16; l++)
-            y[16 * s + l] = scale * (float)(((low[l] >> low_shift & 15) | (high[l] >> high_shift & 3) << 4) - 32);
-    }
-}
-
-// values of a float type are blocks of one
-inline void gguf_block_f32(const uint8_t* b, float* y) { memcpy(y, b, 4); }
-inline void gguf_block_f16(const uint8_t* b, float* y) { *y = gguf_fp16_at(b); }
-inline void gguf_block_bf16(const uint8_t* b, float* y) { *y = bf16_bits_to_float((uint16_t)(b[0] | b[1] << 8)); }
-
-struct GgufType {
-    uint32_t id;
-    const char* name;
-    int block, bytes;                          // values and bytes of a block
-    void (*read)(const uint8_t* b, float* y);  // nullptr: can be listed, not read
-};
-
-static constexpr GgufType gguf_types[] = {
-    {0, "F32", 1, 4, gguf_block_f32},
-    {1, "F16", 1, 2, gguf_block_f16},
-    {2, "Q4_0", 32, 18, gguf_block_q4_0},
-    {3, "Q4_1", 32, 20, gguf_block_q4_1},
-    {6, "Q5_0", 32, 22, gguf_block_q5_0},
-    {7, "Q5_1", 32, 24, gguf_block_q5_1},
-    {8, "Q8_0", 32, 34, gguf_block_q8_0},
-    {10, "Q2_K", 256, 84, gguf_block_q2_k},
-    {11, "Q3_K", 256, 110, gguf_block_q3_k},
-    {12, "Q4_K", 256, 144, gguf_block_q4_k},
-    {13, "Q5_K", 256, 176, gguf_block_q5_k},
-    {14, "Q6_K", 256, 210, gguf_block_q6_k},
-    {30, "BF16", 1, 2, gguf_block_bf16},
-    {42, "Q2_0", 64, 18, gguf_block_q2_0},
-    {9, "Q8_1", 32, 40, nullptr},
-    {15, "Q8_K", 256, 292, nullptr},
-    {16, "IQ2_XXS", 256, 66, nullptr},
-    {17, "IQ2_XS", 256, 74, nullptr},
-    {18, "IQ3_XXS", 256, 98, nullptr},
-    {19, "IQ1_S", 256, 50, nullptr},
-    {20, "IQ4_NL", 32, 18, nullptr},
-    {21, "IQ3_S", 256, 110, nullptr},
-    {22, "IQ2_S", 256, 82, nullptr},
-    {23, "IQ4_XS", 256, 136, nullptr},
-    {24, "I8", 1, 1, nullptr},
-    {25, "I16", 1, 2, nullptr},
-    {26, "I32", 1, 4, nullptr},
-    {27, "I64", 1, 8, nullptr},
-    {28, "F64", 1, 8, nullptr},
-    {29, "IQ1_M", 256, 56, nullptr},
-    {34, "TQ1_0", 256, 54, nullptr},
-    {35, "TQ2_0", 256, 66, nullptr},
-    {39, "MXFP4", 32, 17, nullptr},
-    {40, "NVFP4", 64, 36, nullptr},
-    {41, "Q1_0", 128, 18, nullptr},
-};
-
-inline const GgufType* gguf_type(uint32_t id) {
-    for (const GgufType& t : gguf_types)
-        if (t.id == id) return &t;
-    return nullptr;
-}
 
 // ----------------------------------------------------------------------------------------------------------------
 // the file
@@ -525,11 +330,12 @@ inline void gguf_read_float(const GgufTensor& t, float* dst, int64_t first = 0, 
     if (first % t.type->block != 0 || n % t.type->block != 0)
         fail("%s: %lld elements from %lld are not whole blocks of %d", w, (long long)n, (long long)first,
              t.type->block);
-    if (!t.type->read)
-        fail(
-            "%s has type %s, which cannot be read; use F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_0 "
-            "or Q2_K to Q6_K",
-            w, t.type->name);
+    if (!t.type->read) {
+        std::string known;
+        for (const GgufType& k : gguf_types)
+            if (k.read) known += (known.empty() ? "" : ", ") + std::string(k.name);
+        fail("%s has type %s, which cannot be read; use %s", w, t.type->name, known.c_str());
+    }
     int64_t size = t.type->bytes, values = t.type->block, blocks = n / values;
     const uint8_t* data = t.data + first / values * size;
 #pragma omp parallel for schedule(static) if (n > (1 << 16))
@@ -580,28 +386,32 @@ inline std::string gguf_translate_name(const std::string& name, int from) {
 inline std::string gguf_to_hf_name(const std::string& name) { return gguf_translate_name(name, 0); }
 inline std::string hf_to_gguf_name(const std::string& name) { return gguf_translate_name(name, 1); }
 
-// Undoes, in place, what llama.cpp does to the q and k projections of architecture "llama". There, row 2i + s of a head
-// (s = 0, 1; the pairs of interleaved RoPE) is row s * HD/2 + i of Hugging Face's (the halves of rotate_half RoPE).
-// w [rows, cols], rows = n_head * HD; n_head is NH for q, NKV for k. A bias has cols = 1.
+// What llama.cpp does to the q and k projections of architecture "llama": row 2i + s of a head (s = 0, 1; the pairs of
+// interleaved RoPE) is row s * HD/2 + i of Hugging Face's (the halves of rotate_half RoPE). The row of Hugging Face's
+// matrix that is row r of the file's:
+inline int64_t gguf_hf_row(int64_t r, int64_t head_dim) {
+    int64_t in_head = r % head_dim;
+    return r - in_head + in_head % 2 * (head_dim / 2) + in_head / 2;
+}
+
+// Undoes it in place. w [rows, cols], rows = n_head * HD; n_head is NH for q, NKV for k. A bias has cols = 1.
 inline void gguf_unpermute_rows(float* w, int64_t n_head, int64_t rows, int64_t cols) {
     if (n_head < 1 || rows % (2 * n_head) != 0)
         fail("cannot reorder %lld rows for rotary embeddings with %lld heads", (long long)rows, (long long)n_head);
-    int64_t head_dim = rows / n_head, half = head_dim / 2;
+    int64_t head_dim = rows / n_head;
     std::vector<float> head((size_t)(head_dim * cols));
     for (int64_t h = 0; h < n_head; h++) {
         float* rows_of_head = w + h * head_dim * cols;  // [HD, cols]
         memcpy(head.data(), rows_of_head, head.size() * sizeof(float));
-        for (int64_t i = 0; i < half; i++)
-            for (int64_t s = 0; s < 2; s++)
-                memcpy(rows_of_head + (s * half + i) * cols, head.data() + (2 * i + s) * cols,
-                       (size_t)cols * sizeof(float));
+        for (int64_t r = 0; r < head_dim; r++)
+            memcpy(rows_of_head + gguf_hf_row(r, head_dim) * cols, head.data() + r * cols,
+                   (size_t)cols * sizeof(float));
     }
 }
 
-// A parameter under its Hugging Face name, in Hugging Face's row order: dst [shape]. Fails if it is missing or has
-// another shape.
-inline void gguf_read_parameter(const GgufFile& f, const ModelConfig& c, const std::string& hf_name,
-                                const std::vector<int64_t>& shape, float* dst) {
+// The tensor of a parameter. Fails if it is missing or has another shape.
+inline const GgufTensor& gguf_parameter(const GgufFile& f, const std::string& hf_name,
+                                        const std::vector<int64_t>& shape) {
     std::string name = hf_to_gguf_name(hf_name);
     const GgufTensor* t = gguf_find(f, name);
     if (!t)
@@ -614,10 +424,35 @@ inline void gguf_read_parameter(const GgufFile& f, const ModelConfig& c, const s
         fail("%s: tensor %s has shape%s, but the metadata ask for%s", f.path.c_str(), name.c_str(), have.c_str(),
              want.c_str());
     }
-    gguf_read_float(*t, dst);
-    bool q = hf_name.find(".q_proj.") != std::string::npos, k = hf_name.find(".k_proj.") != std::string::npos;
-    if ((q || k) && gguf_string(f, "general.architecture", "") == "llama")
-        gguf_unpermute_rows(dst, q ? c.num_attention_heads : c.num_key_value_heads, shape[0], t->count / shape[0]);
+    return *t;
+}
+
+// heads whose rows are permuted in the file, 0: none
+inline int gguf_permuted_heads(const ModelConfig& c, const std::string& hf_name) {
+    if (c.model_type != "llama") return 0;
+    return hf_name.find(".q_proj.") != std::string::npos   ? c.num_attention_heads
+           : hf_name.find(".k_proj.") != std::string::npos ? c.num_key_value_heads
+                                                           : 0;
+}
+
+// what all of an NVFP4 tensor is multiplied with: NAME.scale beside NAME.weight; 1 without it
+inline float gguf_tensor_scale(const GgufFile& f, const GgufTensor& t) {
+    const GgufTensor* s = gguf_find(f, t.name.substr(0, t.name.rfind('.')) + ".scale");
+    float scale = 1.0f;
+    if (s && s->count != 1) fail("%s: tensor %s has more than one value", f.path.c_str(), shown(s->name).c_str());
+    if (s) gguf_read_float(*s, &scale);
+    return scale;
+}
+
+// A parameter under its Hugging Face name, in Hugging Face's row order: dst [shape]
+inline void gguf_read_parameter(const GgufFile& f, const ModelConfig& c, const std::string& hf_name,
+                                const std::vector<int64_t>& shape, float* dst) {
+    const GgufTensor& t = gguf_parameter(f, hf_name, shape);
+    gguf_read_float(t, dst);
+    float scale = gguf_tensor_scale(f, t);
+    if (scale != 1.0f)
+        for (int64_t i = 0; i < t.count; i++) dst[i] *= scale;
+    if (int heads = gguf_permuted_heads(c, hf_name)) gguf_unpermute_rows(dst, heads, shape[0], t.count / shape[0]);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -636,7 +471,8 @@ inline double llama3_rope_divisor(const ModelConfig& c, int i) {
 }
 
 // rope_freqs.weight [HD/2] holds these divisors, but GGUF does not say from which llama3 parameters. All published
-// models have low 1, high 4, original 8192, and the largest divisor is the factor; anything else is refused.
+// models have low 1, high 4, original 8192, and the largest divisor is the factor; anything else is refused, unless
+// gguf_write.h has left the four numbers under keys of its own.
 inline void gguf_read_rope_freqs(const GgufFile& f, ModelConfig* c) {
     const GgufTensor* t = gguf_find(f, "rope_freqs.weight");
     if (!t) return;
@@ -647,16 +483,20 @@ inline void gguf_read_rope_freqs(const GgufFile& f, ModelConfig* c) {
     std::vector<float> divisor((size_t)t->count);
     gguf_read_float(*t, divisor.data());
     c->rope_scaling = RopeScaling::llama3;
-    c->factor = *std::max_element(divisor.begin(), divisor.end());
-    c->low_freq_factor = 1;
-    c->high_freq_factor = 4;
-    c->original_max_position_embeddings = 8192;
+    const std::string k = "llama.rope.llama3.";
+    c->factor = (float)gguf_float(f, k + "factor", *std::max_element(divisor.begin(), divisor.end()));
+    c->low_freq_factor = (float)gguf_float(f, k + "low_freq_factor", 1);
+    c->high_freq_factor = (float)gguf_float(f, k + "high_freq_factor", 4);
+    int64_t original = gguf_int(f, k + "original_context_length", 8192);
+    if (original < 1 || original > INT32_MAX)
+        fail("%s: the key %soriginal_context_length is %lld", path, k.c_str(), (long long)original);
+    c->original_max_position_embeddings = (int)original;
     for (size_t i = 0; i < divisor.size(); i++)
         if (!(std::fabs(divisor[i] - llama3_rope_divisor(*c, (int)i)) <= 1e-3 * divisor[i]))
             fail(
-                "%s: rope_freqs.weight is not llama3 scaling with low_freq_factor 1, high_freq_factor 4 and "
-                "original_max_position_embeddings 8192; use the Hugging Face folder of this model",
-                path);
+                "%s: rope_freqs.weight is not llama3 scaling with low_freq_factor %g, high_freq_factor %g and "
+                "original_max_position_embeddings %d; use the Hugging Face folder of this model",
+                path, c->low_freq_factor, c->high_freq_factor, c->original_max_position_embeddings);
     if (c->factor == 1) c->rope_scaling = RopeScaling::none;
 }
 
