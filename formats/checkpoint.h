@@ -3,6 +3,9 @@
 // Weights are saved as float32 unless asked otherwise: at a learning rate of 1e-6 a run moves a weight of 0.02 by less
 // than half a step of bf16 (1.2e-4), and a checkpoint rounded to bf16 would lose what was learnt.
 // A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
+//
+// A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
+// model's quantizer is the folder's and its scales are frozen, the grid is the folder's too: Q(W) has the same bits.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -11,6 +14,7 @@
 #include "../model.cuh"
 #include "gguf.h"
 #include "hf_config.h"
+#include "quantized_model.h"
 #include "safetensors.h"
 
 inline bool is_gguf_path(const std::string& path) {
@@ -43,19 +47,64 @@ inline ModelConfig model_config(const std::string& path) {
     return is_gguf_path(path) ? config_from_gguf(gguf_open(path)) : config_load(path);
 }
 
+// The files of a model, open for reading
+struct ModelFile {
+    std::string path;
+    GgufFile gguf;  // one of the two
+    SafetensorsSet set;
+    QuantizedFolder folder;
+};
+
+inline ModelFile model_file_open(const std::string& path) {
+    check_model_path(path);
+    ModelFile f;
+    f.path = path;
+    if (is_gguf_path(path)) {
+        f.gguf = gguf_open(path);
+    } else {
+        f.set = st_open_folder(path);
+        f.folder = quantized_folder(path);
+    }
+    return f;
+}
+
+// the numbers of a tensor -> to [count]; what quantized ones stand for. true: l has its codes and grid
+inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const ParamTensor& t, float* to,
+                            QuantizedLinear* l) {
+    bool quantized = false;
+    if (is_gguf_path(f.path)) {
+        gguf_read_parameter(f.gguf, config, t.name, param_shape(t), to);
+    } else if ((quantized = quantized_folder_read(f.folder, f.set, t, l))) {
+        quantized_linear_values(*l, to);
+    } else {
+        st_read_float(st_require(f.set.tensors, t.name, param_shape(t), f.path), to);
+    }
+    check_finite(to, t.count(), t.name, f.path);
+    return quantized;
+}
+
+// the grid and codes that a file gave, instead of measured ones
+inline void model_keep_grid(Model& m, const ParamTensor& t, QuantizedLinear& l) {
+    for (QuantizedTensor& q : m.quantized) {
+        if (q.offset != t.offset || m.scale_mode != ScaleMode::frozen || !same_codes(l.quantizer, m.quantizer)) continue;
+        if (!m.quantizer.spec.symmetric) quantized_linear_to_asym(l);
+        copy_to_device(q.grid, l.grid.data(), l.grid.size() * sizeof(Grid), m.dev);
+        if (q.codes) copy_to_device(q.codes, l.codes.data(), l.codes.size(), m.dev);
+        if (q.initial) copy_to_device(q.initial, l.codes.data(), l.codes.size(), m.dev);
+        device_synchronize(m.dev);  // host memory goes
+        q.measured = true;
+    }
+}
+
 // Fills the master weights of a model that was allocated for model_config(path); model_refresh makes the working ones.
 inline void model_load_weights(Model& m, const std::string& path) {
-    check_model_path(path);
-    GgufFile gguf;
-    SafetensorsSet set;
-    if (is_gguf_path(path)) gguf = gguf_open(path);
-    else set = st_open_folder(path);
-    for (const ParamTensor& t : m.tensors)
-        model_fill(m, t, [&](float* to) {
-            if (is_gguf_path(path)) gguf_read_parameter(gguf, m.config, t.name, param_shape(t), to);
-            else st_read_float(st_require(set.tensors, t.name, param_shape(t), path), to);
-            check_finite(to, t.count(), t.name, path);
-        });
+    ModelFile f = model_file_open(path);
+    for (const ParamTensor& t : m.tensors) {
+        QuantizedLinear l;
+        bool quantized = false;
+        model_fill(m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); });
+        if (quantized) model_keep_grid(m, t, l);
+    }
 }
 
 inline void model_load(Model& m, const std::string& path) {
@@ -63,19 +112,30 @@ inline void model_load(Model& m, const std::string& path) {
     model_load_weights(m, path);
 }
 
-inline const char* st_dtype_of(const std::string& save_dtype) {
-    return save_dtype == "bfloat16" ? "BF16" : save_dtype == "float16" ? "F16" : "F32";
-}
-
-// also(folder): what else belongs into it (the tokenizer), before the folder gets its name
-inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
-                       const std::function<void(const std::string&)>& also) {
+// Runs fill(folder) for a folder that gets the name dir when it is complete, in place of one that was there
+inline void replace_folder(const std::string& dir, const std::function<void(const std::string&)>& fill) {
     namespace fs = std::filesystem;
     std::string temp = dir + ".tmp", old = dir + ".old";
     std::error_code ec;
     fs::remove_all(temp, ec);
     if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
     try {
+        fill(temp);
+    } catch (...) {
+        fs::remove_all(temp, ec);
+        throw;
+    }
+    fs::remove_all(old, ec);
+    if (fs::exists(dir)) fs::rename(dir, old, ec);
+    fs::rename(temp, dir, ec);
+    if (ec) fail("cannot rename %s to %s: %s", temp.c_str(), dir.c_str(), ec.message().c_str());
+    fs::remove_all(old, ec);
+}
+
+// also(folder): what else belongs into it (the tokenizer), before the folder gets its name
+inline void model_save(const Model& m, const std::string& dir, const std::string& save_dtype,
+                       const std::function<void(const std::string&)>& also) {
+    replace_folder(dir, [&](const std::string& temp) {
         ModelConfig config = m.config;
         config.torch_dtype = save_dtype;
         write_file_atomic(temp + "/config.json", config_to_json(config));
@@ -88,13 +148,111 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
                                                }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
         also(temp);
-    } catch (...) {
-        fs::remove_all(temp, ec);
-        throw;
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// export
+
+// Quantizes w on a grid that is measured, as training does it: l has name, rows and cols
+inline void quantized_linear_measure(QuantizedLinear& l, const Quantizer& q, const float* w) {
+    QuantizedTensor t;
+    t.name = l.name, t.rows = l.rows, t.cols = l.cols, t.master = w;
+    quantized_tensor_init(t, q);
+    std::vector<floatX> work(l.rows * l.cols);
+    l.quantizer = q;
+    l.grid.resize(t.groups);
+    l.codes.resize(l.rows * l.cols);
+    int64_t counts[2];
+    t.work = work.data(), t.grid = l.grid.data(), t.codes = l.codes.data();
+    quantized_tensor_refresh(t, q, ScaleMode::dynamic, counts, Device());
+}
+
+// what an export still needs to know of w, from which the grid of l was measured
+inline void quantized_linear_complete(QuantizedLinear& l, const float* w) {
+    if (l.quantizer.spec.format != QuantFormat::nvfp4) return;
+    float amax = 0.0f;
+    for (int64_t i = 0; i < l.rows * l.cols; i++) amax = std::max(amax, std::fabs(w[i]));
+    l.tensor_scale = nvfp4_tensor_scale(l, amax);
+}
+
+// The files at f, quantized by q where it is on (only the layers named by `which`), else as the folder has them
+inline ExportSource export_source(const ModelFile& f, const ModelConfig& config, const Quantizer& q,
+                                  const std::string& which) {
+    ExportSource s;
+    size_t n;
+    s.config = config;
+    s.tensors = model_tensors(config, &n);
+    s.read = [&f, config](const ParamTensor& t, float* to) {
+        QuantizedLinear l;
+        model_file_read(f, config, t, to, &l);
+    };
+    bool asym = false;  // a folder's linears share a quantizer, though some may do without zero points
+    if (!q.on() && f.folder.container != Container::none) {
+        FolderQuantizer stored = quantized_folder_quantizer(f.folder, f.set, config);
+        asym = stored.quantizer.on() && !stored.quantizer.spec.symmetric;
     }
-    fs::remove_all(old, ec);
-    if (fs::exists(dir)) fs::rename(dir, old, ec);
-    fs::rename(temp, dir, ec);
-    if (ec) fail("cannot rename %s to %s: %s", temp.c_str(), dir.c_str(), ec.message().c_str());
-    fs::remove_all(old, ec);
+    s.quantized = [&f, config, q, which, asym](const ParamTensor& t, QuantizedLinear* l) {
+        if (!q.on()) {
+            bool found = quantized_folder_read(f.folder, f.set, t, l);
+            if (found && asym) quantized_linear_to_asym(*l);
+            return found;
+        }
+        if (!quantizes(which, t)) return false;
+        std::vector<float> w(t.count());
+        QuantizedLinear stored;
+        model_file_read(f, config, t, w.data(), &stored);
+        l->name = module_name(t);
+        l->rows = t.rows, l->cols = t.cols;
+        quantized_linear_measure(*l, q, w.data());
+        quantized_linear_complete(*l, w.data());
+        return true;
+    };
+    return s;
+}
+
+// the same from a model in memory, on the grid that it has (measured, learned, or found by a calibration)
+inline ExportSource export_source(const Model& m) {
+    ExportSource s;
+    s.config = m.config;
+    s.tensors = m.tensors;
+    s.read = [&m](const ParamTensor& t, float* to) {
+        copy_to_host(to, m.master.data + t.offset, t.count() * sizeof(float), m.dev);
+    };
+    s.quantized = [&m, read = s.read](const ParamTensor& t, QuantizedLinear* l) {
+        for (const QuantizedTensor& q : m.quantized) {
+            if (q.offset != t.offset) continue;
+            if (!q.measured) fail("%s has no grid yet; refresh the model before it is exported", q.name.c_str());
+            std::vector<float> w(t.count());
+            read(t, w.data());
+            l->name = module_name(t);
+            l->rows = t.rows, l->cols = t.cols;
+            l->quantizer = m.quantizer;
+            l->grid.resize(q.groups);
+            copy_to_host(l->grid.data(), q.grid, q.groups * sizeof(Grid), m.dev);
+            quantized_linear_encode(*l, w.data());
+            quantized_linear_complete(*l, w.data());
+            return true;
+        }
+        return false;
+    };
+    return s;
+}
+
+inline ExportSummary export_folder(const ExportSource& source, const std::string& dir, const std::string& format,
+                                   const std::string& save_dtype, const std::function<void(const std::string&)>& also) {
+    ExportSummary summary;
+    replace_folder(dir, [&](const std::string& temp) {
+        summary = export_into(source, temp, format, save_dtype);
+        also(temp);
+    });
+    return summary;
+}
+
+// A quantized model into a folder that loads again with the same Q(W). format: a name of export_formats, or "auto" for
+// the one that holds the quantizer best
+inline ExportSummary save_quantized(const Model& m, const std::string& dir, const std::string& format,
+                                    const std::function<void(const std::string&)>& also) {
+    std::string name = format == "auto" ? natural_format(m.quantizer) : format;
+    return export_folder(export_source(m), dir, name, name == "hf" ? "float32" : "bfloat16", also);
 }
