@@ -48,7 +48,8 @@ inline int export_command(Session& s) {
                                     });
     printf("%s: %s", o.output_dir.c_str(), o.format.c_str());
     if (r.linears) printf(", %d linears %s", r.linears, quantizer_text(r.quantizer).c_str());
-    if (r.linear_weights) printf(" (%.3f bits a weight, all in)", 8.0 * (double)r.linear_bytes / (double)r.linear_weights);
+    if (r.linear_weights)
+        printf(" (%.3f bits a weight, all in)", 8.0 * (double)r.linear_bytes / (double)r.linear_weights);
     printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());
     if (!has_tokenizer) fprintf(stderr, "note: %s has no tokenizer to copy\n", tokenizer.c_str());
     return 0;

@@ -44,7 +44,8 @@ inline std::vector<ContainerTensor> awq_tensors(const QuantizedLinear& l) {
     require_integers(l, "AWQ");
     if (l.quantizer.spec.bits > 4) cannot_hold(l, "AWQ", "it has 4 bits");
     if (l.rows % 8)
-        cannot_hold(l, "AWQ", format("%lld outputs are no multiple of 8, which is what its words hold", (long long)l.rows));
+        cannot_hold(l, "AWQ",
+                    format("%lld outputs are no multiple of 8, which is what its words hold", (long long)l.rows));
     require_fp16_scales(l, "AWQ");
     int64_t groups = l.cols / quantized_linear_span(l), rows = l.rows, cols = l.cols;
     StoredCode s = stored_code(l, 4);
@@ -59,9 +60,8 @@ inline std::vector<ContainerTensor> awq_tensors(const QuantizedLinear& l) {
         container_words(".qzeros", {groups, rows / 8},
                         [=](const QuantizedLinear& l, uint32_t* words) {
                             for (int64_t g = 0; g < groups; g++)
-                                awq_pack(words + g * (rows / 8), rows, [&](int64_t o) {
-                                    return stored_zero(l, s, quantized_linear_grid(l, o, g));
-                                });
+                                awq_pack(words + g * (rows / 8), rows,
+                                         [&](int64_t o) { return stored_zero(l, s, quantized_linear_grid(l, o, g)); });
                         }),
         container_floats(".scales", "F16", {groups, rows},
                          [=](const QuantizedLinear& l, float* x) {
@@ -81,7 +81,8 @@ inline AwqFormat awq_format(const nlohmann::json& j, const std::string& where) {
     int bits = config_int(j, "bits", config_int(j, "w_bit", 4, where), where);
     if (bits != 4) fail("%s: AWQ of %d bits is not supported; 4 is", where.c_str(), bits);
     f.group = config_int(j, "group_size", config_int(j, "q_group_size", 128, where), where);
-    if (f.group != -1 && f.group < 1) fail("%s: group_size %d; -1 or a positive number is expected", where.c_str(), f.group);
+    if (f.group != -1 && f.group < 1)
+        fail("%s: group_size %d; -1 or a positive number is expected", where.c_str(), f.group);
     std::string version = config_string(j, "version", "gemm", where);
     for (char& c : version) c = (char)tolower(c);
     if (version != "gemm") fail("%s: AWQ version %s is not supported; gemm is", where.c_str(), shown(version).c_str());
@@ -93,9 +94,10 @@ inline bool awq_has(const ModuleTensors& t) { return t.find(".qweight") != nullp
 inline void awq_read(QuantizedLinear& l, const AwqFormat& f, const ModuleTensors& t, bool codes_wanted = true) {
     int64_t span = f.group == -1 ? l.cols : f.group, rows = l.rows, cols = l.cols;
     if (cols % span || rows % 8)
-        fail("%s: %s is [%lld, %lld], which AWQ in groups of %lld cannot hold; the quantization_config is another "
-             "model's",
-             t.where.c_str(), shown(l.name).c_str(), (long long)rows, (long long)cols, (long long)span);
+        fail(
+            "%s: %s is [%lld, %lld], which AWQ in groups of %lld cannot hold; the quantization_config is another "
+            "model's",
+            t.where.c_str(), shown(l.name).c_str(), (long long)rows, (long long)cols, (long long)span);
     int64_t groups = cols / span;
     const StTensor& words = t.require(".qweight", {cols, rows / 8}, "I32");
     const StTensor& zeros = t.require(".qzeros", {groups, rows / 8}, "I32");
@@ -107,7 +109,7 @@ inline void awq_read(QuantizedLinear& l, const AwqFormat& f, const ModuleTensors
             l.grid[o * groups + g] = Grid{scales[g * rows + o], (float)z};
             symmetric = symmetric && z == 8;
         });
-    l.quantizer = integer_quantizer(4, symmetric, cols, groups);
+    l.quantizer = integer_quantizer(4, symmetric, f.group == -1 ? 0 : span);
     bool keep = l.quantizer.on();
     if (!keep) l.no_grid = format("no quantizer here has groups of %lld", (long long)span);
     if (symmetric)

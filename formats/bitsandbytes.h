@@ -1,10 +1,12 @@
-// bitsandbytes' 4-bit container (QLoRA, arXiv 2305.14314; read by transformers, PEFT, vLLM). For a linear X of W [out, in]:
+// bitsandbytes' 4-bit container (QLoRA, arXiv 2305.14314; read by transformers, PEFT, vLLM). For a linear X of W [out,
+// in]:
 //   X.weight            U8 [out in / 2, 1]   two codes a byte, the earlier one in the high nibble
 //   X.weight.absmax     F32 [out in / 64]    or U8 with double quantization
 //   X.weight.quant_map  F32 [16]             the levels of NF4
-//   X.weight.nested_absmax F32 [blocks / 256, rounded up], X.weight.nested_quant_map F32 [256]    with double quantization
-//   X.weight.quant_state.bitsandbytes__nf4   U8: a JSON text with blocksize, dtype, shape and the nested offset
-//   W = quant_map[code] absmax; with double quantization absmax = nested_quant_map[u8] nested_absmax + nested_offset
+//   X.weight.nested_absmax F32 [blocks / 256, rounded up], X.weight.nested_quant_map F32 [256]    with double
+//   quantization X.weight.quant_state.bitsandbytes__nf4   U8: a JSON text with blocksize, dtype, shape and the nested
+//   offset W = quant_map[code] absmax; with double quantization absmax = nested_quant_map[u8] nested_absmax +
+//   nested_offset
 // The trap: blocks of 64 run over the flattened matrix, so they are groups of a row only where 64 divides the inputs.
 // Source: bitsandbytes, functional.py, QuantState.
 #pragma once
@@ -62,26 +64,28 @@ inline std::vector<ContainerTensor> bitsandbytes_tensors(const QuantizedLinear& 
     }
     text += "}";
     std::vector<ContainerTensor> list = {
-        {".weight", "U8", {n / 2, 1},
+        {".weight",
+         "U8",
+         {n / 2, 1},
          [n](const QuantizedLinear& l, uint8_t* bytes) {
-             for (int64_t i = 0; i < n / 2; i++)
-                 bytes[i] = (uint8_t)(l.codes[2 * i] << 4 | (l.codes[2 * i + 1] & 15));
+             for (int64_t i = 0; i < n / 2; i++) bytes[i] = (uint8_t)(l.codes[2 * i] << 4 | (l.codes[2 * i + 1] & 15));
          }},
         container_floats(".weight.quant_map", "F32", {16},
                          [](const QuantizedLinear&, float* x) {
                              for (int i = 0; i < 16; i++) x[i] = nf4_to_float((uint32_t)i);
                          }),
-        {".weight.quant_state.bitsandbytes__nf4", "U8", {(int64_t)text.size()},
+        {".weight.quant_state.bitsandbytes__nf4",
+         "U8",
+         {(int64_t)text.size()},
          [text](const QuantizedLinear&, uint8_t* bytes) { memcpy(bytes, text.data(), text.size()); }},
     };
     if (nested) {
         list.push_back({".weight.absmax", "U8", {blocks}, [](const QuantizedLinear& l, uint8_t* bytes) {
                             memcpy(bytes, l.nested.codes.data(), l.nested.codes.size());
                         }});
-        list.push_back(container_floats(".weight.nested_absmax", "F32", {nested_blocks},
-                                        [](const QuantizedLinear& l, float* x) {
-                                            std::copy(l.nested.scales.begin(), l.nested.scales.end(), x);
-                                        }));
+        list.push_back(container_floats(
+            ".weight.nested_absmax", "F32", {nested_blocks},
+            [](const QuantizedLinear& l, float* x) { std::copy(l.nested.scales.begin(), l.nested.scales.end(), x); }));
         list.push_back(container_floats(
             ".weight.nested_quant_map", "F32", {256},
             [](const QuantizedLinear& l, float* x) { std::copy(l.nested.map.begin(), l.nested.map.end(), x); }));
@@ -100,8 +104,7 @@ inline void bitsandbytes_format(const nlohmann::json& j, const std::string& wher
     if (config_bool(j, "load_in_8bit", config_bool(j, "_load_in_8bit", false, where), where))
         fail("%s: 8-bit bitsandbytes files (LLM.int8) are not supported; 4-bit NF4 ones are", where.c_str());
     std::string type = config_string(j, "bnb_4bit_quant_type", "fp4", where);
-    if (type != "nf4")
-        fail("%s: bnb_4bit_quant_type %s is not supported; nf4 is", where.c_str(), shown(type).c_str());
+    if (type != "nf4") fail("%s: bnb_4bit_quant_type %s is not supported; nf4 is", where.c_str(), shown(type).c_str());
 }
 
 static constexpr const char* bitsandbytes_state = ".weight.quant_state.bitsandbytes__nf4";

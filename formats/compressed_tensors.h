@@ -1,13 +1,13 @@
-// compressed-tensors (llm-compressor; read by vLLM, transformers) and the "fp8" files of DeepSeek's kind. For a linear X
-// of W [out, in]:
+// compressed-tensors (llm-compressor; read by vLLM, transformers) and the "fp8" files of DeepSeek's kind. For a linear
+// X of W [out, in]:
 //   pack-quantized         int of 1 to 8 bits
 //       X.weight_packed      I32 [out, in b / 32 up]   u = q + 2^(b-1), the stream of bits along the inputs
 //       X.weight_scale       [out, in / g]             W = (u - z) scale
 //       X.weight_zero_point  I32 [out b / 32 up, in / g]   asymmetric: the stream of z along the outputs
 //       X.weight_shape       I64 [2]
 //   int-quantized          X.weight I8 [out, in], X.weight_scale [out, 1]; activations int8, a scale a token
-//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or tiles of 128 x 128
-//   mxfp8-quantized        X.weight F8_E4M3 [out, in], X.weight_scale U8 [out, in / 32], an exponent plus 127
+//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or tiles of 128 x
+//   128 mxfp8-quantized        X.weight F8_E4M3 [out, in], X.weight_scale U8 [out, in / 32], an exponent plus 127
 //   nvfp4-pack-quantized   X.weight_packed U8 [out, in / 2], the earlier code in the low nibble; X.weight_scale F8_E4M3
 //                          [out, in / 16]; X.weight_global_scale F32 [1] = t;  W = e2m1 weight_scale / t
 //   mxfp4-pack-quantized   the same codes, X.weight_scale U8 [out, in / 32], an exponent plus 127
@@ -60,11 +60,11 @@ inline nlohmann::ordered_json compressed_tensors_config(const Quantizer& q, bool
         w["actorder"] = nullptr;
         return w;
     };
-    const char* strategy = f == QuantFormat::nvfp4             ? "tensor_group"
-                           : q.scope == QuantScope::group      ? "group"
-                           : q.scope == QuantScope::block      ? "block"
+    const char* strategy = f == QuantFormat::nvfp4                     ? "tensor_group"
+                           : q.scope == QuantScope::group              ? "group"
+                           : q.scope == QuantScope::block              ? "block"
                            : q.scope == QuantScope::tensor && !integer ? "tensor"
-                                                               : "channel";
+                                                                       : "channel";
     J weights = args(strategy, q.scope == QuantScope::group ? J(q.group) : J(), false);
     if (q.scope == QuantScope::block) weights["block_structure"] = {128, 128};
     if (f == QuantFormat::mxfp4 || f == QuantFormat::mxfp8) weights["scale_dtype"] = "torch.uint8";
@@ -94,8 +94,11 @@ inline ContainerTensor compressed_tensors_scales(const QuantizedLinear& l, int64
     std::vector<int64_t> shape = {rows, spans};
     if (l.quantizer.scope == QuantScope::tensor && rows == 1) shape = {1};
     int64_t step = l.quantizer.scope == QuantScope::block ? 128 : 1;
-    return container_floats(".weight_scale", bf16 ? "BF16" : fp16 ? "F16" : "F32", shape,
-                            [=](const QuantizedLinear& l, float* x) {
+    return container_floats(".weight_scale",
+                            bf16   ? "BF16"
+                            : fp16 ? "F16"
+                                   : "F32",
+                            shape, [=](const QuantizedLinear& l, float* x) {
                                 for (int64_t r = 0; r < rows; r++)
                                     for (int64_t s = 0; s < spans; s++)
                                         x[r * spans + s] = quantized_linear_grid(l, r * step, s).scale;
@@ -181,19 +184,19 @@ inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLi
             return {bytes, compressed_tensors_byte_scales("U8", rows, spans, exponent)};
         case QuantFormat::mxfp4:
         case QuantFormat::nvfp4: {
-            ContainerTensor packed = {".weight_packed", "U8", {rows, cols / 2}, [](const QuantizedLinear& l, uint8_t* to) {
-                                          for (size_t i = 0; i < l.codes.size() / 2; i++)
-                                              to[i] = (uint8_t)((l.codes[2 * i] & 15) | l.codes[2 * i + 1] << 4);
-                                      }};
+            ContainerTensor packed = {
+                ".weight_packed", "U8", {rows, cols / 2}, [](const QuantizedLinear& l, uint8_t* to) {
+                    for (size_t i = 0; i < l.codes.size() / 2; i++)
+                        to[i] = (uint8_t)((l.codes[2 * i] & 15) | l.codes[2 * i + 1] << 4);
+                }};
             if (q.spec.format == QuantFormat::mxfp4)
                 return {packed, compressed_tensors_byte_scales("U8", rows, spans, exponent)};
             if (!(l.tensor_scale > 0.0f))
                 cannot_hold(l, name, "its scales are not e4m3 numbers over one scale of the tensor");
             return {packed,
-                    compressed_tensors_byte_scales("F8_E4M3", rows, spans,
-                                                   [](const QuantizedLinear& l, float s) {
-                                                       return float_to_e4m3_bits(s * l.tensor_scale);
-                                                   }),
+                    compressed_tensors_byte_scales(
+                        "F8_E4M3", rows, spans,
+                        [](const QuantizedLinear& l, float s) { return float_to_e4m3_bits(s * l.tensor_scale); }),
                     container_floats(".weight_global_scale", "F32", {1},
                                      [](const QuantizedLinear& l, float* x) { *x = l.tensor_scale; })};
         }
@@ -350,7 +353,10 @@ inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsF
     if (g.strategy == "tensor" && stored->shape.empty()) shape = {};
     if (g.strategy == "channel" && stored->shape.size() == 1) shape = {rows};
     bool bytes = g.exponents || g.format == "nvfp4-pack-quantized";
-    t.require(f.scale, shape, g.exponents && stored->dtype != "F8_E8M0" ? "U8" : bytes && !g.exponents ? "F8_E4M3" : "");
+    t.require(f.scale, shape,
+              g.exponents && stored->dtype != "F8_E8M0" ? "U8"
+              : bytes && !g.exponents                   ? "F8_E4M3"
+                                                        : "");
     if (!bytes) {
         scales = read_floats(*stored);
     } else {
@@ -378,7 +384,7 @@ inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsF
     if (g.type == "int") {
         q.spec.bits = g.bits;
         q.spec.symmetric = g.symmetric;
-        q.enabled = integer_quantizer(g.bits, g.symmetric, cols, spans).on() && q.scope != QuantScope::block;
+        q.enabled = integer_quantizer(g.bits, g.symmetric, q.group).on() && q.scope != QuantScope::block;
         if (!q.on()) why = format("no quantizer here has %d bits with strategy %s", g.bits, g.strategy.c_str());
         if (g.format == "pack-quantized") {
             int b = g.bits;
@@ -407,14 +413,14 @@ inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsF
                     if (!old) unpack_bits(from, 1, cols, b, [&](int64_t c, int u) { to[c] = (int8_t)(u - shift); });
                     else
                         for (int64_t c = 0; c < cols; c++)
-                            to[c] = (int8_t)((int)(load_word(from, c / per_word) >> (c % per_word * b) & ((1u << b) - 1)) -
-                                             shift);
+                            to[c] =
+                                (int8_t)((int)(load_word(from, c / per_word) >> (c % per_word * b) & ((1u << b) - 1)) -
+                                         shift);
                 }
             }
             if (!g.symmetric) {
                 int64_t zero_dense = CEIL_DIV(rows * b, (int64_t)32), zero_padded = CEIL_DIV(rows, per_word);
-                const StTensor& zeros =
-                    t.require(".weight_zero_point", {old ? zero_padded : zero_dense, spans}, "I32");
+                const StTensor& zeros = t.require(".weight_zero_point", {old ? zero_padded : zero_dense, spans}, "I32");
                 if (q.scope != QuantScope::group && q.scope != QuantScope::channel)
                     fail("%s: %s has zero points with strategy %s, which is not supported", t.where.c_str(),
                          shown(l.name).c_str(), g.strategy.c_str());

@@ -39,8 +39,9 @@ inline std::vector<ContainerTensor> gptq_tensors(const QuantizedLinear& l, bool 
     if (b != 2 && b != 3 && b != 4 && b != 8) cannot_hold(l, name, "it has 2, 3, 4 and 8 bits");
     for (int64_t n : {l.rows, l.cols})
         if (n % unit)
-            cannot_hold(l, name, format("%lld %s are no multiple of %d, which is what its words hold", (long long)n,
-                                        n == l.rows ? "outputs" : "inputs", unit));
+            cannot_hold(l, name,
+                        format("%lld %s are no multiple of %d, which is what its words hold", (long long)n,
+                               n == l.rows ? "outputs" : "inputs", unit));
     require_fp16_scales(l, name);
     if (!v2 && !l.quantizer.spec.symmetric)
         for (const Grid& g : l.grid)
@@ -89,8 +90,10 @@ inline GptqFormat gptq_format(const nlohmann::json& j, const std::string& where)
     if (f.bits != 2 && f.bits != 3 && f.bits != 4 && f.bits != 8)
         fail("%s: GPTQ of %d bits is not supported; 2, 3, 4 and 8 are", where.c_str(), f.bits);
     f.group = config_required_int(j, "group_size", where);
-    if (f.group != -1 && f.group < 1) fail("%s: group_size %d; -1 or a positive number is expected", where.c_str(), f.group);
-    std::string layout = config_string(j, "checkpoint_format", config_string(j, "format", "gptq", where).c_str(), where);
+    if (f.group != -1 && f.group < 1)
+        fail("%s: group_size %d; -1 or a positive number is expected", where.c_str(), f.group);
+    std::string layout =
+        config_string(j, "checkpoint_format", config_string(j, "format", "gptq", where).c_str(), where);
     if (layout != "gptq" && layout != "gptq_v2")
         fail("%s: checkpoint_format %s is not supported; gptq and gptq_v2 are", where.c_str(), shown(layout).c_str());
     f.v2 = layout == "gptq_v2";
@@ -106,9 +109,10 @@ inline void gptq_read(QuantizedLinear& l, const GptqFormat& f, const ModuleTenso
     const int b = f.bits, unit = b == 3 ? 32 : 32 / b, mask = (1 << b) - 1;
     int64_t span = f.group == -1 ? l.cols : f.group, rows = l.rows, cols = l.cols;
     if (cols % span || cols % unit || rows % unit)
-        fail("%s: %s is [%lld, %lld], which GPTQ of %d bits in groups of %lld cannot hold; the quantization_config is "
-             "another model's",
-             t.where.c_str(), shown(l.name).c_str(), (long long)rows, (long long)cols, b, (long long)span);
+        fail(
+            "%s: %s is [%lld, %lld], which GPTQ of %d bits in groups of %lld cannot hold; the quantization_config is "
+            "another model's",
+            t.where.c_str(), shown(l.name).c_str(), (long long)rows, (long long)cols, b, (long long)span);
     int64_t groups = cols / span;
     const StTensor& words = t.require(".qweight", {cols * b / 32, rows}, "I32");
     const StTensor& zero_words = t.require(".qzeros", {groups, rows * b / 32}, "I32");
@@ -119,7 +123,8 @@ inline void gptq_read(QuantizedLinear& l, const GptqFormat& f, const ModuleTenso
     for (int64_t j = 0; j < cols; j++) {
         group_of[j] = order ? (int)load_word(order->data, j) : (int)(j / span);
         if (group_of[j] < 0 || group_of[j] >= groups)
-            t.damaged(".g_idx", format("input %lld is in group %d of %lld", (long long)j, group_of[j], (long long)groups));
+            t.damaged(".g_idx",
+                      format("input %lld is in group %d of %lld", (long long)j, group_of[j], (long long)groups));
         in_order = in_order && group_of[j] == j / span;
     }
     std::vector<Grid> grid(rows * groups);  // [rows, groups]
@@ -130,7 +135,7 @@ inline void gptq_read(QuantizedLinear& l, const GptqFormat& f, const ModuleTenso
             grid[o * groups + g] = Grid{scales[g * rows + o], (float)z};
             symmetric = symmetric && z == 1 << (b - 1);
         });
-    l.quantizer = integer_quantizer(b, symmetric, cols, groups);
+    l.quantizer = integer_quantizer(b, symmetric, f.group == -1 ? 0 : span);
     if (!in_order || !l.quantizer.on()) {
         l.no_grid = in_order ? format("no quantizer here has %d bits in groups of %lld", b, (long long)span)
                              : "its inputs are grouped out of order (act-order)";

@@ -28,11 +28,11 @@ struct QuantizedLinear {
     int64_t rows = 0, cols = 0;  // out and in
     Quantizer quantizer;         // off: the container's grid is none of ours, and `values` has the numbers
     std::vector<int8_t> codes;   // [rows, cols]
-    std::vector<Grid> grid;      // tensor [1], channel [rows], groups [rows, cols / group], tiles [rows / 128, cols / 128]
-    float tensor_scale = 0.0f;   // nvfp4's t; 0: not known
-    NestedScales nested;         // nf4
-    std::vector<float> values;   // [rows, cols]; only where there is no grid
-    std::string no_grid;         // why
+    std::vector<Grid> grid;  // tensor [1], channel [rows], groups [rows, cols / group], tiles [rows / 128, cols / 128]
+    float tensor_scale = 0.0f;  // nvfp4's t; 0: not known
+    NestedScales nested;        // nf4
+    std::vector<float> values;  // [rows, cols]; only where there is no grid
+    std::string no_grid;        // why
 };
 
 // columns that share a scale, and where a row's scales begin
@@ -42,7 +42,8 @@ inline int64_t quantized_linear_span(const QuantizedLinear& l) {
 }
 inline int64_t quantized_linear_first(const QuantizedLinear& l, int64_t row) {
     int64_t spans = CEIL_DIV(l.cols, quantized_linear_span(l));
-    return l.quantizer.scope == QuantScope::tensor ? 0 : (l.quantizer.scope == QuantScope::block ? row / 128 : row) * spans;
+    return l.quantizer.scope == QuantScope::tensor ? 0
+                                                   : (l.quantizer.scope == QuantScope::block ? row / 128 : row) * spans;
 }
 inline int64_t quantized_linear_grids(const QuantizedLinear& l) {
     if (l.quantizer.scope == QuantScope::tensor) return 1;
@@ -120,7 +121,7 @@ inline void require_integers(const QuantizedLinear& l, const char* container) {
 inline void require_fp16_scales(const QuantizedLinear& l, const char* container) {
     for (const Grid& g : l.grid)
         if (!fp16_holds(g.scale))
-            cannot_hold(l, container, format("a scale is %.9g, which its fp16 would round", (double)g.scale));
+            cannot_hold(l, container, format("a scale is %g, which its fp16 would round", (double)g.scale));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -228,17 +229,17 @@ inline std::vector<float> read_floats(const StTensor& t) {
     return x;
 }
 
-// The quantizer of `bits` bits whose scales are [rows, groups] over cols columns; off where there is no such quantizer.
-// Fails unless the groups tile the columns.
-inline Quantizer integer_quantizer(int bits, bool symmetric, int64_t cols, int64_t groups) {
+// The quantizer of `bits` bits with a scale for `group` neighbours of a row, 0: a row; off where there is none
+inline Quantizer integer_quantizer(int bits, bool symmetric, int64_t group) {
     Quantizer q;
     bool ours = false;
-    for (const QuantFormatRow& r : quant_format_rows) ours = ours || (r.format == QuantFormat::integer && r.bits == bits);
-    q.enabled = ours && (groups == 1 || cols / groups >= 8);
+    for (const QuantFormatRow& r : quant_format_rows)
+        ours = ours || (r.format == QuantFormat::integer && r.bits == bits);
+    q.enabled = ours && (group == 0 || group >= 8);
     q.spec.bits = bits;
     q.spec.symmetric = symmetric;
-    q.scope = groups == 1 ? QuantScope::channel : QuantScope::group;
-    q.group = groups == 1 ? 0 : (int)(cols / groups);
+    q.scope = group == 0 ? QuantScope::channel : QuantScope::group;
+    q.group = (int)group;
     return q;
 }
 

@@ -118,10 +118,10 @@ inline bool same_codes(const Quantizer& stored, const Quantizer& q) {
 
 // The quantizer that all quantized linears of a folder share, and the layers (as --quantize_layers takes them)
 struct FolderQuantizer {
-    Quantizer quantizer;         // off: there is none
+    Quantizer quantizer;  // off: there is none
     std::string layers = "all";
-    std::string why;             // there is none
-    int linears = 0;             // stored quantized
+    std::string why;  // there is none
+    int linears = 0;  // stored quantized
 };
 
 inline FolderQuantizer quantized_folder_quantizer(const QuantizedFolder& f, const SafetensorsSet& set,
@@ -142,7 +142,8 @@ inline FolderQuantizer quantized_folder_quantizer(const QuantizedFolder& f, cons
         if (!l.quantizer.on()) {
             r.why = l.name + ": " + l.no_grid;
         } else if (r.linears == 1 || same_codes(r.quantizer, l.quantizer)) {
-            bool nested = r.linears == 1 ? l.quantizer.double_quant : r.quantizer.double_quant && l.quantizer.double_quant;
+            bool nested =
+                r.linears == 1 ? l.quantizer.double_quant : r.quantizer.double_quant && l.quantizer.double_quant;
             r.quantizer = l.quantizer;
             r.quantizer.double_quant = nested;
         } else if (!same_codes(l.quantizer, r.quantizer)) {
@@ -199,10 +200,10 @@ inline const ExportFormat* export_format(const std::string& name) {
 
 // the format that holds a quantizer best
 inline const char* natural_format(const Quantizer& q) {
-    return !q.on()                                ? "hf"
-           : q.spec.format == QuantFormat::nf4    ? "bnb-nf4"
+    return !q.on()                                 ? "hf"
+           : q.spec.format == QuantFormat::nf4     ? "bnb-nf4"
            : q.spec.format == QuantFormat::fp8e5m2 ? "hf"
-                                                  : "compressed-tensors";
+                                                   : "compressed-tensors";
 }
 
 inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
@@ -243,8 +244,8 @@ struct LinearCache {
 // What was written, for the one who asked
 struct ExportSummary {
     Quantizer quantizer;
-    int linears = 0;        // quantized
-    uint64_t bytes = 0;     // of all tensors
+    int linears = 0;                                // quantized
+    uint64_t bytes = 0;                             // of all tensors
     uint64_t linear_bytes = 0, linear_weights = 0;  // of the quantized linears, all in, and how many weights they have
 };
 
@@ -265,7 +266,8 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
             if (!plain && !l->quantizer.on())
                 fail("%s cannot hold %s: %s", format.c_str(), shown(l->name).c_str(), l->no_grid.c_str());
             if (summary.linears == 0) summary.quantizer = l->quantizer;
-            if (!plain && (!same_codes(l->quantizer, summary.quantizer) || !same_codes(summary.quantizer, l->quantizer)))
+            if (!plain &&
+                (!same_codes(l->quantizer, summary.quantizer) || !same_codes(summary.quantizer, l->quantizer)))
                 fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l->name).c_str(),
                      quantizer_text(l->quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
             summary.quantizer.double_quant = summary.quantizer.double_quant && !l->nested.codes.empty();
@@ -276,25 +278,25 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
             std::vector<int64_t> shape = {t.rows, t.cols};
             if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) shape = {t.cols};
             auto whole = std::make_shared<std::vector<float>>();
-            tensors.push_back(st_from_callback(
-                t.name, st_dtype_of(save_dtype), shape,
-                [&source, &t, whole, cache](int64_t first, int64_t n, float* to) {
-                    if (whole->empty()) {
-                        whole->resize(t.count());
-                        const QuantizedLinear* l = cache->get(t);
-                        if (l) quantized_linear_values(*l, whole->data());
-                        else source.read(t, whole->data());
-                    }
-                    std::copy(whole->begin() + first, whole->begin() + first + n, to);
-                    if (first + n == t.count()) std::vector<float>().swap(*whole);
-                }));
+            tensors.push_back(st_from_callback(t.name, st_dtype_of(save_dtype), shape,
+                                               [&source, &t, whole, cache](int64_t first, int64_t n, float* to) {
+                                                   if (whole->empty()) {
+                                                       whole->resize(t.count());
+                                                       const QuantizedLinear* l = cache->get(t);
+                                                       if (l) quantized_linear_values(*l, whole->data());
+                                                       else source.read(t, whole->data());
+                                                   }
+                                                   std::copy(whole->begin() + first, whole->begin() + first + n, to);
+                                                   if (first + n == t.count()) std::vector<float>().swap(*whole);
+                                               }));
             continue;
         }
         summary.linear_weights += t.count();
         for (const ContainerTensor& part : container_tensors(*l, format, save_dtype)) {
             uint64_t count, bytes;
             int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
-            if (!st_extent(part.shape, bits, &count, &bytes)) fail("a tensor of %s is too large", shown(l->name).c_str());
+            if (!st_extent(part.shape, bits, &count, &bytes))
+                fail("a tensor of %s is too large", shown(l->name).c_str());
             summary.linear_bytes += bytes;
             auto whole = std::make_shared<std::vector<uint8_t>>();
             tensors.push_back({l->name + part.suffix, part.dtype, part.shape,

@@ -21,6 +21,7 @@ tensors, meta = {}, {}
 
 
 def add(name, parts, values, shape, config):
+    name = name.replace(".", "-")  # no case is the beginning of another
     for suffix, t in parts.items():
         tensors[f"{name}.{suffix}"] = t.detach().contiguous().clone()
     assert values.dtype == torch.float32 and list(values.shape) == list(shape), (name, values.dtype, values.shape)
@@ -210,6 +211,8 @@ def awq_cases():
 
 def bitsandbytes_cases():
     import bitsandbytes.functional as F
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+    from bitsandbytes.backends.utils import _get_4bit_code
 
     for nested in (False, True):
         for rows, cols in ((6, 128), (3, 96)):
@@ -217,7 +220,12 @@ def bitsandbytes_cases():
             q, state = F.quantize_4bit(w, blocksize=64, compress_statistics=nested, quant_type="nf4")
             parts = {"weight": q}
             parts.update({"weight." + k: v for k, v in state.as_dict(packed=True).items()})
-            values = F.dequantize_4bit(q, state).float()
+            # its CPU kernel begins a block at each row, which is wrong where 64 does not divide the row
+            absmax = F.dequantize_blockwise(state.absmax, state.state2) + state.offset if nested else state.absmax
+            values = _dequantize_4bit_compute(q.reshape(-1), absmax, _get_4bit_code("nf4", q.device), 64, (rows, cols),
+                                              torch.float32)
+            if cols % 64 == 0:
+                assert torch.equal(values, F.dequantize_4bit(q, state).float()), "the two kernels differ"
             name = "bnb.nf4" + (".dq" if nested else "") + ("" if cols % 64 == 0 else ".crossing")
             add(name, parts, values, (rows, cols),
                 {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
