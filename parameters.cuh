@@ -80,6 +80,8 @@ struct Model {
     bool quantize = true;  // false: the forward reads the full-precision weights all the same
     std::vector<QuantizedTensor> quantized;
     Buffer<Grid> grids;             // of the quantized tensors, one after another
+    Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
+    Buffer<uint8_t> scale_codes;    // those of its blocks of scales; and the codes of the scales
     Buffer<int8_t> codes, initial;  // their codes now and at load; only when flips are tracked
     Buffer<int64_t> flip_counts;    // [quantized tensors, 2]
 
@@ -278,7 +280,7 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     m.ste = ste;
     m.quantized.clear();
     if (!q.on()) return;
-    int64_t groups = 0, codes = 0;
+    int64_t groups = 0, codes = 0, floats = 0;
     for (const ParamTensor& t : m.tensors) {
         if (!quantizes(which, t)) continue;
         QuantizedTensor qt;
@@ -288,20 +290,29 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
         qt.offset = t.offset;
         quantized_tensor_init(qt, q);
         groups += qt.groups;
+        floats += scale_state_floats(qt, q);
         codes += qt.rows * qt.cols;
         m.quantized.push_back(qt);
     }
     m.grids.allocate(groups, "quantization scales", "", m.dev);
+    m.scale_floats.allocate(floats, "quantization scales", "", m.dev);
+    m.scale_codes.allocate(q.double_quant ? groups : 0, "quantization scales", "", m.dev);
     if (track_flips || generates_from_codes(m)) m.codes.allocate(codes, "quantization codes", "", m.dev);
     if (track_flips) m.initial.allocate(codes, "quantization codes at load", "", m.dev);
     generation_codes_allocate(m);
     m.flip_counts.allocate(2 * m.quantized.size(), "code-flip counters", "", m.dev);
     when_allocated(m.dev, [&m] {
-        int64_t group = 0, code = 0;
+        int64_t group = 0, code = 0, floats = 0;
         for (QuantizedTensor& t : m.quantized) {
             t.master = m.master.data + t.offset;
             t.work = m.work.data + t.offset;
             t.grid = m.grids.data + group;
+            if (m.scale_floats.size) t.state.tensor = m.scale_floats.data + floats;
+            if (m.scale_codes.size) {
+                t.state.codes = m.scale_codes.data + group;
+                t.state.absmax = t.state.tensor + 1;
+            }
+            floats += scale_state_floats(t, m.quantizer);
             t.codes = m.codes.size ? m.codes.data + code : nullptr;
             t.initial = m.initial.size ? m.initial.data + code : nullptr;
             group += t.groups;

@@ -18,6 +18,7 @@
 // The code-flip rate says whether training moves the quantized model at all: at learning rate 1e-6 a master weight may
 // move for hundreds of steps inside one cell of the grid, and the policy that acts has not changed by one bit.
 #pragma once
+#include <cfloat>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,7 +27,6 @@
 #include "runtime/error.h"
 
 enum class QuantScope { tensor, channel, group, block };  // channel: one scale a row; block: 128 x 128
-enum class SteRule { identity, clip };
 enum class ScaleMode { dynamic, frozen };  // measured at each refresh, or once at load (paper A: "static")
 
 struct Quantizer {
@@ -117,9 +117,11 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
 
     // the scopes of this format here
     std::string scopes, known = row->scopes;
+    const bool row_wise = weights || (row->format != QuantFormat::ternary && row->format != QuantFormat::nf4);
+    if (!row_wise) refuse(0, "none, int8 ... int2, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4: the formats of activations");
     for (const char* s : {"tensor", "channel", "token", "gN", "128x128"}) {
         if (known.find(s) == std::string::npos) continue;
-        if (std::string(s) == (weights ? "token" : "channel") || (!weights && std::string(s) == "128x128")) continue;
+        if (weights ? std::string(s) == "token" : std::string(s) != "token" && std::string(s) != "gN") continue;
         scopes += (scopes.empty() ? "" : ", ") + std::string(s);
     }
     auto take_scope = [&](const std::string& s) {
@@ -136,6 +138,9 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     size_t next = 1;
     if (*row->scopes && next < parts.size() && !(parts[next] == "dq" && row->format == QuantFormat::nf4)) {
         bool group = parts[next].size() > 1 && parts[next][0] == 'g';
+        if (!weights && parts[next] == "tensor")
+            fail_usage("--%s %s: one scale for a tensor would make a row depend on the batch it is in; use token", flag,
+                       text.c_str());
         if (!take_scope(parts[next]) || (group && known.find("gN") == std::string::npos))
             refuse(next, scopes + (known.find("gN") != std::string::npos ? " (a group g8 or larger)" : ""));
         next++;
@@ -177,9 +182,12 @@ struct QuantizedTensor {
     floatX* work = nullptr;         // [rows, cols] = Q(master)
     float* grad = nullptr;          // [rows, cols] or null
     int64_t groups = 0, group = 0;
+    int64_t tiles = 0;                            // see QuantGroups
     Grid* grid = nullptr;                         // [groups]
+    ScaleState state;                             // what stands behind the grid
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     bool measured = false;
+    bool given = false;  // the grid came from outside and no codes have been made with it yet
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
 };
 
@@ -192,27 +200,82 @@ inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q) {
             quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
     t.group = q.scope == QuantScope::tensor ? n : q.scope == QuantScope::channel ? t.cols : q.group;
     t.groups = n / t.group;
+    t.tiles = q.scope == QuantScope::block ? t.cols / QUANT_TILE : 0;
+}
+inline QuantGroups quantized_tensor_groups(const QuantizedTensor& t) { return QuantGroups{t.groups, t.group, t.tiles}; }
+
+// floats of ScaleState
+inline int64_t scale_state_floats(const QuantizedTensor& t, const Quantizer& q) {
+    return q.double_quant ? 1 + CEIL_DIV(t.groups, QUANT_NESTED) : q.spec.format == QuantFormat::nvfp4 ? 1 : 0;
+}
+
+// A grid from outside: of a file, or of a PTQ method; refresh keeps it while the mode is frozen. grid: [groups] on the
+// host. Fails unless every scale is a finite number other than 0 (NF4: 0 is a group of zeros) and every zero
+// point is a code. The codes of the next refresh count as the first.
+inline void quantized_tensor_set_grid(QuantizedTensor& t, const Quantizer& q, const Grid* grid, Device dev) {
+    const bool nf4 = q.spec.format == QuantFormat::nf4;  // zero: see Grid
+    const float most = nf4 && q.double_quant ? FLT_MAX : q.spec.symmetric ? 0.0f : quant_high(q.spec);
+    for (int64_t g = 0; g < t.groups; g++)
+        if (!std::isfinite(grid[g].scale) || (grid[g].scale == 0.0f && !nf4) || !(grid[g].zero >= 0.0f) ||
+            grid[g].zero > most || (!nf4 && grid[g].zero != rintf(grid[g].zero)))
+            fail("%s: group %lld of its grid has scale %g and zero point %g, which --weights %s cannot have",
+                 t.name.c_str(), (long long)g, grid[g].scale, grid[g].zero, quantizer_text(q).c_str());
+    copy_to_device(t.grid, grid, t.groups * sizeof(Grid), dev);
+    device_synchronize(dev);  // the caller's array may go
+    t.measured = t.given = true;
 }
 
 // work = Q(master). counts [2], where the codes are: how many codes changed, and how many differ from those at load;
 // both 0 the first time.
 inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, ScaleMode mode, int64_t* counts,
                                      Device dev) {
-    bool first = !t.measured;
+    bool first = !t.measured || t.given;
+    bool measure = !t.measured || mode == ScaleMode::dynamic;
     int64_t n = t.rows * t.cols;
     set_zero(counts, 2 * sizeof(int64_t), dev);
-    fake_quant_forward(t.work, t.codes, t.grid, t.master, t.groups, t.group, q.spec.bits, q.spec.symmetric,
-                       first || mode == ScaleMode::dynamic, counts, dev);
+    fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, quantized_tensor_groups(t), q.spec, measure, counts,
+                       dev);
     t.measured = true;
+    t.given = false;
     if (first) {
         if (t.initial) copy_on_device(t.initial, t.codes, n, dev);
         set_zero(counts, 2 * sizeof(int64_t), dev);  // there were no codes before
     }
-    if (t.initial && !first) codes_changed(counts + 1, t.codes, t.initial, n, dev);
+    if (t.initial && !first) codes_changed(counts + 1, t.codes, t.initial, n, q.spec, dev);
 }
 
 // the straight-through rule, in place on the gradient
 inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev) {
-    if (rule == SteRule::clip)
-        fake_quant_backward(t.grad, t.master, t.grid, t.groups, t.group, q.spec.bits, q.spec.symmetric, dev);
+    fake_quant_backward(t.grad, t.master, t.grid, quantized_tensor_groups(t), q.spec, rule, dev);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// activations
+
+// rows [T,C] as groups: a row (token), or C / group of them, each with a scale of its own
+inline QuantGroups quantized_rows_groups(const Quantizer& q, int64_t T, int64_t C) {
+    int64_t group = q.scope == QuantScope::group ? q.group : C;
+    if (q.scope == QuantScope::tensor || q.scope == QuantScope::block)
+        fail("activations in %s: a row would depend on its batch; use token", quantizer_text(q).c_str());
+    if (C < 1 || C % group)
+        fail_usage("--activations %s: group size %d does not divide rows of %lld; choose a divisor, or token",
+                   quantizer_text(q, "token").c_str(), q.group, (long long)C);
+    return QuantGroups{T * (C / group), group};
+}
+
+// out: [T,C] = Q(inp), each row measured by itself, so that it does not depend on its batch (nvfp4: t = 1). out may be
+// inp.
+inline void fake_quant_rows(floatX* out, const floatX* inp, int64_t T, int64_t C, const Quantizer& q, Device dev) {
+    fake_quant_forward(out, nullptr, nullptr, ScaleState(), inp, quantized_rows_groups(q, T, C), q.spec, true, nullptr,
+                       dev);
+}
+
+// dinp: [T,C], in place: the gradient of Q(inp) becomes that of inp. inp: what the forward was given
+inline void fake_quant_rows_backward(floatX* dinp, const floatX* inp, int64_t T, int64_t C, const Quantizer& q,
+                                     SteRule rule, Device dev) {
+    QuantGroups shape = quantized_rows_groups(q, T, C);
+    if (shape.groups == 0 || rule == SteRule::identity) return;
+    Scratch grid(2 * (size_t)shape.groups, dev);
+    quant_measure(reinterpret_cast<Grid*>(grid.data), ScaleState(), inp, shape, q.spec, dev);
+    fake_quant_backward(dinp, inp, reinterpret_cast<const Grid*>(grid.data), shape, q.spec, rule, dev);
 }

@@ -1,25 +1,25 @@
-// Fake quantization: w -> Q(w), a value of the integer grid written back as a number, and its straight-through
-// backward. In a bf16 build the product code x scale (up to 16 bits of mantissa) is rounded once more.
-//   symmetric   s = amax / ((2^b - 1)/2)           q = clamp(rint(w/s), -2^(b-1), 2^(b-1)-1)      Q(w) = q s
-//   asymmetric  s = (max - min)/(2^b - 1), z = rint(-min/s)   q = clamp(rint(w/s) + z, 0, 2^b-1)  Q(w) = (q - z) s
-// min and max include 0. s is rounded to bf16 and is at least 2^-14, so that fp16 and bf16 containers hold it exactly;
-// rounding is half to even. This is the grid of compressed-tensors and torchao (amax/7.5 at 4 bits: -8 is used).
-//   backward    identity: dw = dQ;   clipped: dw = dQ where w/s (+ z) lies inside the code range, else 0
-//               (Bengio et al. 2013; the clipped form is PACT's and torchao's)
-// A group is `group` consecutive numbers of the row-major matrix: a slice of a row, a row (channel), or all of it
-// (tensor). Everything below therefore sees [groups, group] and needs no other shape.
+// Fake quantization: w -> Q(w), a value of the quantizer's grid written back as a number, and its straight-through
+// backward. Formats, grids, codes and rules are those of quant_format.cuh; here are the loops over a matrix, the same
+// for weights (fp32 masters, whose codes and grids are kept) and for activations (floatX, measured at each call). In a
+// bf16 build the product code x scale (up to 16 bits of mantissa) is rounded once more.
 //
-// Both devices give the same bits. The functions below are shared; min and max do not depend on the order, and are
-// taken by comparisons that skip NaN; and no product is added to anything (nvcc would fuse the two, a CPU might not):
-// w/s is a division, IEEE under nvcc's defaults as under g++'s, rint(w/s) + z adds integers, (q - z) s multiplies a
-// difference. The trap: -use_fast_math would break all of it.
+// A group is `group` consecutive numbers of the row-major matrix that share a scale: a slice of a row, a row (channel,
+// token), or all of it (tensor). Everything below therefore sees [groups, group] and needs no other shape, except
+// 128x128 blocks: their groups are the 128 numbers of one row, and the scale is joined over 128 rows (fewer at the end)
+// and stored for each of them.
+//
+// Both devices give the same bits. min and max do not depend on the order, and are taken by comparisons that skip NaN;
+// means are sums of integers (quant_fixed); the squared errors of rule mse are added along the group by fmaf, a
+// candidate at a time; w/s is a division, IEEE under nvcc's defaults as under g++'s. The trap: -use_fast_math would
+// break all of it.
 //
 // Traffic in bytes, least and moved: forward 4 read, 2 (bf16) + 1 (code) written a weight, and 1 read where codes are
-// compared; min and max need a second pass over w, which the L1 or L2 cache serves (a group above 16,384 numbers, a
-// whole tensor: memory if it does not fit, 4 more). Backward 12.
+// compared; where min and max need a second pass over w, the L1 or L2 cache serves it (a group above 16,384 numbers, a
+// whole tensor, 128x128, nvfp4, ternary, mse: memory if it does not fit, 4 more). Backward 12.
 // Launch. Forward and backward: 8, 32 or 256 threads a group, 256 a block, 4 weights a thread at a time; a group above
 // 16,384 is cut into pieces of 8,192, and its min and max come from two kernels before: a pair a piece, then a block a
-// group. Changed codes are counted by an integer atomic a block, whose sum does not depend on the order.
+// group. mse: a warp a group, its lanes the candidates. Changed codes are counted by an integer atomic a block, whose
+// sum does not depend on the order.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -28,115 +28,286 @@
 #include "../runtime/math.h"
 #include "quant_format.cuh"
 
-HOST_DEVICE float quant_low(int bits, bool symmetric) { return symmetric ? -(float)(1 << (bits - 1)) : 0.0f; }
-HOST_DEVICE float quant_high(int bits, bool symmetric) {
-    return symmetric ? (float)((1 << (bits - 1)) - 1) : (float)((1 << bits) - 1);
+// how a matrix is cut
+struct QuantGroups {
+    int64_t groups = 0, group = 0;
+    int64_t tiles = 0;  // 128x128: tiles side by side, cols / 128; group is 128
+};
+static constexpr int QUANT_TILE = 128, QUANT_NESTED = 256;
+
+// What stands behind the scales where a format quantizes them too. Views, where the grid is; null where it is not
+// wanted
+struct ScaleState {
+    float* tensor = nullptr;   // [1]: nvfp4's t; the mean that double quantization subtracts
+    uint8_t* codes = nullptr;  // [groups]: of the scales, with double quantization
+    float* absmax = nullptr;   // [CEIL_DIV(groups, 256)]: of the scales less their mean
+};
+
+struct QuantRange {
+    float min = 0.0f, max = 0.0f;
+};
+
+HOST_DEVICE QuantRange quant_range_join(QuantRange a, QuantRange b) {
+    return QuantRange{b.min < a.min ? b.min : a.min, b.max > a.max ? b.max : a.max};
+}
+HOST_DEVICE float quant_range_amax(QuantRange r) { return -r.min > r.max ? -r.min : r.max; }
+
+// does a group's range alone give its scale? tensor_scale counts as known
+inline bool quant_measured_alone(QuantSpec q, const QuantGroups& g, const ScaleState& state) {
+    bool searched = q.format == QuantFormat::integer && q.rule == ScaleRule::mse;
+    return !searched && !g.tiles && !state.codes && q.format != QuantFormat::ternary;
 }
 
-HOST_DEVICE Grid quant_grid(float min, float max, int bits, bool symmetric) {
-    float levels = (float)((1 << bits) - 1);
-    float amax = -min > max ? -min : max;
-    float s = symmetric ? amax / (0.5f * levels) : (max - min) / levels;
-    s = bf16_bits_to_float(float_to_bf16_bits(s));
-    s = s < 6.103515625e-5f ? 6.103515625e-5f : s;
-    float z = 0.0f;
-    if (!symmetric) {
-        z = rintf(-min / s);
-        z = z < 0.0f ? 0.0f : (z > levels ? levels : z);
-    }
-    return Grid{s, z};
-}
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
 
-HOST_DEVICE float quant_code(float w, Grid g, float low, float high) {
-    float q = rintf(w / g.scale) + g.zero;
-    q = q < low ? low : q;
-    return q > high ? high : q;
-}
+static constexpr int64_t QUANT_CPU_PIECE = 4096;  // of a large group: a thread's share
 
-// Quantize groups [groups, group] of w into out. compute_grid: measure the scale here (dynamic) or use grid as given
-// (static). codes (may be null) holds the previous codes and receives the new ones; returns how many changed.
-inline int64_t fake_quant_forward_cpu(floatX* out,     // [groups, group]
-                                      int8_t* codes,   // [groups, group]; asymmetric codes are stored minus 2^(b-1)
-                                      Grid* grid,      // [groups]
-                                      const float* w,  // [groups, group]
-                                      int64_t groups, int64_t group, int bits, bool symmetric, bool compute_grid) {
-    float low = quant_low(bits, symmetric), high = quant_high(bits, symmetric);
-    float shift = symmetric ? 0.0f : (float)(1 << (bits - 1));
-    if (compute_grid) {
-        // one group may be the whole tensor: reduce in blocks, since min and max do not depend on the order
-        const int64_t block = 4096, per_group = (group + block - 1) / block;
-        std::vector<float> lo(groups * per_group), hi(groups * per_group);
-#pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < groups * per_group; i++) {
-            int64_t start = i % per_group * block, n = group - start < block ? group - start : block;
-            const float* x = w + i / per_group * group + start;
-            float min = 0.0f, max = 0.0f;
+template <class In>
+inline QuantRange quant_range_cpu(const In* w, int64_t n) {
+    float min = 0.0f, max = 0.0f;
 #pragma omp simd reduction(min : min) reduction(max : max)
-            for (int64_t j = 0; j < n; j++) {
-                min = x[j] < min ? x[j] : min;
-                max = x[j] > max ? x[j] : max;
-            }
-            lo[i] = min;
-            hi[i] = max;
-        }
-#pragma omp parallel for schedule(static)
-        for (int64_t g = 0; g < groups; g++) {
-            float min = 0.0f, max = 0.0f;
-            for (int64_t i = g * per_group; i < (g + 1) * per_group; i++) {
-                min = lo[i] < min ? lo[i] : min;
-                max = hi[i] > max ? hi[i] : max;
-            }
-            grid[g] = quant_grid(min, max, bits, symmetric);
-        }
+    for (int64_t j = 0; j < n; j++) {
+        float x = w[j];
+        min = x < min ? x : min;
+        max = x > max ? x : max;
     }
-    int64_t changed = 0;
-    int64_t pieces = group > 4096 ? (group + 4095) / 4096 : 1, piece = pieces > 1 ? 4096 : group;
-#pragma omp parallel for schedule(static) reduction(+ : changed)
+    return QuantRange{min, max};
+}
+
+// of each group [groups, group]; one group may be the whole tensor
+template <class In>
+inline std::vector<QuantRange> quant_ranges_cpu(const In* w, int64_t groups, int64_t group) {
+    const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
+    std::vector<QuantRange> part(groups * pieces);
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < groups * pieces; i++) {
-        Grid g = grid[i / pieces];
-        int64_t start = i / pieces * group + i % pieces * piece, end = i / pieces * group + group;
-        if (start + piece < end) end = start + piece;
-        int flips = 0;
-        if (codes) {
-            INDEPENDENT
-            for (int64_t j = start; j < end; j++) {
-                float q = quant_code(w[j], g, low, high);
-                int8_t code = (int8_t)(q - shift);
-                flips += code != codes[j];
-                codes[j] = code;
-                out[j] = (q - g.zero) * g.scale;
-            }
-        } else {
-            INDEPENDENT
-            for (int64_t j = start; j < end; j++) out[j] = (quant_code(w[j], g, low, high) - g.zero) * g.scale;
-        }
-        changed += flips;
+        int64_t start = i % pieces * QUANT_CPU_PIECE, left = group - start;
+        part[i] = quant_range_cpu(w + i / pieces * group + start, left < QUANT_CPU_PIECE ? left : QUANT_CPU_PIECE);
     }
-    return changed;
+    for (int64_t g = 0; g < groups && pieces > 1; g++) {
+        QuantRange r;
+        for (int64_t i = 0; i < pieces; i++) r = quant_range_join(r, part[g * pieces + i]);
+        part[g] = r;
+    }
+    part.resize(groups);
+    return part;
 }
 
-// The clipped straight-through mask, in place on the gradient of Q(w); the identity rule needs no kernel.
-inline void fake_quant_backward_cpu(float* dw,         // [groups, group]
-                                    const float* w,    // [groups, group]
-                                    const Grid* grid,  // [groups]
-                                    int64_t groups, int64_t group, int bits, bool symmetric) {
-    float low = quant_low(bits, symmetric), high = quant_high(bits, symmetric);
+// rule mse: the grid among QUANT_SHRINKS with the least squared error, the first where several have it
+template <class In>
+inline Grid quant_search_cpu(QuantSpec q, const In* w, int64_t n, QuantRange r) {
+    float scale[QUANT_SHRINKS], zero[QUANT_SHRINKS], error[QUANT_SHRINKS], low = quant_low(q), high = quant_high(q);
+    for (int i = 0; i < QUANT_SHRINKS; i++) {
+        Grid g = quant_grid(q, r.min, r.max, 1.0f, quant_shrink(i));
+        scale[i] = g.scale, zero[i] = g.zero, error[i] = 0.0f;
+    }
+    for (int64_t j = 0; j < n; j++) {
+        float x = w[j];
+#pragma omp simd
+        for (int i = 0; i < QUANT_SHRINKS; i++) {
+            float u = quant_level(x, Grid{scale[i], zero[i]}, low, high);
+            float d = fmaf(zero[i] - u, scale[i], x);
+            error[i] = fmaf(d, d, error[i]);
+        }
+    }
+    int best = 0;
+    for (int i = 1; i < QUANT_SHRINKS; i++) best = error[i] < error[best] ? i : best;
+    return Grid{scale[best], zero[best]};
+}
+
+// exact mean of |w|, amax its largest
+template <class In>
+inline float quant_mean_cpu(const In* w, int64_t n, int64_t stride, float amax) {
+    float unit = quant_fixed_unit(amax);
+    int64_t sum = 0;
+#pragma omp parallel for schedule(static) reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += quant_fixed((float)w[j * stride], unit);
+    return quant_fixed_mean(sum, n, unit);
+}
+
+// The scales of grid become those of their codes. The codes of the weights stay those of the scales before, as in
+// bitsandbytes
+inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups) {
+    static const DynamicMap map = dynamic_map();
+    float amax = 0.0f;
+    for (int64_t g = 0; g < groups; g++) amax = grid[g].scale > amax ? grid[g].scale : amax;
+    const float mean = *state.tensor = quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax);
 #pragma omp parallel for schedule(static)
-    for (int64_t g = 0; g < groups; g++) {
-        float s = grid[g].scale, z = grid[g].zero;
-        INDEPENDENT
-        for (int64_t j = g * group; j < (g + 1) * group; j++) {
-            float x = w[j] / s + z;
-            dw[j] = x >= low && x <= high ? dw[j] : 0.0f;
+    for (int64_t b = 0; b < CEIL_DIV(groups, QUANT_NESTED); b++) {
+        int64_t first = b * QUANT_NESTED, end = first + QUANT_NESTED < groups ? first + QUANT_NESTED : groups;
+        float largest = 0.0f;
+        for (int64_t g = first; g < end; g++) largest = fmaxf(largest, fabsf(grid[g].scale - mean));
+        state.absmax[b] = largest;
+        for (int64_t g = first; g < end; g++) {
+            int code = dynamic_map_code(map, (grid[g].scale - mean) * quant_nf4_inverse(largest));
+            state.codes[g] = (uint8_t)code;
+            grid[g] = Grid{dynamic_map_scale(map, code, largest, mean), grid[g].scale};
         }
     }
 }
 
-// how many of n codes differ
-inline int64_t codes_changed_cpu(const int8_t* codes, const int8_t* initial, int64_t n) {
+template <class In>
+inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q) {
+    const int64_t groups = shape.groups, group = shape.group;
+    std::vector<QuantRange> ranges = quant_ranges_cpu(w, groups, group);
+    for (int64_t first = 0; shape.tiles && first < groups; first += QUANT_TILE * shape.tiles) {
+        int64_t end = first + QUANT_TILE * shape.tiles < groups ? first + QUANT_TILE * shape.tiles : groups;
+        for (int64_t g = first + shape.tiles; g < end; g++)
+            ranges[first + g % shape.tiles] = quant_range_join(ranges[first + g % shape.tiles], ranges[g]);
+        for (int64_t g = first + shape.tiles; g < end; g++) ranges[g] = ranges[first + g % shape.tiles];
+    }
+    float tensor = 1.0f;
+    if (q.format == QuantFormat::nvfp4 && state.tensor) {
+        QuantRange all;
+        for (const QuantRange& r : ranges) all = quant_range_join(all, r);
+        tensor = *state.tensor = quant_tensor_scale(quant_range_amax(all));
+    }
+#pragma omp parallel for schedule(static) if (groups > 1)
+    for (int64_t g = 0; g < groups; g++) {
+        QuantRange r = ranges[g];
+        if (q.format == QuantFormat::integer && q.rule == ScaleRule::mse)
+            grid[g] = quant_search_cpu(q, w + g * group, group, r);
+        else if (q.format == QuantFormat::ternary)
+            grid[g] = quant_grid(q, 0.0f, quant_mean_cpu(w + g * group, group, 1, quant_range_amax(r)), 1.0f, 1.0f);
+        else grid[g] = quant_grid(q, r.min, r.max, tensor, 1.0f);
+    }
+    if (state.codes) quant_nested_cpu(grid, state, groups);
+}
+
+// call(format) with the format as a type, or one that is coded alike, so that loops over it vectorize
+template <class F>
+inline auto quant_dispatch(QuantFormat format, const F& call) {
+    switch (format) {
+        case QuantFormat::nf4:
+            return call(std::integral_constant<QuantFormat, QuantFormat::nf4>());
+        case QuantFormat::fp8e4m3:
+        case QuantFormat::mxfp8:
+            return call(std::integral_constant<QuantFormat, QuantFormat::mxfp8>());
+        case QuantFormat::fp8e5m2:
+            return call(std::integral_constant<QuantFormat, QuantFormat::fp8e5m2>());
+        case QuantFormat::mxfp4:
+        case QuantFormat::nvfp4:
+            return call(std::integral_constant<QuantFormat, QuantFormat::mxfp4>());
+        default:
+            return call(std::integral_constant<QuantFormat, QuantFormat::integer>());
+    }
+}
+
+// F: see quant_dispatch; returns how many codes changed
+template <QuantFormat F, class In>
+inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g) {
+    if (F != QuantFormat::integer) q.format = F;
+    const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
+    const float low = quant_low(q), high = quant_high(q), inverse = quant_nf4_inverse(g);
+    float nf4[16];
+    for (int i = 0; i < 16; i++) nf4[i] = nf4_to_float(i) * g.scale;
+    auto each = [&](float x, int& code) {
+        if constexpr (F == QuantFormat::integer) {
+            float level = quant_level(x, g, low, high);
+            code = (int)level - shift;
+            return (level - g.zero) * g.scale;
+        } else if constexpr (F == QuantFormat::nf4) {
+            code = float_to_nf4(x * inverse);
+            return nf4[code];
+        } else {
+            code = quant_code(q, x, g);
+            return quant_value(q, code, g);
+        }
+    };
+    int flips = 0;
+    if (codes) {
+        INDEPENDENT
+        for (int64_t j = 0; j < n; j++) {
+            int code;
+            out[j] = each(w[j], code);
+            flips += quant_flipped(mask, code, codes[j]);
+            codes[j] = (int8_t)code;
+        }
+    } else {
+        INDEPENDENT
+        for (int64_t j = 0; j < n; j++) {
+            int code;
+            out[j] = each(w[j], code);
+        }
+    }
+    return flips;
+}
+
+template <class In>
+inline int64_t fake_quant_pieces_cpu(floatX* out, int8_t* codes, Grid* grid, float tensor, const In* w,
+                                     const QuantGroups& shape, QuantSpec q, bool measure) {
+    const int64_t groups = shape.groups, group = shape.group;
+    const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE), piece = pieces > 1 ? QUANT_CPU_PIECE : group;
+    return quant_dispatch(q.format, [&](auto f) {
+        int64_t changed = 0;
+#pragma omp parallel for schedule(static) reduction(+ : changed)
+        for (int64_t i = 0; i < groups * pieces; i++) {
+            int64_t start = i / pieces * group + i % pieces * piece, left = group - i % pieces * piece;
+            int64_t n = left < piece ? left : piece;
+            Grid g;
+            if (measure) {
+                QuantRange r = quant_range_cpu(w + start, n);
+                g = quant_grid(q, r.min, r.max, tensor, 1.0f);
+                if (grid) grid[i] = g;
+            } else {
+                g = grid[i / pieces];
+            }
+            changed += fake_quant_piece_cpu<decltype(f)::value>(out + start, codes ? codes + start : nullptr, w + start,
+                                                                n, q, g);
+        }
+        return changed;
+    });
+}
+
+// Quantize groups [groups, group] of w into out. measure: find the scales here (dynamic) or use grid as given. codes
+// (may be null) holds the previous codes and receives the new ones; returns how many changed.
+template <class In>
+inline int64_t fake_quant_forward_cpu(floatX* out,              // [groups, group]
+                                      int8_t* codes,            // [groups, group] or null
+                                      Grid* grid,               // [groups]; null: measured and forgotten
+                                      const ScaleState& state,  //
+                                      const In* w,              // [groups, group]
+                                      const QuantGroups& shape, QuantSpec q, bool measure) {
+    bool fused = measure && quant_measured_alone(q, shape, state) && shape.group <= QUANT_CPU_PIECE &&
+                 !(q.format == QuantFormat::nvfp4 && state.tensor);
+    std::vector<Grid> own;
+    if (!grid && !fused) {
+        own.resize(shape.groups);
+        grid = own.data();
+    }
+    if (measure && !fused) quant_measure_cpu(grid, state, w, shape, q);
+    return fake_quant_pieces_cpu(out, codes, grid, 1.0f, w, shape, q, fused);
+}
+
+// The straight-through mask, in place on the gradient of Q(w); the identity rule needs none.
+template <class In>
+inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
+                                    const In* w,       // [groups, group]
+                                    const Grid* grid,  // [groups]
+                                    const QuantGroups& shape, QuantSpec q, SteRule rule) {
+    const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
+    quant_dispatch(q.format, [&](auto f) {
+        QuantSpec spec = q;
+        if (decltype(f)::value != QuantFormat::integer) spec.format = decltype(f)::value;
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < shape.groups * pieces; i++) {
+            int64_t start = i / pieces * group, end = start + group;
+            start += i % pieces * QUANT_CPU_PIECE;
+            end = start + QUANT_CPU_PIECE < end ? start + QUANT_CPU_PIECE : end;
+            Grid g = grid[i / pieces];
+            INDEPENDENT
+            for (int64_t j = start; j < end; j++)
+                dw[j] = quant_passes(spec, rule, (float)w[j], g) ? (float)dw[j] : 0.0f;
+        }
+    });
+}
+
+// how many of n codes stand for something else
+inline int64_t codes_changed_cpu(const int8_t* codes, const int8_t* initial, int64_t n, int mask) {
     int64_t total = 0;
 #pragma omp parallel for simd schedule(static) reduction(+ : total)
-    for (int64_t i = 0; i < n; i++) total += codes[i] != initial[i];
+    for (int64_t i = 0; i < n; i++) total += quant_flipped(mask, codes[i], initial[i]);
     return total;
 }
 
@@ -146,14 +317,6 @@ inline int64_t codes_changed_cpu(const int8_t* codes, const int8_t* initial, int
 #if HAS_KERNELS
 static constexpr int QUANT_BLOCK = 256;
 static constexpr int64_t QUANT_WHOLE = 16384, QUANT_PIECE = 8192;  // the largest group in one piece; otherwise
-
-struct QuantRange {
-    float min, max;
-};
-
-__device__ inline QuantRange quant_range_join(QuantRange a, QuantRange b) {
-    return QuantRange{b.min < a.min ? b.min : a.min, b.max > a.max ? b.max : a.max};
-}
 
 // over LANES neighbouring threads; every one of them gets it. All threads of the block must call it.
 template <int LANES>
@@ -167,22 +330,30 @@ __device__ inline QuantRange quant_range_reduce(QuantRange r) {
     }
     if constexpr (LANES > 32) {
         static_assert(LANES == QUANT_BLOCK, "a group has up to a warp, or the block");
-        __shared__ QuantRange part[QUANT_BLOCK / 32];
-        if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = r;
+        __shared__ float low[QUANT_BLOCK / 32], high[QUANT_BLOCK / 32];
+        if (threadIdx.x % 32 == 0) low[threadIdx.x / 32] = r.min, high[threadIdx.x / 32] = r.max;
         __syncthreads();
-        for (int w = 0; w < QUANT_BLOCK / 32; w++) r = quant_range_join(r, part[w]);
+        for (int w = 0; w < QUANT_BLOCK / 32; w++) r = quant_range_join(r, QuantRange{low[w], high[w]});
     }
     return r;
 }
 
-// of elements first, first + step, ... below n, 4 at a time
-__device__ inline QuantRange quant_range(const float* w, int first, int step, int n, bool aligned) {
-    QuantRange r = {0.0f, 0.0f};
-    for (int i = first; i < n; i += step) {
-        Pack128<float> x = load_pack(w, i, n, aligned);  // zeros behind the end: 0 belongs to every range
-        for (int k = 0; k < 4; k++) r = quant_range_join(r, QuantRange{x[k], x[k]});
+// four numbers i ... i + 3 of n, zeros behind the end; p is a multiple of 4 elements from an aligned start
+template <class T>
+__device__ inline void quant_load4(float* x, const T* p, int i, int n, bool aligned) {
+    if (aligned && i + 4 <= n) {
+        if constexpr (sizeof(T) == 4) {
+            int4 bits = *reinterpret_cast<const int4*>(p + i);
+            memcpy(x, &bits, 16);
+        } else {
+            int2 bits = *reinterpret_cast<const int2*>(p + i);
+            T four[4];
+            memcpy(static_cast<void*>(four), &bits, 8);
+            for (int k = 0; k < 4; k++) x[k] = (float)four[k];
+        }
+        return;
     }
-    return r;
+    for (int k = 0; k < 4; k++) x[k] = i + k < n ? (float)p[i + k] : 0.0f;
 }
 
 // 4 values or codes, one store; p is a multiple of 4 elements from an aligned start
@@ -203,6 +374,18 @@ __device__ inline void quant_store4(T* p, const T* x) {
     }
 }
 
+// of elements first, first + step, ... below n, 4 at a time
+template <class In>
+__device__ inline QuantRange quant_range(const In* w, int first, int step, int n, bool aligned) {
+    QuantRange r;
+    for (int i = first; i < n; i += step) {
+        float x[4];  // zeros behind the end: 0 belongs to every range
+        quant_load4(x, w, i, n, aligned);
+        for (int k = 0; k < 4; k++) r = quant_range_join(r, QuantRange{x[k], x[k]});
+    }
+    return r;
+}
+
 // adds a block's count to a counter. Called by all threads; a block counts at most 16,384, exact in float
 __device__ inline void quant_count(int64_t* counter, int count) {
     int total = (int)block_reduce_sum((float)count);
@@ -211,61 +394,155 @@ __device__ inline void quant_count(int64_t* counter, int count) {
 
 // Where a thread works: piece number `piece` of the groups (there are `pieces` a group), LANES threads each
 struct QuantPlace {
-    int64_t group, start;  // start: of the piece, in the matrix
-    int n;                 // elements of the piece; 0: nothing to do
+    int64_t index, group, start;  // index: of the piece; start: of the piece, in the matrix
+    int n;                        // elements of the piece; 0: nothing to do
+};
+
+// how the kernels cut the groups
+struct QuantCut {
+    int64_t groups, group, pieces, size;
+    bool aligned;
 };
 
 template <int LANES>
-__device__ inline QuantPlace quant_place(int64_t groups, int64_t group, int64_t pieces, int64_t size) {
+__device__ inline QuantPlace quant_place(const QuantCut& c) {
     int64_t piece = (int64_t)blockIdx.x * (QUANT_BLOCK / LANES) + threadIdx.x / LANES;
-    QuantPlace p = {0, 0, 0};
-    if (piece >= groups * pieces) return p;
-    p.group = pieces == 1 ? piece : piece / pieces;
-    int64_t offset = pieces == 1 ? 0 : piece % pieces * size;
-    p.start = p.group * group + offset;
-    p.n = (int)(group - offset < size ? group - offset : size);
+    QuantPlace p = {piece, 0, 0, 0};
+    if (piece >= c.groups * c.pieces) return p;
+    p.group = c.pieces == 1 ? piece : piece / c.pieces;
+    int64_t offset = c.pieces == 1 ? 0 : piece % c.pieces * c.size;
+    p.start = p.group * c.group + offset;
+    p.n = (int)(c.group - offset < c.size ? c.group - offset : c.size);
     return p;
 }
 
-// ranges: [groups,pieces]. grid: groups * pieces
-__global__ void fake_quant_range_kernel(QuantRange* ranges, const float* w, int64_t groups, int64_t group,
-                                        int64_t pieces, int64_t size, bool aligned) {
-    QuantPlace p = quant_place<QUANT_BLOCK>(groups, group, pieces, size);
-    QuantRange r = quant_range(w + p.start, threadIdx.x * 4, QUANT_BLOCK * 4, p.n, aligned);
-    r = quant_range_reduce<QUANT_BLOCK>(r);
-    if (threadIdx.x == 0) ranges[blockIdx.x] = r;
+// ranges: [groups,pieces], or (grid not null, pieces 1) the grid they give.
+// grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
+template <int LANES, class In>
+__global__ void fake_quant_range_kernel(QuantRange* ranges, Grid* grid, const In* w, QuantCut c, QuantSpec q) {
+    QuantPlace p = quant_place<LANES>(c);
+    QuantRange r = quant_range(w + p.start, threadIdx.x % LANES * 4, LANES * 4, p.n, c.aligned);
+    r = quant_range_reduce<LANES>(r);
+    if (threadIdx.x % LANES || p.n == 0) return;
+    if (grid) grid[p.index] = quant_grid(q, r.min, r.max, 1.0f, 1.0f);
+    else ranges[p.index] = r;
 }
 
-// ranges: [groups,pieces]. grid: groups
-__global__ void fake_quant_grid_kernel(Grid* grid, const QuantRange* ranges, int pieces, int bits, bool symmetric) {
-    QuantRange r = {0.0f, 0.0f};
-    for (int i = threadIdx.x; i < pieces; i += QUANT_BLOCK)
-        r = quant_range_join(r, ranges[(int64_t)blockIdx.x * pieces + i]);
+// The grid of sets of ranges: of a group's pieces (tiles 0), or of the groups of a tile, which all get it. tensor (may
+// be null): receives nvfp4's t instead. grid: groups, or tiles of both directions
+__global__ void fake_quant_grid_kernel(Grid* grid, float* tensor, const QuantRange* ranges, int64_t pieces,
+                                       int64_t groups, int64_t tiles, QuantSpec q) {
+    int64_t first = blockIdx.x * pieces, step = 1, count = pieces;
+    if (tiles) {
+        int64_t row = blockIdx.x / tiles * QUANT_TILE;
+        first = row * tiles + blockIdx.x % tiles, step = tiles, count = groups / tiles - row;
+        count = count < QUANT_TILE ? count : QUANT_TILE;
+    }
+    QuantRange r;
+    for (int64_t i = threadIdx.x; i < count; i += QUANT_BLOCK) r = quant_range_join(r, ranges[first + i * step]);
     r = quant_range_reduce<QUANT_BLOCK>(r);
-    if (threadIdx.x == 0) grid[blockIdx.x] = quant_grid(r.min, r.max, bits, symmetric);
+    if (tensor) {
+        if (threadIdx.x == 0) *tensor = quant_tensor_scale(quant_range_amax(r));
+        return;
+    }
+    Grid g = quant_grid(q, r.min, r.max, 1.0f, 1.0f);
+    for (int64_t i = threadIdx.x; i < (tiles ? count : 1); i += QUANT_BLOCK)
+        grid[tiles ? first + i * step : blockIdx.x] = g;
 }
 
-// compute_grid: only with pieces 1. grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
-template <int LANES>
-__global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid, const float* w, int64_t* changed,
-                                          int64_t groups, int64_t group, int64_t pieces, int64_t size, int bits,
-                                          bool symmetric, bool compute_grid, bool aligned) {
-    QuantPlace p = quant_place<LANES>(groups, group, pieces, size);
+// sums: [groups], zero before: |w| in the fixed point of the group's largest number, amax[group].scale. grid: groups *
+// pieces
+template <class In>
+__global__ void fake_quant_sum_kernel(int64_t* sums, const In* w, const Grid* amax, QuantCut c) {
+    QuantPlace p = quant_place<QUANT_BLOCK>(c);
+    float unit = quant_fixed_unit(amax[p.group].scale);
+    long long sum = 0;
+    for (int i = threadIdx.x; i < p.n; i += QUANT_BLOCK) sum += quant_fixed((float)w[p.start + i], unit);
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
+    if (threadIdx.x % 32 == 0)
+        atomicAdd(reinterpret_cast<unsigned long long*>(sums + p.group), (unsigned long long)sum);
+}
+
+// grid[g].scale: the largest |w| of `count` numbers whose sum is sums[g]; becomes ternary's grid, or (mean not null)
+// *mean is the mean. grid: CEIL_DIV(groups, QUANT_BLOCK)
+__global__ void fake_quant_mean_kernel(Grid* grid, float* mean, const int64_t* sums, int64_t groups, int64_t count,
+                                       QuantSpec q) {
+    int64_t g = (int64_t)blockIdx.x * QUANT_BLOCK + threadIdx.x;
+    if (g >= groups) return;
+    float m = quant_fixed_mean(sums[g], count, quant_fixed_unit(grid[g].scale));
+    if (mean) *mean = m;
+    else grid[g] = quant_grid(q, 0.0f, m, 1.0f, 1.0f);
+}
+
+// rule mse, see quant_search_cpu: a warp a group, a lane every 32nd candidate. ranges: [groups].
+// grid: CEIL_DIV(groups, QUANT_BLOCK / 32)
+template <class In>
+__global__ void fake_quant_search_kernel(Grid* grid, const QuantRange* ranges, const In* w, int64_t groups,
+                                         int64_t group, QuantSpec q) {
+    int64_t index = (int64_t)blockIdx.x * (QUANT_BLOCK / 32) + threadIdx.x / 32;
+    if (index >= groups) return;
+    const In* x = w + index * group;
+    float low = quant_low(q), high = quant_high(q), least = INFINITY;
+    int best = QUANT_SHRINKS;
+    Grid chosen = {1.0f, 0.0f};
+    for (int i = threadIdx.x % 32; i < QUANT_SHRINKS; i += 32) {
+        Grid g = quant_grid(q, ranges[index].min, ranges[index].max, 1.0f, quant_shrink(i));
+        float error = 0.0f;
+        for (int64_t j = 0; j < group; j++) {
+            float u = quant_level((float)x[j], g, low, high);
+            float d = fmaf(g.zero - u, g.scale, (float)x[j]);
+            error = fmaf(d, d, error);
+        }
+        error = error == error ? error : INFINITY;
+        if (best == QUANT_SHRINKS || error < least) least = error, best = i, chosen = g;
+    }
+    float smallest = least;
+    for (int offset = 16; offset > 0; offset /= 2)
+        smallest = fminf(smallest, __shfl_xor_sync(0xFFFFFFFFu, smallest, offset));
+    int first = least == smallest ? best : QUANT_SHRINKS;
+    for (int offset = 16; offset > 0; offset /= 2) {
+        int other = __shfl_xor_sync(0xFFFFFFFFu, first, offset);
+        first = other < first ? other : first;
+    }
+    if (least == smallest && best == first) grid[index] = chosen;
+}
+
+// double quantization, see quant_nested_cpu: a block 256 scales. grid: CEIL_DIV(groups, QUANT_NESTED)
+__global__ void fake_quant_nested_kernel(Grid* grid, ScaleState state, int64_t groups, DynamicMap map) {
+    static_assert(QUANT_NESTED == QUANT_BLOCK, "a thread a scale");
+    int64_t g = (int64_t)blockIdx.x * QUANT_NESTED + threadIdx.x;
+    float mean = *state.tensor, x = g < groups ? grid[g].scale - mean : 0.0f;
+    QuantRange r = quant_range_reduce<QUANT_BLOCK>(quant_range_join(QuantRange(), QuantRange{x, x}));
+    float largest = quant_range_amax(r);
+    if (threadIdx.x == 0) state.absmax[blockIdx.x] = largest;
+    if (g >= groups) return;
+    int code = dynamic_map_code(map, x * quant_nf4_inverse(largest));
+    state.codes[g] = (uint8_t)code;
+    grid[g] = Grid{dynamic_map_scale(map, code, largest, mean), grid[g].scale};
+}
+
+// measure: only with pieces 1; grid may be null then. tensor: nvfp4's t, or null for 1. INTEGER: also ternary.
+// grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
+template <int LANES, bool INTEGER, class In>
+__global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid, const float* tensor, const In* w,
+                                          int64_t* changed, QuantCut c, QuantSpec q, bool measure) {
+    QuantPlace p = quant_place<LANES>(c);
     int first = threadIdx.x % LANES * 4;
     Grid g = {1.0f, 0.0f};
-    if (compute_grid) {
-        QuantRange r = quant_range_reduce<LANES>(quant_range(w + p.start, first, LANES * 4, p.n, aligned));
-        g = quant_grid(r.min, r.max, bits, symmetric);
-        if (first == 0 && p.n) grid[p.group] = g;
+    if (measure) {
+        QuantRange r = quant_range_reduce<LANES>(quant_range(w + p.start, first, LANES * 4, p.n, c.aligned));
+        g = quant_grid(q, r.min, r.max, tensor ? *tensor : 1.0f, 1.0f);
+        if (first == 0 && p.n && grid) grid[p.group] = g;
     } else if (p.n) {
         g = grid[p.group];
     }
-    float low = quant_low(bits, symmetric), high = quant_high(bits, symmetric);
-    float shift = symmetric ? 0.0f : (float)(1 << (bits - 1));
+    const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
+    const float low = quant_low(q), high = quant_high(q);
     int flips = 0;
     for (int i = first; i < p.n; i += LANES * 4) {
-        Pack128<float> x = load_pack(w + p.start, i, p.n, aligned);
-        bool whole = aligned && i + 4 <= p.n;
+        float x[4];
+        quant_load4(x, w + p.start, i, p.n, c.aligned);
+        bool whole = c.aligned && i + 4 <= p.n;
         floatX value[4];
         int8_t code[4], old[4];
         if (codes && whole) {
@@ -273,22 +550,27 @@ __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid
             memcpy(old, &four, 4);
         }
         for (int k = 0; k < 4; k++) {
-            float q = quant_code(x[k], g, low, high);
-            code[k] = (int8_t)(q - shift);
-            value[k] = (floatX)((q - g.zero) * g.scale);
+            if (INTEGER) {
+                float level = quant_level(x[k], g, low, high);
+                code[k] = (int8_t)((int)level - shift);
+                value[k] = (floatX)((level - g.zero) * g.scale);
+            } else {
+                code[k] = (int8_t)quant_code(q, x[k], g);
+                value[k] = (floatX)quant_value(q, code[k], g);
+            }
         }
         if (whole) {
             quant_store4(out + p.start + i, value);
             if (codes) {
                 quant_store4(codes + p.start + i, code);
-                for (int k = 0; k < 4; k++) flips += code[k] != old[k];
+                for (int k = 0; k < 4; k++) flips += quant_flipped(mask, code[k], old[k]);
             }
         } else {
             for (int k = 0; k < 4; k++) {
                 if (i + k >= p.n) continue;
                 out[p.start + i + k] = value[k];
                 if (!codes) continue;
-                flips += code[k] != codes[p.start + i + k];
+                flips += quant_flipped(mask, code[k], codes[p.start + i + k]);
                 codes[p.start + i + k] = code[k];
             }
         }
@@ -297,134 +579,203 @@ __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid
 }
 
 // grid: as the forward
-template <int LANES>
-__global__ void fake_quant_backward_kernel(float* dw, const float* w, const Grid* grid, int64_t groups, int64_t group,
-                                           int64_t pieces, int64_t size, int bits, bool symmetric, bool aligned) {
-    QuantPlace p = quant_place<LANES>(groups, group, pieces, size);
+template <int LANES, class In>
+__global__ void fake_quant_backward_kernel(In* dw, const In* w, const Grid* grid, QuantCut c, QuantSpec q,
+                                           SteRule rule) {
+    QuantPlace p = quant_place<LANES>(c);
     if (p.n == 0) return;
-    float s = grid[p.group].scale, z = grid[p.group].zero;
-    float low = quant_low(bits, symmetric), high = quant_high(bits, symmetric);
+    Grid g = grid[p.group];
     for (int i = threadIdx.x % LANES * 4; i < p.n; i += LANES * 4) {
-        Pack128<float> x = load_pack(w + p.start, i, p.n, aligned), d = load_pack(dw + p.start, i, p.n, aligned);
-        for (int k = 0; k < 4; k++) {
-            float q = x[k] / s + z;
-            d[k] = q >= low && q <= high ? d[k] : 0.0f;
-        }
-        store_pack(dw + p.start, i, p.n, aligned, d);
+        float x[4];
+        quant_load4(x, w + p.start, i, p.n, c.aligned);
+        for (int k = 0; k < 4; k++)
+            if (i + k < p.n && !quant_passes(q, rule, x[k], g)) dw[p.start + i + k] = (In)0.0f;
     }
 }
 
 // 16 codes a thread. grid: CEIL_DIV(n, QUANT_BLOCK * 16)
-__global__ void codes_changed_kernel(int64_t* changed, const int8_t* codes, const int8_t* initial, int64_t n,
+__global__ void codes_changed_kernel(int64_t* changed, const int8_t* codes, const int8_t* initial, int64_t n, int mask,
                                      bool aligned) {
     int64_t first = ((int64_t)blockIdx.x * QUANT_BLOCK + threadIdx.x) * 16;
     int left = first >= n ? 0 : n - first < 16 ? (int)(n - first) : 16, count = 0;
     if (left) {
         Pack128<int8_t> a = load_pack(codes + first, 0, left, aligned);
         Pack128<int8_t> b = load_pack(initial + first, 0, left, aligned);
-        for (int k = 0; k < 16; k++) count += a[k] != b[k];
+        for (int k = 0; k < 16; k++) count += quant_flipped(mask, a[k], b[k]);
     }
     quant_count(changed, count);
 }
 
-// how the kernels cut the groups
-struct QuantCut {
-    int64_t pieces, size;
-    bool aligned;
-};
-
-inline QuantCut quant_cut(const float* w, const void* other, int64_t groups, int64_t group) {
+// aligned: 4 numbers of w and of another matrix (null: none) by one load or store each, and of codes (null: none)
+template <class In, class Other>
+inline QuantCut quant_cut(const In* w, const Other* other, const int8_t* codes, int64_t groups, int64_t group) {
     QuantCut c;
+    c.groups = groups, c.group = group;
     c.size = group > QUANT_WHOLE ? QUANT_PIECE : group;
     c.pieces = CEIL_DIV(group, c.size);
-    c.aligned = (groups == 1 || group % 4 == 0) && is_aligned16(w, 0) && reinterpret_cast<uintptr_t>(other) % 16 == 0;
+    c.aligned = (groups == 1 || group % 4 == 0) && reinterpret_cast<uintptr_t>(w) % (4 * sizeof(In)) == 0 &&
+                reinterpret_cast<uintptr_t>(other) % (4 * sizeof(Other)) == 0 &&
+                reinterpret_cast<uintptr_t>(codes) % 4 == 0;
     return c;
 }
 
 // launch(lanes, blocks)
 template <class F>
-inline void quant_launch(const QuantCut& c, int64_t groups, const F& launch) {
-    int64_t all = groups * c.pieces;
+inline void quant_launch(const QuantCut& c, const F& launch) {
+    int64_t all = c.groups * c.pieces;
     if (c.size <= 64) launch(Int<8>(), (unsigned)CEIL_DIV(all, QUANT_BLOCK / 8));
     else if (c.size <= 1024) launch(Int<32>(), (unsigned)CEIL_DIV(all, QUANT_BLOCK / 32));
     else launch(Int<QUANT_BLOCK>(), (unsigned)all);
+}
+
+// ranges [groups,pieces] of w, and from them the grid
+template <class In>
+inline void quant_grid_cuda(Grid* grid, float* tensor, const In* w, int64_t groups, int64_t group, int64_t tiles,
+                            QuantSpec q, Device dev) {
+    QuantCut c = quant_cut(w, w, nullptr, groups, group);
+    const bool search = q.format == QuantFormat::integer && q.rule == ScaleRule::mse;
+    const bool direct = c.pieces == 1 && !search && !tiles && !tensor;
+    Scratch scratch(direct ? 0 : 2 * (size_t)(groups * c.pieces), dev);
+    QuantRange* ranges = reinterpret_cast<QuantRange*>(scratch.data);
+    quant_launch(c, [&](auto lanes, unsigned blocks) {
+        LAUNCH((fake_quant_range_kernel<decltype(lanes)::value, In>), blocks, QUANT_BLOCK, 0, dev.stream, ranges,
+               direct ? grid : nullptr, w, c, q);
+    });
+    if (direct) return;
+    if (search) {
+        LAUNCH(fake_quant_search_kernel<In>, (unsigned)CEIL_DIV(groups, QUANT_BLOCK / 32), QUANT_BLOCK, 0, dev.stream,
+               grid, ranges, w, groups, group, q);
+        return;
+    }
+    int64_t blocks = tiles ? CEIL_DIV(groups / tiles, QUANT_TILE) * tiles : groups;
+    LAUNCH(fake_quant_grid_kernel, (unsigned)blocks, QUANT_BLOCK, 0, dev.stream, grid, tensor, ranges, c.pieces, groups,
+           tiles, q);
+}
+
+// means of |w| over groups whose largest are in grid: see fake_quant_mean_kernel
+template <class In>
+inline void quant_mean_cuda(Grid* grid, float* mean, const In* w, int64_t groups, int64_t group, int64_t count,
+                            QuantSpec q, Device dev) {
+    QuantCut c = quant_cut(w, w, nullptr, groups, group);
+    Scratch scratch(2 * (size_t)groups, dev);
+    int64_t* sums = reinterpret_cast<int64_t*>(scratch.data);
+    set_zero(sums, groups * sizeof(int64_t), dev);
+    LAUNCH(fake_quant_sum_kernel<In>, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, sums, w, grid, c);
+    LAUNCH(fake_quant_mean_kernel, (unsigned)CEIL_DIV(groups, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream, grid, mean,
+           sums, groups, count, q);
+}
+
+// the grid where a group's range alone does not give it, or the group is too large to be measured where it is quantized
+template <class In>
+inline void quant_measure_cuda(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q,
+                               Device dev) {
+    QuantSpec largest;  // its scale is the largest |w|
+    largest.format = QuantFormat::nf4;
+    bool ternary = q.format == QuantFormat::ternary;
+    quant_grid_cuda(grid, nullptr, w, shape.groups, shape.group, shape.tiles, ternary ? largest : q, dev);
+    if (ternary) quant_mean_cuda(grid, nullptr, w, shape.groups, shape.group, shape.group, q, dev);
+    if (!state.codes) return;
+    Scratch scratch(sizeof(Grid) / sizeof(float), dev);
+    Grid* all = reinterpret_cast<Grid*>(scratch.data);
+    const float* scales = reinterpret_cast<const float*>(grid);  // and zeros, which change neither largest nor sum
+    quant_grid_cuda(all, nullptr, scales, 1, 2 * shape.groups, 0, largest, dev);
+    quant_mean_cuda(all, state.tensor, scales, 1, 2 * shape.groups, shape.groups, largest, dev);
+    LAUNCH(fake_quant_nested_kernel, (unsigned)CEIL_DIV(shape.groups, QUANT_NESTED), QUANT_BLOCK, 0, dev.stream, grid,
+           state, shape.groups, dynamic_map());
 }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void quant_check(const char* name, int64_t groups, int64_t group, int bits) {
-    if (groups < 0 || groups > INT32_MAX || group < 1 || bits < 1 || bits > 8 ||
-        groups * CEIL_DIV(group, 8192) > INT32_MAX)
+inline void quant_check(const char* name, const QuantGroups& g, QuantSpec q) {
+    if (g.groups < 0 || g.groups > INT32_MAX || g.group < 1 || q.bits < 1 || q.bits > 8 ||
+        g.groups * CEIL_DIV(g.group, 8192) > INT32_MAX || (g.tiles && (g.group != QUANT_TILE || g.groups % g.tiles)))
         fail("%s: bad shape: %lld groups of %lld at %d bits (1 to 8 bits, fewer than 2^31 groups)", name,
-             (long long)groups, (long long)group, bits);
+             (long long)g.groups, (long long)g.group, q.bits);
 }
 
 // out: [groups,group] = Q(w); codes: [groups,group] or null, the codes before and after; grid: [groups], measured here
-// (compute_grid) or read; w: [groups,group]. The number of codes that changed is added to *changed, which lies where
-// the codes do (null without codes).
-inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const float* w, int64_t groups, int64_t group,
-                               int bits, bool symmetric, bool compute_grid, int64_t* changed, Device dev) {
+// or read (null: measured and forgotten); state: see ScaleState, written with grid; w: [groups,group]. The number of
+// codes that changed is added to *changed, which lies where the codes do (null without codes).
+template <class In>
+inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const ScaleState& state, const In* w,
+                               const QuantGroups& shape, QuantSpec q, bool measure, int64_t* changed, Device dev) {
     NVTX_RANGE("fake_quant_forward");
-    quant_check("fake_quant_forward", groups, group, bits);
-    if (groups == 0) return;
+    quant_check("fake_quant_forward", shape, q);
+    if (shape.groups == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        QuantCut c = quant_cut(w, out, groups, group);
-        c.aligned = c.aligned && reinterpret_cast<uintptr_t>(codes) % 4 == 0;
-        if (compute_grid && c.pieces > 1) {
-            Scratch scratch(2 * (size_t)(groups * c.pieces), dev);
-            QuantRange* ranges = reinterpret_cast<QuantRange*>(scratch.data);
-            LAUNCH(fake_quant_range_kernel, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, ranges, w,
-                   groups, group, c.pieces, c.size, c.aligned);
-            LAUNCH(fake_quant_grid_kernel, (unsigned)groups, QUANT_BLOCK, 0, dev.stream, grid, ranges, (int)c.pieces,
-                   bits, symmetric);
-            compute_grid = false;
-        }
-        quant_launch(c, groups, [&](auto lanes, unsigned blocks) {
-            LAUNCH(fake_quant_forward_kernel<decltype(lanes)::value>, blocks, QUANT_BLOCK, 0, dev.stream, out, codes,
-                   grid, w, changed, groups, group, c.pieces, c.size, bits, symmetric, compute_grid, c.aligned);
+        QuantCut c = quant_cut(w, out, codes, shape.groups, shape.group);
+        bool before = measure && (c.pieces > 1 || !quant_measured_alone(q, shape, state));
+        Scratch own(before && !grid ? 2 * (size_t)shape.groups : 0, dev);
+        if (before && !grid) grid = reinterpret_cast<Grid*>(own.data);
+        const bool tensor = q.format == QuantFormat::nvfp4 && state.tensor;
+        if (measure && tensor) quant_grid_cuda(nullptr, state.tensor, w, 1, shape.groups * shape.group, 0, q, dev);
+        if (before) quant_measure_cuda(grid, state, w, shape, q, dev);
+        quant_launch(c, [&](auto lanes, unsigned blocks) {
+            auto launch = [&](auto integer) {
+                LAUNCH((fake_quant_forward_kernel<decltype(lanes)::value, decltype(integer)::value, In>), blocks,
+                       QUANT_BLOCK, 0, dev.stream, out, codes, grid, tensor ? state.tensor : nullptr, w, changed, c, q,
+                       measure && !before);
+            };
+            if (quant_is_integer(q)) launch(std::true_type());
+            else launch(std::false_type());
         });
         return;
     }
 #endif
     (void)dev;
-    int64_t count = fake_quant_forward_cpu(out, codes, grid, w, groups, group, bits, symmetric, compute_grid);
+    int64_t count = fake_quant_forward_cpu(out, codes, grid, state, w, shape, q, measure);
     if (codes) *changed += count;
 }
 
-// the clipped straight-through mask, in place. dw, w: [groups,group]; grid: [groups]
-inline void fake_quant_backward(float* dw, const float* w, const Grid* grid, int64_t groups, int64_t group, int bits,
-                                bool symmetric, Device dev) {
+// the grid alone: what the forward measures. nvfp4 only with t = 1
+template <class In>
+inline void quant_measure(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q,
+                          Device dev) {
+    quant_check("quant_measure", shape, q);
+    if (shape.groups == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) return quant_measure_cuda(grid, state, w, shape, q, dev);
+#endif
+    (void)dev;
+    quant_measure_cpu(grid, state, w, shape, q);
+}
+
+// the straight-through mask, in place. dw, w: [groups,group]; grid: [groups]
+template <class In>
+inline void fake_quant_backward(In* dw, const In* w, const Grid* grid, const QuantGroups& shape, QuantSpec q,
+                                SteRule rule, Device dev) {
     NVTX_RANGE("fake_quant_backward");
-    quant_check("fake_quant_backward", groups, group, bits);
-    if (groups == 0) return;
+    quant_check("fake_quant_backward", shape, q);
+    if (shape.groups == 0 || rule == SteRule::identity) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        QuantCut c = quant_cut(w, dw, groups, group);
-        quant_launch(c, groups, [&](auto lanes, unsigned blocks) {
-            LAUNCH(fake_quant_backward_kernel<decltype(lanes)::value>, blocks, QUANT_BLOCK, 0, dev.stream, dw, w, grid,
-                   groups, group, c.pieces, c.size, bits, symmetric, c.aligned);
+        QuantCut c = quant_cut(w, dw, nullptr, shape.groups, shape.group);
+        quant_launch(c, [&](auto lanes, unsigned blocks) {
+            LAUNCH((fake_quant_backward_kernel<decltype(lanes)::value, In>), blocks, QUANT_BLOCK, 0, dev.stream, dw, w,
+                   grid, c, q, rule);
         });
         return;
     }
 #endif
     (void)dev;
-    fake_quant_backward_cpu(dw, w, grid, groups, group, bits, symmetric);
+    fake_quant_backward_cpu(dw, w, grid, shape, q, rule);
 }
 
-// *changed += how many of n codes differ. codes, initial: [n]; changed lies where they do
-inline void codes_changed(int64_t* changed, const int8_t* codes, const int8_t* initial, int64_t n, Device dev) {
+// *changed += how many of n codes differ in what they stand for. codes, initial: [n]; changed lies where they do
+inline void codes_changed(int64_t* changed, const int8_t* codes, const int8_t* initial, int64_t n, QuantSpec q,
+                          Device dev) {
     NVTX_RANGE("codes_changed");
     if (n <= 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
         LAUNCH(codes_changed_kernel, (unsigned)CEIL_DIV(n, QUANT_BLOCK * 16), QUANT_BLOCK, 0, dev.stream, changed,
-               codes, initial, n, is_aligned16(codes, 0) && is_aligned16(initial, 0));
+               codes, initial, n, quant_code_mask(q), is_aligned16(codes, 0) && is_aligned16(initial, 0));
         return;
     }
 #endif
     (void)dev;
-    *changed += codes_changed_cpu(codes, initial, n);
+    *changed += codes_changed_cpu(codes, initial, n, quant_code_mask(q));
 }

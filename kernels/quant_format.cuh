@@ -2,8 +2,8 @@
 // devices, for weights, activations and the KV cache alike. The loops and kernels are in fake_quant.cuh.
 //
 //   integer    symmetric   Q(w) = q s,        q = clamp(rint(w/s), -2^(b-1), 2^(b-1)-1)
-//              asymmetric  Q(w) = (q - z) s,  q = clamp(rint(w/s) + z, 0, 2^b-1),  s = (max-min)/(2^b-1), z = rint(-min/s)
-//              the symmetric scale, by rule
+//              asymmetric  Q(w) = (q - z) s,  q = clamp(rint(w/s) + z, 0, 2^b-1),  s = (max-min)/(2^b-1), z =
+//              rint(-min/s) the symmetric scale, by rule
 //                amax       amax / ((2^b-1)/2)   compressed-tensors, torchao: all codes in use, the largest is clipped
 //                amax7      amax / (2^(b-1)-1)   AWQ, QuaRot: nothing is clipped, code -2^(b-1) stays unused
 //                signedmax  m / -2^(b-1), m the number of largest size with its sign (ggml's Q4_0); s may be negative
@@ -21,6 +21,8 @@
 // them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest scale (or 1) and
 // codes of zero.
 //
+// nvfp4 where no tensor is known beforehand (activations): t = 1, so that a row does not depend on its batch.
+//
 // A code is kept as int8_t: an integer q minus 2^(b-1) where asymmetric (so that 8 bits fit), the bits of a float
 // format, the index of an NF4 level.
 //
@@ -37,15 +39,27 @@ enum class ScaleRule : uint8_t { amax, amax7, signedmax, mse };
 
 struct QuantSpec {
     QuantFormat format = QuantFormat::integer;
-    int bits = 8;            // of a code; what is stored takes this many
-    bool symmetric = true;   // false: integers with a zero point
+    int bits = 8;                      // of a code; what is stored takes this many
+    bool symmetric = true;             // false: integers with a zero point
     ScaleRule rule = ScaleRule::amax;  // integers only
 };
 
 struct Grid {
     float scale;
-    float zero;  // an integer; 0 when symmetric
+    float
+        zero;  // an integer; 0 when symmetric. NF4 with double quantization: the scale before, by which codes are found
 };
+
+// How the gradient of Q(w) becomes that of w, see quant_passes
+enum class SteRule : uint8_t { identity, clip, trust };
+
+static constexpr int QUANT_SHRINKS = 80;  // candidates of rule mse
+HOST_DEVICE float quant_shrink(int i) { return (float)(100 - i) / 100.0f; }
+
+// an integer code, as a number on the grid's own range: ternary ones too
+HOST_DEVICE bool quant_is_integer(QuantSpec q) {
+    return q.format == QuantFormat::integer || q.format == QuantFormat::ternary;
+}
 
 // the smallest scale that fp16 holds as a normal number
 static constexpr float QUANT_LEAST_SCALE = 6.103515625e-5f;  // 2^-14
@@ -68,6 +82,9 @@ HOST_DEVICE float quant_round_scale(float s) {
     float size = s < 0.0f ? -s : s;
     return size >= QUANT_LEAST_SCALE ? s : s < 0.0f ? -QUANT_LEAST_SCALE : QUANT_LEAST_SCALE;
 }
+
+// nvfp4's t: the largest number becomes the largest scale times the largest code
+HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 2688.0f / amax : 1.0f; }
 
 // The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: nvfp4's t, else ignored. For rule mse this
 // is where the search begins (shrink 1); for ternary, max is the mean of |w|.
@@ -98,25 +115,37 @@ HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scal
             break;
     }
     float levels = (float)((1 << q.bits) - 1);
-    min = min * shrink, max = max * shrink, amax = amax * shrink;
-    float s = !q.symmetric                         ? (max - min) / levels
-              : q.rule == ScaleRule::amax7         ? amax / quant_high(q)
-              : q.rule == ScaleRule::signedmax     ? (-min >= max ? min : max) / quant_low(q)
-                                                   : amax / (0.5f * levels);
+    float s = !q.symmetric                     ? (max - min) * shrink / levels
+              : q.rule == ScaleRule::amax7     ? amax / quant_high(q)
+              : q.rule == ScaleRule::signedmax ? (-min >= max ? min : max) / quant_low(q)
+                                               : amax * shrink / (0.5f * levels);
     s = quant_round_scale(s);
     float z = 0.0f;
     if (!q.symmetric) {
-        z = rintf(-min / s);
+        z = rintf(-min * shrink / s);
         z = z < 0.0f ? 0.0f : (z > levels ? levels : z);
     }
     return Grid{s, z};
 }
 
+// integers and ternary: q, of which the code is q less 2^(b-1) where asymmetric
+HOST_DEVICE float quant_level(float w, Grid g, float low, float high) {
+    float q = rintf(w / g.scale) + g.zero;
+    q = q < low ? low : q;
+    return q > high ? high : q;
+}
+
+// What is below the smallest normal float counts as zero: its reciprocal would overflow
+HOST_DEVICE float quant_nf4_inverse(float scale) {
+    return scale >= 1.17549435e-38f || scale <= -1.17549435e-38f ? 1.0f / scale : 0.0f;
+}
+HOST_DEVICE float quant_nf4_inverse(Grid g) { return quant_nf4_inverse(g.zero > 0.0f ? g.zero : g.scale); }
+
 // the code of a number, as it is kept
 HOST_DEVICE int quant_code(QuantSpec q, float w, Grid g) {
     switch (q.format) {
         case QuantFormat::nf4:
-            return float_to_nf4(g.scale >= 1.17549435e-38f ? w * (1.0f / g.scale) : 0.0f);
+            return float_to_nf4(w * quant_nf4_inverse(g));
         case QuantFormat::fp8e4m3:
         case QuantFormat::mxfp8:
             return (int8_t)float_to_e4m3_bits(w / g.scale);
@@ -126,12 +155,8 @@ HOST_DEVICE int quant_code(QuantSpec q, float w, Grid g) {
         case QuantFormat::nvfp4:
             return float_to_e2m1_bits(w / g.scale);
         default:
-            break;
+            return (int)quant_level(w, g, quant_low(q), quant_high(q)) - (q.symmetric ? 0 : 1 << (q.bits - 1));
     }
-    float low = quant_low(q), high = quant_high(q), x = rintf(w / g.scale) + g.zero;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    return (int)x - (q.symmetric ? 0 : 1 << (q.bits - 1));
 }
 
 // what a code stands for
@@ -150,4 +175,103 @@ HOST_DEVICE float quant_value(QuantSpec q, int code, Grid g) {
         default:
             return ((float)(code + (q.symmetric ? 0 : 1 << (q.bits - 1))) - g.zero) * g.scale;
     }
+}
+
+// Two codes differ in what they stand for if they differ and share one of these bits: +0 and -0 of a float format do
+// not
+HOST_DEVICE int quant_code_mask(QuantSpec q) {
+    switch (q.format) {
+        case QuantFormat::fp8e4m3:
+        case QuantFormat::fp8e5m2:
+        case QuantFormat::mxfp8:
+            return 0x7F;
+        case QuantFormat::mxfp4:
+        case QuantFormat::nvfp4:
+            return 7;
+        default:
+            return 0xFF;
+    }
+}
+HOST_DEVICE bool quant_flipped(int mask, int a, int b) { return (a != b) & (((a | b) & mask) != 0); }
+
+// Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip: where w lies
+// between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of w (QuEST,
+// arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest number,
+// under clip too: its scale is a quotient, by which the largest weight may come out an ulp above.
+HOST_DEVICE bool quant_passes(QuantSpec q, SteRule rule, float w, Grid g) {
+    float x = w / g.scale, size = x < 0.0f ? -x : x;
+    switch (q.format) {
+        case QuantFormat::nf4:
+            return true;  // scaled by the largest, and so inside
+        case QuantFormat::fp8e4m3:
+        case QuantFormat::mxfp8:
+            return rule == SteRule::identity || size <= 464.0f;
+        case QuantFormat::fp8e5m2:
+            return rule == SteRule::identity || size <= 61440.0f;
+        case QuantFormat::mxfp4:
+        case QuantFormat::nvfp4:
+            return rule == SteRule::identity || size <= 7.0f;
+        default:
+            break;
+    }
+    float beyond = rule == SteRule::trust ? 0.5f : 0.0f;
+    x = x + g.zero;
+    return rule == SteRule::identity || (x >= quant_low(q) - beyond && x <= quant_high(q) + beyond);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums that do not depend on the order: |w| in units of 2^-30 of the power of two below amax, added as integers
+
+HOST_DEVICE float quant_fixed_unit(float amax) {  // 2^(30 - floor(log2 amax))
+    int e = (int)(float_bits(amax) >> 23) - 127;
+    e = e < -90 ? -90 : e;
+    return bits_float((uint32_t)(30 - e + 127) << 23);
+}
+HOST_DEVICE int64_t quant_fixed(float w, float unit) { return (int64_t)rintf((w < 0.0f ? -w : w) * unit); }
+HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, float unit) {
+    return (float)((double)sum / (double)count / (double)unit);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Double quantization (QLoRA, section 3): the scales of NF4, minus their mean, in blocks of 256 to the signed dynamic
+// map of 8 bits (Dettmers 2016, arXiv 1511.04561): 7 decades, of which decade i has 2^i linear steps.
+
+struct DynamicMap {
+    float value[256];  // sorted
+};
+
+// The bits of bitsandbytes' map: torch's linspace counts from both ends with fused steps
+inline DynamicMap dynamic_map() {
+    DynamicMap m;
+    int at = 0;
+    for (int i = 0; i < 7; i++) {
+        const float decades[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+        int steps = 1 << i;
+        float step = (1.0f - 0.1f) / (float)steps;
+        auto point = [&](int k) {
+            return 2 * k < steps + 1 ? fmaf(step, (float)k, 0.1f) : fmaf(-step, (float)(steps - k), 1.0f);
+        };
+        for (int k = 0; k < steps; k++) m.value[at++] = (point(k) + point(k + 1)) / 2.0f * decades[i];
+    }
+    // 127 rising sizes: their negatives, 0, themselves, 1
+    for (int k = 126; k >= 0; k--) m.value[128 + k] = m.value[k];
+    for (int k = 0; k < 127; k++) m.value[k] = -m.value[128 + 126 - k];
+    m.value[127] = 0.0f;
+    m.value[255] = 1.0f;
+    return m;
+}
+
+// x in [-1, 1] -> the nearest of the map; a tie goes down
+HOST_DEVICE int dynamic_map_code(const DynamicMap& m, float x) {
+    int low = 0, high = 255;  // the answer lies in low ... high
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (x > 0.5f * (m.value[middle] + m.value[middle + 1])) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+// a product that no compiler fuses with the sum: adding +0 to it is not nothing, for it turns -0 into +0
+HOST_DEVICE float dynamic_map_scale(const DynamicMap& m, int code, float absmax, float offset) {
+    return fmaf(m.value[code], absmax, 0.0f) + offset;
 }

@@ -82,14 +82,12 @@ HOST_DEVICE uint16_t float_to_fp16_bits(float x) {
 // |x| as a float of MAN mantissa bits, subnormals included; not for NaN
 template <int BIAS, int MAN, uint32_t LARGEST>
 HOST_DEVICE uint32_t float_to_small_bits(float x) {
-    uint32_t u = float_bits(x) & 0x7FFFFFFFu, code;
-    if (u < (uint32_t)(128 - BIAS) << 23) {  // below 2^(1 - BIAS): subnormal, let the adder round
-        const uint32_t unit = (uint32_t)(127 + 24 - BIAS - MAN) << 23;  // a float whose ulp is the format's
-        code = float_bits(bits_float(u) + bits_float(unit)) - unit;
-    } else {
-        uint32_t rounded = u + ((1u << (22 - MAN)) - 1) + ((u >> (23 - MAN)) & 1u);
-        code = (rounded >> (23 - MAN)) - ((uint32_t)(127 - BIAS) << MAN);
-    }
+    const uint32_t u = float_bits(x) & 0x7FFFFFFFu;
+    const uint32_t unit = (uint32_t)(127 + 24 - BIAS - MAN) << 23;  // a float whose ulp is the format's
+    uint32_t subnormal = float_bits(bits_float(u) + bits_float(unit)) - unit;  // the adder rounds
+    uint32_t rounded = u + ((1u << (22 - MAN)) - 1) + ((u >> (23 - MAN)) & 1u);
+    uint32_t normal = (rounded >> (23 - MAN)) - ((uint32_t)(127 - BIAS) << MAN);
+    uint32_t code = u < (uint32_t)(128 - BIAS) << 23 ? subnormal : normal;  // below 2^(1 - BIAS)
     return code < LARGEST ? code : LARGEST;
 }
 
@@ -111,7 +109,11 @@ HOST_DEVICE uint8_t float_to_e5m2_bits(float x) {
     return (uint8_t)(sign | (x == x ? float_to_small_bits<15, 2, 0x7B>(x) : 0x7Eu | (u >> 21 & 3u)));
 }
 
-HOST_DEVICE float e5m2_bits_to_float(uint8_t b) { return fp16_bits_to_float((uint16_t)((uint32_t)b << 8)); }
+HOST_DEVICE float e5m2_bits_to_float(uint8_t b) {
+    uint32_t sign = (uint32_t)(b & 0x80u) << 24, size = b & 0x7Fu;
+    float x = bits_float(size << 21) * 5.192296858534827628530496329220096e33f;  // 2^(127 - 15)
+    return bits_float(sign | (size >= 0x7Cu ? 0x7F800000u | size << 21 : float_bits(x)));
+}
 
 // e2m1: 0 0.5 1 1.5 2 3 4 6, neither infinity nor NaN; NaN becomes 6
 HOST_DEVICE uint8_t float_to_e2m1_bits(float x) {

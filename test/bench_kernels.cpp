@@ -356,8 +356,8 @@ static Packed pack(const Buffer<float>& w, int64_t N, int64_t K, int64_t group, 
     p.memory = room<char>((int64_t)quantized_weight_bytes(format, N, K, group, false, true), dev);
     p.w = quantized_weight_view(p.memory.data, format, N, K, group, false, true);
     if (weight_format_integer(format))
-        fake_quant_forward(unpacked.data, codes.data, grid.data, w.data, groups, group, weight_format_bits(format),
-                           true, true, changed.data, dev);
+        fake_quant_forward(unpacked.data, codes.data, grid.data, ScaleState(), w.data, QuantGroups{groups, group},
+                           QuantSpec{QuantFormat::integer, weight_format_bits(format)}, true, changed.data, dev);
     else quantize_codebook(codes.data, grid.data, w.data, format, groups, group, dev);
     quantized_weight_pack(p.w, codes.data, grid.data, group, dev);
     device_synchronize(dev);
@@ -470,14 +470,18 @@ static void bench_weights(Bench& b, const Shapes& s) {
                    {"fake_quant_forward int4:g64",
                     {groups, s.group},
                     [&] {
-                        fake_quant_forward(q.data, codes.data, grid.data, w.data, groups, s.group, 4, true, true,
+                        fake_quant_forward(q.data, codes.data, grid.data, ScaleState(), w.data,
+                                           QuantGroups{groups, s.group}, QuantSpec{QuantFormat::integer, 4}, true,
                                            changed.data, dev);
                     },
                     (6 + X) * n,
                     0},
                    {"fake_quant_backward int4:g64",
                     {groups, s.group},
-                    [&] { fake_quant_backward(grad.data, w.data, grid.data, groups, s.group, 4, true, dev); },
+                    [&] {
+                        fake_quant_backward(grad.data, w.data, grid.data, QuantGroups{groups, s.group},
+                                            QuantSpec{QuantFormat::integer, 4}, SteRule::clip, dev);
+                    },
                     12.0 * n,
                     0},
                });

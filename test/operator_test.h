@@ -2,9 +2,14 @@
 // CPU loops, on the kernels through test/simt/ in three thread orders, and by nvcc on a GPU.
 #pragma once
 #include <gtest/gtest.h>
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #include "../runtime/device.h"
 #include "../runtime/rng.h"
 
@@ -174,4 +179,57 @@ void expect_agree(const std::vector<T>& a, const std::vector<double>& reference,
     EXPECT_TRUE(std::fabs(g.cosine - 1) <= cosine_tolerance && std::fabs(g.ratio - 1) <= ratio_tolerance)
         << what << ": 1 - cosine " << format("%.2e", 1 - g.cosine) << ", norm ratio - 1 "
         << format("%.2e", g.ratio - 1);
+}
+
+// the bytes of what an operator wrote, array after array
+struct Bytes {
+    std::vector<unsigned char> bytes;
+    std::vector<size_t> ends;
+    template <class T>
+    Bytes& operator<<(const std::vector<T>& v) {
+        const unsigned char* p = reinterpret_cast<const unsigned char*>(v.data());
+        bytes.insert(bytes.end(), p, p + v.size() * sizeof(T));
+        ends.push_back(bytes.size());
+        return *this;
+    }
+};
+
+// run(backend) gives the same bits on all of them
+inline void expect_same_on_all_backends(const std::string& what, const std::function<Bytes(const Backend&)>& run) {
+    Bytes first;
+    for (const Backend& backend : all_backends()) {
+        select_backend(backend);
+        Bytes got = run(backend);
+        if (backend.name == "cpu") {
+            first = got;
+            continue;
+        }
+        ASSERT_EQ(got.ends, first.ends) << what;
+        size_t i = 0;
+        while (i < got.bytes.size() && got.bytes[i] == first.bytes[i]) i++;
+        if (i == got.bytes.size()) continue;
+        size_t array = std::upper_bound(got.ends.begin(), got.ends.end(), i) - got.ends.begin();
+        ADD_FAILURE() << what << ", " << backend.name << ": array " << array << " differs from the CPU's at byte "
+                      << i - (array ? got.ends[array - 1] : 0);
+    }
+}
+
+template <class T>
+void expect_written(const std::vector<T>& v, const std::string& what) {
+    for (size_t i = 0; i < v.size(); i++)
+        ASSERT_FALSE(still_poison(v[i])) << what << ": element " << i << " not written";
+}
+
+// what `run` returns, with 1, 2 and 3 threads: the same bits
+template <class T>
+void expect_same_for_any_threads(const std::function<std::vector<T>()>& run, const std::string& what) {
+    std::vector<T> first = run();
+#if defined(_OPENMP)
+    const int threads = omp_get_max_threads();
+    for (int n : {1, 2, 3}) {
+        omp_set_num_threads(n);
+        EXPECT_TRUE(same_bits(first, run())) << what << " with " << n << " threads";
+    }
+    omp_set_num_threads(threads);
+#endif
 }

@@ -655,12 +655,11 @@ TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
                     for (int64_t k = 0; k < p.count() / group; k++) {
                         float low = std::min(0.0f, *std::min_element(w + k * group, w + (k + 1) * group));
                         float high = std::max(0.0f, *std::max_element(w + k * group, w + (k + 1) * group));
-                        Grid g = quant_grid(low, high, q.spec.bits, q.spec.symmetric);
+                        Grid g = quant_grid(q.spec, low, high, 1.0f, 1.0f);
                         if ((int64_t)frozen[at].size() <= k) frozen[at].push_back(g);
                         if (mode == ScaleMode::frozen) g = frozen[at][k];
                         for (int64_t i = k * group; i < (k + 1) * group; i++)
-                            all.push_back((int)quant_code(w[i], g, quant_low(q.spec.bits, q.spec.symmetric),
-                                                          quant_high(q.spec.bits, q.spec.symmetric)));
+                            all.push_back(quant_code(q.spec, w[i], g));
                     }
                     at++;
                 }

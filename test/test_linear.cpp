@@ -408,8 +408,10 @@ static PackSource pack_source(const PackCase& c) {
     w[0] = 1.5f, w[n / 2] = 0.0f, w[n - 1] = -1.75f;
     s.codes.resize(n), s.grid.resize(groups), s.working.resize(n);
     if (weight_format_integer(c.format)) {
-        fake_quant_forward_cpu(s.working.data(), s.codes.data(), s.grid.data(), w.data(), groups, c.group,
-                               weight_format_bits(c.format), !c.asymmetric, true);
+        QuantSpec spec;
+        spec.bits = weight_format_bits(c.format), spec.symmetric = !c.asymmetric;
+        fake_quant_forward_cpu(s.working.data(), s.codes.data(), s.grid.data(), ScaleState(), w.data(),
+                               QuantGroups{groups, c.group}, spec, true);
     } else {
         quantize_codebook_cpu(s.codes.data(), s.grid.data(), w.data(), c.format, groups, c.group);
         for (int64_t i = 0; i < n; i++) {

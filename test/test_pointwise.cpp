@@ -1,5 +1,5 @@
 // The operators that move or change numbers one by one: embedding, rope, swiglu, bias, rows, conversion, AdamW,
-// gradient norm, fake quantization. test_kernels.cpp holds their CPU loops against float64; here the launchers run on
+// gradient norm. test_kernels.cpp holds their CPU loops against float64; here the launchers run on
 // every backend. Where the arithmetic is elementwise, or the order of addition is the same, the kernels must give the
 // bits of the CPU loops; where it is not (bias, norm) they are held against float64 too, and every thread order must
 // give the same bits.
@@ -12,7 +12,6 @@
 #include "../kernels/bias.cuh"
 #include "../kernels/convert.cuh"
 #include "../kernels/embedding.cuh"
-#include "../kernels/fake_quant.cuh"
 #include "../kernels/global_norm.cuh"
 #include "../kernels/rope.cuh"
 #include "../kernels/rows.cuh"
@@ -20,45 +19,6 @@
 
 typedef TestBuffer<floatX> Half;
 typedef TestBuffer<float> Full;
-
-// the bytes of what an operator wrote, array after array
-struct Bytes {
-    std::vector<unsigned char> bytes;
-    std::vector<size_t> ends;
-    template <class T>
-    Bytes& operator<<(const std::vector<T>& v) {
-        const unsigned char* p = reinterpret_cast<const unsigned char*>(v.data());
-        bytes.insert(bytes.end(), p, p + v.size() * sizeof(T));
-        ends.push_back(bytes.size());
-        return *this;
-    }
-};
-
-// run(backend) gives the same bits on all of them
-static void expect_same_on_all_backends(const std::string& what, const std::function<Bytes(const Backend&)>& run) {
-    Bytes first;
-    for (const Backend& backend : all_backends()) {
-        select_backend(backend);
-        Bytes got = run(backend);
-        if (backend.name == "cpu") {
-            first = got;
-            continue;
-        }
-        ASSERT_EQ(got.ends, first.ends) << what;
-        size_t i = 0;
-        while (i < got.bytes.size() && got.bytes[i] == first.bytes[i]) i++;
-        if (i == got.bytes.size()) continue;
-        size_t array = std::upper_bound(got.ends.begin(), got.ends.end(), i) - got.ends.begin();
-        ADD_FAILURE() << what << ", " << backend.name << ": array " << array << " differs from the CPU's at byte "
-                      << i - (array ? got.ends[array - 1] : 0);
-    }
-}
-
-template <class T>
-static void expect_written(const std::vector<T>& v, const std::string& what) {
-    for (size_t i = 0; i < v.size(); i++)
-        ASSERT_FALSE(still_poison(v[i])) << what << ": element " << i << " not written";
-}
 
 static std::vector<int> random_ints(size_t n, uint32_t tensor, int below) {
     std::vector<int> v(n);
@@ -470,141 +430,7 @@ TEST(GlobalNorm, OneNumberThatIsNotFiniteShowsAndALargeOneDoesNot) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// fake quantization
-
-struct QuantCase {
-    int bits;
-    bool symmetric;
-    int64_t groups, group;
-};
-
-static std::vector<QuantCase> quant_cases() {
-    std::vector<QuantCase> cases;
-    for (int bits : {2, 3, 4, 8})
-        for (bool symmetric : {true, false}) {
-            cases.push_back({bits, symmetric, 70, 32});
-            cases.push_back({bits, symmetric, 9, 64});
-            cases.push_back({bits, symmetric, 5, 128});
-            cases.push_back({bits, symmetric, 3, 1100});
-        }
-    for (bool symmetric : {true, false}) {
-        cases.push_back({8, symmetric, 1, 70000});
-        cases.push_back({4, symmetric, 1, 70003});  // a tail
-        cases.push_back({4, symmetric, 2, 16385});  // pieces, rows not aligned
-        cases.push_back({4, symmetric, 2, 16384});  // the largest group in one piece
-        cases.push_back({4, symmetric, 7, 33});
-        cases.push_back({4, symmetric, 40, 1});
-        cases.push_back({3, symmetric, 3, 67});
-    }
-    return cases;
-}
-
-static std::string text(const QuantCase& c) {
-    return format("int%d %s, %lld groups of %lld", c.bits, c.symmetric ? "symmetric" : "asymmetric",
-                  (long long)c.groups, (long long)c.group);
-}
-
-TEST(FakeQuant, ValuesCodesGridAndFlipsHaveTheBitsOfTheLoopsOnEveryBackend) {
-    for (const QuantCase& c : quant_cases()) {
-        const int64_t n = c.groups * c.group;
-        std::vector<float> w = random_values<float>(n, 70, 0.3f), moved;
-        for (int64_t i = 0; i < n; i++) w[i] = w[i] * (1.0f + (float)(i / c.group % 5)) + (c.symmetric ? 0.0f : 0.05f);
-        if (c.groups > 2) std::fill(w.begin() + c.group, w.begin() + 2 * c.group, 0.0f);  // a group of zeros
-        if (c.groups > 4)
-            for (int64_t i = 2 * c.group; i < 3 * c.group; i++) w[i] = std::fabs(w[i]) + 0.01f;  // min is 0, not them
-        w[n - 1] = 2.5f;  // the largest is the last
-        moved = w;
-        for (int64_t i = 0; i < n; i += 3)
-            moved[i] += 0.04f * (uniform01(rng_bits(3, RNG_INIT, 71, (uint32_t)i, 0).x[0]) - 0.3f);
-        for (bool dynamic : {true, false})
-            expect_same_on_all_backends(text(c) + (dynamic ? ", dynamic" : ", static"), [&](const Backend& run) {
-                Full first(w, run.dev), second(moved, run.dev);
-                Half out(n, run.dev), out2(n, run.dev), without(n, run.dev);
-                TestBuffer<int8_t> codes(n, run.dev);
-                TestBuffer<Grid> grid(c.groups, run.dev), grid2(c.groups, run.dev);
-                TestBuffer<int64_t> counts(std::vector<int64_t>{0, 5, 7}, run.dev);  // 5, 7: added to
-                fake_quant_forward(out.data, codes.data, grid.data, first.data, c.groups, c.group, c.bits, c.symmetric,
-                                   true, counts.data, run.dev);
-                std::vector<Grid> grid_before = grid.get();
-                std::vector<int8_t> before = codes.get();
-                fake_quant_forward(out2.data, codes.data, grid.data, second.data, c.groups, c.group, c.bits,
-                                   c.symmetric, dynamic, counts.data + 1, run.dev);
-                std::vector<int8_t> after = codes.get();
-                TestBuffer<int8_t> initial(before, run.dev);
-                codes_changed(counts.data + 2, codes.data, initial.data, n, run.dev);
-                fake_quant_forward(without.data, nullptr, grid2.data, first.data, c.groups, c.group, c.bits,
-                                   c.symmetric, true, nullptr, run.dev);
-                int64_t flips = 0;
-                for (int64_t i = 0; i < n; i++) flips += before[i] != after[i];
-                std::vector<int64_t> got = counts.get();
-                std::string what = text(c) + ", " + run.name;
-                EXPECT_EQ(got[1], flips + 5) << what << ": flips";
-                EXPECT_EQ(got[2], flips + 7) << what << ": codes_changed";
-                EXPECT_TRUE(n < 500 || flips > 0) << what;
-                EXPECT_TRUE(same_bits(without.get(), out.get())) << what << ": codes changed the values";
-                EXPECT_TRUE(same_bits(grid2.get(), grid_before)) << what;
-                EXPECT_TRUE(same_bits(first.get(), w)) << what << ": the weights were changed";
-                std::vector<Grid> grid_after = grid.get();
-                EXPECT_TRUE(dynamic || same_bits(grid_after, grid_before)) << what << ": a frozen scale moved";
-                expect_written(out.get(), what);
-                return Bytes() << out.get() << out2.get() << before << after << grid_before << grid_after;
-            });
-    }
-}
-
-TEST(FakeQuant, ClippedMaskHasTheBitsOfTheLoopsOnEveryBackend) {
-    for (const QuantCase& c : quant_cases()) {
-        const int64_t n = c.groups * c.group;
-        std::vector<float> w = random_values<float>(n, 80), d = random_values<float>(n, 81);
-        std::vector<Grid> grids(c.groups);
-        for (int64_t g = 0; g < c.groups; g++)  // about half lies outside
-            grids[g] = {1.0f / (float)(1 << (c.bits + 1 + g % 2)), c.symmetric ? 0.0f : 1.0f};
-        float low = quant_low(c.bits, c.symmetric), high = quant_high(c.bits, c.symmetric);
-        w[0] = (low - grids[0].zero) * grids[0].scale;  // the ends belong to the range
-        if (c.group > 1) w[1] = (high - grids[0].zero) * grids[0].scale;
-        expect_same_on_all_backends(text(c), [&](const Backend& run) {
-            Full dw(d, run.dev), master(w, run.dev);
-            TestBuffer<Grid> grid(grids, run.dev);
-            fake_quant_backward(dw.data, master.data, grid.data, c.groups, c.group, c.bits, c.symmetric, run.dev);
-            std::vector<float> got = dw.get();
-            int64_t kept = 0;
-            for (int64_t i = 0; i < n; i++) {
-                double x = (double)w[i] / grids[i / c.group].scale + grids[i / c.group].zero;
-                bool inside = x >= low && x <= high;
-                kept += inside;
-                EXPECT_EQ(got[i], inside ? d[i] : 0.0f) << text(c) << ", " << run.name << ": element " << i;
-            }
-            EXPECT_TRUE(n < 100 || (kept > 0 && kept < n)) << text(c);
-            return Bytes() << got;
-        });
-    }
-}
-
-TEST(FakeQuant, OddAddressesAndCodesThatSaturate) {
-    for (auto [offset, odd] : {std::pair<size_t, size_t>{0, 0}, {0, 1}, {1, 1}, {3, 3}})  // odd: of the codes
-
-        expect_same_on_all_backends(format("offset %zu, codes %zu", offset, odd), [&, offset = offset,
-                                                                                   odd = odd](const Backend& run) {
-            const int64_t groups = 6, group = 64, n = groups * group;
-            std::vector<float> w = random_values<float>(n + offset, 90, 1e6f);
-            Full master(w, run.dev);
-            Half out(n + offset, run.dev);
-            TestBuffer<int8_t> codes(std::vector<int8_t>(n + odd, 1), run.dev);
-            TestBuffer<int8_t> other(std::vector<int8_t>(n + odd, 1), run.dev);
-            TestBuffer<Grid> grid(std::vector<Grid>(groups, Grid{0.0625f, 0.0f}), run.dev);
-            TestBuffer<int64_t> counts(std::vector<int64_t>{0, 0}, run.dev);
-            fake_quant_forward(out.data + offset, codes.data + odd, grid.data, master.data + offset, groups, group, 4,
-                               true, false, counts.data, run.dev);
-            codes_changed(counts.data + 1, codes.data + odd, other.data + odd, n, run.dev);
-            std::vector<int8_t> q = codes.get();
-            for (size_t i = 0; i < n + odd; i++)
-                EXPECT_EQ(q[i], i < odd ? 1 : w[i - odd + offset] > 0 ? 7 : -8) << "codes " << odd << ", " << run.name;
-            EXPECT_EQ(counts.get()[0], n) << "offset " << offset << ", " << run.name;
-            EXPECT_EQ(counts.get()[1], n) << "offset " << offset << ", " << run.name;
-            for (size_t i = 0; i < offset; i++) EXPECT_TRUE(still_poison(out.get()[i])) << run.name;
-            return Bytes() << out.get() << q;
-        });
-}
+// bad shapes
 
 TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
     for (const Backend& run : all_backends()) {
@@ -619,10 +445,7 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         bias_backward(nullptr, nullptr, 0, 8, dev);
         adamw_update(nullptr, nullptr, nullptr, nullptr, 0, 1.0f, AdamWConfig(), 1, dev);
         convert_forward(nullptr, nullptr, 0, dev);
-        fake_quant_forward(nullptr, nullptr, nullptr, nullptr, 0, 32, 4, true, true, nullptr, dev);
-        codes_changed(nullptr, nullptr, nullptr, 0, dev);
         EXPECT_THROW(gather_rows(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);
-        EXPECT_THROW(fake_quant_backward(nullptr, nullptr, nullptr, 1, 32, 9, true, dev), std::exception);
     }
 }
