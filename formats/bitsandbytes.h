@@ -1,12 +1,13 @@
 // bitsandbytes' 4-bit container (QLoRA, arXiv 2305.14314; read by transformers, PEFT, vLLM). For a linear X of W [out,
 // in]:
-//   X.weight            U8 [out in / 2, 1]   two codes a byte, the earlier one in the high nibble
-//   X.weight.absmax     F32 [out in / 64]    or U8 with double quantization
-//   X.weight.quant_map  F32 [16]             the levels of NF4
-//   X.weight.nested_absmax F32 [blocks / 256, rounded up], X.weight.nested_quant_map F32 [256]    with double
-//   quantization X.weight.quant_state.bitsandbytes__nf4   U8: a JSON text with blocksize, dtype, shape and the nested
-//   offset W = quant_map[code] absmax; with double quantization absmax = nested_quant_map[u8] nested_absmax +
-//   nested_offset
+//   X.weight               U8 [out in / 2, 1]   two codes a byte, the earlier one in the high nibble
+//   X.weight.absmax        F32 [out in / 64], or U8 with double quantization
+//   X.weight.quant_map     F32 [16], the levels of NF4
+//   X.weight.quant_state.bitsandbytes__nf4      U8: a JSON text with blocksize, dtype, shape and the nested offset
+// and with double quantization
+//   X.weight.nested_absmax     F32 [blocks / 256, rounded up]
+//   X.weight.nested_quant_map  F32 [256], dynamic_map()
+//   W = quant_map[code] absmax, absmax = nested_quant_map[u8] nested_absmax + nested_offset
 // The trap: blocks of 64 run over the flattened matrix, so they are groups of a row only where 64 divides the inputs.
 // Source: bitsandbytes, functional.py, QuantState.
 #pragma once
@@ -86,9 +87,10 @@ inline std::vector<ContainerTensor> bitsandbytes_tensors(const QuantizedLinear& 
         list.push_back(container_floats(
             ".weight.nested_absmax", "F32", {nested_blocks},
             [](const QuantizedLinear& l, float* x) { std::copy(l.nested.scales.begin(), l.nested.scales.end(), x); }));
-        list.push_back(container_floats(
-            ".weight.nested_quant_map", "F32", {256},
-            [](const QuantizedLinear& l, float* x) { std::copy(l.nested.map.begin(), l.nested.map.end(), x); }));
+        list.push_back(container_floats(".weight.nested_quant_map", "F32", {256}, [](const QuantizedLinear&, float* x) {
+            const DynamicMap map = dynamic_map();
+            std::copy(map.value, map.value + 256, x);
+        }));
     } else {
         list.push_back(container_floats(".weight.absmax", "F32", {blocks}, [](const QuantizedLinear& l, float* x) {
             for (size_t i = 0; i < l.grid.size(); i++) x[i] = l.grid[i].scale;
@@ -109,12 +111,6 @@ inline void bitsandbytes_format(const nlohmann::json& j, const std::string& wher
 
 static constexpr const char* bitsandbytes_state = ".weight.quant_state.bitsandbytes__nf4";
 inline bool bitsandbytes_has(const ModuleTensors& t) { return t.find(bitsandbytes_state) != nullptr; }
-
-// The scales: map[codes[i]] * scales[i / block] + offset, rounded after the product and after the sum
-inline float nested_scale(const NestedScales& s, int64_t i, int64_t block) {
-    float product = (float)((double)s.map[s.codes[i]] * (double)s.scales[i / block]);
-    return product + s.offset;
-}
 
 inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool codes_wanted = true) {
     const StTensor& state_bytes = *t.find(bitsandbytes_state);
@@ -145,12 +141,16 @@ inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool c
         NestedScales s;
         s.codes.assign(codes.data, codes.data + blocks);
         s.scales = read_floats(t.require(".weight.nested_absmax", {CEIL_DIV(blocks, (int64_t)nested_block)}, "F32"));
-        s.map = read_floats(t.require(".weight.nested_quant_map", {256}, "F32"));
+        std::vector<float> levels256 = read_floats(t.require(".weight.nested_quant_map", {256}, "F32"));
+        const DynamicMap usual = dynamic_map();
+        DynamicMap map;
+        std::copy(levels256.begin(), levels256.end(), map.value);
         s.offset = (float)config_number(state, "nested_offset", 0.0, where);
         if (!(std::fabs(s.offset) <= 3.4e38f)) fail("%s: nested_offset is not finite", where.c_str());
         scales.resize(blocks);
-        for (int64_t i = 0; i < blocks; i++) scales[i] = nested_scale(s, i, nested_block);
-        if (nested_block == 256) l.nested = std::move(s);
+        for (int64_t i = 0; i < blocks; i++)
+            scales[i] = dynamic_map_scale(map, s.codes[i], s.scales[i / nested_block], s.offset);
+        if (nested_block == QUANT_NESTED && memcmp(&map, &usual, sizeof(map)) == 0) l.nested = std::move(s);
     } else {
         scales = read_floats(t.require(".weight.absmax", {blocks}, "F32"));
     }

@@ -83,16 +83,21 @@ inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const
     return quantized;
 }
 
-// the grid and codes that a file gave, instead of measured ones
+// the grid that a file gave, instead of a measured one
 inline void model_keep_grid(Model& m, const ParamTensor& t, QuantizedLinear& l) {
     for (QuantizedTensor& q : m.quantized) {
-        if (q.offset != t.offset || m.scale_mode != ScaleMode::frozen || !same_codes(l.quantizer, m.quantizer)) continue;
+        if (q.offset != t.offset || m.scale_mode != ScaleMode::frozen || !same_codes(l.quantizer, m.quantizer))
+            continue;
         if (!m.quantizer.spec.symmetric) quantized_linear_to_asym(l);
-        copy_to_device(q.grid, l.grid.data(), l.grid.size() * sizeof(Grid), m.dev);
-        if (q.codes) copy_to_device(q.codes, l.codes.data(), l.codes.size(), m.dev);
-        if (q.initial) copy_to_device(q.initial, l.codes.data(), l.codes.size(), m.dev);
+        quantized_tensor_set_grid(q, m.quantizer, l.grid.data(), m.dev);
+        const NestedScales& n = l.nested;
+        float tensor = n.codes.empty() ? l.tensor_scale : n.offset;
+        if (q.state.tensor) copy_to_device(q.state.tensor, &tensor, sizeof(float), m.dev);
+        if (q.state.codes && !n.codes.empty()) {
+            copy_to_device(q.state.codes, n.codes.data(), n.codes.size(), m.dev);
+            copy_to_device(q.state.absmax, n.scales.data(), n.scales.size() * sizeof(float), m.dev);
+        }
         device_synchronize(m.dev);  // host memory goes
-        q.measured = true;
     }
 }
 
@@ -154,26 +159,39 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
 // ---------------------------------------------------------------------------------------------------------------------
 // export
 
+// Takes what stands behind the scales of l, if they are still what it gives: a grid from outside has nothing behind it,
+// and NF4's scales are then kept as they are
+inline void quantized_linear_keep_state(QuantizedLinear& l, float tensor, NestedScales n) {
+    if (l.quantizer.spec.format == QuantFormat::nvfp4) l.tensor_scale = tensor;
+    if (!l.quantizer.double_quant) return;
+    const DynamicMap map = dynamic_map();
+    bool same = true;
+    n.offset = tensor;
+    for (size_t i = 0; i < l.grid.size() && same; i++)
+        same = dynamic_map_scale(map, n.codes[i], n.scales[i / QUANT_NESTED], tensor) == l.grid[i].scale;
+    if (same) l.nested = std::move(n);
+}
+
 // Quantizes w on a grid that is measured, as training does it: l has name, rows and cols
 inline void quantized_linear_measure(QuantizedLinear& l, const Quantizer& q, const float* w) {
     QuantizedTensor t;
     t.name = l.name, t.rows = l.rows, t.cols = l.cols, t.master = w;
     quantized_tensor_init(t, q);
     std::vector<floatX> work(l.rows * l.cols);
+    NestedScales nested;
+    float tensor = 0.0f;
+    int64_t counts[2];
     l.quantizer = q;
     l.grid.resize(t.groups);
     l.codes.resize(l.rows * l.cols);
-    int64_t counts[2];
+    if (q.double_quant) {
+        nested.codes.resize(t.groups);
+        nested.scales.resize(CEIL_DIV(t.groups, (int64_t)QUANT_NESTED));
+    }
     t.work = work.data(), t.grid = l.grid.data(), t.codes = l.codes.data();
+    t.state = ScaleState{&tensor, nested.codes.data(), nested.scales.data()};
     quantized_tensor_refresh(t, q, ScaleMode::dynamic, counts, Device());
-}
-
-// what an export still needs to know of w, from which the grid of l was measured
-inline void quantized_linear_complete(QuantizedLinear& l, const float* w) {
-    if (l.quantizer.spec.format != QuantFormat::nvfp4) return;
-    float amax = 0.0f;
-    for (int64_t i = 0; i < l.rows * l.cols; i++) amax = std::max(amax, std::fabs(w[i]));
-    l.tensor_scale = nvfp4_tensor_scale(l, amax);
+    quantized_linear_keep_state(l, tensor, nested);
 }
 
 // The files at f, quantized by q where it is on (only the layers named by `which`), else as the folder has them
@@ -205,7 +223,6 @@ inline ExportSource export_source(const ModelFile& f, const ModelConfig& config,
         l->name = module_name(t);
         l->rows = t.rows, l->cols = t.cols;
         quantized_linear_measure(*l, q, w.data());
-        quantized_linear_complete(*l, w.data());
         return true;
     };
     return s;
@@ -231,7 +248,16 @@ inline ExportSource export_source(const Model& m) {
             l->grid.resize(q.groups);
             copy_to_host(l->grid.data(), q.grid, q.groups * sizeof(Grid), m.dev);
             quantized_linear_encode(*l, w.data());
-            quantized_linear_complete(*l, w.data());
+            NestedScales nested;
+            float tensor = 0.0f;
+            if (q.state.tensor) copy_to_host(&tensor, q.state.tensor, sizeof(float), m.dev);
+            if (q.state.codes) {
+                nested.codes.resize(q.groups);
+                nested.scales.resize(CEIL_DIV(q.groups, (int64_t)QUANT_NESTED));
+                copy_to_host(nested.codes.data(), q.state.codes, nested.codes.size(), m.dev);
+                copy_to_host(nested.scales.data(), q.state.absmax, nested.scales.size() * sizeof(float), m.dev);
+            }
+            quantized_linear_keep_state(*l, tensor, nested);
             return true;
         }
         return false;

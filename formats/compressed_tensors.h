@@ -113,19 +113,12 @@ inline ContainerTensor compressed_tensors_byte_scales(const char* dtype, int64_t
             }};
 }
 
-// NVFP4's t, for which each scale is an e4m3 number over t; 0 if there is none. amax: of the master weights
-inline float nvfp4_tensor_scale(const QuantizedLinear& l, float amax) {
-    float largest = 0.0f;
-    for (const Grid& g : l.grid) largest = std::max(largest, g.scale);
-    for (float t : {l.tensor_scale, 448.0f * 6.0f / amax, 448.0f / largest}) {
-        bool all = t > 0.0f && t <= 3.4e38f;
-        for (size_t i = 0; i < l.grid.size() && all; i++) {
-            float local = e4m3_bits_to_float(float_to_e4m3_bits(l.grid[i].scale * t));
-            all = local / t == l.grid[i].scale;
-        }
-        if (all) return t;
-    }
-    return 0.0f;
+// is t NVFP4's, of which each scale is an e4m3 number over t?
+inline bool nvfp4_tensor_scale_fits(const QuantizedLinear& l, float t) {
+    bool all = t > 0.0f && t <= 3.4e38f;
+    for (size_t i = 0; i < l.grid.size() && all; i++)
+        all = e4m3_bits_to_float(float_to_e4m3_bits(l.grid[i].scale * t)) / t == l.grid[i].scale;
+    return all;
 }
 
 inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLinear& l, bool dynamic_activations) {
@@ -174,6 +167,11 @@ inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLi
         }
         case QuantFormat::fp8e4m3: {
             bytes.dtype = "F8_E4M3";
+            if (q.scope == QuantScope::block)
+                for (int64_t r = 0; r < rows; r++)
+                    for (int64_t i = 0; i < spans; i++)
+                        if (l.grid[r * spans + i].scale != l.grid[r / 128 * 128 * spans + i].scale)
+                            cannot_hold(l, name, "rows of a tile have scales of their own");
             int64_t scale_rows = q.scope == QuantScope::tensor  ? 1
                                  : q.scope == QuantScope::block ? CEIL_DIV(rows, (int64_t)128)
                                                                 : rows;
@@ -191,7 +189,7 @@ inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLi
                 }};
             if (q.spec.format == QuantFormat::mxfp4)
                 return {packed, compressed_tensors_byte_scales("U8", rows, spans, exponent)};
-            if (!(l.tensor_scale > 0.0f))
+            if (!nvfp4_tensor_scale_fits(l, l.tensor_scale))
                 cannot_hold(l, name, "its scales are not e4m3 numbers over one scale of the tensor");
             return {packed,
                     compressed_tensors_byte_scales(
@@ -374,8 +372,9 @@ inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsF
                                     : e4m3_bits_to_float(stored->data[i]) / t_scale;
         }
     }
-    l.grid.resize(scales.size());
-    for (size_t i = 0; i < scales.size(); i++) l.grid[i] = Grid{scales[i], 0.0f};
+    int64_t high = q.scope == QuantScope::block ? g.tile[0] : 1;
+    l.grid.resize(q.scope == QuantScope::tensor ? 1 : rows * spans);
+    for (size_t i = 0; i < l.grid.size(); i++) l.grid[i] = Grid{scales[i / spans / high * spans + i % spans], 0.0f};
 
     // codes
     int64_t n = rows * cols;

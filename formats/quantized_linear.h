@@ -15,11 +15,10 @@
 #include "../quant.cuh"
 #include "safetensors.h"
 
-// nf4 with double quantization: scale = map[codes[i]] * scales[i / 256] + offset, map: bitsandbytes' 256 levels
+// nf4 with double quantization: scale = map[codes[i]] * scales[i / 256] + offset, by dynamic_map()
 struct NestedScales {
     std::vector<uint8_t> codes;  // [groups]; empty: the scales are kept as they are
     std::vector<float> scales;   // [groups / 256, rounded up]
-    std::vector<float> map;      // [256]
     float offset = 0.0f;
 };
 
@@ -28,11 +27,11 @@ struct QuantizedLinear {
     int64_t rows = 0, cols = 0;  // out and in
     Quantizer quantizer;         // off: the container's grid is none of ours, and `values` has the numbers
     std::vector<int8_t> codes;   // [rows, cols]
-    std::vector<Grid> grid;  // tensor [1], channel [rows], groups [rows, cols / group], tiles [rows / 128, cols / 128]
-    float tensor_scale = 0.0f;  // nvfp4's t; 0: not known
-    NestedScales nested;        // nf4
-    std::vector<float> values;  // [rows, cols]; only where there is no grid
-    std::string no_grid;        // why
+    std::vector<Grid> grid;      // tensor [1], channel [rows], else [rows, cols / group]: a tile's in each of its rows
+    float tensor_scale = 0.0f;   // nvfp4's t; 0: not known
+    NestedScales nested;         // nf4
+    std::vector<float> values;   // [rows, cols]; only where there is no grid
+    std::string no_grid;         // why
 };
 
 // columns that share a scale, and where a row's scales begin
@@ -41,14 +40,10 @@ inline int64_t quantized_linear_span(const QuantizedLinear& l) {
     return split ? l.quantizer.group : l.cols;
 }
 inline int64_t quantized_linear_first(const QuantizedLinear& l, int64_t row) {
-    int64_t spans = CEIL_DIV(l.cols, quantized_linear_span(l));
-    return l.quantizer.scope == QuantScope::tensor ? 0
-                                                   : (l.quantizer.scope == QuantScope::block ? row / 128 : row) * spans;
+    return l.quantizer.scope == QuantScope::tensor ? 0 : row * CEIL_DIV(l.cols, quantized_linear_span(l));
 }
 inline int64_t quantized_linear_grids(const QuantizedLinear& l) {
-    if (l.quantizer.scope == QuantScope::tensor) return 1;
-    int64_t rows = l.quantizer.scope == QuantScope::block ? CEIL_DIV(l.rows, (int64_t)128) : l.rows;
-    return rows * CEIL_DIV(l.cols, quantized_linear_span(l));
+    return l.quantizer.scope == QuantScope::tensor ? 1 : l.rows * CEIL_DIV(l.cols, quantized_linear_span(l));
 }
 
 // f(index into codes, grid) for every number
@@ -80,6 +75,19 @@ inline void quantized_linear_encode(QuantizedLinear& l, const float* w) {
 // the scales as a row-major matrix [rows, cols / span], one a row where a tensor has one
 inline Grid quantized_linear_grid(const QuantizedLinear& l, int64_t row, int64_t span) {
     return l.grid[quantized_linear_first(l, row) + span];
+}
+
+// A scale of 0 stands for zeros, but no number can be divided by it: such a group gets another scale and codes of zero
+inline void quantized_linear_settle(QuantizedLinear& l) {
+    const QuantSpec& q = l.quantizer.spec;
+    if (!l.quantizer.on() || q.format == QuantFormat::nf4) return;
+    bool some = false;
+    for (const Grid& g : l.grid) some = some || g.scale == 0.0f;
+    if (!some) return;
+    quantized_linear_each(l, [&](int64_t i, Grid g) {
+        if (g.scale == 0.0f) l.codes[i] = (int8_t)(q.symmetric ? 0 : (int)g.zero - (1 << (q.bits - 1)));
+    });
+    for (Grid& g : l.grid) g.scale = g.scale == 0.0f ? QUANT_LEAST_SCALE : g.scale;
 }
 
 // the same grid with room for a zero point; the codes, which are kept minus 2^(b-1), do not change

@@ -90,23 +90,24 @@ inline bool quantized_folder_read(const QuantizedFolder& f, const SafetensorsSet
         case Container::gptq:
             if (!gptq_has(m)) return false;
             gptq_read(*l, f.gptq, m, codes_wanted);
-            return true;
+            break;
         case Container::awq:
             if (!awq_has(m)) return false;
             awq_read(*l, f.awq, m, codes_wanted);
-            return true;
+            break;
         case Container::compressed_tensors:
             if (!compressed_tensors_has(f.compressed_tensors, m)) return false;
             compressed_tensors_read(*l, f.compressed_tensors, m, codes_wanted);
-            return true;
+            break;
         case Container::bitsandbytes:
             if (!bitsandbytes_has(m)) return false;
             bitsandbytes_read(*l, m, codes_wanted);
-            return true;
-        case Container::none:
             break;
+        case Container::none:
+            return false;
     }
-    return false;
+    if (codes_wanted) quantized_linear_settle(*l);
+    return true;
 }
 
 // the two have the same codes; a symmetric grid is an asymmetric one too. The scale rule is no property of a file, and

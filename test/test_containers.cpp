@@ -221,6 +221,16 @@ TEST(Export, EveryFormatKeepsQOfWToTheBit) {
         {"int8:g32:asym", "compressed-tensors gptq_v2", "gate,up,down"},
         {"int6:g32", "compressed-tensors", "all"},
         {"int5:channel:asym", "compressed-tensors", "all"},
+        {"int4:g32:sym:signedmax", "compressed-tensors gptq awq", "all"},
+        {"nf4", "bnb-nf4", "all"},
+        {"nf4:dq", "bnb-nf4", "all"},
+        {"fp8e4m3:tensor", "compressed-tensors", "all"},
+        {"fp8e4m3:channel", "compressed-tensors", "q,k,v,o"},
+        {"fp8e4m3:g32", "compressed-tensors", "all"},
+        {"fp8e4m3:128x128", "compressed-tensors", "down"},
+        {"mxfp8", "compressed-tensors", "all"},
+        {"mxfp4", "compressed-tensors", "all"},
+        {"nvfp4", "compressed-tensors", "all"},
     };
     for (auto& c : cases)
         for (const std::string& format : split_words(c.formats, " ")) {
@@ -257,14 +267,22 @@ TEST(Export, EveryFormatKeepsQOfWToTheBit) {
         }
 }
 
-TEST(Export, FewerBitsFitAwq) {
-    for (const char* quantizer : {"int2:g32:sym", "int3:g32:asym"}) {
+TEST(Export, GridsThatAreWrittenAsAnother) {
+    struct {
+        const char *quantizer, *format, *as;
+    } cases[] = {{"int2:g32:sym", "awq", "int4:g32:sym"},
+                 {"int3:g32:asym", "awq", "int4:g32:asym"},
+                 {"ternary", "gptq", "int2:channel:sym"},
+                 {"ternary:g32", "compressed-tensors", "int2:g32:sym"},
+                 {"int8:tensor", "int-quantized", "int8:channel:sym"}};
+    for (auto& c : cases) {
+        SCOPED_TRACE(c.quantizer);
         Model m, again;
-        small_model(m, quantizer, "all", ScaleMode::dynamic);
+        small_model(m, c.quantizer, "all", ScaleMode::dynamic);
         TempDir d;
-        save_quantized(m, d.path, "awq", nothing);
+        save_quantized(m, d.path, c.format, nothing);
         load_stored(again, d.path);
-        EXPECT_EQ(again.quantizer.spec.bits, 4);
+        EXPECT_EQ(quantizer_text(again.quantizer), c.as);
         for (size_t i = 0; i < m.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << i;
     }
 }
@@ -354,7 +372,7 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
     refused(l, "gptq_v2", "1e-09");
     refused(l, "awq", "1e-09");
     l = linear_of("nvfp4", 32, 64);
-    l.tensor_scale = 0.0f;
+    l.tensor_scale = 0.7f;
     refused(l, "compressed-tensors", "e4m3 numbers over one scale");
 
     Model m;
@@ -366,16 +384,43 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
     expect_has(error_of([&] { save_quantized(m, d.path, "exl2", nothing); }), "exl2");
 }
 
-// NVFP4's t is found again from the scales, or refused
-TEST(Export, Nvfp4ScaleOfTheTensor) {
-    QuantizedLinear l = linear_of("nvfp4", 8, 64);
-    float t = 448.0f * 6.0f / 0.37f;
-    for (size_t i = 0; i < l.grid.size(); i++)
-        l.grid[i] = quant_grid(l.quantizer.spec, 0.0f, i ? 0.37f / (float)(i + 1) : 0.37f, t, 1.0f);
-    l.tensor_scale = 0.0f;
-    EXPECT_EQ(nvfp4_tensor_scale(l, 0.37f), t);
-    l.grid[5].scale *= 1.01f;
-    EXPECT_EQ(nvfp4_tensor_scale(l, 0.37f), 0.0f);
+// scales of which t is not the tensor's, and double quantization whose state is another's: refused, and kept as they
+// are
+TEST(Export, GridsFromOutsideHaveNoState) {
+    Model m, again;
+    small_model(m, "nvfp4", "all", ScaleMode::frozen);
+    std::vector<Grid> grid(m.quantized[3].grid, m.quantized[3].grid + m.quantized[3].groups);
+    grid[5].scale *= 1.01f;
+    quantized_tensor_set_grid(m.quantized[3], m.quantizer, grid.data(), m.dev);
+    model_refresh(m);
+    TempDir d, e;
+    expect_has(error_of([&] { save_quantized(m, d.path, "auto", nothing); }), m.quantized[3].name.substr(0, 30));
+
+    Model nf4;
+    small_model(nf4, "nf4:dq", "all", ScaleMode::frozen);
+    grid.assign(nf4.quantized[3].grid, nf4.quantized[3].grid + nf4.quantized[3].groups);
+    grid[5] = Grid{grid[5].scale * 1.5f, 0.0f};
+    quantized_tensor_set_grid(nf4.quantized[3], nf4.quantizer, grid.data(), nf4.dev);
+    model_refresh(nf4);
+    save_quantized(nf4, e.path, "auto", nothing);
+    load_stored(again, e.path);
+    for (size_t i = 0; i < nf4.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)nf4.work.data[i]) << i;
+}
+
+// a group of zeros that a file gives the scale 0
+TEST(Containers, AScaleOfZero) {
+    QuantizedLinear l = linear_of("int4:g32:asym", 2, 64);
+    l.grid[1] = Grid{0.0f, 3.0f};
+    for (size_t i = 0; i < l.codes.size(); i++) l.codes[i] = (int8_t)(i % 5);
+    QuantizedLinear before = l;
+    quantized_linear_settle(l);
+    std::vector<float> a(128), b(128);
+    quantized_linear_values(before, a.data());
+    quantized_linear_values(l, b.data());
+    EXPECT_EQ(a, b);
+    quantized_linear_encode(l, b.data());
+    quantized_linear_values(l, b.data());
+    EXPECT_EQ(a, b);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
