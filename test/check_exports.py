@@ -5,9 +5,10 @@
   python3 test/check_exports.py --all [--model FOLDER] [--keep FOLDER]     every format, of a model or a tiny random one
 
 transformers opens plain folders, compressed-tensors and bitsandbytes; GPTQModel opens gptq, gptq_v2 and awq. Each is
-asked for the log-probabilities of the same random ids, in fp32 where the tool can; then, for tools that compute in 16
-bits, again in fp32 with the weights that the tool says its file has. The columns are the largest difference from
-`train_qrl logprobs` on the same folder. A line that says why is printed where a tool does not open a folder.
+asked for the log-probabilities of the same random ids as it is used, in fp32 where it can; then again with the weights
+that the tool says the file has, in fp32: GPTQModel computes in 16 bits, and compressed-tensors may quantize activations.
+The two columns are the largest difference from `train_qrl logprobs` on the same folder. A line says why a tool does not
+open a folder.
 Needs torch, transformers and what the formats need: compressed-tensors, bitsandbytes, gptqmodel.
 """
 import argparse
@@ -21,6 +22,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 # export formats and the quantizers that each is tried with
 FORMATS = [
@@ -50,6 +52,15 @@ def ours(program, folder, ids):
     return torch.tensor(json.loads(out.stdout)["logprobs"])
 
 
+def replace(model, name, weight, bias):
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight.data = weight.float().contiguous()
+    if bias is not None:
+        linear.bias.data = bias.float()
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, linear)
+
+
 def dense(model):
     """GPTQModel's linears replaced by fp32 ones of the weights that it reads"""
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear, PackableQuantLinear
@@ -65,32 +76,84 @@ def dense(model):
             q, z = reverse_awq_order(*unpack_awq(m.qweight, m.qzeros, m.bits), m.bits)
             g = m.in_features // m.scales.shape[0]
             w = (((q & 15) - (z & 15).repeat_interleave(g, 0)) * m.scales.repeat_interleave(g, 0)).T
-        linear = torch.nn.Linear(m.in_features, m.out_features, bias=m.bias is not None)
-        linear.weight.data = w.float().contiguous()
-        if m.bias is not None:
-            linear.bias.data = m.bias.float()
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, linear)
+        replace(model, name, w, m.bias)
     return model.float()
 
 
+def compressed_tensors_weights(folder, config):
+    """what compressed-tensors makes of each linear, with the scales in fp32 (its loaders round them to the model's type)"""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+    modules, weights = {}, {}
+    for file in sorted(f for f in os.listdir(folder) if f.endswith(".safetensors")):
+        for name, t in load_file(os.path.join(folder, file)).items():
+            module, _, part = name.rpartition(".")
+            modules.setdefault(module, {})[part] = t
+    config = QuantizationConfig.model_validate(config)
+    scheme = config.config_groups["group_0"]
+    for name, parts in modules.items():
+        if "weight_scale" not in parts:
+            continue
+        scale, g = parts["weight_scale"], parts.get("weight_global_scale")
+        scale = 2.0 ** (scale.float() - 127) if "mx" in config.format else scale.float()
+        if "fp4" in config.format:
+            rows, half = parts["weight_packed"].shape
+            x = unpack_fp4_from_uint8(parts["weight_packed"], rows, 2 * half, torch.float32)
+            w = dequantize(x_q=x, scale=scale, args=scheme.weights, global_scale=g, dtype=torch.float32)
+        elif "mx" in config.format:
+            w = dequantize(x_q=parts["weight"], scale=scale, args=scheme.weights)
+        else:
+            compressor = BaseCompressor.get_value_from_registry(config.format)
+            w = compressor.decompress({**parts, "weight_scale": scale}, scheme)["weight"]
+        weights[name] = w.float()
+    return weights
+
+
 def check(program, folder, ids):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     with open(os.path.join(folder, "config.json")) as f:
-        method = json.load(f).get("quantization_config", {}).get("quant_method", "plain")
+        config = json.load(f).get("quantization_config", {"quant_method": "plain"})
+    method = config["quant_method"]
     reference = ours(program, folder, ids)
     diff = lambda lp: (lp - reference).abs().max().item()  # noqa: E731
+    load = lambda dtype, **k: AutoModelForCausalLM.from_pretrained(  # noqa: E731
+        folder, dtype=dtype, attn_implementation="eager", **k).eval()
     if method in ("gptq", "awq"):
         from gptqmodel import BACKEND, GPTQModel
         backend = BACKEND.GPTQ_TORCH if method == "gptq" else BACKEND.AWQ_TORCH
         model = GPTQModel.load(folder, device="cpu", backend=backend).model
         for m in model.modules():  # the compiled form needs minutes and computes the same
             m.__dict__.pop("dequantize_weight", None)
+        tool = f"GPTQModel, {next(model.parameters()).dtype}".replace("torch.", "")
         native = diff(logprobs(model, ids))
-        return f"GPTQModel ({next(model.parameters()).dtype})".replace("torch.", ""), native, diff(logprobs(dense(model), ids))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return "transformers (float32)", diff(logprobs(model, ids)), None
+        return tool, native, diff(logprobs(dense(model), ids))
+    if method == "compressed-tensors":
+        tool = "transformers, float32"
+        try:
+            native = diff(logprobs(load(torch.float32), ids))
+        except RuntimeError:  # asymmetric: zero points are expected unpacked; MX, NV: the loader makes them bfloat16
+            tool = "transformers, bfloat16, dequantize=True"
+            native = diff(logprobs(load(torch.bfloat16, quantization_config=CompressedTensorsConfig(dequantize=True)), ids))
+        model = load(torch.float32, quantization_config=CompressedTensorsConfig(dequantize=True))
+        for name, w in compressed_tensors_weights(folder, config).items():
+            model.get_submodule(name).weight.data = w
+        return tool, native, diff(logprobs(model, ids))
+    model = load(torch.float32)
+    native = diff(logprobs(model, ids))
+    if method == "plain":
+        return "transformers, float32", native, native
+    import bitsandbytes.functional as F
+    model = load(torch.float32)  # again: the first forward packs the weights anew for the CPU's bfloat16
+    for name, m in list(model.named_modules()):
+        state = getattr(getattr(m, "weight", None), "quant_state", None)
+        if state is not None:
+            state.dtype = torch.float32
+            replace(model, name, F.dequantize_4bit(m.weight.data, state), m.bias)
+    return "transformers, bfloat16 linears", native, diff(logprobs(model, ids))
 
 
 def tiny_model(folder):
@@ -141,7 +204,7 @@ def main():
                 vocabulary = json.load(f)["vocab_size"]
             ids = torch.randint(0, vocabulary, (o.tokens,), generator=torch.Generator().manual_seed(3)).tolist()
             tool, native, exact = check(o.program, folder, ids)
-            line += f"{tool} | {native:.2e} | " + (f"{exact:.2e} |" if exact is not None else "|")
+            line += f"{tool} | {native:.1e} | {exact:.1e} |"
         except Exception as e:
             failed += 1
             line += f"not opened: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''} | | |"
