@@ -153,6 +153,8 @@ def check(program, folder, ids):
         if state is not None:
             state.dtype = torch.float32
             replace(model, name, F.dequantize_4bit(m.weight.data, state), m.bias)
+    for p in model.parameters():
+        p.data = p.data.float()
     return "transformers, bfloat16 linears", native, diff(logprobs(model, ids))
 
 
