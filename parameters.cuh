@@ -77,11 +77,15 @@ struct Model {
     Quantizer quantizer;
     ScaleMode scale_mode = ScaleMode::dynamic;
     SteRule ste = SteRule::identity;
+    LearnedScale learned_scale = LearnedScale::lsq;
+    QuantNoise noise;  // stochastic rounding: seed and step; refresh adds the tensor
     bool quantize = true;  // false: the forward reads the full-precision weights all the same
     std::vector<QuantizedTensor> quantized;
     Buffer<Grid> grids;             // of the quantized tensors, one after another
     Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
     Buffer<uint8_t> scale_codes;    // those of its blocks of scales; and the codes of the scales
+    Buffer<float> learned;          // [quantized tensors, 2, groups]: LearnedGrid's parameters
+    Buffer<Grid> learned_ranges;    // lwc: of the quantized tensors, as grids
     Buffer<int8_t> codes, initial;  // their codes now and at load; only when flips are tracked
     Buffer<int64_t> flip_counts;    // [quantized tensors, 2]
 
@@ -274,9 +278,10 @@ inline void check_quantizer(const ModelConfig& config, const Quantizer& q, const
 
 // the tensors that `which` names get their quantizer; track_flips: their codes are kept to be compared
 inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule ste, const std::string& which,
-                           bool track_flips) {
+                           bool track_flips, LearnedScale learned_scale = LearnedScale::lsq) {
     m.quantizer = q;
     m.scale_mode = mode;
+    m.learned_scale = learned_scale;
     m.ste = ste;
     m.quantized.clear();
     if (!q.on()) return;
@@ -296,6 +301,10 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
     }
     m.grids.allocate(groups, "quantization scales", "", m.dev);
     m.scale_floats.allocate(floats, "quantization scales", "", m.dev);
+    if (mode == ScaleMode::learned) {
+        m.learned.allocate(2 * groups, "learned scales", "", m.dev);
+        m.learned_ranges.allocate(learned_scale == LearnedScale::lwc ? groups : 0, "learned scales", "", m.dev);
+    }
     m.scale_codes.allocate(q.double_quant ? groups : 0, "quantization scales", "", m.dev);
     if (track_flips || generates_from_codes(m)) m.codes.allocate(codes, "quantization codes", "", m.dev);
     if (track_flips) m.initial.allocate(codes, "quantization codes at load", "", m.dev);
@@ -307,6 +316,8 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
             t.master = m.master.data + t.offset;
             t.work = m.work.data + t.offset;
             t.grid = m.grids.data + group;
+            if (m.learned.size) t.learned.a = m.learned.data + 2 * group, t.learned.b = t.learned.a + t.groups;
+            if (m.learned_ranges.size) t.learned.range = m.learned_ranges.data + group;
             if (m.scale_floats.size) t.state.tensor = m.scale_floats.data + floats;
             if (m.scale_codes.size) {
                 t.state.codes = m.scale_codes.data + group;
@@ -327,8 +338,10 @@ inline void model_refresh(Model& m) {
     size_t next = 0;
     for (const ParamTensor& t : m.tensors) {
         if (m.quantize && next < m.quantized.size() && m.quantized[next].offset == t.offset) {
-            quantized_tensor_refresh(m.quantized[next], m.quantizer, m.scale_mode, m.flip_counts.data + 2 * next,
-                                     m.dev);
+            QuantNoise noise = m.noise;
+            noise.tensor = (uint32_t)next;
+            quantized_tensor_refresh(m.quantized[next], m.quantizer, m.scale_mode, m.flip_counts.data + 2 * next, m.dev,
+                                     m.learned_scale, noise);
             next++;
             continue;
         }

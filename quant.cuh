@@ -22,12 +22,13 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "kernels/fake_quant.cuh"
+#include "kernels/quant_backward.cuh"
 #include "runtime/buffer.h"
 #include "runtime/error.h"
 
 enum class QuantScope { tensor, channel, group, block };  // channel: one scale a row; block: 128 x 128
-enum class ScaleMode { dynamic, frozen };  // measured at each refresh, or once at load (paper A: "static")
+// measured at each refresh; once at load (paper A: "static"); or trained, see kernels/quant_backward.cuh
+enum class ScaleMode { dynamic, frozen, learned };
 
 struct Quantizer {
     bool enabled = false;
@@ -185,6 +186,7 @@ struct QuantizedTensor {
     int64_t tiles = 0;                            // see QuantGroups
     Grid* grid = nullptr;                         // [groups]
     ScaleState state;                             // what stands behind the grid
+    LearnedGrid learned;                          // while the grid is trained
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     bool measured = false;
     bool given = false;  // the grid came from outside and no codes have been made with it yet
@@ -228,13 +230,19 @@ inline void quantized_tensor_set_grid(QuantizedTensor& t, const Quantizer& q, co
 // work = Q(master). counts [2], where the codes are: how many codes changed, and how many differ from those at load;
 // both 0 the first time.
 inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, ScaleMode mode, int64_t* counts,
-                                     Device dev) {
+                                     Device dev, LearnedScale kind = LearnedScale::lsq,
+                                     const QuantNoise& noise = QuantNoise()) {
     bool first = !t.measured || t.given;
     bool measure = !t.measured || mode == ScaleMode::dynamic;
     int64_t n = t.rows * t.cols;
     set_zero(counts, 2 * sizeof(int64_t), dev);
-    fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, quantized_tensor_groups(t), q.spec, measure, counts,
-                       dev);
+    QuantGroups shape = quantized_tensor_groups(t);
+    if (mode == ScaleMode::learned) {
+        if (measure) quant_measure(t.grid, t.state, t.master, shape, q.spec, dev);
+        learned_grid_forward(t.grid, t.learned, t.master, shape, q.spec, kind, measure || t.given, dev);
+        measure = false;
+    }
+    fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, shape, q.spec, measure, counts, dev, noise);
     t.measured = true;
     t.given = false;
     if (first) {
@@ -244,9 +252,26 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, Sca
     if (t.initial && !first) codes_changed(counts + 1, t.codes, t.initial, n, q.spec, dev);
 }
 
-// the straight-through rule, in place on the gradient
-inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev) {
-    fake_quant_backward(t.grad, t.master, t.grid, quantized_tensor_groups(t), q.spec, rule, dev);
+// the straight-through rule, in place on the gradient; or the gradients of a grid that is trained
+inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev,
+                                      ScaleMode mode = ScaleMode::dynamic, LearnedScale kind = LearnedScale::lsq,
+                                      const QuantNoise& noise = QuantNoise()) {
+    if (mode == ScaleMode::learned)
+        learned_backward(t.grad, t.learned, t.master, t.grid, quantized_tensor_groups(t), q.spec, kind, noise, dev);
+    else fake_quant_backward(t.grad, t.master, t.grid, quantized_tensor_groups(t), q.spec, rule, dev);
+}
+
+// what --qat_scale learned and --rounding stochastic can do
+inline void check_learned(const Quantizer& q, LearnedScale kind, bool stochastic) {
+    std::string text = quantizer_text(q);
+    if (q.spec.format != QuantFormat::integer)
+        fail_usage("--weights %s: only integer formats have %s; use an int format, or leave it", text.c_str(),
+                   stochastic ? "--rounding stochastic" : "--qat_scale learned");
+    if (stochastic) return;
+    if (q.spec.rule == ScaleRule::signedmax)
+        fail_usage("--weights %s: a learned scale is positive, that of signedmax may not be; use amax", text.c_str());
+    if (kind == LearnedScale::lsq_offset && q.spec.symmetric)
+        fail_usage("--weights %s: --learned_scale lsq_offset learns a zero point; use asym, or lsq", text.c_str());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ struct Trainer {
     Model* model = nullptr;
     Buffer<float> grads, moment1, moment2;  // [num_params]
     Weights<float> g;                       // views of grads
+    Buffer<float> scale_grads, scale_moments;  // of m.learned: [n], [2, n]
+    double scale_learning_rate = 0.0;          // its peak; it falls as the weights' does
     Activations acts;
     ScoreMemory score;
     AdamWConfig adam;
@@ -69,18 +71,25 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     t.grads.allocate(m.num_params, "gradients", "", m.dev);
     t.moment1.allocate(m.num_params, "AdamW's moments", "", m.dev);
     t.moment2.allocate(m.num_params, "AdamW's moments", "", m.dev);
+    t.scale_grads.allocate(m.learned.size, "gradients", "", m.dev);
+    t.scale_moments.allocate(2 * m.learned.size, "AdamW's moments", "", m.dev);
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
     when_allocated(m.dev, [&t, &m] {
         t.g = model_views(m, t.grads.data);
-        for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + q.offset;
+        for (QuantizedTensor& q : m.quantized) {
+            q.grad = t.grads.data + q.offset;
+            if (!m.learned.size) continue;
+            q.learned.da = t.scale_grads.data + (q.learned.a - m.learned.data);
+            q.learned.db = q.learned.da + q.groups;
+        }
     });
 }
 
 // as if nothing had been trained yet
 inline void trainer_reset(Trainer& t) {
-    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2}) set_zero(b->data, b->bytes(), t.model->dev);
+    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2, &t.scale_grads, &t.scale_moments}) set_zero(b->data, b->bytes(), t.model->dev);
     t.step = t.skipped = t.skipped_in_a_row = 0;
 }
 
@@ -173,8 +182,11 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
     Model& m = *t.model;
     OptimizerResult r;
     NVTX_RANGE("optimizer_step");
-    if (m.quantize)
-        for (QuantizedTensor& q : m.quantized) quantized_tensor_backward(q, m.quantizer, m.ste, m.dev);
+    QuantNoise noise = m.noise;
+    for (size_t i = 0; m.quantize && i < m.quantized.size(); i++) {
+        noise.tensor = (uint32_t)i;
+        quantized_tensor_backward(m.quantized[i], m.quantizer, m.ste, m.dev, m.scale_mode, m.learned_scale, noise);
+    }
     r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)m.num_params, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {
         r.skipped = true;
@@ -197,6 +209,16 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
             adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
                          t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
         }
+        if (m.quantize && m.learned.size) {
+            // not in the norm, and not clipped: AdamW's step does not depend on the size of a gradient
+            AdamWConfig scales = t.adam;
+            scales.weight_decay = 0.0f;
+            double share = t.adam.learning_rate > 0.0f ? learning_rate / t.adam.learning_rate : 1.0;
+            scales.learning_rate = (float)(t.scale_learning_rate * share);
+            adamw_update(m.learned.data, t.scale_moments.data, t.scale_moments.data + m.learned.size,
+                         t.scale_grads.data, (int64_t)m.learned.size, 1.0f, scales, t.step, m.dev);
+        }
+        m.noise.step = (uint32_t)t.step;
         model_refresh(m);
         r.flip_rate = code_flip_rate(m, false);
         r.flip_total = code_flip_rate(m, true);

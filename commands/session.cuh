@@ -115,8 +115,8 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
         if (!o.given("quantize_layers")) o.quantize_layers = f.layers;
         if (!o.given("qat_scale")) o.qat_scale = "static";
         fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),
-                o.qat_scale == "static" ? " with the file's own scales" : "");
-    } else if (!same_codes(f.quantizer, asked) || o.qat_scale != "static") {
+                o.qat_scale == "dynamic" ? "" : " with the file's own scales");
+    } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
         fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
                 f.quantizer.on() ? quantizer_text(f.quantizer).c_str() : f.why.c_str(),
                 asked.on() ? " and quantized anew" : "");
@@ -124,6 +124,30 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     if (folder.compressed_tensors.dynamic_activations)
         fprintf(stderr, "note: %s was made for quantized activations; they are not quantized unless asked\n",
                 o.model.c_str());
+}
+
+inline ScaleMode scale_mode(const Options& o) {
+    return o.qat_scale == "static"    ? ScaleMode::frozen
+           : o.qat_scale == "learned" ? ScaleMode::learned
+                                      : ScaleMode::dynamic;
+}
+inline LearnedScale learned_scale(const Options& o) {
+    return o.learned_scale == "lwc"          ? LearnedScale::lwc
+           : o.learned_scale == "lsq_offset" ? LearnedScale::lsq_offset
+                                             : LearnedScale::lsq;
+}
+
+// --weights, and whether the options of its training go with it: to be asked before the long work
+inline void check_weights(const ModelConfig& config, const Options& o) {
+    Quantizer q = quantizer_parse(o.weights, "weights");
+    check_quantizer(config, q, o.quantize_layers);
+    const bool learned = o.qat_scale == "learned", stochastic = o.rounding == "stochastic";
+    if (!q.on() && (learned || stochastic))
+        fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
+    if (learned) check_learned(q, learned_scale(o), false);
+    if (stochastic) check_learned(q, learned_scale(o), true);
+    for (const char* name : {"learned_scale", "scale_learning_rate"})
+        if (o.given(name) && !learned) fail_usage("--%s needs --qat_scale learned", name);
 }
 
 // Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
@@ -151,7 +175,7 @@ inline void session_open(Session& s) {
         session_stored_quantizer(s.o, s.m.config);
     }
     check_device_takes_model(s);
-    check_quantizer(s.m.config, quantizer_parse(s.o.weights, "weights"), s.o.quantize_layers);
+    check_weights(s.m.config, s.o);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
              tokenizer_vocab_size(s.tok), s.m.V());
@@ -169,8 +193,13 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     s.m.dev.arena = &s.arena;
     model_allocate(s.m, ModelConfig(s.m.config));
     Quantizer q = quantizer_parse(s.o.weights, "weights");
-    model_quantize(s.m, q, s.o.qat_scale == "static" ? ScaleMode::frozen : ScaleMode::dynamic,
-                   s.o.ste == "clip" ? SteRule::clip : SteRule::identity, s.o.quantize_layers, track_flips);
+    model_quantize(s.m, q, scale_mode(s.o),
+                   s.o.ste == "clip"    ? SteRule::clip
+                   : s.o.ste == "trust" ? SteRule::trust
+                                        : SteRule::identity,
+                   s.o.quantize_layers, track_flips, learned_scale(s.o));
+    s.m.noise.on = s.o.rounding == "stochastic";
+    s.m.noise.seed = s.o.seed;
     more();
     const Options& o = s.o;
     int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});

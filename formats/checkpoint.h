@@ -5,7 +5,7 @@
 // A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
 //
 // A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
-// model's quantizer is the folder's and its scales are frozen, the grid is the folder's too: Q(W) has the same bits.
+// model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same bits.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -86,7 +86,7 @@ inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const
 // the grid that a file gave, instead of a measured one
 inline void model_keep_grid(Model& m, const ParamTensor& t, QuantizedLinear& l) {
     for (QuantizedTensor& q : m.quantized) {
-        if (q.offset != t.offset || m.scale_mode != ScaleMode::frozen || !same_codes(l.quantizer, m.quantizer))
+        if (q.offset != t.offset || m.scale_mode == ScaleMode::dynamic || !same_codes(l.quantizer, m.quantizer))
             continue;
         if (!m.quantizer.spec.symmetric) quantized_linear_to_asym(l);
         quantized_tensor_set_grid(q, m.quantizer, l.grid.data(), m.dev);

@@ -196,7 +196,8 @@ inline auto quant_dispatch(QuantFormat format, const F& call) {
 
 // F: see quant_dispatch; returns how many codes changed
 template <QuantFormat F, class In>
-inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g) {
+inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g,
+                                const QuantNoise& noise, int64_t index) {
     if (F != QuantFormat::integer) q.format = F;
     const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
     const float low = quant_low(q), high = quant_high(q), inverse = quant_nf4_inverse(g);
@@ -216,7 +217,15 @@ inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t
         }
     };
     int flips = 0;
-    if (codes) {
+    if (F == QuantFormat::integer && noise.on) {
+        for (int64_t j = 0; j < n; j++) {
+            float level = quant_level((float)w[j], g, low, high, quant_noise(noise, index + j));
+            out[j] = (level - g.zero) * g.scale;
+            if (!codes) continue;
+            flips += quant_flipped(mask, (int)level - shift, codes[j]);
+            codes[j] = (int8_t)((int)level - shift);
+        }
+    } else if (codes) {
         INDEPENDENT
         for (int64_t j = 0; j < n; j++) {
             int code;
@@ -236,7 +245,7 @@ inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t
 
 template <class In>
 inline int64_t fake_quant_pieces_cpu(floatX* out, int8_t* codes, Grid* grid, float tensor, const In* w,
-                                     const QuantGroups& shape, QuantSpec q, bool measure) {
+                                     const QuantGroups& shape, QuantSpec q, bool measure, const QuantNoise& noise) {
     const int64_t groups = shape.groups, group = shape.group;
     const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE), piece = pieces > 1 ? QUANT_CPU_PIECE : group;
     return quant_dispatch(q.format, [&](auto f) {
@@ -254,7 +263,7 @@ inline int64_t fake_quant_pieces_cpu(floatX* out, int8_t* codes, Grid* grid, flo
                 g = grid[i / pieces];
             }
             changed += fake_quant_piece_cpu<decltype(f)::value>(out + start, codes ? codes + start : nullptr, w + start,
-                                                                n, q, g);
+                                                                n, q, g, noise, start);
         }
         return changed;
     });
@@ -268,7 +277,8 @@ inline int64_t fake_quant_forward_cpu(floatX* out,              // [groups, grou
                                       Grid* grid,               // [groups]; null: measured and forgotten
                                       const ScaleState& state,  //
                                       const In* w,              // [groups, group]
-                                      const QuantGroups& shape, QuantSpec q, bool measure) {
+                                      const QuantGroups& shape, QuantSpec q, bool measure,
+                                      const QuantNoise& noise = QuantNoise()) {
     bool fused = measure && quant_measured_alone(q, shape, state) && shape.group <= QUANT_CPU_PIECE &&
                  !(q.format == QuantFormat::nvfp4 && state.tensor);
     std::vector<Grid> own;
@@ -277,7 +287,7 @@ inline int64_t fake_quant_forward_cpu(floatX* out,              // [groups, grou
         grid = own.data();
     }
     if (measure && !fused) quant_measure_cpu(grid, state, w, shape, q);
-    return fake_quant_pieces_cpu(out, codes, grid, 1.0f, w, shape, q, fused);
+    return fake_quant_pieces_cpu(out, codes, grid, 1.0f, w, shape, q, fused, noise);
 }
 
 // The straight-through mask, in place on the gradient of Q(w); the identity rule needs none.
@@ -525,7 +535,7 @@ __global__ void fake_quant_nested_kernel(Grid* grid, ScaleState state, int64_t g
 // grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
 template <int LANES, bool INTEGER, class In>
 __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid, const float* tensor, const In* w,
-                                          int64_t* changed, QuantCut c, QuantSpec q, bool measure) {
+                                          int64_t* changed, QuantCut c, QuantSpec q, bool measure, QuantNoise noise) {
     QuantPlace p = quant_place<LANES>(c);
     int first = threadIdx.x % LANES * 4;
     Grid g = {1.0f, 0.0f};
@@ -551,7 +561,8 @@ __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid
         }
         for (int k = 0; k < 4; k++) {
             if (INTEGER) {
-                float level = quant_level(x[k], g, low, high);
+                float level = noise.on ? quant_level(x[k], g, low, high, quant_noise(noise, p.start + i + k))
+                                       : quant_level(x[k], g, low, high);
                 code[k] = (int8_t)((int)level - shift);
                 value[k] = (floatX)((level - g.zero) * g.scale);
             } else {
@@ -697,10 +708,11 @@ inline void quant_check(const char* name, const QuantGroups& g, QuantSpec q) {
 
 // out: [groups,group] = Q(w); codes: [groups,group] or null, the codes before and after; grid: [groups], measured here
 // or read (null: measured and forgotten); state: see ScaleState, written with grid; w: [groups,group]. The number of
-// codes that changed is added to *changed, which lies where the codes do (null without codes).
+// codes that changed is added to *changed, which lies where the codes do (null without codes). noise: integers only.
 template <class In>
 inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const ScaleState& state, const In* w,
-                               const QuantGroups& shape, QuantSpec q, bool measure, int64_t* changed, Device dev) {
+                               const QuantGroups& shape, QuantSpec q, bool measure, int64_t* changed, Device dev,
+                               const QuantNoise& noise = QuantNoise()) {
     NVTX_RANGE("fake_quant_forward");
     quant_check("fake_quant_forward", shape, q);
     if (shape.groups == 0) return;
@@ -717,7 +729,7 @@ inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const Sca
             auto launch = [&](auto integer) {
                 LAUNCH((fake_quant_forward_kernel<decltype(lanes)::value, decltype(integer)::value, In>), blocks,
                        QUANT_BLOCK, 0, dev.stream, out, codes, grid, tensor ? state.tensor : nullptr, w, changed, c, q,
-                       measure && !before);
+                       measure && !before, noise);
             };
             if (quant_is_integer(q)) launch(std::true_type());
             else launch(std::false_type());
@@ -726,7 +738,7 @@ inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const Sca
     }
 #endif
     (void)dev;
-    int64_t count = fake_quant_forward_cpu(out, codes, grid, state, w, shape, q, measure);
+    int64_t count = fake_quant_forward_cpu(out, codes, grid, state, w, shape, q, measure, noise);
     if (codes) *changed += count;
 }
 

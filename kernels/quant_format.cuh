@@ -33,8 +33,9 @@
 #include <cstdint>
 #include "../runtime/dtypes.h"
 #include "../runtime/math.h"
+#include "../runtime/rng.h"
 
-enum class QuantFormat : uint8_t { integer, ternary, nf4, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4 };
+enum class QuantFormat : uint8_t { integer, ternary, nf4, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4, range };
 enum class ScaleRule : uint8_t { amax, amax7, signedmax, mse };
 
 struct QuantSpec {
@@ -111,6 +112,8 @@ HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scal
             float local = e4m3_bits_to_float(float_to_e4m3_bits(tensor_scale * amax / 6.0f));
             return Grid{(local > 0.0f ? local : 0.125f) / tensor_scale, 0.0f};
         }
+        case QuantFormat::range:  // no format: measures the two ends
+            return Grid{max, min};
         default:
             break;
     }
@@ -131,6 +134,23 @@ HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scal
 // integers and ternary: q, of which the code is q less 2^(b-1) where asymmetric
 HOST_DEVICE float quant_level(float w, Grid g, float low, float high) {
     float q = rintf(w / g.scale) + g.zero;
+    q = q < low ? low : q;
+    return q > high ? high : q;
+}
+
+// Stochastic rounding of integers: floor(w/s + u) instead of rint(w/s), u uniform in [0, 1) and drawn once for a step
+struct QuantNoise {
+    bool on = false;
+    uint32_t step = 0, tensor = 0;
+    uint64_t seed = 0;
+};
+// of element `index` of the tensor; -1: rounding is to nearest
+HOST_DEVICE float quant_noise(const QuantNoise& n, int64_t index) {
+    if (!n.on) return -1.0f;
+    return uniform01(rng_bits(n.seed, RNG_ROUND, n.step, n.tensor, (uint32_t)(index >> 2)).x[index & 3]);
+}
+HOST_DEVICE float quant_level(float w, Grid g, float low, float high, float u) {
+    float q = floorf(w / g.scale + u) + g.zero;
     q = q < low ? low : q;
     return q > high ? high : q;
 }

@@ -89,8 +89,11 @@ OPT(std::string, format, "", "", IN_EXPORT, "what to export: hf, compressed-tens
 GROUP("quantization") \
 OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; a quantized model folder's own unless given") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
-OPT(std::string, qat_scale, "dynamic", "dynamic|static", IN_TRAIN, "scales: from the current weights at every step, or kept from the first") \
-OPT(std::string, ste, "identity", "identity|clip", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped") \
+OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
+OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
+OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
+OPT(std::string, ste, "identity", "identity|clip|trust", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped, or was more than half a step away; learned scales clip") \
+OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
 GROUP("GRPO") \
 OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the group size G") \
 OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \

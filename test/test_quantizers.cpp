@@ -1,7 +1,7 @@
 // Quantizers: their texts, their loops against float64 restatements, the kernels against the loops bit for bit, the
 // grids of the packages that made test/golden/quantizers.json, and the gradients.
 #include "operator_test.h"
-#include "../kernels/fake_quant.cuh"
+#include "../kernels/adamw.cuh"
 #include "../quant.cuh"
 
 // one rounding to floatX, relative
@@ -670,6 +670,269 @@ TEST(FakeQuant, OddAddressesAndCodesThatSaturate) {
             for (size_t i = 0; i < offset; i++) EXPECT_TRUE(still_poison(out.get()[i])) << run.name;
             return Bytes() << out.get() << q;
         });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// stochastic rounding
+
+TEST(StochasticRounding, IsUnbiasedDrawnByStepAndKeepsTheGridsNumbers) {
+    for (const char* text : {"int4:g32:sym", "int4:channel:asym", "int8:tensor"}) {
+        const int64_t rows = 12, cols = 96, n = rows * cols;
+        std::vector<float> w = random_values<float>(n, 150, 0.5f);
+        expect_same_on_all_backends(text, [&](const Backend& run) {
+            TestTensor x(text, rows, cols, w, run.dev);
+            QuantNoise noise;
+            noise.on = true, noise.seed = 7, noise.tensor = 3;
+            std::vector<double> mean(n);
+            std::vector<floatX> first, last, values;
+            std::vector<int8_t> codes;
+            const int draws = run.dev.cuda ? 2 : 2000;
+            for (int step = 0; step < draws; step++) {
+                noise.step = (uint32_t)step;
+                quantized_tensor_refresh(x.t, x.q, ScaleMode::frozen, x.counts.data, run.dev, LearnedScale::lsq, noise);
+                values = x.work.get();
+                for (int64_t i = 0; i < n; i++) mean[i] += (double)(float)values[i] / draws;
+                if (step == 0) first = values, codes = x.codes.get();
+                if (step == 1) last = values;
+            }
+            EXPECT_FALSE(same_bits(first, last)) << text << ": two steps drew the same";
+            std::vector<Grid> grid = x.grid.get();
+            int64_t up = 0, down = 0;
+            for (int64_t i = 0; i < n; i++) {
+                Grid g = grid[i / x.t.group];
+                double level = (double)w[i] / g.scale + g.zero, low = quant_low(x.q.spec), high = quant_high(x.q.spec);
+                double value = (double)(float)first[i] / g.scale + g.zero, ulp = std::fabs(level - g.zero) * ULP + 1e-3;
+                if (level <= low || level >= high) continue;
+                EXPECT_TRUE(value >= std::floor(level) - ulp && value <= std::ceil(level) + ulp)
+                    << text << " " << level;
+                (value > level ? up : down)++;
+                if (draws > 100) {  // 5 standard deviations of the mean of a coin of this step
+                    EXPECT_NEAR(mean[i], w[i], g.scale * (5 * 0.5 / std::sqrt(draws)) + std::fabs(w[i]) * ULP) << text;
+                }
+            }
+            EXPECT_TRUE(up > n / 4 && down > n / 4) << text;
+            // the grid's own numbers stay
+            std::vector<float> own;
+            for (int64_t i = 0; i < n; i++) own.push_back(quant_value(x.q.spec, codes[i], grid[i / x.t.group]));
+            TestTensor y(text, rows, cols, own, run.dev);
+            quantized_tensor_set_grid(y.t, y.q, grid.data(), run.dev);
+            quantized_tensor_refresh(y.t, y.q, ScaleMode::frozen, y.counts.data, run.dev, LearnedScale::lsq, noise);
+            EXPECT_TRUE(same_bits(codes, y.codes.get())) << text;
+            return Bytes() << first << last << y.codes.get();
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// learned scales
+
+struct LearnedCase {
+    const char* text;
+    LearnedScale kind;
+    int64_t rows, cols;
+};
+
+static std::vector<LearnedCase> learned_cases() {
+    return {{"int4:g32", LearnedScale::lsq, 6, 64},
+            {"int2:channel", LearnedScale::lsq, 5, 67},
+            {"int4:g32:asym", LearnedScale::lsq, 6, 64},
+            {"int8:tensor", LearnedScale::lsq, 130, 131},
+            {"int4:g32:asym", LearnedScale::lsq_offset, 6, 64},
+            {"int3:channel:asym", LearnedScale::lsq_offset, 3, 5000},
+            {"int4:g32", LearnedScale::lwc, 6, 64},
+            {"int4:g64:amax7", LearnedScale::lwc, 6, 64},
+            {"int3:channel:asym", LearnedScale::lwc, 5, 67}};
+}
+
+// a tensor with parameters of its grid
+struct LearnedTensor : TestTensor {
+    LearnedScale kind;
+    Full parameters, gradients, grad;
+    TestBuffer<Grid> range;
+    LearnedTensor(const LearnedCase& c, const std::vector<float>& w, const std::vector<float>& d, Device dev)
+        : TestTensor(c.text, c.rows, c.cols, w, dev),
+          kind(c.kind),
+          parameters(2 * t.groups, dev),
+          gradients(2 * t.groups, dev),
+          grad(d, dev),
+          range(t.groups, dev) {
+        t.learned.a = parameters.data, t.learned.b = parameters.data + t.groups;
+        t.learned.da = gradients.data, t.learned.db = gradients.data + t.groups;
+        if (kind == LearnedScale::lwc) t.learned.range = range.data;
+        t.grad = grad.data;
+    }
+    void refresh() { quantized_tensor_refresh(t, q, ScaleMode::learned, counts.data, master.dev, kind); }
+    void backward() { quantized_tensor_backward(t, q, SteRule::identity, master.dev, ScaleMode::learned, kind); }
+};
+
+// The loss sum dQ Q(w) as a function of one group's parameters, in float64, where what rounding adds to w/s, z and s is
+// held (that is what passing it through means)
+static double learned_surrogate(const LearnedTensor& x, const std::vector<float>& w, const std::vector<float>& d,
+                                int64_t group, const std::vector<Grid>& grid, const std::vector<float>& at, double a,
+                                double b) {
+    const QuantSpec q = x.q.spec;
+    const Grid g = grid[group];
+    const double low = quant_low(q), high = quant_high(q);
+    const double a0 = at[group], b0 = at[x.t.groups + group];
+    auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+    double least = 0, most = 0;
+    for (int64_t i = group * x.t.group; i < (group + 1) * x.t.group; i++)
+        least = std::min(least, (double)w[i]), most = std::max(most, (double)w[i]);
+    auto exact = [&](double pa, double pb) {
+        if (x.kind != LearnedScale::lwc) return pa;
+        double lower = sigmoid(pb) * least, upper = sigmoid(pa) * most;
+        if (!q.symmetric) return (upper - lower) / ((1 << q.bits) - 1);
+        double divisor = q.rule == ScaleRule::amax7 ? high : ((1 << q.bits) - 1) / 2.0;
+        return std::max(-lower, upper) / divisor;
+    };
+    auto zero_exact = [&](double pb, double s) {
+        return x.kind == LearnedScale::lsq          ? (double)g.zero
+               : q.symmetric                        ? 0.0
+               : x.kind == LearnedScale::lsq_offset ? -pb / s
+                                                    : -sigmoid(pb) * least / s;
+    };
+    double s = exact(a, b) + (g.scale - exact(a0, b0));
+    double z = zero_exact(b, s) + (g.zero - zero_exact(b0, g.scale));
+    double loss = 0;
+    for (int64_t i = group * x.t.group; i < (group + 1) * x.t.group; i++) {
+        float at_code = w[i] / g.scale + g.zero;
+        double value = at_code < low    ? (low - z) * s
+                       : at_code > high ? (high - z) * s
+                                        : w[i] + ((double)rintf(w[i] / g.scale) - (double)(w[i] / g.scale)) * s;
+        loss += d[i] * value;
+    }
+    return loss;
+}
+
+TEST(LearnedScale, GradientsAreThoseOfTheSurrogateOnEveryBackend) {
+    for (const LearnedCase& c : learned_cases()) {
+        const int64_t n = c.rows * c.cols;
+        std::string what = format("%s kind %d", c.text, (int)c.kind);
+        std::vector<float> w = random_values<float>(n, 160, 0.5f), d = random_values<float>(n, 161);
+        for (float& v : w) v = v * v * v * 4 + 0.03f;
+        Bytes bits;
+        for (const Backend& run : all_backends()) {
+            select_backend(run);
+            LearnedTensor x(c, w, d, run.dev);
+            x.refresh();
+            // narrower than the weights, so that some lie outside
+            std::vector<float> at = x.parameters.get();
+            for (size_t i = 0; i < at.size(); i++) {
+                if (c.kind == LearnedScale::lwc) at[i] = 1.0f + 0.1f * (float)(i % 5);
+                else at[i] = (float)bf16(at[i] * (0.6f + 0.05f * (float)(i % 4)));
+            }
+            copy_to_device(x.parameters.data, at.data(), at.size() * sizeof(float), run.dev);
+            x.refresh();
+            std::vector<Grid> grid = x.grid.get();
+            x.backward();
+            std::vector<float> got = x.gradients.get(), dw = x.grad.get();
+            const double h = c.kind == LearnedScale::lwc ? 1.0 : 1.0 / std::sqrt((double)n * quant_high(x.q.spec));
+            double largest = 0;
+            int64_t outside = 0;
+            for (int64_t i = 0; i < n; i++) {
+                bool in = quant_passes(x.q.spec, SteRule::clip, w[i], grid[i / x.t.group]);
+                EXPECT_EQ(dw[i], in ? d[i] : 0.0f) << what << ", " << run.name;
+                outside += !in;
+            }
+            EXPECT_GT(outside, 0) << what;
+            for (int64_t k = 0; k < x.t.groups; k++)
+                for (int which = 0; which < 2; which++) {
+                    double a = at[k], b = at[x.t.groups + k];
+                    double& moved = which ? b : a;
+                    double start = moved, step = std::max(1e-4, std::fabs(start) * 1e-4);
+                    moved = start + step;
+                    double up = learned_surrogate(x, w, d, k, grid, at, a, b);
+                    moved = start - step;
+                    double down = learned_surrogate(x, w, d, k, grid, at, a, b);
+                    double expected = h * (up - down) / (2 * step), value = got[which * x.t.groups + k];
+                    double scale = h * std::sqrt((double)x.t.group) * (c.kind == LearnedScale::lwc ? 0.1 : 1.0);
+                    EXPECT_NEAR(value, expected, 1e-3 * std::fabs(expected) + 2e-4 * scale)
+                        << what << ", " << run.name << ", group " << k << ", parameter " << which;
+                    largest = std::max(largest, std::fabs(expected) / scale);
+                }
+            EXPECT_GT(largest, 0.01) << what;
+            Bytes now;
+            now << grid << dw << x.work.get() << x.codes.get();
+            if (run.name == "cpu") bits = now;
+            EXPECT_EQ(now.bytes, bits.bytes) << what << ", " << run.name;
+        }
+    }
+}
+
+TEST(LearnedScale, StartsAtTheMeasuredGridAndStaysAboveTheLeastScale) {
+    for (const LearnedCase& c : learned_cases()) {
+        const int64_t n = c.rows * c.cols;
+        std::vector<float> w = random_values<float>(n, 170, 0.5f), d(n, 0.0f);
+        LearnedTensor x(c, w, d, CPU);
+        TestTensor measured(c.text, c.rows, c.cols, w, CPU);
+        x.refresh();
+        measured.refresh(ScaleMode::dynamic);
+        if (c.kind != LearnedScale::lwc) {
+            EXPECT_TRUE(same_bits(x.codes.get(), measured.codes.get())) << c.text;
+            EXPECT_TRUE(same_bits(x.grid.get(), measured.grid.get())) << c.text;
+            for (int64_t k = 0; k < x.t.groups; k++) x.t.learned.a[k] = -1.0f;
+            x.refresh();
+            for (const Grid& g : x.grid.get()) EXPECT_EQ(g.scale, QUANT_LEAST_SCALE) << c.text;
+            for (int64_t k = 0; k < x.t.groups; k++) EXPECT_EQ(x.t.learned.a[k], QUANT_LEAST_SCALE) << c.text;
+        } else {
+            for (int64_t k = 0; k < x.t.groups; k++)
+                EXPECT_NEAR(x.grid.get()[k].scale / measured.grid.get()[k].scale, 0.982, 0.01) << c.text;
+        }
+    }
+}
+
+// Descent on sum (Q(w) - w)^2 along the gradients finds grids that are better than the measured ones
+TEST(LearnedScale, DescentLowersTheError) {
+    for (const LearnedCase& c : {LearnedCase{"int3:channel", LearnedScale::lsq, 4, 256},
+                                 {"int3:channel:asym", LearnedScale::lsq_offset, 4, 256},
+                                 {"int3:channel:asym", LearnedScale::lwc, 4, 256},
+                                 {"int3:channel", LearnedScale::lwc, 4, 256}}) {
+        const int64_t n = c.rows * c.cols;
+        std::vector<float> w = random_values<float>(n, 180, 0.5f);
+        for (float& v : w) v = v * v * v * 4 + 0.05f;
+        LearnedTensor x(c, w, w, CPU);
+        std::vector<float> m(2 * x.t.groups), v(2 * x.t.groups);
+        AdamWConfig adam;
+        adam.learning_rate = c.kind == LearnedScale::lwc ? 0.05f : 0.002f;
+        double first = 0, least = INFINITY;
+        for (int step = 1; step <= 100; step++) {
+            x.refresh();
+            double error = 0;
+            for (int64_t i = 0; i < n; i++) {
+                float off = (float)x.work.data[i] - w[i];
+                error += (double)off * off;
+                x.grad.data[i] = 2 * off;
+            }
+            if (step == 1) first = error;
+            least = std::min(least, error);
+            x.backward();
+            adamw_update(x.parameters.data, m.data(), v.data(), x.gradients.data, 2 * x.t.groups, 1.0f, adam, step,
+                         CPU);
+        }
+        EXPECT_LT(least, 0.97 * first) << c.text << " kind " << (int)c.kind;
+    }
+}
+
+TEST(LearnedScale, RefusedWhereItMakesNoSense) {
+    auto refused = [](const char* text, LearnedScale kind, bool stochastic) {
+        try {
+            check_learned(quantizer_parse(text, "weights"), kind, stochastic);
+            return false;
+        } catch (const Error& e) {
+            EXPECT_EQ(e.exit_code, 2);
+            EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+            return true;
+        }
+    };
+    for (const char* text : {"nf4:g64", "fp8e4m3:channel", "mxfp4", "nvfp4", "ternary:tensor"}) {
+        EXPECT_TRUE(refused(text, LearnedScale::lsq, false)) << text;
+        EXPECT_TRUE(refused(text, LearnedScale::lsq, true)) << text;
+    }
+    EXPECT_TRUE(refused("int4:g32:sym:signedmax", LearnedScale::lsq, false));
+    EXPECT_TRUE(refused("int4:g32:sym", LearnedScale::lsq_offset, false));
+    EXPECT_FALSE(refused("int4:g32:asym", LearnedScale::lsq_offset, false));
+    EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lwc, false));
+    EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lsq, true));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
