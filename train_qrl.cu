@@ -1,6 +1,7 @@
 // train_qrl: reinforcement learning of quantized reasoning models.
 //   ./train_qrl [command] [--flag value ...]
 #include "commands/eval.cuh"      // eval_command: accuracy on held-out problems
+#include "commands/export.cuh"    // export_command: a file for other tools
 #include "commands/generate.cuh"  // generate_command: complete a prompt
 #include "commands/grpo.cuh"      // grpo_command: the main job
 #include "commands/sft.cuh"       // sft_command: supervised fine-tuning
@@ -36,6 +37,8 @@ int main(int argc, char** argv) {
                 return tokenize_command(s.o);
             case COMMAND_LOGPROBS:
                 return logprobs_command(s);
+            case COMMAND_EXPORT:
+                return export_command(s);
             case COMMAND_COUNT:
                 break;
         }

@@ -39,7 +39,8 @@
     CMD(EVAL, eval, "accuracy of a model on a set of problems")                            \
     CMD(GENERATE, generate, "complete one prompt")                                         \
     CMD(TOKENIZE, tokenize, "text to token ids, or back with --decode")                    \
-    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")
+    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")                    \
+    CMD(EXPORT, export, "a model as a file that other tools load")
 
 enum Command : int {
 #define CMD(id, name, help) COMMAND_##id,
@@ -81,13 +82,14 @@ OPT(std::string, model, "", "", IN_ALL, "Hugging Face folder or .gguf file; empt
 OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
-OPT(std::string, output_dir, "out", "", IN_FILES, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
-OPT(bool, overwrite_output_dir, false, "", IN_FILES, "write into a folder that already holds a run; its logs are replaced") \
+OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
+OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run; its logs are replaced") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
+OPT(std::string, format, "", "", IN_EXPORT, "what to export: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq or bnb-nf4") \
 GROUP("quantization") \
-OPT(std::string, weights, "none", "", IN_MODEL, "quantizer of the linear layers' weights, such as int4:g32:sym or none") \
+OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; a quantized model folder's own unless given") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
-OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL, "linear layers that are quantized") \
+OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
 OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
@@ -145,10 +147,10 @@ OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: 
 OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
 OPT(int, eval_samples, 1, "[1, 1024]", IN_FILES, "sampled completions per held-out problem") \
 OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
-OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN, "type of the saved weights") \
+OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_EVAL, "write completions.jsonl") \
-OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
+OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT, "CPU threads; 0: all cores") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
 OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
