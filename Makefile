@@ -140,7 +140,7 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_linear test_lm_h
 # the tests of test/simt itself
 SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
-VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable \
+VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable test_transforms@simt-fp32 \
             $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt \
             $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS)))
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))

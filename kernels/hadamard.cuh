@@ -108,15 +108,12 @@ inline void hadamard_double(double* x, double* buffer, const Hadamard& h, bool t
                     x[k * P + j] = a + b, x[k * P + j + step] = a - b;
                 }
     double scale = 1.0 / std::sqrt((double)h.N());
-    for (int64_t i = 0; i < h.N(); i++) buffer[i] = x[i];
+    for (int64_t i = 0; i < h.N(); i++) buffer[i] = x[i] * scale, x[i] = 0.0;
     for (int i = 0; i < K; i++)
-        for (int p = 0; p < P; p++) {
-            double sum = 0;
-            for (int j = 0; j < K; j++) {
-                bool negative = K > 1 && (transpose ? hadamard_negative(h, j, i) : hadamard_negative(h, i, j));
-                sum += negative ? -buffer[j * P + p] : buffer[j * P + p];
-            }
-            x[i * P + p] = sum * scale;
+        for (int j = 0; j < K; j++) {
+            bool negative = K > 1 && (transpose ? hadamard_negative(h, j, i) : hadamard_negative(h, i, j));
+            double sign = negative ? -1.0 : 1.0;
+            for (int p = 0; p < P; p++) x[i * P + p] += sign * buffer[j * P + p];
         }
 }
 

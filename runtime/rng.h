@@ -29,6 +29,7 @@ enum RngStream : uint32_t {
     RNG_SHUFFLE = 3,  // (epoch, index, 0)
     RNG_TASK = 4,     // (problem, draw, 0)
     RNG_EVAL = 5,     // (evaluation, prompt * G + sample, token)
+    RNG_ROTATION = 20,  // (rotation, index, 0)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {
