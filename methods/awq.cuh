@@ -35,6 +35,7 @@ struct AwqConfig {
 struct AwqResult {
     double error_plain = 0, error = 0;  // 0: not scaled by anything
     double ratio = -1;                  // r; -1: no scaling
+    std::vector<float> scales;          // s [cols]; empty: no scaling
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ inline double awq_error(const AwqProduct& p, const float* s, const Quantizer& q)
     return total / (double)first;
 }
 
-// the best scales [cols]; empty: none is better than no scaling
-inline std::vector<float> awq_search_scale(const AwqProduct& p, const Quantizer& q, int ratios, AwqResult* result) {
+inline AwqResult awq_search_scale(const AwqProduct& p, const Quantizer& q, int ratios) {
+    AwqResult best;
     int64_t cols = p.cols, group = awq_group(q, cols), rows = 0;
     std::vector<double> xmean(cols), wmean(cols);
     for (int64_t t = 0; t < p.tokens; t++)
@@ -178,8 +179,8 @@ inline std::vector<float> awq_search_scale(const AwqProduct& p, const Quantizer&
             for (int64_t j = 0; j < group; j++) amax = std::fmax(amax, std::fabs(w[j]));
             for (int64_t j = 0; j < group; j++) wmean[c0 + j] += std::fabs(w[j]) / (amax + 1e-6f) / (double)rows;
         }
-    std::vector<float> best, s(cols);
-    result->error_plain = result->error = awq_error(p, nullptr, q);
+    std::vector<float> s(cols);
+    best.error_plain = best.error = awq_error(p, nullptr, q);
     for (int i = 0; i < ratios; i++) {
         double r = (double)i / ratios, least = INFINITY, most = 0;
         for (int64_t j = 0; j < cols; j++) {
@@ -189,7 +190,7 @@ inline std::vector<float> awq_search_scale(const AwqProduct& p, const Quantizer&
         }
         for (int64_t j = 0; j < cols; j++) s[j] = (float)(s[j] / std::sqrt(most * least));
         double error = awq_error(p, s.data(), q);
-        if (error < result->error) result->error = error, result->ratio = r, best = s;
+        if (error < best.error) best.error = error, best.ratio = r, best.scales = s;
     }
     return best;
 }
@@ -257,7 +258,6 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, int layer, const LayerInputs
     int64_t C = m.C(), F = m.F(), q_rows = (int64_t)m.NH() * m.HD(), kv_rows = (int64_t)m.NKV() * m.HD();
     std::vector<int64_t> rows[4] = {{q_rows, kv_rows, kv_rows}, {C}, {F, F}, {C}};
     std::array<AwqResult, 4> results;
-    std::vector<float> scales[4];
     for (int i = 0; i < 4; i++) {
         Projection which = (Projection)i;
         float* weight = projection_weight(w, which);
@@ -267,8 +267,8 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, int layer, const LayerInputs
             (which == Projection::down && m.rotate_down.on()))
             continue;
         AwqProduct p = awq_product(weight, rows[i], in.x[i], in.tokens, cols);
-        std::vector<float>& s = scales[i];
-        s = awq_search_scale(p, q, config.ratios, &results[i]);
+        results[i] = awq_search_scale(p, q, config.ratios);
+        const std::vector<float>& s = results[i].scales;
         if (s.empty()) continue;
         scale_columns(weight, total, cols, s.data());
         if (which == Projection::qkv) divide_rows(w.ln1, cols, 1, s.data());
@@ -282,7 +282,8 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, int layer, const LayerInputs
     for (int i = 0; i < 4 && config.clip; i++) {
         int64_t cols = in.cols[i];
         std::vector<float> x(in.x[i], in.x[i] + in.tokens * cols);
-        for (int64_t k = 0; k < in.tokens * cols && !scales[i].empty(); k++) x[k] /= scales[i][k % cols];
+        const std::vector<float>& s = results[i].scales;
+        for (int64_t k = 0; k < in.tokens * cols && !s.empty(); k++) x[k] /= s[k % cols];
         float* tensor = projection_weight(w, (Projection)i);
         for (size_t k = 0; k < rows[i].size(); tensor += rows[i][k] * cols, k++)
             if (i != (int)Projection::qkv || k == 2) awq_clip(tensor, rows[i][k], cols, x.data(), in.tokens, q, config);

@@ -88,7 +88,7 @@ static void load(Model& m, const std::string& name) {
         model_allocate(m, c);
         model_init_random(m, 5);
         Weights<float> w = model_views(m, m.master.data);
-        for (size_t i = 0; i < m.num_params; i++) m.master[i] *= 5.0f;  // far from linear
+        for (size_t i = 0; i < m.num_params; i++) m.master[i] *= 3.0f;  // far from linear
         for (LayerWeights<float>& l : w.layers)
             for (int i = 0; i < m.QKV(); i++) l.qkv_bias[i] = 0.3f * std::sin(1.0f + (float)i);
     }
