@@ -11,7 +11,7 @@
 //
 // The error is that of the products themselves. AutoAWQ takes it after attention for q,k,v and after the MLP for gate
 // and up; here each output of q, k and v counts alike. With G = X^T X an error is the sum of d G d over the rows d of a
-// difference, at a cost that does not grow with the tokens.
+// difference, at a cost that does not grow with the tokens; where G would be larger than X, it is that of X itself.
 //
 // Scaling leaves the full-precision function as it was, clipping does not. Everything on the fp32 master, on the CPU.
 // The trap: W s is quantized, so its ranges, and for nvfp4 the tensor's scale, are measured anew for each s.
@@ -27,7 +27,8 @@
 struct AwqConfig {
     bool scale = true, clip = true;
     int ratios = 20;
-    int clip_steps = 10;  // of 0.05
+    int clip_steps = 10;           // of 0.05
+    int64_t search_tokens = 1024;  // for scales, where a product has more inputs than this or than there are tokens
     int64_t clip_tokens = 512;
 };
 
@@ -117,15 +118,25 @@ struct AwqProduct {
     const float* w;             // [sum of rows, cols]
     std::vector<int64_t> rows;  // of each tensor
     int64_t cols, tokens;
-    std::vector<float> x;     // [tokens, cols]
-    std::vector<float> gram;  // [cols, cols] X^T X / tokens
+    std::vector<double> xmean;  // [cols] mean size of an input, over all tokens
+    std::vector<float> x;       // [tokens, cols], some of them; or else
+    std::vector<float> gram;    // [cols, cols] X^T X / tokens, of all
 };
 
-inline AwqProduct awq_product(const float* w, std::vector<int64_t> rows, const floatX* x, int64_t tokens,
-                              int64_t cols) {
-    AwqProduct p{w, rows, cols, tokens, std::vector<float>(x, x + tokens * cols), std::vector<float>(cols * cols)};
+inline AwqProduct awq_product(const float* w, std::vector<int64_t> rows, const floatX* x, int64_t tokens, int64_t cols,
+                              int64_t search_tokens) {
+    AwqProduct p{w, rows, cols, tokens, std::vector<double>(cols), {}, {}};
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t j = 0; j < cols; j++) p.xmean[j] += std::fabs((float)x[t * cols + j]) / (double)tokens;
+    bool gram = cols <= tokens && cols <= search_tokens;
+    int64_t step = gram || tokens <= search_tokens ? 1 : CEIL_DIV(tokens, search_tokens);
+    p.tokens = CEIL_DIV(tokens, step);
+    for (int64_t t = 0; t < tokens; t += step) p.x.insert(p.x.end(), x + t * cols, x + (t + 1) * cols);
+    if (!gram) return p;
+    p.gram.resize(cols * cols);
     gemm_tn(p.gram.data(), p.x.data(), p.x.data(), tokens, cols, cols);
     for (float& g : p.gram) g /= (float)tokens;
+    p.x.clear();
     return p;
 }
 
@@ -146,6 +157,15 @@ inline double awq_quadratic(const float* D, const float* G, int64_t rows, int64_
     return total;
 }
 
+// sum over the rows d of D [rows, cols] of the mean of (x d)^2
+inline double awq_squares(const float* D, const AwqProduct& p, int64_t rows) {
+    std::vector<float> y(p.tokens * rows);
+    gemm_nt(y.data(), p.x.data(), D, nullptr, p.tokens, rows, p.cols);
+    double total = 0;
+    for (float v : y) total += (double)v * v;
+    return total / (double)p.tokens;
+}
+
 // mean squared error of the product's outputs with Q(W s)/s for W; s null: Q(W)
 inline double awq_error(const AwqProduct& p, const float* s, const Quantizer& q) {
     double total = 0;
@@ -159,7 +179,7 @@ inline double awq_error(const AwqProduct& p, const float* s, const Quantizer& q)
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < p.cols; j++)
                 d[i * p.cols + j] = (s ? d[i * p.cols + j] / s[j] : d[i * p.cols + j]) - w[i * p.cols + j];
-        total += awq_quadratic(d.data(), p.gram.data(), rows, p.cols);
+        total += p.x.empty() ? awq_quadratic(d.data(), p.gram.data(), rows, p.cols) : awq_squares(d.data(), p, rows);
         first += rows;
     }
     return total / (double)first;
@@ -168,9 +188,7 @@ inline double awq_error(const AwqProduct& p, const float* s, const Quantizer& q)
 inline AwqResult awq_search_scale(const AwqProduct& p, const Quantizer& q, int ratios) {
     AwqResult best;
     int64_t cols = p.cols, group = awq_group(q, cols), rows = 0;
-    std::vector<double> xmean(cols), wmean(cols);
-    for (int64_t t = 0; t < p.tokens; t++)
-        for (int64_t j = 0; j < cols; j++) xmean[j] += std::fabs(p.x[t * cols + j]) / (double)p.tokens;
+    std::vector<double> wmean(cols);
     for (int64_t n : p.rows) rows += n;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c0 = 0; c0 < cols; c0 += group) {
@@ -184,7 +202,7 @@ inline AwqResult awq_search_scale(const AwqProduct& p, const Quantizer& q, int r
     for (int i = 0; i < ratios; i++) {
         double r = (double)i / ratios, least = INFINITY, most = 0;
         for (int64_t j = 0; j < cols; j++) {
-            double v = std::pow(xmean[j], r) / (std::pow(wmean[j], 1.0 - r) + 1e-4);
+            double v = std::pow(p.xmean[j], r) / (std::pow(wmean[j], 1.0 - r) + 1e-4);
             s[j] = (float)(v > 1e-4 ? v : 1e-4);
             least = s[j] < least ? s[j] : least, most = s[j] > most ? s[j] : most;
         }
@@ -266,7 +284,7 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, int layer, const LayerInputs
         if (!config.scale || (which == Projection::o && m.NH() != m.NKV()) ||
             (which == Projection::down && m.rotate_down.on()))
             continue;
-        AwqProduct p = awq_product(weight, rows[i], in.x[i], in.tokens, cols);
+        AwqProduct p = awq_product(weight, rows[i], in.x[i], in.tokens, cols, config.search_tokens);
         results[i] = awq_search_scale(p, q, config.ratios);
         const std::vector<float>& s = results[i].scales;
         if (s.empty()) continue;
