@@ -14,6 +14,7 @@
 #include <vector>
 #include "formats/hf_config.h"
 #include "kernels/convert.cuh"
+#include "kernels/hadamard.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/rope.cuh"
 #include "methods/lora.cuh"
@@ -77,6 +78,7 @@ struct Model {
     Buffer<floatX> work;    // [num_params]
     Weights<floatX> w;      // views of work
     RopeTable rope;
+    Hadamard rotate_qk, rotate_down;  // online, of q and k after RoPE (R3) and of the input of down (R4)
     Device dev;  // where the arrays are and the operators run; set before model_allocate
 
     Quantizer quantizer;
@@ -196,6 +198,13 @@ Weights<T> model_views(const Model& m, T* base) {
     return w;
 }
 
+// the online rotations that the configuration names
+inline void model_online_rotations(Model& m) {
+    m.rotate_qk = m.rotate_down = Hadamard();
+    for (auto [h, N] : {std::pair{&m.rotate_qk, m.config.rotate_qk}, std::pair{&m.rotate_down, m.config.rotate_down}})
+        if (N && !hadamard_of_order(*h, N)) fail("online_rotations: no Hadamard matrix of order %d is known here", N);
+}
+
 // arrays for a configuration; the weights are zero until loaded or drawn
 inline void model_allocate(Model& m, const ModelConfig& config) {
     m.config = config;
@@ -205,6 +214,7 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
     when_allocated(m.dev, [&m] { m.w = model_views(m, m.work.data); });
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+    model_online_rotations(m);
 }
 
 // Give parameter t its values: fill writes them into host memory, from where they go to wherever the master weights are
