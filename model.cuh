@@ -216,11 +216,10 @@ struct KVCache {
     int64_t width = 0;  // NKV*HD
 };
 
-// attention and MLP of layer l, from a.layers[l].ln1 to a.branch; residual_in is the layer's input
-inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
-                          KVCache* cache) {
+// attention of layer l, from a.layers[l].ln1 to .att
+inline void layer_attention_forward(Model& m, Activations& a, int l, const BatchView& b, KVCache* cache) {
     int64_t T = b.T;
-    int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
+    int NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
     const LayerWeights<floatX>& w = m.w.layers[l];
     LayerActivations& y = a.layers[l];
     float eps = m.config.rms_norm_eps;
@@ -249,12 +248,25 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
         attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, QKV}, b.ranges, b.starts, b.sequences, b.longest, T, NH,
                           NKV, HD, m.dev);
     else attention_decode(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, NH, NKV, HD, m.dev);
-    projection_forward(m, a.branch, y.att, l, Projection::o, T);
+}
 
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, eps, m.dev);
+// MLP of layer l before its last product, from a.layers[l].ln2 to .act
+inline void layer_mlp_forward(Model& m, Activations& a, int l, int64_t T) {
+    LayerActivations& y = a.layers[l];
     projection_forward(m, y.gate_up, y.ln2, l, Projection::gate_up, T);
-    swiglu_forward(y.act, y.gate_up, T, F, m.dev);
-    projection_forward(m, a.branch, y.act, l, Projection::down, T);
+    swiglu_forward(y.act, y.gate_up, T, m.F(), m.dev);
+}
+
+// layer l, from a.layers[l].ln1 to .mid and a.branch, which are to be added; residual_in is the layer's input
+inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
+                          KVCache* cache) {
+    LayerActivations& y = a.layers[l];
+    layer_attention_forward(m, a, l, b, cache);
+    projection_forward(m, a.branch, y.att, l, Projection::o, b.T);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, m.w.layers[l].ln2, b.T, m.C(),
+                                   m.config.rms_norm_eps, m.dev);
+    layer_mlp_forward(m, a, l, b.T);
+    projection_forward(m, a.branch, y.act, l, Projection::down, b.T);
 }
 
 // b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step
