@@ -329,11 +329,10 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     else attention_decode_codes(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, m.NH(), m.dev);
 }
 
-// attention and MLP of layer l, from a.layers[l].ln1 to a.branch; residual_in is the layer's input
-inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
-                          KVCache* cache) {
+// attention of layer l, from a.layers[l].ln1 to .att
+inline void layer_attention_forward(Model& m, Activations& a, int l, const BatchView& b, KVCache* cache) {
     int64_t T = b.T;
-    int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
+    int NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
     const LayerWeights<floatX>& w = m.w.layers[l];
     LayerActivations& y = a.layers[l];
     float eps = m.config.rms_norm_eps;
@@ -351,16 +350,28 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
         rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
     }
     if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
-
     if (m.kv_cache.on()) attention_quantized_kv(m, y, l, b, cache);
     else attention_kv(m, y, l, b, cache);
-    projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, T);
+}
 
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, eps, m.dev);
+// MLP of layer l before its last product, from a.layers[l].ln2 to .act
+inline void layer_mlp_forward(Model& m, Activations& a, int l, int64_t T) {
+    LayerActivations& y = a.layers[l];
     projection_forward(m, y.gate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
-    swiglu_forward(y.act, y.gate_up, T, F, m.dev);
-    if (m.rotate_down.on()) hadamard_forward(y.act, F, m.rotate_down, T, F / m.rotate_down.N(), m.dev);
-    projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, T);
+    swiglu_forward(y.act, y.gate_up, T, m.F(), m.dev);
+    if (m.rotate_down.on()) hadamard_forward(y.act, m.F(), m.rotate_down, T, m.F() / m.rotate_down.N(), m.dev);
+}
+
+// layer l, from a.layers[l].ln1 to .mid and a.branch, which are to be added; residual_in is the layer's input
+inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
+                          KVCache* cache) {
+    LayerActivations& y = a.layers[l];
+    layer_attention_forward(m, a, l, b, cache);
+    projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, b.T);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, m.w.layers[l].ln2, b.T, m.C(),
+                                   m.config.rms_norm_eps, m.dev);
+    layer_mlp_forward(m, a, l, b.T);
+    projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, b.T);
 }
 
 // b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step

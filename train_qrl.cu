@@ -4,6 +4,7 @@
 #include "commands/export.cuh"    // export_command: a file for other tools
 #include "commands/generate.cuh"  // generate_command: complete a prompt
 #include "commands/grpo.cuh"      // grpo_command: the main job
+#include "commands/quantize.cuh"  // quantize_command: post-training quantization
 #include "commands/sft.cuh"       // sft_command: supervised fine-tuning
 #include "commands/text.cuh"      // tokenize_command, logprobs_command: JSON lines in and out
 #include "runtime/threads.h"      // threads_sleep_at_barriers
@@ -31,6 +32,8 @@ int main(int argc, char** argv) {
                 return sft_command(s);
             case COMMAND_EVAL:
                 return eval_command(s);
+            case COMMAND_QUANTIZE:
+                return quantize_command(s);
             case COMMAND_GENERATE:
                 return generate_command(s);
             case COMMAND_TOKENIZE:
