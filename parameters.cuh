@@ -217,12 +217,15 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
     model_online_rotations(m);
 }
 
-// Give parameter t its values: fill writes them into host memory, from where they go to wherever the master weights are
-inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill);
+// Give parameter t its values: fill writes them into host memory, from where they go to wherever the weights are
+// (give_grid: see base_fill)
+typedef std::function<bool(QuantizedTensor&)> GiveGrid;
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill, const GiveGrid& give_grid);
 
-inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
+                       const GiveGrid& give_grid = nullptr) {
     if (m.frozen) {
-        base_fill(m, t, fill);
+        base_fill(m, t, fill, give_grid);
         return;
     }
     float* p = m.master.data + t.offset;
@@ -467,6 +470,7 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
     });
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+    model_online_rotations(m);
 }
 
 // A frozen base is read tensor by tensor: fp32, then codes, which are packed when a product has all of its own. Takes
@@ -484,7 +488,9 @@ struct BaseLoading {
     int64_t groups = 0, floats = 0;  // in grid, in scale_floats
 };
 
-inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+// give_grid(qt), after fill: true if it gave qt its grid (quantized_tensor_set_grid), else the grid is measured
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
+                      const GiveGrid& give_grid) {
     if (!m.loading) m.loading = std::make_shared<BaseLoading>();
     BaseLoading& b = *m.loading;
     Device dev = m.dev;
@@ -528,7 +534,8 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     if (q.double_quant) qt.state.codes = b.scale_codes.data + b.groups, qt.state.absmax = qt.state.tensor + 1;
     b.groups += qt.groups;
     b.floats += scale_state_floats(qt, q);
-    quantized_tensor_refresh(qt, q, ScaleMode::dynamic, b.counts.data, dev);
+    bool given = give_grid && give_grid(qt);
+    quantized_tensor_refresh(qt, q, given ? ScaleMode::frozen : ScaleMode::dynamic, b.counts.data, dev);
     int i = 0;
     while (b.sources.part[i].codes) i++;
     quantized_source(b.sources.part[i], qt, q);

@@ -4,6 +4,7 @@
 #include <vector>
 #include "../methods/ptq.cuh"
 #include "eval.cuh"
+#include "export.cuh"
 #include "sft.cuh"
 
 // --eval_text in windows, or the answers of --eval_data given their prompts; empty if neither is there
@@ -64,6 +65,12 @@ inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutS
 inline PtqConfig ptq_config(const Options& o) {
     PtqConfig c;
     c.gptq = {o.damp_percent, o.act_order, o.static_groups};
+    c.smoothquant_alpha = o.smoothquant_alpha;
+    c.rotation.seed = o.seed;
+    c.rotation.hidden = list_has(o.rotations, "r1");
+    c.rotation.values = list_has(o.rotations, "r2");
+    c.rotation.online_qk = list_has(o.rotations, "r3");
+    c.rotation.online_down = list_has(o.rotations, "r4");
     return c;
 }
 
@@ -91,7 +98,10 @@ inline int quantize_command(Session& s) {
     PtqPlan plan = ptq_parse(o.ptq, config);
     const bool calibrates = plan.needs_calibration() || o.given("calibration");
     check_quantize(o, quantizer, plan, calibrates);
+    if (!o.format.empty()) check_export_format(o);
     session_open(s);
+    // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
+    if (plan.rotate && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
     const int length = o.calibration_length;
     if (calibrates && length > s.m.config.max_position_embeddings)
         fail_usage("--calibration_length %d: the model's context is %d", length, s.m.config.max_position_embeddings);
@@ -176,12 +186,20 @@ inline int quantize_command(Session& s) {
         summary["log_loss"] = {{"tokens", before.tokens}, {"before", before.mean}, {"after", after.mean}};
     }
     std::string checkpoint = run.path + "/checkpoint-0";
-    session_save(s, checkpoint);
+    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.given("save_dtype") ? o.save_dtype : "",
+                                         [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
     summary["checkpoint"] = checkpoint;
+    summary["format"] = saved.format;
+    std::string bits;  // plain weights are as large as ever
+    if (saved.linear_weights) {
+        summary["bits_per_weight"] = 8.0 * (double)saved.linear_bytes / (double)saved.linear_weights;
+        bits = format(", %.3f bits a quantized weight", summary["bits_per_weight"].get<double>());
+    }
     summary["wall_seconds"] = wall_seconds() - start;
     summary["peak_rss_bytes"] = peak_rss_bytes();
     close_run_dir(run, summary);
-    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n", wall_seconds() - start,
-           (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str());
+    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n",
+           wall_seconds() - start, (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str(),
+           saved.format.c_str(), bits.c_str());
     return 0;
 }

@@ -105,6 +105,12 @@ inline void check_device_takes_model(const Session& s) {
 // A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
 inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     if (is_gguf_path(o.model)) return;
+    const std::string grids = o.model + "/quantizer.safetensors";
+    if (!o.given("weights") && file_exists(grids)) {
+        o.weights = st_open(grids).metadata["quantizer"];
+        fprintf(stderr, "note: %s: trained as --weights %s\n", o.model.c_str(), o.weights.c_str());
+        return;
+    }
     QuantizedFolder folder = quantized_folder(o.model);
     if (folder.container == Container::none) return;
     FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);

@@ -54,6 +54,7 @@ struct ModelFile {
     GgufFile gguf;  // one of the two
     SafetensorsSet set;
     QuantizedFolder folder;
+    bool tied = false;  // its head is its embedding
 };
 
 inline ModelFile model_file_open(const std::string& path) {
@@ -66,50 +67,64 @@ inline ModelFile model_file_open(const std::string& path) {
         f.set = st_open_folder(path);
         f.folder = quantized_folder(path);
     }
+    f.tied = model_config(path).tie_word_embeddings;
     return f;
+}
+
+// the name of t in the file: a model may be loaded untied, and its head is then what the file ties it to
+inline std::string model_file_name(const ModelFile& f, const ParamTensor& t) {
+    return t.kind == ParamKind::head && f.tied ? "model.embed_tokens.weight" : t.name;
 }
 
 // the numbers of a tensor -> to [count]; what quantized ones stand for. true: l has its codes and grid
 inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const ParamTensor& t, float* to,
                             QuantizedLinear* l) {
     bool quantized = false;
+    const std::string name = model_file_name(f, t);
     if (is_gguf_path(f.path)) {
-        gguf_read_parameter(f.gguf, config, t.name, param_shape(t), to);
+        gguf_read_parameter(f.gguf, config, name, param_shape(t), to);
     } else if ((quantized = quantized_folder_read(f.folder, f.set, t, l))) {
         quantized_linear_values(*l, to);
     } else {
-        st_read_float(st_require(f.set.tensors, t.name, param_shape(t), f.path), to);
+        st_read_float(st_require(f.set.tensors, name, param_shape(t), f.path), to);
     }
     check_finite(to, t.count(), t.name, f.path);
     return quantized;
 }
 
-// the grid that a file gave, instead of a measured one
-inline void model_keep_grid(Model& m, const ParamTensor& t, QuantizedLinear& l) {
-    for (QuantizedTensor& q : m.quantized) {
-        if (q.offset != t.offset || m.scale_mode == ScaleMode::dynamic || !same_codes(l.quantizer, m.quantizer))
-            continue;
-        if (!m.quantizer.spec.symmetric) quantized_linear_to_asym(l);
-        quantized_tensor_set_grid(q, m.quantizer, l.grid.data(), m.dev);
-        const NestedScales& n = l.nested;
-        float tensor = n.codes.empty() ? l.tensor_scale : n.offset;
-        if (q.state.tensor) copy_to_device(q.state.tensor, &tensor, sizeof(float), m.dev);
-        if (q.state.codes && !n.codes.empty()) {
-            copy_to_device(q.state.codes, n.codes.data(), n.codes.size(), m.dev);
-            copy_to_device(q.state.absmax, n.scales.data(), n.scales.size() * sizeof(float), m.dev);
-        }
-        device_synchronize(m.dev);  // host memory goes
+// Gives q the grid that a file holds instead of a measured one
+inline void keep_grid(QuantizedTensor& q, const Quantizer& quantizer, QuantizedLinear& l, Device dev) {
+    if (!quantizer.spec.symmetric) quantized_linear_to_asym(l);
+    quantized_tensor_set_grid(q, quantizer, l.grid.data(), dev);
+    const NestedScales& n = l.nested;
+    float tensor = n.codes.empty() ? l.tensor_scale : n.offset;
+    if (q.state.tensor) copy_to_device(q.state.tensor, &tensor, sizeof(float), dev);
+    if (q.state.codes && !n.codes.empty()) {
+        copy_to_device(q.state.codes, n.codes.data(), n.codes.size(), dev);
+        copy_to_device(q.state.absmax, n.scales.data(), n.scales.size() * sizeof(float), dev);
     }
+    device_synchronize(dev);  // host memory goes
 }
 
-// Fills the master weights of a model that was allocated for model_config(path); model_refresh makes the working ones.
+// Fills the weights of a model that was allocated for model_config(path): the masters, from which model_refresh makes
+// the working ones, or a frozen base. A quantized file's own grid stays where the model's quantizer is the file's and
+// its scales are not to be measured; a frozen base always takes it.
 inline void model_load_weights(Model& m, const std::string& path) {
     ModelFile f = model_file_open(path);
     for (const ParamTensor& t : m.tensors) {
         QuantizedLinear l;
         bool quantized = false;
-        model_fill(m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); });
-        if (quantized) model_keep_grid(m, t, l);
+        auto stored = [&] { return quantized && same_codes(l.quantizer, m.quantizer); };
+        model_fill(
+            m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); },
+            [&](QuantizedTensor& q) {
+                if (!stored()) return false;
+                keep_grid(q, m.quantizer, l, m.dev);
+                return true;
+            });
+        if (m.scale_mode == ScaleMode::dynamic || !stored()) continue;
+        for (QuantizedTensor& q : m.quantized)
+            if (q.offset == t.offset) keep_grid(q, m.quantizer, l, m.dev);
     }
 }
 

@@ -114,15 +114,20 @@ inline ExportSummary export_folder(const ExportSource& source, const std::string
     ExportSummary summary;
     replace_folder(dir, [&](const std::string& temp) {
         summary = export_into(source, temp, format, save_dtype);
+        summary.format = format;
         also(temp);
     });
     return summary;
 }
 
-// A quantized model into a folder that loads again with the same Q(W). format: a name of export_formats, or "auto" for
-// the one that holds the quantizer best
-inline ExportSummary save_quantized(const Model& m, const std::string& dir, const std::string& format,
+// A quantized model into a folder that loads again with the same Q(W). format: a name of export_formats, or "" for the
+// one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one
+inline ExportSummary save_quantized(const Model& m, const std::string& dir, std::string format, std::string save_dtype,
                                     const std::function<void(const std::string&)>& also) {
-    std::string name = format == "auto" ? natural_format(m.quantizer) : format;
-    return export_folder(export_source(m), dir, name, name == "hf" ? "float32" : "bfloat16", also);
+    if (format.empty()) format = natural_format(m.quantizer);
+    if (save_dtype.empty()) save_dtype = format == "hf" ? "float32" : "bfloat16";
+    return export_folder(export_source(m), dir, format, save_dtype, [&](const std::string& folder) {
+        if (format == "hf") quantizer_save(m, folder);  // plain weights do not tell their grid
+        also(folder);
+    });
 }

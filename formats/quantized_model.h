@@ -244,6 +244,7 @@ struct LinearCache {
 
 // What was written, for the one who asked
 struct ExportSummary {
+    std::string format;
     Quantizer quantizer;
     int linears = 0;                                // quantized
     uint64_t bytes = 0;                             // of all tensors

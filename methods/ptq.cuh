@@ -1,7 +1,8 @@
 // Post-training quantization, layer by layer.
 //
-//   --ptq A+B+...   transforms that leave the model's function as it is (awq, smoothquant: a layer at a time), and how
-//                   a matrix is rounded: rtn, to nearest, or gptq (gptq.cuh)
+//   --ptq A+B+...   transforms that leave the model's function as it is (rotate: the whole model before anything else;
+//                   awq, smoothquant: a layer at a time, in the order they are named), and how a matrix is rounded:
+//                   rtn, to nearest, or gptq (gptq.cuh)
 //
 // The calibration windows go through the model once. Of a layer only its input is kept for all tokens, and the output
 // of its attention; the rest is computed again in micro-batches. Products are rounded in the order in which they run,
@@ -23,17 +24,24 @@
 #include <string>
 #include <vector>
 #include "../runtime/run_dir.h"
+#include "awq.cuh"
 #include "calibration.cuh"
 #include "gptq.cuh"
+#include "rotation.cuh"
+#include "smoothquant.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what is asked for
 
 struct PtqConfig {
     GptqConfig gptq;
+    AwqConfig awq;
+    double smoothquant_alpha = 0.5;
+    RotationConfig rotation;
 };
 
 struct PtqPlan {
+    bool rotate = false;
     // before a layer is rounded: may change its master weights, but not what the layer computes
     std::vector<std::function<void(Model&, int, const LayerInputs&)>> transforms;
     bool gptq = false;  // else to nearest
@@ -48,6 +56,17 @@ struct PtqMethod {
 static const PtqMethod ptq_methods[] = {
     {"rtn", [](PtqPlan&, const PtqConfig&) {}},
     {"gptq", [](PtqPlan& p, const PtqConfig&) { p.gptq = true; }},
+    {"awq",
+     [](PtqPlan& p, const PtqConfig& c) {
+         p.transforms.push_back(
+             [c](Model& m, int l, const LayerInputs& in) { awq_layer(m, l, in, m.quantizer, c.awq); });
+     }},
+    {"smoothquant",
+     [](PtqPlan& p, const PtqConfig& c) {
+         p.transforms.push_back(
+             [c](Model& m, int l, const LayerInputs& in) { smoothquant_layer(m, l, in, c.smoothquant_alpha); });
+     }},
+    {"rotate", [](PtqPlan& p, const PtqConfig&) { p.rotate = true; }},
 };
 
 inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
@@ -202,6 +221,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
                     const std::vector<std::vector<int>>& windows,
                     const std::function<void(int, const PtqLayer&)>& on_layer) {
     m.quantize = false;
+    if (plan.rotate) rotation_apply(m, config.rotation);
     model_refresh(m);
     const int C = m.C();
     const int64_t Q = (int64_t)m.NH() * m.HD();

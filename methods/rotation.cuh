@@ -108,11 +108,14 @@ inline void model_untie(Model& m) {
     m.w = model_views(m, m.work.data);
 }
 
-// Rotates the master weights of a model on the CPU; model_refresh makes the working ones. Before model_quantize and
-// before anything that holds views of the parameters, since a tied head is untied.
+// Rotates the master weights of a model on the CPU; model_refresh makes the working ones. Before anything measures them
+// and, if R1 has to untie the head, before anything that holds views of the parameters.
 inline void rotation_apply(Model& m, const RotationConfig& config) {
     if (m.dev.cuda) fail("rotation works on the CPU: use --device cpu");
-    if (!m.quantized.empty()) fail("rotation: the model has quantizers already");
+    for (const QuantizedTensor& t : m.quantized)
+        if (t.measured) fail("rotation: %s has been quantized already", t.name.c_str());
+    if (config.hidden && m.config.tie_word_embeddings && !m.quantized.empty())
+        fail("rotation: the head is tied and the model's arrays are in use; untie its configuration first");
     if (m.rotate_qk.on() || m.rotate_down.on()) fail("rotation: the model is rotated already");
     if (config.hidden) model_untie(m);
     Weights<float> w = model_views(m, m.master.data);

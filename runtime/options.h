@@ -88,7 +88,7 @@ OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a f
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
-OPT(std::string, format, "", "", IN_EXPORT, "what to export: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq or bnb-nf4") \
+OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
 OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; a quantized model folder's own unless given") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
@@ -109,10 +109,12 @@ OPT(bool, lora_inside_quantizer, false, "", IN_MODEL, "L4Q: quantize the sum of 
 OPT(std::string, adapter, "", "", IN_MODEL, "folder of a PEFT adapter to use or to train on; without --model, over the base that it names") \
 OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
 GROUP("post-training quantization") \
-OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq") \
+OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate; such as rotate+gptq") \
 OPT(std::string, calibration, "prompts", "", IN_QUANTIZE, "text or JSONL file; prompts: those of train_data and their answers; self: the model's own answers to them; rtn needs none but then measures the products' outputs") \
 OPT(int, calibration_samples, 128, "[1, 65536]", IN_QUANTIZE, "windows of calibration text; self: problems that are answered, too") \
 OPT(int, calibration_length, 512, "[2, 1048576]", IN_QUANTIZE, "tokens of a window") \
+OPT(double, smoothquant_alpha, 0.5, "[0, 1]", IN_QUANTIZE, "smoothquant: how much of the inputs' range moves into the weights") \
+OPT(std::string, rotations, "r1,r2", "{r1, r2, r3, r4}", IN_QUANTIZE, "rotate: hidden states, values, and online, at a cost for each token, queries and keys (r3) and the input of down (r4)") \
 OPT(double, damp_percent, 0.01, "[0, 1]", IN_QUANTIZE, "gptq: share of the Hessian's mean diagonal that is added to it") \
 OPT(bool, act_order, true, "", IN_QUANTIZE, "gptq: columns in descending order of their inputs' size") \
 OPT(bool, static_groups, true, "", IN_QUANTIZE, "gptq: scales from the weights as they were, else as they have become when a group's turn comes") \
