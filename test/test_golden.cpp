@@ -314,9 +314,11 @@ TEST_P(GoldenModel, DecodingFromCodesGivesTheBitsOfTheTrainersForward) {
                          {"fp8e4m3:channel", all, 4},      {"fp8e5m2:tensor", all, 4},
                          {"mxfp8", but_down, 3},           {"mxfp4", but_down, 3},
                          {"nvfp4", but_down, 3}};
+    int turn = GetParam()[0] == 'l' ? 0 : GetParam()[4] == '2' ? 1 : 2;
     for (auto [text, which, products] : formats) {
         Model m;
         m.dev = model_device();
+        if (m.dev.cuda && turn++ % 3) continue;  // simulated: a third of the formats for each model
         m.codes_beyond = 0;
         model_load(m, folder());
         model_quantize(m, quantizer_parse(text, "weights"), ScaleMode::dynamic, SteRule::identity, which, false);
