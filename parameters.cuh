@@ -295,7 +295,10 @@ inline size_t product_codes_bytes(const Model& m, const ProductShape& p) {
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
     size_t bytes = 0;
-    for (const ProductShape& p : product_shapes(m)) bytes += (size_t)m.L() * product_codes_bytes(m, p);
+    for (const ProductShape& p : product_shapes(m)) {
+        if (m.quantizer.group && p.cols % m.quantizer.group) continue;  // not quantized, or check_quantizer refuses it
+        bytes += (size_t)m.L() * product_codes_bytes(m, p);
+    }
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
@@ -589,11 +592,14 @@ inline void model_refresh(Model& m) {
 
 // what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if not
 // all of them are quantized
-inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from) {
+inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from,
+                              bool* foreign) {
     int part = 0;
+    *foreign = false;
     for (const QuantizedTensor& t : m.quantized) {
         if (t.offset != offset) continue;
         quantized_source(from.part[part], t, m.quantizer);
+        *foreign |= t.foreign;
         offset += (size_t)(t.rows * t.cols);
         if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }
@@ -617,10 +623,13 @@ inline void model_pack(Model& m) {
             const ProductShape& p = shapes[i];
             QuantizedSources sources;
             if (!m.base.empty() && m.base[l][i].N) continue;  // packed for good
+            bool foreign, from_codes = m.quantize && m.generation_codes.size &&
+                                       quantized_product(m, (size_t)(from[i] - m.work.data), p, sources, &foreign);
+            QuantizedWeight codes = from_codes ? product_codes(m, p) : QuantizedWeight();
             to[i]->codes = QuantizedWeight();
-            if (m.quantize && m.generation_codes.size &&
-                quantized_product(m, (size_t)(from[i] - m.work.data), p, sources)) {
-                to[i]->codes = product_codes(m, p);
+            // where the storage cannot hold a file's scales, the working weights are read
+            if (from_codes && (!foreign || quantized_fit_scales(codes, sources, m.dev))) {
+                to[i]->codes = codes;
                 quantized_weight_place(to[i]->codes, m.generation_codes.data + at);
                 quantized_weight_pack(to[i]->codes, sources, m.dev);
                 at += product_codes_bytes(m, p);
