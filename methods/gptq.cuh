@@ -8,7 +8,9 @@
 // optimum of ||(W - Q) X||^2 given the columns before it. Rows do not meet: one U serves all rows of all linears that
 // read the same input. Columns go in blocks of 128, behind which one matrix product brings the others up to date.
 //   act_order       columns in descending order of diag H, while their errors can still be made up for
-//   static_groups   grids measured on the weights as they were; else a group's grid when its first column is reached
+//   static_groups   grids measured on the weights as they were; else on the weights as they are at the beginning of the
+//                   block in which the group begins, as in the authors' code (two bits gain by not chasing the errors
+//                   of their own block)
 // act_order without static_groups would scatter a group over the row, which our grids (and most containers) cannot
 // hold. A dead input (H_jj = 0) gets H_jj = 1 and weights of 0, as in the authors' code.
 //
@@ -285,17 +287,16 @@ inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < n; i++) work[r * n + i] = g.dead[g.order[i]] ? 0.0f : t.w[r * n + g.order[i]];
     const float* U = g.upper.data;
-    for (int64_t i1 = 0, i2; i1 < n; i1 = i2) {
-        i2 = std::min(i1 + GPTQ_BLOCK, n);
-        // a group that is measured at its turn must not begin before the block's errors have reached all of it
-        if (!measured_first && i2 < n && i2 / t.group * t.group > i1) i2 = i2 / t.group * t.group;
+    for (int64_t i1 = 0; i1 < n; i1 += GPTQ_BLOCK) {
+        const int64_t i2 = std::min(i1 + GPTQ_BLOCK, n);
 #pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             float *w = work + r * n, *errors = g.errors.data + r * GPTQ_BLOCK;
+            for (int64_t i = (i1 + t.group - 1) / t.group * t.group; i < i2 && !measured_first; i += t.group)
+                t.grid[(r * n + i) / t.group] = measure_grid(q.spec, w + i, t.group, tensor_scale);
             for (int64_t i = i1; i < i2; i++) {
                 const int64_t at = r * n + g.order[i];
-                Grid& grid = t.grid[at / t.group];
-                if (!measured_first && i % t.group == 0) grid = measure_grid(q.spec, w + i, t.group, tensor_scale);
+                const Grid grid = t.grid[at / t.group];
                 const int code = quant_code(q.spec, w[i], grid);
                 const float value = quant_value(q.spec, code, grid), e = (value - w[i]) / U[i * n + i];
                 t.codes[at] = (int8_t)code;

@@ -105,13 +105,14 @@ static void textbook(const Problem2& p, const Quantizer& q, const GptqConfig& c,
     float scale = measure_tensor_scale(q.spec, p.w.data(), p.rows * n);
     measure_grids(r->grid.data(), p.w.data(), p.rows, n, q, group);
     for (int64_t row = 0; row < p.rows; row++) {
-        std::vector<double> w(n);
+        std::vector<double> w(n), block;
         for (int64_t i = 0; i < n; i++) w[i] = p.w[row * n + order[i]];
         for (int64_t i = 0; i < n; i++) {
             int64_t at = row * n + order[i];
             Grid& g = r->grid[at / group];
+            if (i % 128 == 0) block = w;
             if (!c.static_groups && group < n && i % group == 0) {
-                std::vector<float> now(w.begin() + i, w.begin() + i + group);
+                std::vector<float> now(block.begin() + i, block.begin() + i + group);
                 g = measure_grid(q.spec, now.data(), group, scale);
             }
             r->codes[at] = (int8_t)quant_code(q.spec, (float)w[i], g);
