@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 #include "../formats/checkpoint.h"
+#include "../formats/merged_adapter.h"
+#include "../formats/peft.h"
 #include "../grpo.cuh"
 #include "operator_test.h"
 #include "test_device.h"
