@@ -71,7 +71,7 @@ ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
 
-SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h commands/*.cuh methods/*.cuh)
+SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
 
 all: train_qrl
 
@@ -136,12 +136,12 @@ install-missing:
 # build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_linear test_packed test_lora test_lm_head \
-                test_quantizers
+                test_quantizers test_hadamard
 
 # the tests of test/simt itself
 SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
 TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
-VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable test_packed@portable \
+VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable test_packed@portable test_transforms@simt-fp32 \
             $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt \
             $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS)))
 TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))

@@ -4,6 +4,7 @@
 //   per layer   x = rmsnorm(residual);  q,k,v = W_qkv x (+ bias);  q,k = rmsnorm per head (Qwen3);  q,k = rope(q,k)
 //               residual += W_o attention(q, k, v)
 //               x = rmsnorm(residual);  residual += W_down (silu(W_gate x) * W_up x)
+//               a rotated model (methods/rotation.cuh) transforms q and k after rope, and the input of W_down, online
 //   hidden = rmsnorm(residual);  logits = hidden W_head^T   (kernels/lm_head.cuh; W_head = embed when tied)
 //
 // One architecture covers Qwen2/2.5 (bias on q,k,v), Qwen3 (norm on each head of q and k, explicit head_dim) and
@@ -127,12 +128,12 @@ enum class ActivationMode {
 struct LayerActivations {
     floatX* ln1;      // [T,C]
     floatX* qkv;      // [T,QKV], v is read from here
-    floatX* qk;       // [T,(NH+NKV)*HD], q and k after norm and rope
+    floatX* qk;       // [T,(NH+NKV)*HD], q and k after norm, rope and rotation
     floatX* att;      // [T,NH*HD]
     floatX* mid;      // [T,C] residual after attention
     floatX* ln2;      // [T,C]
     floatX* gate_up;  // [T,2F]
-    floatX* act;      // [T,F]
+    floatX* act;      // [T,F] input of down, rotated if that is
     float* ln1_rstd;  // [T]
     float* q_rstd;    // [T,NH]
     float* k_rstd;    // [T,NKV]
@@ -259,6 +260,8 @@ inline void check_kv_cache(const ModelConfig& c, const Quantizer& q, bool k_pre_
 // Keys and values get their quantizer; before trainers and caches are made
 inline void model_quantize_kv(Model& m, const Quantizer& q, bool k_pre_bias) {
     check_kv_cache(m.config, q, k_pre_bias);
+    if (k_pre_bias && m.rotate_qk.on())
+        fail_usage("--k_pre_bias true: the keys of this model are rotated after RoPE; leave it out");
     m.kv_cache = q;
     m.k_pre_bias = k_pre_bias;
     if (k_pre_bias) m.bias_without_k.allocate(m.QKV(), "a bias", "", m.dev);
@@ -326,11 +329,10 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     else attention_decode_codes(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, m.NH(), m.dev);
 }
 
-// attention and MLP of layer l, from a.layers[l].ln1 to a.branch; residual_in is the layer's input
-inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
-                          KVCache* cache) {
+// attention of layer l, from a.layers[l].ln1 to .att
+inline void layer_attention_forward(Model& m, Activations& a, int l, const BatchView& b, KVCache* cache) {
     int64_t T = b.T;
-    int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
+    int NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD;
     const LayerWeights<floatX>& w = m.w.layers[l];
     LayerActivations& y = a.layers[l];
     float eps = m.config.rms_norm_eps;
@@ -347,15 +349,29 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     } else {
         rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
     }
-
+    if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
     if (m.kv_cache.on()) attention_quantized_kv(m, y, l, b, cache);
     else attention_kv(m, y, l, b, cache);
-    projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, T);
+}
 
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2, T, C, eps, m.dev);
+// MLP of layer l before its last product, from a.layers[l].ln2 to .act
+inline void layer_mlp_forward(Model& m, Activations& a, int l, int64_t T) {
+    LayerActivations& y = a.layers[l];
     projection_forward(m, y.gate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
-    swiglu_forward(y.act, y.gate_up, T, F, m.dev);
-    projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, T);
+    swiglu_forward(y.act, y.gate_up, T, m.F(), m.dev);
+    if (m.rotate_down.on()) hadamard_forward(y.act, m.F(), m.rotate_down, T, m.F() / m.rotate_down.N(), m.dev);
+}
+
+// layer l, from a.layers[l].ln1 to .mid and a.branch, which are to be added; residual_in is the layer's input
+inline void layer_forward(Model& m, Activations& a, int l, const floatX* residual_in, const BatchView& b,
+                          KVCache* cache) {
+    LayerActivations& y = a.layers[l];
+    layer_attention_forward(m, a, l, b, cache);
+    projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, b.T);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, m.w.layers[l].ln2, b.T, m.C(),
+                                   m.config.rms_norm_eps, m.dev);
+    layer_mlp_forward(m, a, l, b.T);
+    projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, b.T);
 }
 
 // b.tokens -> a.hidden [T,C]. Nothing here depends on the contents of the batch but its sizes, so that a decode step
@@ -408,6 +424,7 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         }
         // MLP
         projection_backward(m, g, a.dact, a.dresidual, y.act, a.quantized, l, Projection::down, T);
+        if (m.rotate_down.on()) hadamard_backward(a.dact, F, m.rotate_down, T, F / m.rotate_down.N(), m.dev);
         swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
         projection_backward(m, g, a.dnorm, a.dgate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
         rmsnorm_backward(a.dresidual, d.ln2, a.dnorm, y.mid, w.ln2, y.ln2_rstd, T, C, true, m.dev);
@@ -418,6 +435,7 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         attention_backward(dqk, stride, dqk + NH * HD, stride, a.dqkv + QK, QKV, a.datt, y.att, y.lse, y.qk, QK,
                            {y.qk + NH * HD, y.qkv + QK, QK, QKV}, b.starts, b.sequences, b.longest, T, NH, NKV, HD,
                            m.dev);
+        if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
         rope_backward(dqk, stride, b.positions, m.rope, T, NH + NKV, m.dev);
         if (m.config.qk_norm) {
             rmsnorm_heads_backward(a.dqkv, d.q_norm, a.dqk, y.qkv, w.q_norm, y.q_rstd, T, NH, HD, QKV, QK, QKV, false,

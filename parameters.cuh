@@ -14,6 +14,7 @@
 #include <vector>
 #include "formats/hf_config.h"
 #include "kernels/convert.cuh"
+#include "kernels/hadamard.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/rope.cuh"
 #include "methods/lora.cuh"
@@ -77,6 +78,7 @@ struct Model {
     Buffer<floatX> work;    // [num_params]
     Weights<floatX> w;      // views of work
     RopeTable rope;
+    Hadamard rotate_qk, rotate_down;  // online, of q and k after RoPE (R3) and of the input of down (R4)
     Device dev;  // where the arrays are and the operators run; set before model_allocate
 
     Quantizer quantizer;
@@ -197,6 +199,13 @@ Weights<T> model_views(const Model& m, T* base) {
     return w;
 }
 
+// the online rotations that the configuration names
+inline void model_online_rotations(Model& m) {
+    m.rotate_qk = m.rotate_down = Hadamard();
+    for (auto [h, N] : {std::pair{&m.rotate_qk, m.config.rotate_qk}, std::pair{&m.rotate_down, m.config.rotate_down}})
+        if (N && !hadamard_of_order(*h, N)) fail("online_rotations: no Hadamard matrix of order %d is known here", N);
+}
+
 // arrays for a configuration; the weights are zero until loaded or drawn
 inline void model_allocate(Model& m, const ModelConfig& config) {
     m.config = config;
@@ -206,14 +215,18 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
     when_allocated(m.dev, [&m] { m.w = model_views(m, m.work.data); });
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+    model_online_rotations(m);
 }
 
-// Give parameter t its values: fill writes them into host memory, from where they go to wherever the master weights are
-inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill);
+// Give parameter t its values: fill writes them into host memory, from where they go to wherever the weights are
+// (give_grid: see base_fill)
+typedef std::function<bool(QuantizedTensor&)> GiveGrid;
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill, const GiveGrid& give_grid);
 
-inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
+                       const GiveGrid& give_grid = nullptr) {
     if (m.frozen) {
-        base_fill(m, t, fill);
+        base_fill(m, t, fill, give_grid);
         return;
     }
     float* p = m.master.data + t.offset;
@@ -283,7 +296,10 @@ inline size_t product_codes_bytes(const Model& m, const ProductShape& p) {
 inline void generation_codes_allocate(Model& m) {
     if (!generates_from_codes(m)) return;
     size_t bytes = 0;
-    for (const ProductShape& p : product_shapes(m)) bytes += (size_t)m.L() * product_codes_bytes(m, p);
+    for (const ProductShape& p : product_shapes(m)) {
+        if (m.quantizer.group && p.cols % m.quantizer.group) continue;  // not quantized, or check_quantizer refuses it
+        bytes += (size_t)m.L() * product_codes_bytes(m, p);
+    }
     m.generation_codes.allocate(bytes, "packed codes for generation", "", m.dev);
 }
 
@@ -458,6 +474,7 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
     });
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
+    model_online_rotations(m);
 }
 
 // A frozen base is read tensor by tensor: fp32, then codes, which are packed when a product has all of its own. Takes
@@ -475,7 +492,9 @@ struct BaseLoading {
     int64_t groups = 0, floats = 0;  // in grid, in scale_floats
 };
 
-inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill) {
+// give_grid(qt), after fill: true if it gave qt its grid (quantized_tensor_set_grid), else the grid is measured
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
+                      const GiveGrid& give_grid) {
     if (!m.loading) m.loading = std::make_shared<BaseLoading>();
     BaseLoading& b = *m.loading;
     Device dev = m.dev;
@@ -519,7 +538,8 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     if (q.double_quant) qt.state.codes = b.scale_codes.data + b.groups, qt.state.absmax = qt.state.tensor + 1;
     b.groups += qt.groups;
     b.floats += scale_state_floats(qt, q);
-    if (m.base_grid) m.base_grid(qt);
+    // the grid that came with the weights, that of the model's folder, or a measured one
+    if (!(give_grid && give_grid(qt)) && m.base_grid) m.base_grid(qt);
     quantized_tensor_refresh(qt, q, ScaleMode::frozen, b.counts.data, dev);
     int i = 0;
     while (b.sources.part[i].codes) i++;
@@ -574,11 +594,14 @@ inline void model_refresh(Model& m) {
 
 // what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if not
 // all of them are quantized
-inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from) {
+inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from,
+                              bool* foreign) {
     int part = 0;
+    *foreign = false;
     for (const QuantizedTensor& t : m.quantized) {
         if (t.offset != offset) continue;
         quantized_source(from.part[part], t, m.quantizer);
+        *foreign |= t.foreign;
         offset += (size_t)(t.rows * t.cols);
         if (++part == QW_PARTS || p.parts[part] == 0) return true;
     }
@@ -602,10 +625,13 @@ inline void model_pack(Model& m) {
             const ProductShape& p = shapes[i];
             QuantizedSources sources;
             if (!m.base.empty() && m.base[l][i].N) continue;  // packed for good
+            bool foreign, from_codes = m.quantize && m.generation_codes.size &&
+                                       quantized_product(m, (size_t)(from[i] - m.work.data), p, sources, &foreign);
+            QuantizedWeight codes = from_codes ? product_codes(m, p) : QuantizedWeight();
             to[i]->codes = QuantizedWeight();
-            if (m.quantize && m.generation_codes.size &&
-                quantized_product(m, (size_t)(from[i] - m.work.data), p, sources)) {
-                to[i]->codes = product_codes(m, p);
+            // where the storage cannot hold a file's scales, the working weights are read
+            if (from_codes && (!foreign || quantized_fit_scales(codes, sources, m.dev))) {
+                to[i]->codes = codes;
                 quantized_weight_place(to[i]->codes, m.generation_codes.data + at);
                 quantized_weight_pack(to[i]->codes, sources, m.dev);
                 at += product_codes_bytes(m, p);

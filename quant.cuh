@@ -192,6 +192,7 @@ struct QuantizedTensor {
     bool measured = false;
     bool given = false;                  // the grid came from outside and no codes have been made with it yet
     bool restored = false;               // ... and the parameters of a learned grid with it
+    bool foreign = false;  // a grid came from outside: its scales may be other 16-bit floats than ours
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
 };
 
@@ -226,7 +227,7 @@ inline void quantized_tensor_set_grid(QuantizedTensor& t, const Quantizer& q, co
                  t.name.c_str(), (long long)g, grid[g].scale, grid[g].zero, quantizer_text(q).c_str());
     copy_to_device(t.grid, grid, t.groups * sizeof(Grid), dev);
     device_synchronize(dev);  // the caller's array may go
-    t.measured = t.given = true;
+    t.measured = t.given = t.foreign = true;
 }
 
 // work = Q(master). counts [2], where the codes are: how many codes changed, and how many differ from those at load;

@@ -1,8 +1,10 @@
 // train_qrl: reinforcement learning of quantized reasoning models.
 //   ./train_qrl [command] [--flag value ...]
 #include "commands/eval.cuh"      // eval_command: accuracy on held-out problems
+#include "commands/export.cuh"    // export_command: a file for other tools
 #include "commands/generate.cuh"  // generate_command: complete a prompt
 #include "commands/grpo.cuh"      // grpo_command: the main job
+#include "commands/quantize.cuh"  // quantize_command: post-training quantization
 #include "commands/sft.cuh"       // sft_command: supervised fine-tuning
 #include "commands/text.cuh"      // tokenize_command, logprobs_command: JSON lines in and out
 #include "runtime/threads.h"      // threads_sleep_at_barriers
@@ -30,12 +32,16 @@ int main(int argc, char** argv) {
                 return sft_command(s);
             case COMMAND_EVAL:
                 return eval_command(s);
+            case COMMAND_QUANTIZE:
+                return quantize_command(s);
             case COMMAND_GENERATE:
                 return generate_command(s);
             case COMMAND_TOKENIZE:
                 return tokenize_command(s.o);
             case COMMAND_LOGPROBS:
                 return logprobs_command(s);
+            case COMMAND_EXPORT:
+                return export_command(s);
             case COMMAND_COUNT:
                 break;
         }

@@ -1,24 +1,52 @@
-// eval: greedy and sampled accuracy of a model on held-out problems.
+// eval: greedy and sampled accuracy of a model on held-out problems, and its log-loss on a text.
 #pragma once
+#include "../eval/log_loss.cuh"
+#include "../methods/calibration.cuh"
 #include "session.cuh"
+
+// --eval_text in windows; empty without it
+inline std::vector<ScoredText> eval_text_windows(const Session& s) {
+    const Options& o = s.o;
+    if (o.eval_text.empty()) return {};
+    int64_t window = std::min(o.eval_text_length, s.m.config.max_position_embeddings);
+    std::vector<int> ids = join_documents(s.tok, calibration_documents(s.tok, s.prompt, o.eval_text));
+    if (ids.size() < 2) fail("--eval_text %s: fewer than two tokens", o.eval_text.c_str());
+    return text_windows(ids, window);
+}
+
+inline int64_t longest_text(const std::vector<ScoredText>& texts) {
+    size_t n = 0;
+    for (const ScoredText& t : texts) n = std::max(n, t.ids.size());
+    return (int64_t)n;
+}
 
 inline int eval_command(Session& s) {
     double start = wall_seconds();
     Options& o = s.o;
     if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
-    check_task(o);
+    const bool problems = o.eval_text.empty() || !o.eval_data.empty() || o.given("task");
+    if (problems) check_task(o);
     if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
     session_open(s);
-    std::vector<Prompt> prompts = eval_prompts(s);
+    std::vector<Prompt> prompts;
+    if (problems) prompts = eval_prompts(s);
+    std::vector<ScoredText> text = eval_text_windows(s);
     RolloutState state;
-    session_plan(s, false, [&] { rollout_allocate(state, s.m, eval_shape(s, prompts)); });
+    LogLossMemory loss_memory;
+    session_plan(s, false, [&] {
+        if (problems) rollout_allocate(state, s.m, eval_shape(s, prompts));
+        if (!text.empty()) log_loss_allocate(loss_memory, s.m, o.micro_batch_tokens, longest_text(text));
+    });
     if (session_allocate(s)) return 0;
     session_load_weights(s);
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     buffer_forget(s.m.master);  // nothing is trained
-    EvalResult e = run_eval(s, state, prompts, 0);
+    LogLoss loss;
+    if (!text.empty()) loss = log_loss(s.m, loss_memory, text);
+    EvalResult e;
+    if (problems) e = run_eval(s, state, prompts, 0);
     for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
         for (const EvalSample& c : *samples) {
             nlohmann::ordered_json j;
@@ -36,14 +64,21 @@ inline int eval_command(Session& s) {
     summary["seed"] = o.seed;
     summary["weights"] = quantizer_text(s.m.quantizer);
     summary["model"] = o.model;
-    summary["eval"] = eval_to_json(e);
-    summary["eval"]["n"] = e.n;
-    summary["eval"]["samples"] = e.samples;
+    if (!text.empty()) summary["log_loss"] = {{"tokens", loss.tokens}, {"mean", loss.mean}};
+    if (problems) {
+        summary["eval"] = eval_to_json(e);
+        summary["eval"]["n"] = e.n;
+        summary["eval"]["samples"] = e.samples;
+        summary["tokens_generated"] = e.stats.completion_tokens;
+        summary["generation_tokens_per_second"] = (double)e.stats.completion_tokens / e.stats.seconds;
+    }
     summary["wall_seconds"] = wall_seconds() - start;
-    summary["tokens_generated"] = e.stats.completion_tokens;
-    summary["generation_tokens_per_second"] = (double)e.stats.completion_tokens / e.stats.seconds;
     summary["peak_rss_bytes"] = peak_rss_bytes();
     close_run_dir(run, summary);
+    if (!text.empty())
+        printf("log-loss %.4f a token over %lld tokens of %s, weights %s\n", loss.mean, (long long)loss.tokens,
+               o.eval_text.c_str(), quantizer_text(s.m.quantizer).c_str());
+    if (!problems) return 0;
     printf("%d problems, weights %s\n", e.n, quantizer_text(s.m.quantizer).c_str());
     printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
     printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",

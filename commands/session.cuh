@@ -5,7 +5,8 @@
 #include "../data/arithmetic.h"
 #include "../data/prompts.h"
 #include "../eval/pass_at_k.h"
-#include "../formats/checkpoint.h"
+#include "../formats/export_model.h"
+#include "../formats/merged_adapter.h"
 #include "../rollout.cuh"
 #include "../runtime/comm.h"
 #include "../runtime/open_device.h"
@@ -101,6 +102,39 @@ inline void check_device_takes_model(const Session& s) {
              s.m.config.head_dim);
 }
 
+// A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
+inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
+    if (is_gguf_path(o.model)) return;
+    const std::string grids = o.model + "/quantizer.safetensors";
+    if (!o.given("weights") && file_exists(grids)) {
+        o.weights = st_open(grids).metadata["quantizer"];
+        fprintf(stderr, "note: %s: trained as --weights %s\n", o.model.c_str(), o.weights.c_str());
+        return;
+    }
+    QuantizedFolder folder = quantized_folder(o.model);
+    if (folder.container == Container::none) return;
+    FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);
+    const char* name = container_name(folder.container);
+    Quantizer asked = quantizer_parse(o.weights, "weights");
+    if (!f.quantizer.on() && !o.given("weights")) {
+        fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
+                f.why.empty() ? "no linear is quantized" : f.why.c_str());
+    } else if (!o.given("weights") || (same_codes(f.quantizer, asked) && !o.given("qat_scale"))) {
+        o.weights = quantizer_text(f.quantizer);
+        if (!o.given("quantize_layers")) o.quantize_layers = f.layers;
+        if (!o.given("qat_scale")) o.qat_scale = "static";
+        fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),
+                o.qat_scale == "dynamic" ? "" : " with the file's own scales");
+    } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
+        fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
+                f.quantizer.on() ? quantizer_text(f.quantizer).c_str() : f.why.c_str(),
+                asked.on() ? " and quantized anew" : "");
+    }
+    if (folder.compressed_tensors.dynamic_activations)
+        fprintf(stderr, "note: %s was made for quantized activations; they are not quantized unless asked\n",
+                o.model.c_str());
+}
+
 inline ScaleMode scale_mode(const Options& o) {
     return o.qat_scale == "static"    ? ScaleMode::frozen
            : o.qat_scale == "learned" ? ScaleMode::learned
@@ -147,6 +181,7 @@ inline void session_open(Session& s) {
         std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
         s.m.config = model_config(s.o.model);
+        session_stored_quantizer(s.o, s.m.config);
     }
     check_device_takes_model(s);
     check_weights(s.m.config, s.o);
@@ -264,12 +299,19 @@ inline void session_load_adapter(Session& s) {
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
 // training says dynamic); and the working weights made of them
 inline void session_load_weights(Session& s) {
-    if (s.embedded_model) model_init_random(s.m, s.o.seed);
-    else s.base = s.o.model;
     bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
-    if (!s.embedded_model && !measured && quantizer_load(s.m, s.o.model))
-        fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
-    if (!s.embedded_model) model_load_weights(s.m, s.o.model);
+    auto grids = [&] {
+        if (!measured && quantizer_load(s.m, s.o.model))
+            fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
+    };
+    if (s.embedded_model) {
+        model_init_random(s.m, s.o.seed);
+    } else {
+        if (s.m.frozen) grids();  // which is quantized as it is read
+        model_load_weights(s.m, s.o.model);
+        if (!s.m.frozen) grids();
+        s.base = s.o.model;
+    }
     session_load_adapter(s);
     model_refresh(s.m);
 }
@@ -443,7 +485,7 @@ inline void session_save(const Session& s, const std::string& dir) {
         model_save(s.m, dir, s.o.save_dtype, tokenizer);
         return;
     }
-    folder_save(dir, [&](const std::string& folder) {
+    replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
         tokenizer(folder);
     });

@@ -3,6 +3,9 @@
 // Weights are saved as float32 unless asked otherwise: at a learning rate of 1e-6 a run moves a weight of 0.02 by less
 // than half a step of bf16 (1.2e-4), and a checkpoint rounded to bf16 would lose what was learnt.
 // A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
+//
+// A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
+// model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same bits.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -11,7 +14,7 @@
 #include "../model.cuh"
 #include "gguf.h"
 #include "hf_config.h"
-#include "peft.h"
+#include "quantized_model.h"
 #include "quantizer_file.h"
 #include "safetensors.h"
 
@@ -45,19 +48,84 @@ inline ModelConfig model_config(const std::string& path) {
     return is_gguf_path(path) ? config_from_gguf(gguf_open(path)) : config_load(path);
 }
 
-// Fills the master weights of a model that was allocated for model_config(path); model_refresh makes the working ones.
-inline void model_load_weights(Model& m, const std::string& path) {
-    check_model_path(path);
-    GgufFile gguf;
+// The files of a model, open for reading
+struct ModelFile {
+    std::string path;
+    GgufFile gguf;  // one of the two
     SafetensorsSet set;
-    if (is_gguf_path(path)) gguf = gguf_open(path);
-    else set = st_open_folder(path);
-    for (const ParamTensor& t : m.tensors)
-        model_fill(m, t, [&](float* to) {
-            if (is_gguf_path(path)) gguf_read_parameter(gguf, m.config, t.name, param_shape(t), to);
-            else st_read_float(st_require(set.tensors, t.name, param_shape(t), path), to);
-            check_finite(to, t.count(), t.name, path);
-        });
+    QuantizedFolder folder;
+    bool tied = false;  // its head is its embedding
+};
+
+inline ModelFile model_file_open(const std::string& path) {
+    check_model_path(path);
+    ModelFile f;
+    f.path = path;
+    if (is_gguf_path(path)) {
+        f.gguf = gguf_open(path);
+    } else {
+        f.set = st_open_folder(path);
+        f.folder = quantized_folder(path);
+    }
+    f.tied = model_config(path).tie_word_embeddings;
+    return f;
+}
+
+// the name of t in the file: a model may be loaded untied, and its head is then what the file ties it to
+inline std::string model_file_name(const ModelFile& f, const ParamTensor& t) {
+    return t.kind == ParamKind::head && f.tied ? "model.embed_tokens.weight" : t.name;
+}
+
+// the numbers of a tensor -> to [count]; what quantized ones stand for. true: l has its codes and grid
+inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const ParamTensor& t, float* to,
+                            QuantizedLinear* l) {
+    bool quantized = false;
+    const std::string name = model_file_name(f, t);
+    if (is_gguf_path(f.path)) {
+        gguf_read_parameter(f.gguf, config, name, param_shape(t), to);
+    } else if ((quantized = quantized_folder_read(f.folder, f.set, t, l))) {
+        quantized_linear_values(*l, to);
+    } else {
+        st_read_float(st_require(f.set.tensors, name, param_shape(t), f.path), to);
+    }
+    check_finite(to, t.count(), t.name, f.path);
+    return quantized;
+}
+
+// Gives q the grid that a file holds instead of a measured one
+inline void keep_grid(QuantizedTensor& q, const Quantizer& quantizer, QuantizedLinear& l, Device dev) {
+    if (!quantizer.spec.symmetric) quantized_linear_to_asym(l);
+    quantized_tensor_set_grid(q, quantizer, l.grid.data(), dev);
+    const NestedScales& n = l.nested;
+    float tensor = n.codes.empty() ? l.tensor_scale : n.offset;
+    if (q.state.tensor) copy_to_device(q.state.tensor, &tensor, sizeof(float), dev);
+    if (q.state.codes && !n.codes.empty()) {
+        copy_to_device(q.state.codes, n.codes.data(), n.codes.size(), dev);
+        copy_to_device(q.state.absmax, n.scales.data(), n.scales.size() * sizeof(float), dev);
+    }
+    device_synchronize(dev);  // host memory goes
+}
+
+// Fills the weights of a model that was allocated for model_config(path): the masters, from which model_refresh makes
+// the working ones, or a frozen base. A quantized file's own grid stays where the model's quantizer is the file's and
+// its scales are not to be measured; a frozen base always takes it.
+inline void model_load_weights(Model& m, const std::string& path) {
+    ModelFile f = model_file_open(path);
+    for (const ParamTensor& t : m.tensors) {
+        QuantizedLinear l;
+        bool quantized = false;
+        auto stored = [&] { return quantized && same_codes(l.quantizer, m.quantizer); };
+        model_fill(
+            m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); },
+            [&](QuantizedTensor& q) {
+                if (!stored()) return false;
+                keep_grid(q, m.quantizer, l, m.dev);
+                return true;
+            });
+        if (m.scale_mode == ScaleMode::dynamic || !stored()) continue;
+        for (QuantizedTensor& q : m.quantized)
+            if (q.offset == t.offset) keep_grid(q, m.quantizer, l, m.dev);
+    }
 }
 
 inline void model_load(Model& m, const std::string& path) {
@@ -65,19 +133,15 @@ inline void model_load(Model& m, const std::string& path) {
     model_load_weights(m, path);
 }
 
-inline const char* st_dtype_of(const std::string& save_dtype) {
-    return save_dtype == "bfloat16" ? "BF16" : save_dtype == "float16" ? "F16" : "F32";
-}
-
-// dir, whole or not at all: write(folder) fills a folder that then gets the name
-inline void folder_save(const std::string& dir, const std::function<void(const std::string&)>& write) {
+// Runs fill(folder) for a folder that gets the name dir when it is complete, in place of one that was there
+inline void replace_folder(const std::string& dir, const std::function<void(const std::string&)>& fill) {
     namespace fs = std::filesystem;
     std::string temp = dir + ".tmp", old = dir + ".old";
     std::error_code ec;
     fs::remove_all(temp, ec);
     if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
     try {
-        write(temp);
+        fill(temp);
     } catch (...) {
         fs::remove_all(temp, ec);
         throw;
@@ -100,7 +164,7 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
         values = [&m](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
             copy_to_host(buffer, m.master.data + t.offset + first, n * sizeof(float), m.dev);
         };
-    folder_save(dir, [&](const std::string& temp) {
+    replace_folder(dir, [&](const std::string& temp) {
         ModelConfig config = m.config;
         config.torch_dtype = save_dtype;
         write_file_atomic(temp + "/config.json", config_to_json(config));
@@ -113,97 +177,4 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
         if (own_grid) quantizer_save(m, temp);
         also(temp);
     });
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// merged adapters
-
-// What merging changed: sizes of the base's adapted weights, of what was added to them, and of what quantizing the sum
-// once more would take away (0 without a quantizer)
-struct MergeReport {
-    double base = 0.0, added = 0.0, lost = 0.0;
-};
-
-// n numbers (whole rows if t is packed) of tensor t of the base, from `first`, as they are multiplied with (frozen) or as the master has them
-inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int64_t n, float* out) {
-    if (!m.frozen) {
-        copy_to_host(out, m.master.data + t.offset + first, n * sizeof(float), m.dev);
-        return;
-    }
-    std::vector<floatX> host(n);
-    if (t.packed) {
-        PartOfProduct part = part_of_product(m, t);
-        Device dev = m.dev;
-        dev.arena = nullptr;
-        Buffer<floatX> rows;
-        rows.allocate(n, "a tensor of the base", "", dev);
-        quantized_weight_unpack(rows.data, t.cols, m.base[t.layer][part.product], part.row0 + first / t.cols,
-                                n / t.cols, dev);
-        copy_to_host(host.data(), rows.data, n * sizeof(floatX), dev);
-    } else {
-        copy_to_host(host.data(), m.work.data + t.offset + first, n * sizeof(floatX), m.dev);
-    }
-    for (int64_t i = 0; i < n; i++) out[i] = (float)host[i];
-}
-
-// The model with W + s B A for W, a folder like model_save's
-inline MergeReport merged_save(const Model& m, const std::string& dir, const std::string& save_dtype,
-                               const std::function<void(const std::string&)>& also) {
-    MergeReport report;
-    const Lora& l = m.lora;
-    const int64_t r = l.config.r;
-    std::vector<float> adapter(l.num_params), merged;
-    copy_to_host(adapter.data(), l.master.data, l.num_params * sizeof(float), m.dev);
-    auto merge = [&](const ParamTensor& t, const LoraTensor& a) {
-        const float *A = adapter.data() + a.a, *B = adapter.data() + a.b;
-        double base = 0.0, added = 0.0;
-#pragma omp parallel for schedule(static) reduction(+ : base, added)
-        for (int64_t row = 0; row < t.rows; row++) {
-            std::vector<float> delta(t.cols);
-            for (int64_t k = 0; k < r; k++)
-                for (int64_t c = 0; c < t.cols; c++) delta[c] += B[row * r + k] * A[k * t.cols + c];
-            float* w = merged.data() + row * t.cols;
-            for (int64_t c = 0; c < t.cols; c++) {
-                float d = l.scale * delta[c];
-                base += (double)w[c] * w[c];
-                added += (double)d * d;
-                w[c] += d;
-            }
-        }
-        report.base += base;
-        report.added += added;
-        if (!m.quantizer.on()) return;
-        std::vector<floatX> value(t.count());
-        std::vector<int8_t> codes(t.count());
-        QuantizedTensor q;
-        q.name = t.name, q.rows = t.rows, q.cols = t.cols;
-        quantized_tensor_init(q, m.quantizer);
-        std::vector<Grid> grid(q.groups);
-        std::vector<float> floats(scale_state_floats(q, m.quantizer) + 1);
-        std::vector<uint8_t> scales(q.groups);
-        int64_t counts[2];
-        q.state.tensor = floats.data();
-        if (m.quantizer.double_quant) q.state.codes = scales.data(), q.state.absmax = floats.data() + 1;
-        q.master = merged.data(), q.work = value.data(), q.codes = codes.data(), q.grid = grid.data();
-        quantized_tensor_refresh(q, m.quantizer, ScaleMode::dynamic, counts, Device());
-        for (int64_t i = 0; i < t.count(); i++)
-            report.lost += ((double)merged[i] - (float)value[i]) * ((double)merged[i] - (float)value[i]);
-    };
-    model_save(m, dir, save_dtype, also, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
-        const LoraTensor* adapted = nullptr;
-        for (const LoraTensor& a : l.tensors)
-            if (a.name == t.name) adapted = &a;
-        if (!adapted && !t.packed) {
-            base_values(m, t, first, n, buffer);
-            return;
-        }
-        if (first == 0) {  // the whole tensor, of which the next calls ask for the rest
-            merged.resize(t.count());
-            base_values(m, t, 0, t.count(), merged.data());
-            if (adapted) merge(t, *adapted);
-        }
-        std::copy(merged.begin() + first, merged.begin() + first + n, buffer);
-    });
-    report.base = sqrt(report.base), report.added = sqrt(report.added), report.lost = sqrt(report.lost);
-    return report;
 }

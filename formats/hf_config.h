@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <string>
+#include <tuple>
 #include <vector>
 #include <nlohmann/json.hpp>
 #include "../runtime/error.h"
@@ -37,6 +38,11 @@ struct ModelConfig {
     float low_freq_factor = 1.0f;
     float high_freq_factor = 4.0f;
     int original_max_position_embeddings = 0;
+
+    // Orders of the Hadamard transforms that a forward does online, 0: none (kernels/hadamard.cuh). Only this program
+    // knows their key, "online_rotations": {"qk": 64, "down": 8960}; another would compute with wrong weights.
+    int rotate_qk = 0;    // of segments of each head of q and k after RoPE
+    int rotate_down = 0;  // of segments of the input of down_proj
 
     std::vector<int> eos_token_ids;  // each ends a completion
     int bos_token_id = -1;           // -1: none
@@ -84,6 +90,10 @@ inline void config_check(const ModelConfig& c, const std::string& where) {
             "%s: llama3 rope scaling needs factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive "
             "original_max_position_embeddings (it has %g, %g, %g, %d)",
             w, c.factor, c.low_freq_factor, c.high_freq_factor, c.original_max_position_embeddings);
+    for (auto [key, N, n] : {std::tuple{"qk", c.rotate_qk, c.head_dim},
+                             std::tuple{"down", c.rotate_down, c.intermediate_size}})
+        if (N < 0 || (N > 0 && n % N))
+            fail("%s: online_rotations: %s of order %d does not divide %d", w, key, N, n);
     for (int id : c.eos_token_ids)
         if (id < 0 || id >= c.vocab_size)
             fail("%s: eos_token_id %d is outside the vocabulary of %d", w, id, c.vocab_size);
@@ -229,6 +239,15 @@ inline ModelConfig config_from_json(const std::string& text, const std::string& 
         for (auto& t : *layers)
             if (t != "full_attention") fail("%s: layer_types holds another type than full_attention", w);
 
+    if (const nlohmann::json* online = config_member(j, "online_rotations")) {
+        if (!online->is_object()) fail("%s: online_rotations is not an object", w);
+        for (auto& [key, value] : online->items())
+            if (key != "qk" && key != "down")
+                fail("%s: online_rotations: %s is not supported; qk and down are", w, shown(key).c_str());
+        c.rotate_qk = config_int(*online, "qk", 0, where);
+        c.rotate_down = config_int(*online, "down", 0, where);
+    }
+
     config_add_eos(j, &c.eos_token_ids, where);
     c.bos_token_id = config_int(j, "bos_token_id", -1, where);
     c.pad_token_id = config_int(j, "pad_token_id", -1, where);
@@ -291,6 +310,8 @@ inline std::string config_to_json(const ModelConfig& c) {
     if (c.model_type != "qwen2") j["attention_bias"] = false;
     if (c.model_type == "llama") j["mlp_bias"] = false;
     else j["use_sliding_window"] = false;
+    if (c.rotate_qk) j["online_rotations"]["qk"] = c.rotate_qk;
+    if (c.rotate_down) j["online_rotations"]["down"] = c.rotate_down;
     j["attention_dropout"] = 0.0;
     j["initializer_range"] = 0.02;
     j["use_cache"] = true;

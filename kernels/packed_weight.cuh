@@ -10,6 +10,7 @@
 // What a scale is stored as, and bits a weight at the usual group, all in:
 //   fp32    any format           nf4:g64 4.5, fp8 by channel 8.04 (896 columns)
 //   bf16    integer, ternary     int4:g64 4.25 symmetric, 4.375 asymmetric: a zero point is a byte
+//   fp16    the same, where a file of another tool brings such scales
 //   e8m0    mxfp8, mxfp4         2^(byte - 127): 8.25 and 4.25
 //   e4m3    nvfp4                e4m3(byte) / t, t fp32 of the tensor: 4.5. The quotient has the bits of quant_grid's
 //   nested  nf4 with dq          map[byte] * nested + offset, nested of 256 groups, offset of the tensor (QLoRA's
@@ -37,11 +38,12 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
 #include "quant_format.cuh"
 
-enum class ScaleStorage : uint8_t { fp32, bf16, e8m0, e4m3, nested };
+enum class ScaleStorage : uint8_t { fp32, bf16, fp16, e8m0, e4m3, nested };
 enum class WeightLayout : uint8_t { fragments, panels };
 
 static constexpr int QW_ROWS = 8, QW_SPAN = 128;              // a block of fragments
@@ -119,7 +121,7 @@ HOST_DEVICE int64_t quantized_nested(const QuantizedWeight& w, int parts) {
     return n;
 }
 HOST_DEVICE int quantized_scale_bytes(ScaleStorage s) {
-    return s == ScaleStorage::fp32 ? 4 : s == ScaleStorage::bf16 ? 2 : 1;
+    return s == ScaleStorage::fp32 ? 4 : s == ScaleStorage::bf16 || s == ScaleStorage::fp16 ? 2 : 1;
 }
 
 inline WeightLayout quantized_layout(Device dev) { return dev.cuda ? WeightLayout::fragments : WeightLayout::panels; }
@@ -195,39 +197,6 @@ inline void quantized_weight_place(QuantizedWeight& w, void* memory) {
 // ---------------------------------------------------------------------------------------------------------------------
 // scales
 
-// bitsandbytes' signed dynamic map of 8 bits, entry u of 256 in ascending order (Dettmers, arXiv 1511.04561, as
-// create_dynamic_map makes it): for i = 0 ... 6 the 2^i middles of linspace(0.1, 1, 2^i + 1) times 10^(i-6), with both
-// signs, and 0 and 1. linspace is torch's, which counts from the nearer end and fuses.
-HOST_DEVICE float dynamic_map_value(uint32_t u) {
-    if (u == 127) return 0.0f;
-    if (u >= 255) return 1.0f;
-    int index = u > 127 ? (int)u - 128 : 126 - (int)u, i = 0;
-    while (index + 1 >= 2 << i) i++;
-    int n = 1 << i, k = index + 1 - n;
-    float step = (1.0f - 0.1f) / (float)n, end[2];
-    for (int e = 0; e < 2; e++)
-        end[e] = k + e < (n + 1) / 2 ? fmaf(step, (float)(k + e), 0.1f) : fmaf(-step, (float)(n - k - e), 1.0f);
-    float ten = i == 0   ? 1e-6f
-                : i == 1 ? 1e-5f
-                : i == 2 ? 1e-4f
-                : i == 3 ? 1e-3f
-                : i == 4 ? 1e-2f
-                : i == 5 ? 0.1f
-                         : 1.0f;
-    float x = ten * ((end[0] + end[1]) / 2.0f);
-    return u > 127 ? x : -x;
-}
-
-// a * b + c with two roundings, which no compiler may fuse
-HOST_DEVICE float multiply_then_add(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-    return __fadd_rn(__fmul_rn(a, b), c);
-#else
-    volatile float product = a * b;
-    return product + c;
-#endif
-}
-
 HOST_DEVICE int quantized_part(const QuantizedWeight& w, int64_t n) {
     int part = 0;
     while (part + 1 < w.parts && n >= w.part_row[part + 1]) part++;
@@ -245,6 +214,8 @@ HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g
             return static_cast<const float*>(w.scales)[i];
         case ScaleStorage::bf16:
             return (float)static_cast<const bf16*>(w.scales)[i];
+        case ScaleStorage::fp16:
+            return fp16_bits_to_float(static_cast<const uint16_t*>(w.scales)[i]);
         case ScaleStorage::e8m0:
             return quant_power_of_two((int)static_cast<const uint8_t*>(w.scales)[i] - 127);
         default:
@@ -255,7 +226,7 @@ HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g
     if (w.storage == ScaleStorage::e4m3) return e4m3_bits_to_float(byte) / w.tensor[part];
     if (n >= w.N) return 0.0f;
     int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
-    return multiply_then_add(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QW_NESTED],
+    return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QW_NESTED],
                              w.tensor[part]);
 }
 HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t n, int64_t g) {
@@ -384,6 +355,9 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
         case ScaleStorage::bf16:
             static_cast<bf16*>(w.scales)[i] = bf16(x.scale);
             break;
+        case ScaleStorage::fp16:
+            static_cast<uint16_t*>(w.scales)[i] = float_to_fp16_bits(x.scale);
+            break;
         default:
             static_cast<uint8_t*>(w.scales)[i] = byte;
     }
@@ -488,6 +462,41 @@ __global__ void quantized_weight_unpack_kernel(floatX* out, int64_t ldo, Quantiz
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
+
+// Chooses bf16 or fp16 for 16-bit scales by what holds those of `from` exactly, w being without or with memory, and says
+// whether the storage does. For grids from outside: those of quant_format.cuh always fit.
+inline bool quantized_fit_scales(QuantizedWeight& w, const QuantizedSources& from, Device dev) {
+    const bool half = w.storage == ScaleStorage::bf16 || w.storage == ScaleStorage::fp16;
+    bool fits = true, fits_fp16 = half;
+    for (int part = 0; part < w.parts; part++) {
+        const QuantizedSource& s = from.part[part];
+        const int64_t n = CEIL_DIV(quantized_part_rows(w, part), s.grid_rows) * quantized_groups(w);
+        std::vector<Grid> grid((size_t)n);
+        std::vector<uint8_t> bytes(w.storage == ScaleStorage::nested ? (size_t)n : 0);
+        std::vector<float> nested(bytes.empty() ? 0 : (size_t)CEIL_DIV(n, QW_NESTED));
+        float tensor = 1.0f;
+        copy_to_host(grid.data(), s.grid, grid.size() * sizeof(Grid), dev);
+        if (w.storage == ScaleStorage::nested || w.storage == ScaleStorage::e4m3)
+            copy_to_host(&tensor, s.tensor, sizeof(float), dev);
+        if (!bytes.empty()) {
+            copy_to_host(bytes.data(), s.scale_codes, bytes.size(), dev);
+            copy_to_host(nested.data(), s.nested, nested.size() * sizeof(float), dev);
+        }
+        for (int64_t i = 0; i < n; i++) {
+            const float x = grid[(size_t)i].scale;
+            float stored = x;
+            if (half) stored = (float)bf16(x);
+            if (half && fp16_bits_to_float(float_to_fp16_bits(x)) != x) fits_fp16 = false;
+            if (w.storage == ScaleStorage::e8m0) stored = quant_power_of_two((int)(float_bits(x) >> 23) - 127);
+            if (w.storage == ScaleStorage::e4m3) stored = e4m3_bits_to_float(float_to_e4m3_bits(x * tensor)) / tensor;
+            if (!bytes.empty())
+                stored = dynamic_map_scale(dynamic_map_value(bytes[(size_t)i]), nested[(size_t)(i / QW_NESTED)], tensor);
+            if (stored != x) fits = false;
+        }
+    }
+    if (half) w.storage = fits || !fits_fp16 ? ScaleStorage::bf16 : ScaleStorage::fp16;
+    return fits || fits_fp16;
+}
 
 // w: a weight with memory; from: one source for each of its tensors. Scales that the storage cannot hold exactly (bf16
 // and e8m0 for a grid that is not of quant_format.cuh) make another product.

@@ -256,28 +256,35 @@ HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, float unit) {
 // Double quantization (QLoRA, section 3): the scales of NF4, minus their mean, in blocks of 256 to the signed dynamic
 // map of 8 bits (Dettmers 2016, arXiv 1511.04561): 7 decades, of which decade i has 2^i linear steps.
 
+// Entry u of bitsandbytes' map (create_dynamic_map), ascending: for i = 0 ... 6 the 2^i middles of
+// linspace(0.1, 1, 2^i + 1) times 10^(i-6), with both signs, and 0 and 1. linspace is torch's, which counts from the
+// nearer end and fuses.
+HOST_DEVICE float dynamic_map_value(uint32_t u) {
+    if (u == 127) return 0.0f;
+    if (u >= 255) return 1.0f;
+    int index = u > 127 ? (int)u - 128 : 126 - (int)u, i = 0;
+    while (index + 1 >= 2 << i) i++;
+    int n = 1 << i, k = index + 1 - n;
+    float step = (1.0f - 0.1f) / (float)n, end[2];
+    for (int e = 0; e < 2; e++)
+        end[e] = k + e < (n + 1) / 2 ? fmaf(step, (float)(k + e), 0.1f) : fmaf(-step, (float)(n - k - e), 1.0f);
+    float ten = i == 0   ? 1e-6f
+                : i == 1 ? 1e-5f
+                : i == 2 ? 1e-4f
+                : i == 3 ? 1e-3f
+                : i == 4 ? 1e-2f
+                : i == 5 ? 0.1f
+                         : 1.0f;
+    float x = (end[0] + end[1]) / 2.0f * ten;
+    return u > 127 ? x : -x;
+}
+
 struct DynamicMap {
     float value[256];  // sorted
 };
-
-// The bits of bitsandbytes' map: torch's linspace counts from both ends with fused steps
 inline DynamicMap dynamic_map() {
     DynamicMap m;
-    int at = 0;
-    for (int i = 0; i < 7; i++) {
-        const float decades[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
-        int steps = 1 << i;
-        float step = (1.0f - 0.1f) / (float)steps;
-        auto point = [&](int k) {
-            return 2 * k < steps + 1 ? fmaf(step, (float)k, 0.1f) : fmaf(-step, (float)(steps - k), 1.0f);
-        };
-        for (int k = 0; k < steps; k++) m.value[at++] = (point(k) + point(k + 1)) / 2.0f * decades[i];
-    }
-    // 127 rising sizes: their negatives, 0, themselves, 1
-    for (int k = 126; k >= 0; k--) m.value[128 + k] = m.value[k];
-    for (int k = 0; k < 127; k++) m.value[k] = -m.value[128 + 126 - k];
-    m.value[127] = 0.0f;
-    m.value[255] = 1.0f;
+    for (uint32_t u = 0; u < 256; u++) m.value[u] = dynamic_map_value(u);
     return m;
 }
 
@@ -292,6 +299,9 @@ HOST_DEVICE int dynamic_map_code(const DynamicMap& m, float x) {
     return low;
 }
 // a product that no compiler fuses with the sum: adding +0 to it is not nothing, for it turns -0 into +0
+HOST_DEVICE float dynamic_map_scale(float value, float absmax, float offset) {
+    return fmaf(value, absmax, 0.0f) + offset;
+}
 HOST_DEVICE float dynamic_map_scale(const DynamicMap& m, int code, float absmax, float offset) {
-    return fmaf(m.value[code], absmax, 0.0f) + offset;
+    return dynamic_map_scale(m.value[code], absmax, offset);
 }

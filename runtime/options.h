@@ -37,9 +37,11 @@
     CMD(GRPO, grpo, "reinforcement learning with group-relative advantages (the default)") \
     CMD(SFT, sft, "supervised fine-tuning on prompt and completion pairs")                 \
     CMD(EVAL, eval, "accuracy of a model on a set of problems")                            \
+    CMD(QUANTIZE, quantize, "post-training quantization of a model's weights")             \
     CMD(GENERATE, generate, "complete one prompt")                                         \
     CMD(TOKENIZE, tokenize, "text to token ids, or back with --decode")                    \
-    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")
+    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")                    \
+    CMD(EXPORT, export, "a model as a file that other tools load")
 
 enum Command : int {
 #define CMD(id, name, help) COMMAND_##id,
@@ -54,8 +56,8 @@ enum CommandMask : unsigned {
 #undef CMD
 };
 static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT;                  // updates weights
-static constexpr unsigned IN_SAMPLE = IN_GRPO | IN_EVAL | IN_GENERATE;  // draws completions
-static constexpr unsigned IN_FILES = IN_GRPO | IN_SFT | IN_EVAL;        // reads data sets, writes under --output_dir
+static constexpr unsigned IN_SAMPLE = IN_GRPO | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
+static constexpr unsigned IN_FILES = IN_GRPO | IN_SFT | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
 static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
 static constexpr unsigned IN_ALL = (1u << COMMAND_COUNT) - 1;
@@ -79,15 +81,18 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 GROUP("files") \
 OPT(std::string, model, "", "", IN_ALL, "Hugging Face folder or .gguf file; empty: the embedded model") \
 OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: the one beside the model") \
-OPT(std::string, train_data, "", "", IN_TRAIN, "JSONL to train on; empty: the embedded task") \
+OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
-OPT(std::string, output_dir, "out", "", IN_FILES, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
-OPT(bool, overwrite_output_dir, false, "", IN_FILES, "write into a folder that already holds a run; its logs are replaced") \
+OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
+OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run; its logs are replaced") \
+OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE, "text or JSONL file whose log-loss is measured") \
+OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
+OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
-OPT(std::string, weights, "none", "", IN_MODEL, "quantizer of the linear layers' weights, such as int4:g32:sym or none") \
+OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; a quantized model folder's own unless given") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
-OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL, "linear layers that are quantized") \
+OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
 OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
@@ -103,6 +108,16 @@ OPT(std::string, lora_target, "all", "{all, q, k, v, o, gate, up, down}", IN_TRA
 OPT(bool, lora_inside_quantizer, false, "", IN_MODEL, "L4Q: quantize the sum of weight and adapter, and not the weight alone") \
 OPT(std::string, adapter, "", "", IN_MODEL, "folder of a PEFT adapter to use or to train on; without --model, over the base that it names") \
 OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
+GROUP("post-training quantization") \
+OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate; such as rotate+gptq") \
+OPT(std::string, calibration, "prompts", "", IN_QUANTIZE, "text or JSONL file; prompts: those of train_data and their answers; self: the model's own answers to them; rtn needs none but then measures the products' outputs") \
+OPT(int, calibration_samples, 128, "[1, 65536]", IN_QUANTIZE, "windows of calibration text; self: problems that are answered, too") \
+OPT(int, calibration_length, 512, "[2, 1048576]", IN_QUANTIZE, "tokens of a window") \
+OPT(double, smoothquant_alpha, 0.5, "[0, 1]", IN_QUANTIZE, "smoothquant: how much of the inputs' range moves into the weights") \
+OPT(std::string, rotations, "r1,r2", "{r1, r2, r3, r4}", IN_QUANTIZE, "rotate: hidden states, values, and online, at a cost for each token, queries and keys (r3) and the input of down (r4)") \
+OPT(double, damp_percent, 0.01, "[0, 1]", IN_QUANTIZE, "gptq: share of the Hessian's mean diagonal that is added to it") \
+OPT(bool, act_order, true, "", IN_QUANTIZE, "gptq: columns in descending order of their inputs' size") \
+OPT(bool, static_groups, true, "", IN_QUANTIZE, "gptq: scales from the weights as they were, else as they have become when a group's turn comes") \
 GROUP("GRPO") \
 OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the group size G") \
 OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \
@@ -123,7 +138,7 @@ OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is g
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
 OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
-OPT(int, rollout_batch, 256, "[1, 65536]", IN_GRPO | IN_EVAL, "sequences decoded at once") \
+OPT(int, rollout_batch, 256, "[1, 65536]", IN_GRPO | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \
 OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
 OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of the matrices") \
@@ -140,15 +155,15 @@ OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, sam
 OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT, "rows per batch") \
-OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT, "tokens of prompt and completion together") \
+OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_QUANTIZE, "tokens of prompt and completion together") \
 OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
 OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
-OPT(int, eval_samples, 1, "[1, 1024]", IN_FILES, "sampled completions per held-out problem") \
+OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
 OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
-OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN, "type of the saved weights") \
+OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_EVAL, "write completions.jsonl") \
-OPT(int, threads, 0, "[0, 4096]", IN_MODEL, "CPU threads; 0: all cores") \
+OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT, "CPU threads; 0: all cores") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
 OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
@@ -160,7 +175,7 @@ OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message 
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
-OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL, "problems made up without a data set; with --model they must be asked for") \
+OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL | IN_QUANTIZE, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
 // clang-format on
 

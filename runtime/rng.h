@@ -29,9 +29,10 @@ enum RngStream : uint32_t {
     RNG_SHUFFLE = 3,  // (epoch, index, 0)
     RNG_TASK = 4,     // (problem, draw, 0)
     RNG_EVAL = 5,     // (evaluation, prompt * G + sample, token)
-    RNG_LORA = 16,    // (tensor, index, 0)
-    RNG_DROPOUT = 17, // (forward pass, product and column, row)
-    RNG_ROUND = 8,    // (step, tensor, index / 4)
+    RNG_ROUND = 6,    // (step, tensor, index / 4)
+    RNG_LORA = 7,     // (tensor, index, 0)
+    RNG_DROPOUT = 8,  // (forward pass, product and column, row)
+    RNG_ROTATION = 9, // (rotation, index, 0)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {

@@ -69,6 +69,32 @@ TEST(BadUse, GroupSizeDoesNotDivide) {
     refused(2, {"generate", "--model", trained, "--weights", "int4:g128", "--prompt", "1"}, parts);
 }
 
+TEST(BadUse, Export) {
+    std::string out = fresh("never");
+    auto args = [&](const Args& more) {
+        Args a = {"export", "--model", trained, "--output_dir", out};
+        a.insert(a.end(), more.begin(), more.end());
+        return a;
+    };
+    refused(2, {"export", "--format", "gptq"}, {"export needs --model"});
+    refused(2, {"export", "--model", trained, "--format", "hf"}, {"export needs --output_dir"});
+    refused(2, args({}), {"--format", "compressed-tensors", "gptq_v2"});
+    refused(2, args({"--format", "gptqv2"}), {"gptqv2", "did you mean", "gptq_v2"});
+    refused(2, args({"--format", "gptq"}), {"no linear is quantized", "--weights"});
+    refused(2, args({"--format", "gptq", "--weights", "none"}), {"--weights none", "hf"});
+    refused(2, args({"--format", "gptq", "--weights", "int4:g128"}), {"int4:g128", "does not divide"});
+    refused(1, args({"--format", "awq", "--weights", "int8:g32"}), {"AWQ", "layers.0", "q_proj", "4 bits"});
+    refused(1, args({"--format", "gptq", "--weights", "int6:g32"}), {"GPTQ", "layers.0", "2, 3, 4 and 8 bits"});
+    EXPECT_FALSE(fs::exists(out));
+    EXPECT_FALSE(fs::exists(out + ".tmp"));
+    fs::create_directory(out);
+    write_text(out + "/mine", "x");
+    refused(1, args({"--format", "hf"}), {out, "exists", "--overwrite_output_dir"});
+    EXPECT_EQ(read_text(out + "/mine"), "x");
+    refused(2, {"export", "--model", trained, "--format", "hf", "--output_dir", trained, "--overwrite_output_dir"},
+            {"the model itself"});
+}
+
 TEST(BadUse, ConfigFile) {
     std::string path = fresh("config.json");
     refused(2, {"--config", path}, {path, "cannot be opened"});
@@ -846,6 +872,34 @@ TEST(Logprobs, TextAndIdsAgree) {
     EXPECT_NEAR(number(j, "mean"), sum / (double)j["logprobs"].size(), 1e-6);
     std::string rest = b.out.substr(a.out.size());
     EXPECT_EQ(rest, "{\"ids\":[5],\"logprobs\":[],\"mean\":null}\n{\"ids\":[],\"logprobs\":[],\"mean\":null}\n");
+}
+
+// an exported folder answers as the model does with the same quantizer, and says which one it has; it trains on its own
+// scales; another quantizer is made anew
+TEST(Export, FoldersAnswerAsTheQuantizedModel) {
+    std::string prompt = "1+1=?\n#### 2";
+    for (const char* format : {"compressed-tensors", "gptq", "awq", "hf"}) {
+        std::string out = fresh(format);
+        good({"export", "--model", trained, "--format", format, "--weights", "int4:g32", "--output_dir", out,
+              "--save_dtype", "float32"});
+        Outcome expected = good({"logprobs", "--model", trained, "--weights", "int4:g32", "--prompt", prompt});
+        Outcome got = good({"logprobs", "--model", out, "--prompt", prompt});
+        EXPECT_EQ(got.out, expected.out) << format;
+        bool plain = std::string(format) == "hf";
+        EXPECT_EQ(got.err.find("int4:g32:sym with the file's own scales") == std::string::npos, plain) << got.err;
+        EXPECT_TRUE(fs::exists(out + "/tokenizer.json"));
+        if (std::string(format) != "gptq") continue;
+        Outcome other = good({"logprobs", "--model", out, "--weights", "int8:channel", "--prompt", prompt});
+        EXPECT_NE(other.err.find("quantized anew"), std::string::npos) << other.err;
+        Outcome none = good({"logprobs", "--model", out, "--weights", "none", "--prompt", prompt});
+        EXPECT_EQ(none.out, expected.out);
+        std::string run = fresh("run");
+        good({"sft", "--model", out, "--train_data", sums, "--output_dir", run, "--max_steps", "1", "--learning_rate",
+              "0"});
+        json config = read_json(run + "/config.json");
+        EXPECT_EQ(config["weights"], "int4:g32:sym");
+        EXPECT_EQ(config["qat_scale"], "static");
+    }
 }
 
 // test/golden holds what transformers computes; the models have no tokenizer

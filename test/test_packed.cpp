@@ -27,7 +27,7 @@ static QuantizedWeight weight_of(const PackCase& c, WeightLayout layout) {
 
 static std::string text(const PackCase& c) {
     static const char* const names[] = {"int", "ternary", "nf4", "fp8e4m3", "fp8e5m2", "mxfp8", "mxfp4", "nvfp4"};
-    static const char* const storages[] = {"fp32", "bf16", "e8m0", "e4m3", "nested"};
+    static const char* const storages[] = {"fp32", "bf16", "fp16", "e8m0", "e4m3", "nested"};
     return format("%s%d N %lld K %lld group %lld%s, %s scales", names[(int)c.format], c.bits, (long long)c.N,
                   (long long)c.K, (long long)c.group, c.symmetric ? "" : " asym", storages[(int)c.storage]);
 }
@@ -47,6 +47,7 @@ static std::vector<PackCase> pack_cases() {
         cases.push_back({I, bits, 17, 384, 192, false, b16});      // a group ends inside a span
         cases.push_back({I, bits, 24, 44, 11, false, b16});        // ... and inside a k16 step
         cases.push_back({I, bits, 3, 1, 1});
+        cases.push_back({I, bits, 34, 96, 32, true, ScaleStorage::fp16});
         cases.push_back({I, bits, 35, 72, 72, true, b16, {20, 7, 8}, 0});  // a scale a tensor
     }
     const PackCase blocks[] = {{QuantFormat::nf4, 4, 0, 0, 64},
@@ -127,6 +128,8 @@ static PackSource pack_source(const PackCase& c) {
                     volatile float product =
                         dynamic_map_value(s.scale_codes.back()) * s.nested[s.nested_at[part] + block / 256];
                     grid.scale = product + offset;
+                } else if (c.storage == ScaleStorage::fp16) {
+                    grid.scale = fp16_bits_to_float(float_to_fp16_bits(grid.scale * 1.01f));
                 }
                 s.grid.push_back(grid);
             }
@@ -148,6 +151,7 @@ struct PackedOnDevice {
     TestBuffer<int8_t> codes;
     TestBuffer<Grid> grid;
     TestBuffer<float> tensor, nested;
+    QuantizedSources from;
     PackedOnDevice(const PackCase& c, const PackSource& s, Device dev, WeightLayout layout)
         : w(weight_of(c, layout)),
           memory(quantized_weight_bytes(w), dev),
@@ -157,7 +161,6 @@ struct PackedOnDevice {
           tensor(s.tensor, dev),
           nested(s.nested, dev) {
         quantized_weight_place(w, memory.data);
-        QuantizedSources from;
         for (size_t p = 0; p < s.rows.size(); p++)
             from.part[p] = {codes.data + s.row_at[p] * c.K,
                             grid.data + s.grid_at[p],
@@ -299,6 +302,37 @@ TEST(PackedWeight, LinearTakesItAndRefusesOthers) {
     EXPECT_THROW(quantized_weight(q, ScaleStorage::fp32, {8}, 64, 64, panels), Error);
     q.format = QuantFormat::integer, q.bits = 7;
     EXPECT_THROW(quantized_weight(q, ScaleStorage::fp32, {8}, 64, 64, panels), Error);
+}
+
+// Scales from a file of another tool: the storage that holds them is found, or none
+TEST(PackedWeight, StorageIsChosenByWhatHoldsTheScales) {
+    for (const Backend& run : all_backends()) {
+        if (run.dev.cuda && run.order) continue;
+        select_backend(run);
+        for (const PackCase& c : pack_cases()) {
+            if (c.N > 2000) continue;
+            PackSource s = pack_source(c);
+            PackedOnDevice p(c, s, run.dev);
+            QuantizedWeight w = p.w;
+            EXPECT_TRUE(quantized_fit_scales(w, p.from, run.dev)) << text(c) << ", " << run.name;
+            EXPECT_EQ((int)w.storage, (int)c.storage) << text(c) << ", " << run.name;
+            s.grid.back().scale *= 1.0f + 1.0f / (1 << 20);  // a number of 21 bits
+            PackedOnDevice other(c, s, run.dev);
+            w = other.w;
+            EXPECT_EQ(quantized_fit_scales(w, other.from, run.dev), c.storage == ScaleStorage::fp32)
+                << text(c) << ", " << run.name;
+        }
+    }
+    PackCase c = {QuantFormat::integer, 4, 24, 64, 32, true, ScaleStorage::bf16};
+    PackSource s = pack_source(c);
+    s.grid[3].scale = 1.0f + 1.0f / 1024;  // fp16, not bf16
+    PackedOnDevice p(c, s, Device());
+    EXPECT_TRUE(quantized_fit_scales(p.w, p.from, Device()));
+    EXPECT_EQ((int)p.w.storage, (int)ScaleStorage::fp16);
+    s.grid[4].scale = 1.0f / (1 << 20) * 1.25f;  // both, by its size
+    s.grid[5].scale = 1.0f / (1 << 30);  // bf16, not fp16
+    PackedOnDevice neither(c, s, Device());
+    EXPECT_FALSE(quantized_fit_scales(neither.w, neither.from, Device()));
 }
 
 TEST(PackedWeight, BitsAWeightAreWhatTheFormatsPromise) {

@@ -40,6 +40,12 @@ inline void quantized_block_scales(float* scale, float* zero, const QuantizedWei
         for (int j = 0; j < R; j++) scale[j] = static_cast<const float*>(w.scales)[first + j];
     } else if (w.storage == ScaleStorage::bf16) {
         for (int j = 0; j < R; j++) scale[j] = (float)static_cast<const bf16*>(w.scales)[first + j];
+#if GEMM_BACKEND >= GEMM_AVX512
+    } else if (w.storage == ScaleStorage::fp16) {
+        __m256i half;
+        memcpy(&half, static_cast<const uint16_t*>(w.scales) + first, sizeof(half));
+        _mm512_storeu_ps(scale, _mm512_maskz_cvtph_ps(GEMM_ALL, half));
+#endif
     } else if (w.storage == ScaleStorage::e8m0) {  // 2^-127 is subnormal
         for (int j = 0; j < R; j++) scale[j] = bits_float(bytes[j] ? (uint32_t)bytes[j] << 23 : 1u << 22);
     } else if (w.storage == ScaleStorage::e4m3 && one_part) {

@@ -1,0 +1,90 @@
+// export: a model as other tools load it. Nothing is computed with it: tensors are read, quantized if --weights asks,
+// and written one at a time. Scales that lie beside a checkpoint (quantizer.safetensors), and GGUF, take the model
+// through memory.
+#pragma once
+#include "../formats/gguf_write.h"
+#include "session.cuh"
+
+inline bool is_gguf_format(const std::string& format) { return format == "gguf" || format.compare(0, 5, "gguf:") == 0; }
+
+inline void check_export_format(const Options& o) {
+    if (export_format(o.format) || (o.command == COMMAND_EXPORT && is_gguf_format(o.format))) return;
+    std::string list;
+    std::vector<std::string> names;
+    for (const ExportFormat& f : export_formats) {
+        names.push_back(f.name);
+        list += (list.empty() ? "" : "; ") + std::string(f.name) + ": " + f.help;
+    }
+    if (o.command == COMMAND_EXPORT) list += "; gguf, gguf:TYPE: a file for llama.cpp, of the type named";
+    fail_usage("--format %s: not one of the formats%s (%s)", printable(o.format).c_str(),
+               did_you_mean(o.format, names).c_str(), list.c_str());
+}
+
+inline void print_export(const Options& o, const ExportSummary& r) {
+    printf("%s: %s", o.output_dir.c_str(), o.format.c_str());
+    if (r.linears) printf(", %d linears %s", r.linears, quantizer_text(r.quantizer).c_str());
+    if (r.linear_weights)
+        printf(" (%.3f bits a weight, all in)", 8.0 * (double)r.linear_bytes / (double)r.linear_weights);
+    printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());
+}
+
+// the model in memory, on the grid that it was trained with or found by a calibration
+inline int export_from_memory(Session& s) {
+    Options& o = s.o;
+    session_open(s);
+    session_plan(s, true, [] {});
+    session_allocate(s);
+    session_load_weights(s);
+    if (!is_gguf_format(o.format)) {
+        print_export(o, export_folder(export_source(s.m), o.output_dir, o.format, o.save_dtype,
+                                      [&](const std::string& folder) { tokenizer_save(s.tok, folder); }));
+        return 0;
+    }
+    std::string path = o.output_dir;
+    if (!is_gguf_path(path)) {
+        make_folders(path);
+        path += "/model.gguf";
+    }
+    gguf_export(s.m, s.tok, path, o.format == "gguf" ? "" : o.format.substr(5));
+    printf("%s: GGUF%s%s, %s bytes\n", path.c_str(), s.m.quantizer.on() ? ", linears " : "",
+           s.m.quantizer.on() ? quantizer_text(s.m.quantizer).c_str() : "",
+           human_count((double)std::filesystem::file_size(path)).c_str());
+    return 0;
+}
+
+inline int export_command(Session& s) {
+    Options& o = s.o;
+    session_threads(o);
+    if (o.model.empty()) fail_usage("export needs --model: a Hugging Face folder or a .gguf file");
+    check_export_format(o);
+    if (!o.given("output_dir")) fail_usage("export needs --output_dir: the folder to write");
+    namespace fs = std::filesystem;
+    if (fs::exists(o.output_dir) && !o.overwrite_output_dir &&
+        !(fs::is_directory(o.output_dir) && fs::is_empty(o.output_dir)))
+        fail("%s exists; choose another --output_dir, or replace it with --overwrite_output_dir", o.output_dir.c_str());
+    std::error_code ec;
+    if (fs::equivalent(o.output_dir, o.model, ec))
+        fail_usage("--output_dir %s: this is the model itself; name another folder", o.output_dir.c_str());
+    Quantizer q = quantizer_parse(o.weights, "weights");
+    ModelFile file = model_file_open(o.model);
+    ModelConfig config = model_config(o.model);
+    check_quantizer(config, q, o.quantize_layers);
+    std::string tokenizer = o.tokenizer.empty() ? o.model : o.tokenizer;
+    bool has_tokenizer = !lacks_tokenizer(tokenizer);
+    if (has_tokenizer) s.tok = load_tokenizer(tokenizer);
+    const char* dtype = o.format == "hf" ? "float32" : config.torch_dtype == "float16" ? "float16" : "bfloat16";
+    if (!o.given("save_dtype")) o.save_dtype = dtype;
+    while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
+    if (is_gguf_format(o.format) || file_exists(o.model + "/quantizer.safetensors")) return export_from_memory(s);
+    // --weights none, given: the numbers that a quantized folder stands for
+    if (o.given("weights") && !q.on()) {
+        if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
+    }
+    ExportSummary r = export_folder(export_source(file, config, q, o.quantize_layers), o.output_dir, o.format,
+                                    o.save_dtype, [&](const std::string& folder) {
+                                        if (has_tokenizer) tokenizer_save(s.tok, folder);
+                                    });
+    print_export(o, r);
+    if (!has_tokenizer) fprintf(stderr, "note: %s has no tokenizer to copy\n", tokenizer.c_str());
+    return 0;
+}

@@ -1,0 +1,205 @@
+// quantize: round a trained model's weights, with log-loss before and after (methods/ptq.cuh).
+#pragma once
+#include <string>
+#include <vector>
+#include "../methods/ptq.cuh"
+#include "eval.cuh"
+#include "export.cuh"
+#include "sft.cuh"
+
+// --eval_text in windows, or the answers of --eval_data given their prompts; empty if neither is there
+inline std::vector<ScoredText> held_out_texts(const Session& s) {
+    std::vector<ScoredText> texts = eval_text_windows(s);
+    if (!texts.empty() || s.o.eval_data.empty()) return texts;
+    for (const SftExample& e : load_sft(s.o.eval_data)) {
+        if (s.o.eval_n > 0 && (int)texts.size() == s.o.eval_n) break;
+        SftTokens t = sft_tokens(s, e);
+        texts.push_back({t.ids, std::max(t.first, 1)});
+    }
+    return texts;
+}
+
+// what the calibration is drawn from: problems of --train_data or the embedded task, answered by the data or the model
+inline std::vector<std::vector<int>> calibration_of_problems(const Session& s) {
+    if (!s.o.train_data.empty()) return calibration_documents(s.tok, s.prompt, s.o.train_data);
+    std::vector<std::vector<int>> documents;
+    const int64_t enough = (int64_t)s.o.calibration_samples * s.o.calibration_length;
+    for (int64_t i = 0, tokens = 0; tokens < enough; i++) {
+        ArithmeticProblem p = arithmetic_problem(s.o.seed + 1, (uint32_t)i, false);
+        documents.emplace_back();
+        append_tokens(s.tok, p.question + "\n" + p.solution, documents.back());
+        tokens += (int64_t)documents.back().size();
+    }
+    return documents;
+}
+
+inline std::vector<Prompt> calibration_prompts(const Session& s) {
+    std::vector<Problem> all = s.o.train_data.empty() ? embedded_problems(s.o.seed + 1, s.o.calibration_samples, false)
+                                                      : load_problems(s.o.train_data),
+                         some;
+    std::vector<int> order = epoch_order((int)all.size(), s.o.seed, 0);
+    for (int i = 0; i < std::min((int)all.size(), s.o.calibration_samples); i++) some.push_back(all[order[i]]);
+    return make_prompts(s, some);
+}
+
+// one sampled answer to each
+inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutState& state,
+                                                            const std::vector<Prompt>& prompts) {
+    std::vector<std::vector<int>> documents, tokens;
+    for (const Prompt& p : prompts) tokens.push_back(p.tokens);
+    RolloutStats stats;
+    model_pack(s.m);
+    std::vector<Completion> answers =
+        rollout(s.m, state, tokens, 1, rollout_config(s), &stats, [](int, int) { return true; });
+    model_unpack(s.m);
+    for (const Completion& c : answers) {
+        documents.push_back(tokens[c.prompt]);
+        documents.back().insert(documents.back().end(), c.tokens.begin(), c.tokens.end());
+    }
+    printf("calibration %zu answers of the model's own, %lld tokens, %.1f s\n", answers.size(),
+           (long long)stats.completion_tokens, stats.seconds);
+    fflush(stdout);
+    return documents;
+}
+
+inline PtqConfig ptq_config(const Options& o) {
+    PtqConfig c;
+    c.gptq = {o.damp_percent, o.act_order, o.static_groups};
+    c.smoothquant_alpha = o.smoothquant_alpha;
+    c.rotation.seed = o.seed;
+    c.rotation.hidden = list_has(o.rotations, "r1");
+    c.rotation.values = list_has(o.rotations, "r2");
+    c.rotation.online_qk = list_has(o.rotations, "r3");
+    c.rotation.online_down = list_has(o.rotations, "r4");
+    return c;
+}
+
+inline void check_quantize(const Options& o, const Quantizer& q, const PtqPlan& plan, bool calibrates) {
+    if (!q.on()) fail_usage("quantize needs --weights: what to quantize to, such as int4:g64:sym");
+    if (q.double_quant)
+        fail_usage("--weights %s: quantize keeps the scales as they are; leave :dq out", o.weights.c_str());
+    if (plan.gptq && o.act_order && !o.static_groups && q.scope == QuantScope::group)
+        fail_usage(
+            "--act_order with --static_groups false would scatter the groups of %s over their rows; leave one of the "
+            "two out",
+            o.weights.c_str());
+    const bool from_problems = o.calibration == "prompts" || o.calibration == "self";
+    if (calibrates && from_problems && o.train_data.empty() && !o.model.empty() && !o.given("task"))
+        fail_usage(
+            "--ptq %s needs calibration text: --calibration FILE, or --train_data with --calibration prompts or self",
+            o.ptq.c_str());
+}
+
+inline int quantize_command(Session& s) {
+    double start = wall_seconds();
+    Options& o = s.o;
+    Quantizer quantizer = quantizer_parse(o.weights, "weights");
+    PtqConfig config = ptq_config(o);
+    PtqPlan plan = ptq_parse(o.ptq, config);
+    const bool calibrates = plan.needs_calibration() || o.given("calibration");
+    check_quantize(o, quantizer, plan, calibrates);
+    if (!o.format.empty()) check_export_format(o);
+    session_open(s);
+    // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
+    if (plan.rotate && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
+    const int length = o.calibration_length;
+    if (calibrates && length > s.m.config.max_position_embeddings)
+        fail_usage("--calibration_length %d: the model's context is %d", length, s.m.config.max_position_embeddings);
+
+    // data
+    const bool self = calibrates && o.calibration == "self";
+    const bool from_file = o.calibration != "prompts" && !self;
+    std::string source = from_file || self      ? "--calibration " + o.calibration
+                         : o.train_data.empty() ? "the embedded task"
+                                                : "--train_data " + o.train_data;
+    std::vector<std::vector<int>> windows;
+    std::vector<Prompt> prompts;
+    auto draw = [&](const std::vector<std::vector<int>>& documents) {
+        windows = draw_windows(join_documents(s.tok, documents), o.calibration_samples, length, o.seed, source);
+    };
+    if (self) prompts = calibration_prompts(s);
+    else if (calibrates)
+        draw(from_file ? calibration_documents(s.tok, s.prompt, o.calibration) : calibration_of_problems(s));
+    std::vector<ScoredText> held_out = held_out_texts(s);
+
+    // memory
+    PtqMemory memory;
+    LogLossMemory loss_memory;
+    RolloutState state;
+    session_plan(s, false, [&] {
+        int64_t codes = 0;
+        for (const QuantizedTensor& t : s.m.quantized) codes += t.rows * t.cols;
+        if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);
+        ptq_allocate(memory, s.m, plan, calibrates ? (int64_t)o.calibration_samples * length : 0, length,
+                     o.micro_batch_tokens);
+        if (!held_out.empty()) log_loss_allocate(loss_memory, s.m, o.micro_batch_tokens, longest_text(held_out));
+        if (!self) return;
+        int64_t longest = 0;
+        for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
+        rollout_allocate(state, s.m, rollout_shape((int)prompts.size(), 1, longest, rollout_config(s)));
+    });
+    if (session_allocate(s)) return 0;
+    s.m.quantize = false;  // until it is
+    session_load_weights(s);
+    RunDir run = session_run_dir(o);
+    fputs(options_print(o).c_str(), stdout);
+    print_start(s);
+    if (self) draw(calibration_of_answers(s, state, prompts));
+    if (calibrates) printf("calibration %zu windows of %d tokens from %s\n", windows.size(), length, source.c_str());
+
+    nlohmann::ordered_json summary;
+    summary["command"] = "quantize";
+    summary["seed"] = o.seed;
+    summary["model"] = s.embedded_model ? "embedded" : o.model;
+    summary["weights"] = quantizer_text(quantizer);
+    summary["ptq"] = o.ptq;
+    summary["calibration"] = calibrates ? source : "none";
+    LogLoss before, after;
+    if (!held_out.empty()) {
+        before = log_loss(s.m, loss_memory, held_out);
+        printf("held out    log-loss %.4f before, over %lld tokens\n", before.mean, (long long)before.tokens);
+    }
+    fflush(stdout);
+
+    double quantize_start = wall_seconds();
+    ptq_run(s.m, memory, plan, config, windows, [&](int l, const PtqLayer& report) {
+        nlohmann::ordered_json j;
+        j["layer"] = l;
+        std::string line;
+        for (int p = 0; p < 4; p++) {
+            const PtqProduct& r = report.product[p];
+            if (!r.quantized) continue;
+            line += format(" | %s %.3g", product_name(p), r.error);
+            j["error"][product_name(p)] = r.error;
+            if (plan.gptq) j["damp_percent"][product_name(p)] = r.damp_percent;
+        }
+        j["seconds"] = report.seconds;
+        log_metrics(run, j);
+        printf("layer %d/%d%s | %.1f s\n", l + 1, s.m.L(), line.c_str(), report.seconds);
+        fflush(stdout);
+    });
+    summary["quantize_seconds"] = wall_seconds() - quantize_start;
+    if (!held_out.empty()) {
+        after = log_loss(s.m, loss_memory, held_out);
+        printf("held out    log-loss %.4f before, %.4f after (%+.4f)\n", before.mean, after.mean,
+               after.mean - before.mean);
+        summary["log_loss"] = {{"tokens", before.tokens}, {"before", before.mean}, {"after", after.mean}};
+    }
+    std::string checkpoint = run.path + "/checkpoint-0";
+    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.given("save_dtype") ? o.save_dtype : "",
+                                         [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
+    summary["checkpoint"] = checkpoint;
+    summary["format"] = saved.format;
+    std::string bits;  // plain weights are as large as ever
+    if (saved.linear_weights) {
+        summary["bits_per_weight"] = 8.0 * (double)saved.linear_bytes / (double)saved.linear_weights;
+        bits = format(", %.3f bits a quantized weight", summary["bits_per_weight"].get<double>());
+    }
+    summary["wall_seconds"] = wall_seconds() - start;
+    summary["peak_rss_bytes"] = peak_rss_bytes();
+    close_run_dir(run, summary);
+    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n",
+           wall_seconds() - start, (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str(),
+           saved.format.c_str(), bits.c_str());
+    return 0;
+}

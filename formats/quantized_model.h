@@ -1,0 +1,330 @@
+// Model folders whose linears are stored as a quantized container: which container it is, what quantizer it has, one
+// linear after the other; and the writer of such folders. The containers are in files of their own.
+//
+// Both ways a linear is in memory at a time, never the model: reading maps the files, writing builds a tensor when its
+// turn comes (st_write_folder) and asks for its linear again.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+#include "../parameters.cuh"
+#include "awq_file.h"
+#include "bitsandbytes.h"
+#include "compressed_tensors.h"
+#include "gptq_file.h"
+#include "hf_config.h"
+
+enum class Container { none, gptq, awq, compressed_tensors, bitsandbytes };
+
+inline const char* container_name(Container c) {
+    const char* names[] = {"plain", "gptq", "awq", "compressed-tensors", "bitsandbytes"};
+    return names[(int)c];
+}
+
+// the module of a linear's weight: its name without .weight
+inline std::string module_name(const ParamTensor& t) { return t.name.substr(0, t.name.size() - strlen(".weight")); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// reading
+
+struct QuantizedFolder {
+    Container container = Container::none;
+    std::string path;
+    GptqFormat gptq;
+    AwqFormat awq;
+    CompressedTensorsFormat compressed_tensors;
+};
+
+// what quantization_config of config.json says (or quantize_config.json, which older GPTQ folders have)
+inline QuantizedFolder quantized_folder(const std::string& dir) {
+    QuantizedFolder f;
+    f.path = dir;
+    std::string where = dir + "/config.json";
+    if (!file_exists(where)) return f;
+    nlohmann::json j = json_parse(read_file(where, 64 << 20), where), other;
+    const nlohmann::json* q = j.is_object() ? config_member(j, "quantization_config") : nullptr;
+    std::string old = dir + "/quantize_config.json";
+    if (!q && file_exists(old)) {
+        other = json_parse(read_file(old, 64 << 20), where = old);
+        q = &other;
+    } else {
+        where += ": quantization_config";
+    }
+    if (!q) return f;
+    if (!q->is_object()) fail("%s: not an object", where.c_str());
+    std::string method = config_string(*q, "quant_method", "", where);
+    if (method.empty()) method = config_member(*q, "config_groups") ? "compressed-tensors" : "gptq";
+    if (method == "gptq") {
+        f.container = Container::gptq;
+        f.gptq = gptq_format(*q, where);
+    } else if (method == "awq") {
+        f.container = Container::awq;
+        f.awq = awq_format(*q, where);
+    } else if (method == "compressed-tensors") {
+        f.container = Container::compressed_tensors;
+        f.compressed_tensors = compressed_tensors_format_read(*q, where);
+    } else if (method == "fp8") {
+        f.container = Container::compressed_tensors;
+        f.compressed_tensors = fp8_format_read(*q, where);
+    } else if (method == "bitsandbytes") {
+        f.container = Container::bitsandbytes;
+        bitsandbytes_format(*q, where);
+    } else {
+        fail("%s: quant_method %s is not supported; compressed-tensors, gptq, awq, bitsandbytes and fp8 are",
+             where.c_str(), shown(method).c_str());
+    }
+    return f;
+}
+
+// false: this weight is stored as plain numbers. codes_wanted false: only the quantizer, and why there is none
+inline bool quantized_folder_read(const QuantizedFolder& f, const SafetensorsSet& set, const ParamTensor& t,
+                                  QuantizedLinear* l, bool codes_wanted = true) {
+    if (f.container == Container::none || t.kind != ParamKind::linear) return false;
+    *l = QuantizedLinear();
+    l->name = module_name(t);
+    l->rows = t.rows;
+    l->cols = t.cols;
+    ModuleTensors m{set.tensors, l->name, f.path};
+    switch (f.container) {
+        case Container::gptq:
+            if (!gptq_has(m)) return false;
+            gptq_read(*l, f.gptq, m, codes_wanted);
+            break;
+        case Container::awq:
+            if (!awq_has(m)) return false;
+            awq_read(*l, f.awq, m, codes_wanted);
+            break;
+        case Container::compressed_tensors:
+            if (!compressed_tensors_has(f.compressed_tensors, m)) return false;
+            compressed_tensors_read(*l, f.compressed_tensors, m, codes_wanted);
+            break;
+        case Container::bitsandbytes:
+            if (!bitsandbytes_has(m)) return false;
+            bitsandbytes_read(*l, m, codes_wanted);
+            break;
+        case Container::none:
+            return false;
+    }
+    if (codes_wanted) quantized_linear_settle(*l);
+    return true;
+}
+
+// the two have the same codes; a symmetric grid is an asymmetric one too. The scale rule is no property of a file, and
+// double quantization one of the scales alone.
+inline bool same_codes(const Quantizer& stored, const Quantizer& q) {
+    return stored.on() && q.on() && stored.spec.format == q.spec.format && stored.spec.bits == q.spec.bits &&
+           stored.scope == q.scope && stored.group == q.group && (stored.spec.symmetric || !q.spec.symmetric);
+}
+
+// The quantizer that all quantized linears of a folder share, and the layers (as --quantize_layers takes them)
+struct FolderQuantizer {
+    Quantizer quantizer;  // off: there is none
+    std::string layers = "all";
+    std::string why;  // there is none
+    int linears = 0;  // stored quantized
+};
+
+inline FolderQuantizer quantized_folder_quantizer(const QuantizedFolder& f, const SafetensorsSet& set,
+                                                  const ModelConfig& config) {
+    FolderQuantizer r;
+    size_t n;
+    std::map<std::string, int> stored, all;  // by kind of layer
+    for (const ParamTensor& t : model_tensors(config, &n)) {
+        if (t.kind != ParamKind::linear) continue;
+        size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
+        std::string kind = t.name.substr(start, end - start);
+        all[kind]++;
+        QuantizedLinear l;
+        if (!quantized_folder_read(f, set, t, &l, false)) continue;
+        stored[kind]++;
+        r.linears++;
+        if (!r.why.empty()) continue;
+        if (!l.quantizer.on()) {
+            r.why = l.name + ": " + l.no_grid;
+        } else if (r.linears == 1 || same_codes(r.quantizer, l.quantizer)) {
+            bool nested =
+                r.linears == 1 ? l.quantizer.double_quant : r.quantizer.double_quant && l.quantizer.double_quant;
+            r.quantizer = l.quantizer;
+            r.quantizer.double_quant = nested;
+        } else if (!same_codes(l.quantizer, r.quantizer)) {
+            r.why = l.name + " has " + quantizer_text(l.quantizer) + " and others " + quantizer_text(r.quantizer);
+        }
+    }
+    if (r.why.empty() && r.linears > 0) {
+        std::string layers;
+        for (const char* kind : {"q", "k", "v", "o", "gate", "up", "down"}) {
+            if (stored[kind] == 0) continue;
+            if (stored[kind] != all[kind]) r.why = format("only some of the %s_proj are quantized", kind);
+            layers += (layers.empty() ? "" : ",") + std::string(kind);
+        }
+        if (stored.size() < all.size() || stored != all) r.layers = layers;
+    }
+    if (!r.why.empty()) r.quantizer = Quantizer();
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// writing
+
+// Where an exported model comes from, a tensor at a time
+struct ExportSource {
+    ModelConfig config;
+    std::vector<ParamTensor> tensors;
+    // the numbers [count] of a tensor
+    std::function<void(const ParamTensor&, float* to)> read;
+    // false: it is not quantized; l gets name, rows and cols from the caller
+    std::function<bool(const ParamTensor&, QuantizedLinear* l)> quantized;
+};
+
+struct ExportFormat {
+    const char* name;
+    const char* help;
+    Container container;
+};
+
+static constexpr ExportFormat export_formats[] = {
+    {"hf", "plain weights, Q(W) where they are quantized", Container::none},
+    {"compressed-tensors", "integers, ternary, fp8e4m3, mxfp8, mxfp4, nvfp4", Container::compressed_tensors},
+    {"int-quantized", "compressed-tensors' W8A8: int8 weights, and activations a token", Container::compressed_tensors},
+    {"gptq", "2, 3, 4 and 8 bits; zero points are stored minus 1", Container::gptq},
+    {"gptq_v2", "the same, zero points as they are", Container::gptq},
+    {"awq", "up to 4 bits", Container::awq},
+    {"bnb-nf4", "nf4, with or without double quantization", Container::bitsandbytes},
+};
+
+inline const ExportFormat* export_format(const std::string& name) {
+    for (const ExportFormat& f : export_formats)
+        if (name == f.name) return &f;
+    return nullptr;
+}
+
+// the format that holds a quantizer best
+inline const char* natural_format(const Quantizer& q) {
+    return !q.on()                                 ? "hf"
+           : q.spec.format == QuantFormat::nf4     ? "bnb-nf4"
+           : q.spec.format == QuantFormat::fp8e5m2 ? "hf"
+                                                   : "compressed-tensors";
+}
+
+inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
+                                                      const std::string& dtype) {
+    if (format == "gptq" || format == "gptq_v2") return gptq_tensors(l, format == "gptq_v2");
+    if (format == "awq") return awq_tensors(l);
+    if (format == "bnb-nf4") return bitsandbytes_tensors(l, dtype);
+    return compressed_tensors_tensors(l, format == "int-quantized");
+}
+
+inline nlohmann::ordered_json container_config(const Quantizer& q, const std::string& format, const std::string& dtype,
+                                               const std::vector<std::string>& kept) {
+    if (format == "gptq" || format == "gptq_v2") return gptq_config(q, format == "gptq_v2", kept);
+    if (format == "awq") return awq_config(q, kept);
+    if (format == "bnb-nf4") return bitsandbytes_config(q.double_quant, dtype, kept);
+    return compressed_tensors_config(q, format == "int-quantized", kept);
+}
+
+inline const char* st_dtype_of(const std::string& save_dtype) {
+    return save_dtype == "bfloat16" ? "BF16" : save_dtype == "float16" ? "F16" : "F32";
+}
+
+// The linears of a source, with the last one kept: a container's tensors of a linear are written one after another
+struct LinearCache {
+    const ExportSource& source;
+    QuantizedLinear linear;
+    const QuantizedLinear* get(const ParamTensor& t) {
+        if (linear.name == module_name(t)) return &linear;
+        linear = QuantizedLinear();
+        if (t.kind != ParamKind::linear || !source.quantized(t, &linear)) {
+            linear.name.clear();
+            return nullptr;
+        }
+        return &linear;
+    }
+};
+
+// What was written, for the one who asked
+struct ExportSummary {
+    std::string format;
+    Quantizer quantizer;
+    int linears = 0;                                // quantized
+    uint64_t bytes = 0;                             // of all tensors
+    uint64_t linear_bytes = 0, linear_weights = 0;  // of the quantized linears, all in, and how many weights they have
+};
+
+// Writes config.json and the safetensors of a folder that exists. save_dtype: of what is not quantized. Fails with one
+// line that names the tensor and the reason where the format cannot hold it, before anything is written.
+inline ExportSummary export_into(const ExportSource& source, const std::string& dir, const std::string& format,
+                                 const std::string& save_dtype) {
+    const ExportFormat* row = export_format(format);
+    if (!row) fail("no export format is called %s", format.c_str());
+    const bool plain = row->container == Container::none;
+    ExportSummary summary;
+    auto cache = std::make_shared<LinearCache>(LinearCache{source, {}});
+    std::vector<StWriteTensor> tensors;
+    std::vector<std::string> kept;
+    for (const ParamTensor& t : source.tensors) {
+        const QuantizedLinear* l = cache->get(t);
+        if (l) {
+            if (!plain && !l->quantizer.on())
+                fail("%s cannot hold %s: %s", format.c_str(), shown(l->name).c_str(), l->no_grid.c_str());
+            if (summary.linears == 0) summary.quantizer = l->quantizer;
+            if (!plain &&
+                (!same_codes(l->quantizer, summary.quantizer) || !same_codes(summary.quantizer, l->quantizer)))
+                fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l->name).c_str(),
+                     quantizer_text(l->quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
+            summary.quantizer.double_quant = summary.quantizer.double_quant && !l->nested.codes.empty();
+            summary.linears++;
+        }
+        if (!l && t.kind == ParamKind::linear) kept.push_back(module_name(t));
+        if (!l || plain) {
+            std::vector<int64_t> shape = {t.rows, t.cols};
+            if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) shape = {t.cols};
+            auto whole = std::make_shared<std::vector<float>>();
+            tensors.push_back(st_from_callback(t.name, st_dtype_of(save_dtype), shape,
+                                               [&source, &t, whole, cache](int64_t first, int64_t n, float* to) {
+                                                   if (whole->empty()) {
+                                                       whole->resize(t.count());
+                                                       const QuantizedLinear* l = cache->get(t);
+                                                       if (l) quantized_linear_values(*l, whole->data());
+                                                       else source.read(t, whole->data());
+                                                   }
+                                                   std::copy(whole->begin() + first, whole->begin() + first + n, to);
+                                                   if (first + n == t.count()) std::vector<float>().swap(*whole);
+                                               }));
+            continue;
+        }
+        summary.linear_weights += t.count();
+        for (const ContainerTensor& part : container_tensors(*l, format, save_dtype)) {
+            uint64_t count, bytes;
+            int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
+            if (!st_extent(part.shape, bits, &count, &bytes))
+                fail("a tensor of %s is too large", shown(l->name).c_str());
+            summary.linear_bytes += bytes;
+            auto whole = std::make_shared<std::vector<uint8_t>>();
+            tensors.push_back({l->name + part.suffix, part.dtype, part.shape,
+                               [&t, part, whole, cache, bits, bytes](int64_t first, int64_t n, uint8_t* to) {
+                                   if (whole->empty()) {
+                                       whole->resize(bytes);
+                                       part.build(*cache->get(t), whole->data());
+                                   }
+                                   memcpy(to, whole->data() + first * bits / 8, n * bits / 8);
+                                   if ((uint64_t)((first + n) * bits / 8) == bytes) std::vector<uint8_t>().swap(*whole);
+                               }});
+        }
+    }
+    if (!plain && summary.linears == 0)
+        fail_usage("%s holds quantized linears, and no linear is quantized; choose --weights, or export hf",
+                   format.c_str());
+    ModelConfig config = source.config;
+    config.torch_dtype = save_dtype;
+    nlohmann::ordered_json j = nlohmann::ordered_json::parse(config_to_json(config));
+    if (!plain) {
+        j["quantization_config"] = container_config(summary.quantizer, format, save_dtype, kept);
+        if (row->container == Container::gptq)
+            write_file_atomic(dir + "/quantize_config.json", j["quantization_config"].dump(2) + "\n");
+    }
+    write_file_atomic(dir + "/config.json", j.dump(2) + "\n");
+    for (uint64_t bytes : st_layout(dir, tensors)) summary.bytes += bytes;
+    st_write_folder(dir, tensors, (uint64_t)4 << 30);
+    return summary;
+}

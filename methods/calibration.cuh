@@ -1,0 +1,145 @@
+// Calibration: the text whose activations a quantization method looks at, and a layer's inputs on it.
+//
+// Documents, as tokens, are joined by a blank line, and windows of equal length are drawn from the whole at random (Liu
+// et al., arXiv 2504.04823, take 128 of 2,048 tokens). A text file is one document; a row of a JSONL file is one: its
+// `text`, its `messages`, or its problem as the prompt would be, with the answer behind it. What the model is to be
+// used for is the best text; its own answers to the training problems come closest (arXiv 2601.14888, finding 4). The
+// trap: windows may overlap, so that little data gives many windows all the same; what matters is the tokens.
+#pragma once
+#include <string>
+#include <vector>
+#include "../data/prompts.h"
+#include "../model.cuh"
+
+// A sample of the inputs of a layer's four products, before the layer is quantized: x[(int)Projection] is
+// [tokens, cols[(int)Projection]], where the model is
+struct LayerInputs {
+    static constexpr int64_t most_tokens = 4096;
+    int64_t tokens = 0;
+    const floatX* x[4] = {};
+    int64_t cols[4] = {};
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// text
+
+// a row as the model sees it: prompt and answer
+inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig& config, const DatasetRow& row,
+                                        const std::string& source, int line) {
+    std::vector<int> ids, answer_ids;
+    const char* kind = first_field(row, {"text", "messages", "question", "prompt", "problem"});
+    if (!kind)
+        fail("%s: no `text`, `messages`, `question`, `prompt` or `problem`; the row has: %s", row.where.c_str(),
+             row_fields(row).c_str());
+    const std::string name = kind;
+    if (name == "text") {
+        tokenizer_encode(tok, text_field(row, kind), ids);
+        return ids;
+    }
+    Problem p;
+    p.source = source;
+    p.line = line;
+    const bool messages = name == "messages" || !row.object.at(kind).is_string();
+    if (messages) p.messages = messages_field(row, kind);
+    else p.question = text_field(row, kind);
+    p.bare = name == "question" || name == "problem";
+    if (name == "messages" && use_chat(tok, config)) {  // a whole conversation: nothing is left to answer
+        tokenizer_encode(tok, chat_render(tok.chat, p.messages, nullptr, false, config.enable_thinking), ids);
+        return ids;
+    }
+    ids = make_prompt(tok, p, config).tokens;
+    const char* answer = first_field(row, {"solution", "completion", "answer"});
+    if (answer && row.object.at(answer).is_string()) {
+        tokenizer_encode(tok, row.object.at(answer).get<std::string>(), answer_ids);
+        ids.insert(ids.end(), answer_ids.begin(), answer_ids.end());
+    }
+    return ids;
+}
+
+// path: JSONL if its name ends so, else plain text. Fails if it is not UTF-8.
+inline std::vector<std::vector<int>> calibration_documents(const Tokenizer& tok, const PromptConfig& config,
+                                                           const std::string& path) {
+    std::vector<std::vector<int>> documents;
+    const std::string end = ".jsonl";
+    if (path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0) {
+        for_each_row(path, [&](const DatasetRow& row, int line) {
+            documents.push_back(calibration_row(tok, config, row, path, line));
+        });
+        return documents;
+    }
+    std::string text = read_file(path);
+    int64_t bad = utf8_error_offset(text);
+    if (bad >= 0) fail("%s: byte %lld is not valid UTF-8; convert the file to UTF-8", path.c_str(), (long long)bad + 1);
+    documents.emplace_back();
+    tokenizer_encode(tok, text, documents.back());
+    return documents;
+}
+
+// one after another, a blank line between them
+inline std::vector<int> join_documents(const Tokenizer& tok, const std::vector<std::vector<int>>& documents) {
+    std::vector<int> ids, blank;
+    tokenizer_encode(tok, "\n\n", blank);
+    for (const std::vector<int>& d : documents) {
+        if (!ids.empty()) ids.insert(ids.end(), blank.begin(), blank.end());
+        ids.insert(ids.end(), d.begin(), d.end());
+    }
+    return ids;
+}
+
+// n windows of `length` tokens at random places of ids; `source` is named when they are too few
+inline std::vector<std::vector<int>> draw_windows(const std::vector<int>& ids, int n, int length, uint64_t seed,
+                                                  const std::string& source) {
+    if ((int64_t)ids.size() < length)
+        fail(
+            "%s: %zu tokens of calibration text, fewer than one window of --calibration_length %d; lower it or bring "
+            "more text",
+            source.c_str(), ids.size(), length);
+    std::vector<std::vector<int>> windows;
+    const uint32_t places = (uint32_t)(ids.size() - length + 1);
+    for (int i = 0; i < n; i++) {
+        auto start = ids.begin() + shuffle_draw(seed, 1, (uint32_t)i, places);
+        windows.emplace_back(start, start + length);
+    }
+    return windows;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// a layer's inputs
+
+struct LayerInputsMemory {
+    Buffer<floatX> x[4];
+    int64_t capacity = 0;
+};
+
+inline void layer_inputs_allocate(LayerInputsMemory& s, const Model& m, int64_t tokens) {
+    s.capacity = std::min(tokens, LayerInputs::most_tokens);
+    for (int p = 0; p < 4; p++)
+        s.x[p].allocate((size_t)(s.capacity * product_shapes(m)[p].cols), "a sample of a layer's inputs", "", m.dev);
+}
+
+// The inputs of layer l's products for the first tokens of the calibration: batches[i] with hidden + first tokens as
+// the layer's input
+inline LayerInputs layer_inputs(Model& m, Activations& a, LayerInputsMemory& s, int l, const floatX* hidden,
+                                const std::vector<Batch>& batches) {
+    LayerInputs in;
+    const int64_t C = m.C();
+    for (int p = 0; p < 4; p++) {
+        in.x[p] = s.x[p].data;
+        in.cols[p] = product_shapes(m)[p].cols;
+    }
+    LayerActivations& y = a.layers[l];
+    for (const Batch& b : batches) {
+        const int64_t T = b.T(), take = std::min(T, s.capacity - in.tokens);
+        if (take <= 0) break;
+        BatchView view = batch_view(a.batch, b, m.dev);
+        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.w.layers[l].ln1, T, (int)C, m.config.rms_norm_eps, m.dev);
+        layer_forward(m, a, l, hidden, view, nullptr);
+        const floatX* const from[] = {y.ln1, y.att, y.ln2, y.act};
+        for (int p = 0; p < 4; p++)
+            copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p], (size_t)(take * in.cols[p]) * sizeof(floatX),
+                           m.dev);
+        in.tokens += take;
+        hidden += T * C;
+    }
+    return in;
+}

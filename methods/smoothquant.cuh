@@ -1,0 +1,51 @@
+// SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): the outlier channels of activations move into the weights, so that
+// both can be quantized. For the input X of the products that read a norm (q,k,v; gate,up), eq. 4:
+//   s_j = max|X_j|^alpha / max|W_j|^(1-alpha),   norm_j /= s_j,   W_j *= s_j         (W_j: a column of all of them)
+// The full-precision function stays. Everything happens on the fp32 master weights on the CPU.
+#pragma once
+#include <cmath>
+#include <vector>
+#include "calibration.cuh"
+
+// w: [rows, cols], column j times s[j]
+inline void scale_columns(float* w, int64_t rows, int64_t cols, const float* s) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) w[i * cols + j] *= s[j];
+}
+
+// numbers of a vector, or rows of a matrix of `cols`, divided by s
+inline void divide_rows(float* w, int64_t rows, int64_t cols, const float* s) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) w[i * cols + j] /= s[i];
+}
+
+// s for the columns of w [rows, cols] and of x [tokens, cols]; the maxima and s are at least 1e-5
+inline std::vector<float> smoothquant_scales(const floatX* x, int64_t tokens, const float* w, int64_t rows,
+                                             int64_t cols, double alpha) {
+    std::vector<float> xmax(cols, 1e-5f), wmax(cols, 1e-5f), s(cols);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t j = 0; j < cols; j++) xmax[j] = std::fmax(xmax[j], std::fabs((float)x[t * cols + j]));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) wmax[j] = std::fmax(wmax[j], std::fabs(w[i * cols + j]));
+    for (int64_t j = 0; j < cols; j++) {
+        double v = std::pow((double)xmax[j], alpha) / std::pow((double)wmax[j], 1.0 - alpha);
+        s[j] = (float)(v > 1e-5 ? v : 1e-5);
+    }
+    return s;
+}
+
+// alpha in [0,1]: how much of the difficulty goes to the weights (0.5; 0.8 to 0.85 where outliers are strong)
+inline void smoothquant_layer(Model& m, int layer, const LayerInputs& in, double alpha) {
+    if (m.dev.cuda) fail("smoothquant works on the CPU: use --device cpu");
+    if (!(alpha >= 0.0 && alpha <= 1.0)) fail_usage("smoothquant: alpha %g is not in [0, 1]", alpha);
+    LayerWeights<float> w = model_views(m, m.master.data).layers[layer];
+    for (Projection p : {Projection::qkv, Projection::gate_up}) {
+        ProductShape shape = product_shapes(m)[(int)p];
+        float *weight = projection_weight(w, p), *norm = p == Projection::qkv ? w.ln1 : w.ln2;
+        std::vector<float> s = smoothquant_scales(in.x[(int)p], in.tokens, weight, shape.rows, shape.cols, alpha);
+        divide_rows(norm, shape.cols, 1, s.data());
+        scale_columns(weight, shape.rows, shape.cols, s.data());
+    }
+}

@@ -1,0 +1,131 @@
+// The quantize command, and eval --eval_text: what a user sees.
+#include "cli.h"
+
+static Args quantize(const std::string& out, const Args& more = {}) {
+    return Args{"quantize",
+                "--model",
+                trained,
+                "--weights",
+                "int4:g16:sym",
+                "--calibration_samples",
+                "8",
+                "--calibration_length",
+                "32",
+                "--output_dir",
+                out} +
+           more;
+}
+
+TEST(Quantize, CalibratesMeasuresAndSaves) {
+    std::string out = fresh("quantized");
+    Outcome r = good(quantize(out, {"--train_data", sums, "--eval_data", sums, "--eval_n", "40"}));
+    EXPECT_NE(r.out.find("calibration 8 windows of 32 tokens from --train_data " + sums), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("layer 1/2 | q,k,v "), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("layer 2/2 | q,k,v "), std::string::npos) << r.out;
+    json s = read_json(out + "/summary.json");
+    EXPECT_EQ(s["weights"], "int4:g16:sym");
+    EXPECT_EQ(s["ptq"], "gptq");
+    double before = s["log_loss"]["before"], after = s["log_loss"]["after"];
+    EXPECT_GT(s["log_loss"]["tokens"], 100);
+    EXPECT_NE(before, after);
+    EXPECT_LT(std::fabs(before - after), 1.0);
+    std::vector<json> layers = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(layers.size(), 2u);
+    for (const json& l : layers)
+        for (const char* p : {"q,k,v", "o", "gate,up", "down"}) {
+            EXPECT_GT(l["error"][p], 0.0);
+            EXPECT_LT(l["error"][p], 0.05);
+            EXPECT_EQ(l["damp_percent"][p], 0.01);
+        }
+    // the saved model is the quantized one, with its tokenizer
+    EXPECT_TRUE(fs::exists(out + "/checkpoint-0/tokenizer.json"));
+    std::string again = fresh("again");
+    Args eval = {"quantize", "--model", out + "/checkpoint-0", "--weights", "int8:channel", "--ptq", "rtn"};
+    good(eval + Args{"--eval_data", sums, "--eval_n", "40", "--output_dir", again});
+    EXPECT_NEAR(read_json(again + "/summary.json")["log_loss"]["before"], after, 1e-6);
+    EXPECT_EQ(leftovers(out, false), "");
+    // the same bits again, and from the config
+    std::string same = fresh("same");
+    good({"--config", out + "/config.json", "--output_dir", same});
+    EXPECT_EQ(read_text(same + "/checkpoint-0/model.safetensors"), read_text(out + "/checkpoint-0/model.safetensors"));
+}
+
+TEST(Quantize, Calibrations) {
+    std::string text = fresh("notes.txt"), rows = jsonl("rows", "{\"text\": \"" + std::string(90, 'x') + "\"}\n");
+    write_text(text, std::string(200, 'a'));
+    for (const Args& more : {Args{"--calibration", text}, Args{"--calibration", rows}, Args{"--task", "arithmetic"},
+                             Args{"--calibration", "self", "--train_data", problems, "--max_completion_length", "12"},
+                             Args{"--calibration", text, "--act_order", "false", "--static_groups", "false"},
+                             Args{"--ptq", "rtn", "--calibration", text}}) {
+        std::string out = fresh("quantized");
+        Outcome r = good(quantize(out, more));
+        EXPECT_NE(r.out.find("calibration 8 windows"), std::string::npos) << r.out;
+        bool self = std::find(more.begin(), more.end(), "self") != more.end();
+        EXPECT_EQ(r.out.find("8 answers of the model's own") != std::string::npos, self) << r.out;
+    }
+    std::string out = fresh("quantized");
+    Outcome r = good(quantize(out, {"--ptq", "rtn"}));
+    EXPECT_EQ(r.out.find("windows"), std::string::npos) << r.out;
+    good({"quantize", "--weights", "int4:g32", "--calibration_samples", "4", "--output_dir", fresh("embedded")});
+    r = good(quantize(fresh("never"), {"--calibration", text, "--plan"}));
+    EXPECT_NE(r.out.find("GPTQ: a Hessian's factor"), std::string::npos) << r.out;
+}
+
+TEST(Quantize, BadInput) {
+    std::string out = fresh("never"), empty = fresh("empty.txt"), shorter = fresh("short.txt");
+    write_text(empty, "");
+    write_text(shorter, "only a few words");
+    refused(2, {"quantize", "--model", trained, "--train_data", sums, "--output_dir", out},
+            {"quantize needs --weights"});
+    refused(2, quantize(out), {"--ptq gptq needs calibration text", "--calibration", "--train_data"});
+    refused(2, quantize(out, {"--ptq", "rtn+gpt"}), {"--ptq rtn+gpt", "'gpt'", "rtn, gptq"});
+    refused(2, quantize(out, {"--ptq", "gptq+gptq"}), {"gptq is given twice"});
+    refused(2, quantize(out, {"--train_data", sums, "--static_groups", "false"}), {"--act_order", "--static_groups"});
+    refused(2, quantize(out, {"--train_data", sums, "--damp_percent", "2"}), {"--damp_percent 2", "[0, 1]"});
+    refused(1, quantize(out, {"--calibration", empty}), {empty, "0 tokens", "--calibration_length 32"});
+    refused(1, quantize(out, {"--calibration", shorter}), {shorter, "16 tokens", "--calibration_length 32"});
+    refused(1, quantize(out, {"--calibration", out}), {out});
+    Args args = quantize(out, {"--train_data", sums});
+    args[4] = "int4:g24";
+    refused(2, args, {"--weights int4:g24", "does not divide", "model.layers.0."});
+    args[4] = "nf4:g16:dq";
+    refused(2, args, {"--weights nf4:g16:dq", ":dq"});
+    args = quantize(out, {"--train_data", sums});
+    args[8] = "129";
+    refused(2, args, {"--calibration_length 129", "128"});
+    std::string model = model_copy();
+    Tensors t = tiny_tensors();
+    t["model.layers.1.mlp.up_proj.weight"].second[77] = NAN;
+    write_safetensors(model + "/model.safetensors", t);
+    args = quantize(out, {"--train_data", sums});
+    args[2] = model;
+    refused(1, args, {"model.layers.1.mlp.up_proj.weight", "not finite"});
+    EXPECT_FALSE(fs::exists(out)) << "a folder of a run that never began";
+}
+
+TEST(Eval, LogLossOfAText) {
+    std::string text = fresh("text.txt"), out = fresh("eval"), quantized = fresh("eval");
+    write_text(text, "1+1=?\n#### 2\n\n3+4=?\n#### 7\n\n2+5=?\n#### 7");
+    Outcome r =
+        good({"eval", "--model", trained, "--eval_text", text, "--eval_text_length", "20", "--output_dir", out});
+    EXPECT_NE(r.out.find("log-loss "), std::string::npos) << r.out;
+    json s = read_json(out + "/summary.json");
+    EXPECT_EQ(s["log_loss"]["tokens"], 41 - 3) << "windows of 20, 20 and 1: the first token of each is not scored";
+    EXPECT_FALSE(s.contains("eval"));
+    good({"eval", "--model", trained, "--eval_text", text, "--eval_text_length", "20", "--weights", "int2:g32",
+          "--eval_data", problems, "--eval_n", "4", "--max_completion_length", "8", "--output_dir", quantized});
+    json q = read_json(quantized + "/summary.json");
+    EXPECT_NE(q["log_loss"]["mean"], s["log_loss"]["mean"]);
+    EXPECT_EQ(q["log_loss"]["tokens"], s["log_loss"]["tokens"]);
+    EXPECT_EQ(q["eval"]["n"], 4);
+    // as the logprobs command has it
+    std::string first = "1+1=?\n#### 2\n\n3+4=?";
+    std::string short_text = fresh("text.txt"), third = fresh("eval");
+    write_text(short_text, first);
+    good({"eval", "--model", trained, "--eval_text", short_text, "--output_dir", third});
+    json line = json::parse(good({"logprobs", "--model", trained, "--prompt", first}).out);
+    EXPECT_NEAR(read_json(third + "/summary.json")["log_loss"]["mean"], -line["mean"].get<double>(), 1e-5);
+    write_text(short_text, "x");
+    refused(1, {"eval", "--model", trained, "--eval_text", short_text, "--output_dir", fresh("never")},
+            {short_text, "fewer than two tokens"});
+}
