@@ -114,6 +114,7 @@ struct Model {
     std::vector<std::array<QuantizedWeight, 4>> base;  // [L] as product_shapes; N 0: the working weight is read
     Buffer<char> base_codes;
     std::shared_ptr<BaseLoading> loading;
+    std::function<void(QuantizedTensor&)> base_grid;  // gives a tensor of the base the grid of a file; or none
     Lora lora;
 
     int C() const { return config.hidden_size; }
@@ -537,8 +538,9 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     if (q.double_quant) qt.state.codes = b.scale_codes.data + b.groups, qt.state.absmax = qt.state.tensor + 1;
     b.groups += qt.groups;
     b.floats += scale_state_floats(qt, q);
-    bool given = give_grid && give_grid(qt);
-    quantized_tensor_refresh(qt, q, given ? ScaleMode::frozen : ScaleMode::dynamic, b.counts.data, dev);
+    // the grid that came with the weights, that of the model's folder, or a measured one
+    if (!(give_grid && give_grid(qt)) && m.base_grid) m.base_grid(qt);
+    quantized_tensor_refresh(qt, q, ScaleMode::frozen, b.counts.data, dev);
     int i = 0;
     while (b.sources.part[i].codes) i++;
     quantized_source(b.sources.part[i], qt, q);

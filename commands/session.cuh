@@ -237,10 +237,16 @@ inline LoraConfig lora_from_options(const Session& s) {
     c.inside_quantizer = o.lora_inside_quantizer;
     if (c.inside_quantizer && o.weights == "none")
         fail_usage("--lora_inside_quantizer needs a quantizer: give --weights, such as int4:g32:sym");
-    if (!c.inside_quantizer && (o.qat_scale != normal.qat_scale || o.ste != normal.ste))
-        fail_usage("--%s: the base is frozen, nothing is trained through its quantizer; leave it out, or put the adapter "
-                   "inside with --lora_inside_quantizer",
-                   o.ste != normal.ste ? "ste" : "qat_scale");
+    // a frozen base is quantized once, and nothing is trained through its quantizer
+    const char* flag = o.qat_scale != normal.qat_scale && (!c.inside_quantizer || o.qat_scale == "learned") ? "qat_scale"
+                       : !c.inside_quantizer && o.ste != normal.ste                                        ? "ste"
+                       : !c.inside_quantizer && o.rounding != normal.rounding                              ? "rounding"
+                                                                                                           : nullptr;
+    if (flag)
+        fail_usage("--%s: %s; leave it out", flag,
+                   c.inside_quantizer ? "the scales of a quantizer with an adapter inside are measured, not learned"
+                                      : "the base is frozen and quantized once (--lora_inside_quantizer would train "
+                                        "through its quantizer)");
     return c;
 }
 
@@ -293,12 +299,19 @@ inline void session_load_adapter(Session& s) {
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
 // training says dynamic); and the working weights made of them
 inline void session_load_weights(Session& s) {
-    if (s.embedded_model) model_init_random(s.m, s.o.seed);
-    else model_load_weights(s.m, s.o.model);
-    if (!s.embedded_model) s.base = s.o.model;
     bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
-    if (!s.embedded_model && !s.m.frozen && !measured && quantizer_load(s.m, s.o.model))
-        fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
+    auto grids = [&] {
+        if (!measured && quantizer_load(s.m, s.o.model))
+            fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
+    };
+    if (s.embedded_model) {
+        model_init_random(s.m, s.o.seed);
+    } else {
+        if (s.m.frozen) grids();  // which is quantized as it is read
+        model_load_weights(s.m, s.o.model);
+        if (!s.m.frozen) grids();
+        s.base = s.o.model;
+    }
     session_load_adapter(s);
     model_refresh(s.m);
 }

@@ -73,11 +73,16 @@ inline void quantizer_save(const Model& m, const std::string& folder) {
 }
 
 // Gives the model the grids of its folder, if it has some: they count as measured, and dynamic scales become frozen
-// ones. Fails where the file belongs to another quantizer. true: there were grids
+// ones; those of a frozen base as its weights are loaded, so call this before. Fails where the file belongs to another
+// quantizer. true: there were grids
 inline bool quantizer_load(Model& m, const std::string& folder) {
     const std::string path = folder + "/quantizer.safetensors";
-    if (m.quantized.empty() || !file_exists(path)) return false;
-    SafetensorsFile f = st_open(path);
+    size_t packed = 0;
+    for (const ParamTensor& t : m.tensors) packed += t.packed;
+    const size_t tensors = m.frozen ? packed : m.quantized.size();
+    if (tensors == 0 || !file_exists(path)) return false;
+    std::shared_ptr<SafetensorsFile> file = std::make_shared<SafetensorsFile>(st_open(path));
+    SafetensorsFile& f = *file;
     const std::string text = quantizer_text(m.quantizer),
                       saved = f.metadata.count("quantizer") ? f.metadata["quantizer"] : "";
     if (saved != text)
@@ -88,12 +93,13 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
             path.c_str(), saved.empty() ? "?" : saved.c_str(), text.c_str());
     size_t scales = 0;
     for (auto& [name, tensor] : f.tensors) scales += name.size() > 6 && name.compare(name.size() - 6, 6, ".scale") == 0;
-    if (scales != m.quantized.size())
+    if (scales != tensors)
         fail("%s holds the scales of %zu tensors, but --quantize_layers names %zu; name the same layers", path.c_str(),
-             scales, m.quantized.size());
+             scales, tensors);
     const bool same_kind = m.scale_mode == ScaleMode::learned && f.metadata.count("learned_scale") &&
                            f.metadata["learned_scale"] == learned_scale_name(m.learned_scale);
-    for (QuantizedTensor& t : m.quantized) {
+    auto load = [path, file, same_kind, &m](QuantizedTensor& t) {
+        const SafetensorsFile& f = *file;
         auto read = [&](const char* part, std::vector<int64_t> shape) {
             const StTensor& from = st_require(f.tensors, t.name + "." + part, shape, path);
             std::vector<float> to(from.count);
@@ -122,7 +128,7 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
             device_synchronize(m.dev);
         }
         quantized_tensor_set_grid(t, m.quantizer, grid.data(), m.dev);
-        if (!same_kind) continue;
+        if (!same_kind) return;
         const bool lwc = m.learned_scale == LearnedScale::lwc;
         std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
         if (m.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
@@ -130,7 +136,9 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
         copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), m.dev);
         device_synchronize(m.dev);
         t.restored = true;
-    }
+    };
+    if (m.frozen) m.base_grid = load;
+    for (QuantizedTensor& t : m.quantized) load(t);
     if (m.scale_mode == ScaleMode::dynamic) m.scale_mode = ScaleMode::frozen;
     return true;
 }

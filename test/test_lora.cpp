@@ -234,7 +234,7 @@ TEST(Lora, LogitsLossAndGradientsAgreeWithPeft) {
 // A small random model over a packed base, or with the adapter inside the quantizer; B is not zero. plain: without an
 // adapter, quantized as a model is whose weights are trained
 static void tiny_model(Model& m, const char* weights, Device dev, bool inside = false, double drop = 0.0,
-                       bool plain = false) {
+                       bool plain = false, const std::string& grids = "") {
     ModelConfig c;
     c.model_type = "qwen3";
     c.vocab_size = 101;
@@ -259,6 +259,7 @@ static void tiny_model(Model& m, const char* weights, Device dev, bool inside = 
         model_allocate_frozen(m, c, q, "all");
     }
     if (!plain) model_adapt(m, lora, 11, true);
+    if (!grids.empty()) { EXPECT_TRUE(quantizer_load(m, grids)); }
     for (size_t i = 0; i < m.tensors.size(); i++)
         model_fill(m, m.tensors[i], [&](float* p) {
             const ParamTensor& t = m.tensors[i];
@@ -278,6 +279,21 @@ static const char* base_formats[] = {"int8:channel", "int6:g32",   "int4:g32:asy
                                      "nf4:g32",      "nf4:g32:dq", "fp8e4m3:channel", "fp8e5m2:g16", "mxfp8",
                                      "mxfp4",        "nvfp4",      "ternary:g32"};
 
+static std::vector<float> logps_of(Model& m) {
+    Batch batch;
+    ScoredTokens s;
+    std::vector<int> ids = {1, 5, 9, 33, 20, 44, 3, 17, 80, 2, 90, 41};
+    batch_add_sequence(batch, ids.data(), (int)ids.size());
+    score_last_sequence(s, batch, 0);
+    Activations acts;
+    ScoreMemory memory;
+    activations_allocate(acts, m, batch.T(), ActivationMode::inference);
+    score_memory_allocate(memory, m, batch.T(), false);
+    score_forward(m, acts, memory, batch, s, 1.0f);
+    score_fetch(s, memory, m.dev);
+    return s.logp;
+}
+
 TEST(Lora, ThePackedBaseHasTheBitsOfTheQuantizedModelAndNoOtherWeights) {
     for (Device dev : devices())
         for (std::string weights : base_formats) {
@@ -291,24 +307,43 @@ TEST(Lora, ThePackedBaseHasTheBitsOfTheQuantizedModelAndNoOtherWeights) {
             EXPECT_EQ(frozen.master.size, 0u);
             EXPECT_LE((int64_t)frozen.work.size, others + 32 * (int64_t)full.tensors.size());
             EXPECT_GE((int64_t)full.work.size, others + linear);
-            std::vector<float> logp[2];
-            Model* models[] = {&full, &frozen};
-            for (int i = 0; i < 2; i++) {
-                Batch batch;
-                ScoredTokens s;
-                std::vector<int> ids = {1, 5, 9, 33, 20, 44, 3, 17, 80, 2, 90, 41};
-                batch_add_sequence(batch, ids.data(), (int)ids.size());
-                score_last_sequence(s, batch, 0);
-                Activations acts;
-                ScoreMemory memory;
-                activations_allocate(acts, *models[i], batch.T(), ActivationMode::inference);
-                score_memory_allocate(memory, *models[i], batch.T(), false);
-                score_forward(*models[i], acts, memory, batch, s, 1.0f);
-                score_fetch(s, memory, dev);
-                logp[i] = s.logp;
-            }
-            EXPECT_TRUE(same_bits(logp[0], logp[1])) << weights;
+            EXPECT_TRUE(same_bits(logps_of(full), logps_of(frozen))) << weights;
         }
+}
+
+static std::string scratch_folder(const char* name) {
+    std::string dir = testing::TempDir() + "lora_" + name;
+    std::filesystem::remove_all(dir);
+    std::filesystem::create_directories(dir);
+    return dir;
+}
+
+TEST(Lora, ThePackedBaseTakesTheGridThatAFileHas) {
+    for (const char* weights : {"int4:g32:asym", "int3:tensor", "nf4:g32:dq", "nvfp4"}) {
+        Model full, frozen, measured;
+        tiny_model(full, weights, Device(), false, 0.0, true);
+        std::string dir = scratch_folder("grid");
+        for (QuantizedTensor& t : full.quantized)
+            for (int64_t g = 0; g < t.groups; g++)
+                if (full.quantizer.spec.format == QuantFormat::integer)
+                    t.grid[g].scale = quant_round_scale(0.7f * t.grid[g].scale);
+                else t.grid[g].scale *= 0.5f, t.grid[g].zero *= 0.5f;  // dq: zero has the scale before
+        if (full.scale_floats.size)
+            for (QuantizedTensor& t : full.quantized)
+                if (full.quantizer.spec.format == QuantFormat::nvfp4) t.state.tensor[0] *= 2.0f;
+        for (QuantizedTensor& t : full.quantized) t.given = true;
+        full.scale_mode = ScaleMode::frozen;
+        model_refresh(full);
+        quantizer_save(full, dir);
+        Model loaded;
+        tiny_model(loaded, weights, Device(), false, 0.0, true, dir);
+        tiny_model(frozen, weights, Device(), false, 0.0, false, dir);
+        tiny_model(measured, weights, Device());
+        frozen.lora.enabled = measured.lora.enabled = false;
+        EXPECT_TRUE(same_bits(logps_of(loaded), logps_of(frozen))) << weights;
+        EXPECT_FALSE(same_bits(logps_of(measured), logps_of(frozen))) << weights;
+        std::filesystem::remove_all(dir);
+    }
 }
 
 #if defined(PRECISION_FP32)
@@ -566,13 +601,6 @@ TEST(L4Q, GradientsAreThoseOfTheQuantizedSumWhereItIsNotClipped) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // files
-
-static std::string scratch_folder(const char* name) {
-    std::string dir = testing::TempDir() + "lora_" + name;
-    std::filesystem::remove_all(dir);
-    std::filesystem::create_directories(dir);
-    return dir;
-}
 
 TEST(Peft, WhatIsSavedIsWhatWasRead) {
     for (std::string name : {"qwen2", "qwen3"}) {
