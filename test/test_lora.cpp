@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 #include "../formats/checkpoint.h"
+#include "../formats/merged_adapter.h"
 #include "../grpo.cuh"
 #include "operator_test.h"
 #include "test_device.h"
