@@ -544,7 +544,13 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     int i = 0;
     while (b.sources.part[i].codes) i++;
     quantized_source(b.sources.part[i], qt, q);
-    if (part.row0 + t.rows == shape.rows) quantized_weight_pack(m.base[t.layer][part.product], b.sources, dev);
+    if (part.row0 + t.rows == shape.rows) {
+        QuantizedWeight& w = m.base[t.layer][part.product];
+        if (!quantized_fit_scales(w, b.sources, dev))
+            fail("%s: the scales of its file are neither bf16 nor fp16 numbers, as --weights %s stores them; choose "
+                 "another quantizer, which measures its own", t.name.c_str(), quantizer_text(q).c_str());
+        quantized_weight_pack(w, b.sources, dev);
+    }
     device_synchronize(dev);
 }
 

@@ -104,7 +104,17 @@ inline void check_device_takes_model(const Session& s) {
 
 // A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
 inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
-    if (is_gguf_path(o.model)) return;
+    if (is_gguf_path(o.model)) {
+        Quantizer own, asked = quantizer_parse(o.weights, "weights");
+        if (!gguf_quantizer(gguf_open(o.model), config, &own).empty() || !own.spec.symmetric) return;
+        const std::string text = quantizer_text(own);
+        if (!o.given("weights"))
+            fprintf(stderr, "note: %s: dequantized; --weights %s --qat_scale static keeps its codes and scales\n",
+                    o.model.c_str(), text.c_str());
+        else if (same_codes(own, asked) && o.qat_scale == "static")
+            fprintf(stderr, "note: %s: read as --weights %s with the file's own scales\n", o.model.c_str(), text.c_str());
+        return;
+    }
     const std::string grids = o.model + "/quantizer.safetensors";
     if (!o.given("weights") && file_exists(grids)) {
         o.weights = st_open(grids).metadata["quantizer"];

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 #include "../model.cuh"
-#include "gguf.h"
+#include "gguf_grid.h"
 #include "hf_config.h"
 #include "quantized_model.h"
 #include "quantizer_file.h"
@@ -54,7 +54,8 @@ struct ModelFile {
     GgufFile gguf;  // one of the two
     SafetensorsSet set;
     QuantizedFolder folder;
-    bool tied = false;  // its head is its embedding
+    Quantizer gguf_quantizer;  // that all its linears share; off: none
+    bool tied = false;         // its head is its embedding
 };
 
 inline ModelFile model_file_open(const std::string& path) {
@@ -67,13 +68,29 @@ inline ModelFile model_file_open(const std::string& path) {
         f.set = st_open_folder(path);
         f.folder = quantized_folder(path);
     }
-    f.tied = model_config(path).tie_word_embeddings;
+    const ModelConfig config = model_config(path);
+    f.tied = config.tie_word_embeddings;
+    if (is_gguf_path(path) && !gguf_quantizer(f.gguf, config, &f.gguf_quantizer).empty()) f.gguf_quantizer = Quantizer();
     return f;
 }
 
 // the name of t in the file: a model may be loaded untied, and its head is then what the file ties it to
 inline std::string model_file_name(const ModelFile& f, const ParamTensor& t) {
     return t.kind == ParamKind::head && f.tied ? "model.embed_tokens.weight" : t.name;
+}
+
+// the codes and grid of a linear of a GGUF file; false: it has none (such as Q4_1's with a minimum off the grid)
+inline bool gguf_linear(const ModelFile& f, const ModelConfig& config, const ParamTensor& t, QuantizedLinear* l) {
+    GgufGrid g;
+    if (!f.gguf_quantizer.on() || t.kind != ParamKind::linear) return false;
+    if (!gguf_read_grid(f.gguf, config, t.name, t.rows, t.cols, &g).empty()) return false;
+    l->name = module_name(t);
+    l->rows = t.rows, l->cols = t.cols;
+    l->quantizer = f.gguf_quantizer;
+    l->codes = std::move(g.codes), l->grid = std::move(g.grid);
+    if (g.spec.format == QuantFormat::nvfp4)
+        l->tensor_scale = 1.0f / gguf_nvfp4_tensor_scale(l->grid.data(), (int64_t)l->grid.size());
+    return true;
 }
 
 // the numbers of a tensor -> to [count]; what quantized ones stand for. true: l has its codes and grid
@@ -83,6 +100,7 @@ inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const
     const std::string name = model_file_name(f, t);
     if (is_gguf_path(f.path)) {
         gguf_read_parameter(f.gguf, config, name, param_shape(t), to);
+        quantized = gguf_linear(f, config, t, l);
     } else if ((quantized = quantized_folder_read(f.folder, f.set, t, l))) {
         quantized_linear_values(*l, to);
     } else {

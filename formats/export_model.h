@@ -56,7 +56,8 @@ inline ExportSource export_source(const ModelFile& f, const ModelConfig& config,
     }
     s.quantized = [&f, config, q, which, asym](const ParamTensor& t, QuantizedLinear* l) {
         if (!q.on()) {
-            bool found = quantized_folder_read(f.folder, f.set, t, l);
+            bool found = is_gguf_path(f.path) ? gguf_linear(f, config, t, l)
+                                              : quantized_folder_read(f.folder, f.set, t, l);
             if (found && asym) quantized_linear_to_asym(*l);
             return found;
         }

@@ -293,22 +293,3 @@ inline std::string gguf_quantizer(const GgufFile& f, const ModelConfig& c, Quant
     q->group = (int)gguf_scale_block(*type);
     return q->enabled ? "" : format("%s: its linears have type %s, which is no grid", f.path.c_str(), type->name);
 }
-
-// Gives a model its file's own scales and codes, to be kept (ScaleMode::frozen) while the weights train or rest. After
-// model_quantize(m, gguf_quantizer's, ...) and model_load_weights, before model_refresh.
-inline void gguf_take_grids(Model& m, const GgufFile& f) {
-    m.scale_mode = ScaleMode::frozen;
-    for (QuantizedTensor& q : m.quantized) {
-        GgufGrid g;
-        std::string why = gguf_read_grid(f, m.config, q.name, q.rows, q.cols, &g);
-        if (why.empty() && (g.group != q.group || g.spec.format != m.quantizer.spec.format ||
-                            g.spec.bits != m.quantizer.spec.bits || g.spec.symmetric != m.quantizer.spec.symmetric))
-            why = format("tensor %s is not %s", q.name.c_str(), quantizer_text(m.quantizer).c_str());
-        if (!why.empty()) fail("%s: %s; its scales cannot be kept", f.path.c_str(), why.c_str());
-        copy_to_device(q.grid, g.grid.data(), g.grid.size() * sizeof(Grid), m.dev);
-        if (q.codes) copy_to_device(q.codes, g.codes.data(), g.codes.size(), m.dev);
-        if (q.initial) copy_to_device(q.initial, g.codes.data(), g.codes.size(), m.dev);
-        device_synchronize(m.dev);  // g goes
-        q.measured = true;
-    }
-}

@@ -194,7 +194,7 @@ inline GgufTypes gguf_parse_types(const std::string& text, bool quantized) {
         const GgufType* t = gguf_type(name);
         if (!t || t->file_type < 0)
             fail_usage(
-                "GGUF type '%s': '%s' is not one of auto, %s (example: Q4_0, or Q4_0:Q8_0 with the type of "
+                "GGUF type %s: '%s' is not one of auto, %s (example: Q4_0, or Q4_0:Q8_0 with the type of "
                 "embedding and head)",
                 shown(text).c_str(), name.c_str(), gguf_written_types().c_str());
         return t;
@@ -256,7 +256,7 @@ inline void gguf_write_tensor(AtomicFile& file, const Model& m, const ParamTenso
                               const GgufType& type) {
     const int heads = gguf_permuted_heads(m.config, p.name);
     const int64_t head_dim = heads > 0 ? p.rows / heads : 1;
-    // about a million numbers, whole heads, and whole groups where one is shared by several rows
+    // about a million numbers, in whole heads
     int64_t step = std::max<int64_t>(1, (1 << 20) / p.cols / head_dim) * head_dim;
     std::vector<Grid> grid;
     std::vector<uint8_t> blocks;

@@ -2,11 +2,9 @@
 // numbers of a head (kernels/quant_format.cuh has the formats).
 //
 //   kv_quantize   out = floatX(Q(x)), and the codes of Q(x) go to the cache row that writes[t] names
-//   with a bias   out = floatX(Q(x) + b): K is quantized before Qwen2's bias of some hundreds is added to it, since
-//   such
-//                 a column would take the whole range of the head (pre-bias keys; KVQuant, arXiv 2401.18079, section
-//                 3.1 is the same for RoPE). A read adds b and rotates, at the position that the row has in its
-//                 sequence.
+//   with a bias   out = floatX(Q(x) + b): a column of Qwen2's large bias of k would take the range of its head, so that
+//                 keys may be quantized before it is added, and before RoPE (KVQuant, arXiv 2401.18079, section 3.2).
+//                 A read adds b and rotates, at the position that the row has in its sequence.
 //
 // A scale is that of one token alone, so neither the batch nor the other tokens change a number. Trainer and prefill
 // attend to `out`, decode to what it reads from the codes: the same bits (kv_value), and the ratio of step 0 is 1. The

@@ -12,9 +12,9 @@
 //   ternary    Q(w) = q s, q = clamp(rint(w/s), -1, 1), s = mean |w|       (BitNet b1.58, arXiv 2402.17764, eq. 1-3)
 //   nf4        Q(w) = nf4[code] s, s = amax                                (QLoRA, arXiv 2305.14314)
 //   fp8        Q(w) = e4m3(w/s) s, s = amax/448; or e5m2, amax/57344      (arXiv 2209.05433)
-//   mxfp8      e4m3, s = 2^(floor(log2 amax) - 8), blocks of 32            (OCP Microscaling 1.0; arXiv 2310.10537)
-//   mxfp4      e2m1, s = 2^(floor(log2 amax') - 2), amax' = amax, or the next power of two if its significand is at
-//              least 1.75 (compressed-tensors; torchao's EVEN), blocks of 32
+//   mxfp8      e4m3, s = 2^(floor(log2 amax') - 8), blocks of 32            (OCP Microscaling 1.0; arXiv 2310.10537)
+//   mxfp4      e2m1, s = 2^(floor(log2 amax') - 2), blocks of 32; amax' = amax, or the next power of two if its
+//              significand is at least 1.75 (compressed-tensors; torchao's EVEN at 4 bits): nothing lies above 448 s
 //   nvfp4      e2m1, s = e4m3(amax_block t / 6) / t, t = 448 * 6 / amax_tensor, blocks of 16
 //
 // Integer and ternary scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16 containers hold
@@ -84,8 +84,9 @@ HOST_DEVICE float quant_round_scale(float s) {
     return size >= QUANT_LEAST_SCALE ? s : s < 0.0f ? -QUANT_LEAST_SCALE : QUANT_LEAST_SCALE;
 }
 
-// nvfp4's t: the largest number becomes the largest scale times the largest code
-HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 2688.0f / amax : 1.0f; }
+// nvfp4's t: the largest number becomes the largest scale times the largest code. A product with the reciprocal, as
+// torch divides a number by a tensor
+HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 1.0f / amax * 2688.0f : 1.0f; }
 
 // The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: nvfp4's t, else ignored. For rule mse this
 // is where the search begins (shrink 1); for ternary, max is the mean of |w|.
@@ -105,11 +106,11 @@ HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scal
         case QuantFormat::mxfp4: {
             uint32_t u = float_bits(amax);
             int e = (int)(u >> 23) - 127;
-            if (q.format == QuantFormat::mxfp4) e += (u & 0x7FFFFFu) >= 0x600000u;
+            e += (u & 0x7FFFFFu) >= 0x600000u;
             return Grid{quant_power_of_two(e - (q.format == QuantFormat::mxfp8 ? 8 : 2)), 0.0f};
         }
         case QuantFormat::nvfp4: {
-            float local = e4m3_bits_to_float(float_to_e4m3_bits(tensor_scale * amax / 6.0f));
+            float local = e4m3_bits_to_float(float_to_e4m3_bits(tensor_scale * (amax / 6.0f)));
             return Grid{(local > 0.0f ? local : 0.125f) / tensor_scale, 0.0f};
         }
         case QuantFormat::range:  // no format: measures the two ends

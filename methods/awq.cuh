@@ -6,8 +6,10 @@
 //           s at least 1e-4, s /= sqrt(max s min s); or no scaling.  Chosen: the least  || X (Q(W s)/s - W)^T ||^2
 //   apply   W_j *= s_j; a norm's weight, or a row of the linear before, /= s_j:
 //             input norm -> q,k,v    post-attention norm -> gate,up    up -> down    v -> o (only if NH = NKV)
-//   clip    w to [-c a, c a] within a group of largest size a, c = 1, 0.95 ... 0.55, whichever has the least
-//           || X_g (Q(clip(w)) - w)^T ||^2 over at most 512 tokens; not q and k, whose products meet in the softmax
+//   clip    w to [-c a, c a] within a group of largest size a, c = 1, 0.975 ... 0.525, whichever has the least
+//           || X_g (Q(clip(w)) - w)^T ||^2 over at most 512 tokens; not q and k, whose products meet in the softmax.
+//           AutoAWQ's steps are twice as wide. Of an asymmetric grid over [-c a, c a] the zero point is a tie, which a
+//           scale rounded to bf16 breaks to either side; the finer steps more than make up for what that costs
 //
 // The error is that of the products themselves. AutoAWQ takes it after attention for q,k,v and after the MLP for gate
 // and up; here each output of q, k and v counts alike. With G = X^T X an error is the sum of d G d over the rows d of a
@@ -27,7 +29,7 @@
 struct AwqConfig {
     bool scale = true, clip = true;
     int ratios = 20;
-    int clip_steps = 10;           // of 0.05
+    int clip_steps = 20;           // from 1 down to 1/2
     int64_t search_tokens = 1024;  // for scales, where a product has more inputs than this or than there are tokens
     int64_t clip_tokens = 512;
 };
@@ -231,7 +233,7 @@ inline void awq_clip(float* w, int64_t rows, int64_t cols, const float* x, int64
         std::fill(gram.begin(), gram.end(), 0.0f);
         gemm_tn(gram.data(), xg.data(), xg.data(), used, group, group);
         for (int i = 0; i < config.clip_steps; i++) {
-            float c = (float)(1.0 - i * 0.05);
+            float c = (float)(1.0 - 0.5 * i / config.clip_steps);
 #pragma omp parallel
             {
                 std::vector<float> clipped(group);

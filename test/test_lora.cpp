@@ -10,6 +10,7 @@
 #include <vector>
 #include "../formats/checkpoint.h"
 #include "../formats/merged_adapter.h"
+#include "../formats/peft.h"
 #include "../grpo.cuh"
 #include "operator_test.h"
 #include "test_device.h"

@@ -1,8 +1,10 @@
 // Quantizers: their texts, their loops against float64 restatements, the kernels against the loops bit for bit, the
 // grids of the packages that made test/golden/quantizers.json, and the gradients.
 #include "operator_test.h"
+#include <nlohmann/json.hpp>
 #include "../kernels/adamw.cuh"
 #include "../quant.cuh"
+#include "../runtime/file_io.h"
 
 // one rounding to floatX, relative
 static constexpr double ULP = sizeof(floatX) == 2 ? 1.0 / 256 : 1.0 / (1 << 23);
@@ -524,12 +526,11 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
                     s = amax / 57344;
                     break;
                 case QuantFormat::mxfp8:
-                    s = amax > 0 ? std::exp2(std::floor(std::log2(amax)) - 8) : grid[k].scale, tolerance = 0;
-                    break;
                 case QuantFormat::mxfp4: {
                     double e = amax > 0 ? std::floor(std::log2(amax)) : 0;
                     if (amax >= 1.75 * std::exp2(e)) e++;
-                    s = amax > 0 ? std::exp2(e - 2) : grid[k].scale, tolerance = 0;
+                    s = amax > 0 ? std::exp2(e - (q.format == QuantFormat::mxfp8 ? 8 : 2)) : grid[k].scale,
+                    tolerance = 0;
                     break;
                 }
                 case QuantFormat::nvfp4:
@@ -933,6 +934,87 @@ TEST(LearnedScale, RefusedWhereItMakesNoSense) {
     EXPECT_FALSE(refused("int4:g32:asym", LearnedScale::lsq_offset, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lwc, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lsq, true));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the real packages: test/make_golden_quantizers.py, where it is said how their conventions differ
+
+static std::string fnv(const void* data, size_t bytes) {
+    uint64_t h = 0xCBF29CE484222325ull;
+    for (size_t i = 0; i < bytes; i++) h = (h ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001B3ull;
+    return format("%016llx", (unsigned long long)h);
+}
+
+static std::vector<float> golden_weights(const std::string& made, int64_t rows, int64_t cols, const TestTensor& x) {
+    std::vector<float> w(rows * cols);
+    uint32_t state = 1;
+    for (float& v : w) {
+        state = 1664525u * state + 1013904223u;
+        v = (float)((int)(state >> 8) - (1 << 23)) * std::exp2(-24.0f);
+    }
+    if (made == "plain") {
+        for (int64_t i = 0; i < rows * cols; i++) w[i] = w[i] * 0.125f * std::exp2(-(float)(i / cols % 5));
+        return w;
+    }
+    const int bits = x.q.spec.bits;
+    const float levels = (float)((1 << bits) - 1), k = std::exp2((float)bits - 2);
+    for (int64_t g = 0; g < x.t.groups; g++) {
+        float s = std::exp2(-(float)(5 + g % 3)) * (made == "on_grid2" ? 1.0f : 1 + (float)(g % 8) / 8);
+        for (int64_t i = 0; i < x.t.group; i++) {
+            float& v = w[g * x.t.group + i];
+            if (x.q.spec.symmetric) {
+                v = i == 0 ? -levels / 2 : v * levels;
+            } else {
+                volatile float shifted = (v + 0.5f) * levels;  // rounded before k is taken away, as numpy does
+                v = i == 0 ? -k : i == 1 ? levels - k : shifted - k;
+            }
+            v *= s;
+        }
+    }
+    return w;
+}
+
+TEST(Golden, ScalesAndCodesAreThoseOfThePackages) {
+    nlohmann::json all = nlohmann::json::parse(read_file("test/golden/quantizers.json"));
+    EXPECT_GE(all["cases"].size(), 18u);
+    for (const nlohmann::json& c : all["cases"]) {
+        const std::string text = c["text"], what = c["package"].get<std::string>() + " " + text;
+        const int64_t rows = c["rows"], cols = c["cols"];
+        TestTensor shape(text, rows, cols, std::vector<float>(rows * cols), CPU);
+        std::vector<float> w = golden_weights(c["made"], rows, cols, shape);
+        ASSERT_EQ(fnv(w.data(), w.size() * sizeof(float)), c["weights"].get<std::string>())
+            << what << ": other weights";
+        TestTensor x(text, rows, cols, w, CPU);
+        x.refresh(ScaleMode::dynamic);
+        std::vector<int8_t> codes = x.codes.get();
+        std::vector<float> scales;
+        const std::vector<Grid> grid = x.grid.get();
+        for (int64_t g = 0; g < x.t.groups; g++)  // one of each tile
+            if (!x.t.tiles || g / x.t.tiles % QUANT_TILE == 0) scales.push_back(grid[g].scale);
+        for (size_t i = 0; i < c["first_scales"].size(); i++)
+            EXPECT_EQ(scales[i], c["first_scales"][i].get<float>()) << what << ", scale " << i;
+        for (size_t i = 0; i < c["first_codes"].size(); i++)
+            EXPECT_EQ((int)codes[i], c["first_codes"][i].get<int>()) << what << ", code " << i;
+        EXPECT_EQ(fnv(scales.data(), scales.size() * sizeof(float)), c["scales"].get<std::string>()) << what;
+        EXPECT_EQ(fnv(codes.data(), codes.size()), c["codes"].get<std::string>()) << what;
+        for (size_t i = 0; c.contains("first_zeros") && i < c["first_zeros"].size(); i++)
+            EXPECT_EQ(grid[i].zero - (float)(1 << (x.q.spec.bits - 1)), c["first_zeros"][i].get<float>()) << what;
+        if (c.contains("tensor_scale")) { EXPECT_EQ(*x.t.state.tensor, c["tensor_scale"].get<float>()) << what; }
+        if (!c.contains("nested")) continue;
+        const nlohmann::json& nested = c["nested"];
+        DynamicMap map = dynamic_map();
+        EXPECT_EQ(fnv(map.value, sizeof(map.value)), nested["map"].get<std::string>());
+        EXPECT_EQ(*x.t.state.tensor, nested["offset"].get<float>());
+        float theirs = nested["torch_offset"];  // within an ulp
+        EXPECT_TRUE(theirs >= std::nextafter(*x.t.state.tensor, 0.0f) &&
+                    theirs <= std::nextafter(*x.t.state.tensor, 1.0f));
+        ASSERT_EQ(nested["absmax"].size(), (size_t)CEIL_DIV(x.t.groups, QUANT_NESTED));
+        for (size_t i = 0; i < nested["absmax"].size(); i++)
+            EXPECT_EQ(x.t.state.absmax[i], nested["absmax"][i].get<float>()) << "block " << i;
+        for (size_t i = 0; i < nested["first_codes"].size(); i++)
+            EXPECT_EQ((int)x.t.state.codes[i], nested["first_codes"][i].get<int>()) << "scale " << i;
+        EXPECT_EQ(fnv(x.t.state.codes, x.t.groups), nested["codes"].get<std::string>());
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

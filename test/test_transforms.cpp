@@ -475,13 +475,13 @@ TEST(Awq, ClippingKeepsWhatActivationsWeigh) {
         return sum;
     };
     for (int64_t r = 0; r < rows; r++) {
-        // the least of the ten
+        // the least of the twenty
         double least = INFINITY;
-        for (int i = 0; i < 10; i++) {
+        for (int i = 0; i < 20; i++) {
             std::vector<float> c = old;
             float amax = 0;
             for (int64_t j = 0; j < cols; j++) amax = std::fmax(amax, std::fabs(old[r * cols + j]));
-            float most = amax * (float)(1.0 - 0.05 * i);
+            float most = amax * (float)(1.0 - 0.025 * i);
             for (float& v : c) v = std::fmin(std::fmax(v, -most), most);
             least = std::fmin(least, error(c, r));
         }
