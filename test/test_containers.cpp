@@ -5,7 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include "../formats/checkpoint.h"
+#include "../formats/export_model.h"
 #include "../runtime/options.h"
 
 namespace fs = std::filesystem;
@@ -238,7 +238,7 @@ TEST(Export, EveryFormatKeepsQOfWToTheBit) {
             Model m, again;
             small_model(m, c.quantizer, c.which, ScaleMode::dynamic);
             TempDir d;
-            ExportSummary r = save_quantized(m, d.path, format, nothing);
+            ExportSummary r = save_quantized(m, d.path, format, "", nothing);
             EXPECT_EQ(r.linears, (int)m.quantized.size());
             load_stored(again, d.path);
             if (HasFatalFailure()) return;
@@ -280,7 +280,7 @@ TEST(Export, GridsThatAreWrittenAsAnother) {
         Model m, again;
         small_model(m, c.quantizer, "all", ScaleMode::dynamic);
         TempDir d;
-        save_quantized(m, d.path, c.format, nothing);
+        save_quantized(m, d.path, c.format, "", nothing);
         load_stored(again, d.path);
         EXPECT_EQ(quantizer_text(again.quantizer), c.as);
         for (size_t i = 0; i < m.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << i;
@@ -291,7 +291,7 @@ TEST(Export, PlainFoldersHoldTheQuantizedNumbers) {
     Model m, again;
     small_model(m, "int4:g32:sym", "all", ScaleMode::dynamic);
     TempDir d;
-    save_quantized(m, d.path, "hf", nothing);
+    save_quantized(m, d.path, "hf", "", nothing);
     model_load(again, d.path);
     model_refresh(again);
     for (size_t i = 0; i < m.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << i;
@@ -304,7 +304,7 @@ TEST(Export, AFrozenGridIsNotMeasuredAgain) {
     for (size_t i = 0; i < m.num_params; i++) m.master.data[i] *= 0.5f;
     model_refresh(m);
     TempDir d;
-    save_quantized(m, d.path, "auto", nothing);
+    save_quantized(m, d.path, "", "", nothing);
     load_stored(again, d.path);
     for (const QuantizedTensor& q : m.quantized)
         for (int64_t i = q.offset; i < (int64_t)q.offset + q.rows * q.cols; i++)
@@ -315,7 +315,7 @@ TEST(Export, AnotherQuantizerIsMeasuredFromTheDequantizedWeights) {
     Model m, plain, again;
     small_model(m, "int8:channel", "all", ScaleMode::dynamic);
     TempDir d, e;
-    save_quantized(m, d.path, "compressed-tensors", nothing);
+    save_quantized(m, d.path, "compressed-tensors", "", nothing);
     ModelFile file = model_file_open(d.path);
     export_folder(export_source(file, model_config(d.path), quantizer_parse("int4:g32", "weights"), "all"), e.path,
                   "gptq", "bfloat16", nothing);
@@ -378,10 +378,10 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
     Model m;
     small_model(m, "none", "all", ScaleMode::dynamic);
     TempDir d;
-    expect_has(error_of([&] { save_quantized(m, d.path, "gptq", nothing); }), "no linear is quantized");
+    expect_has(error_of([&] { save_quantized(m, d.path, "gptq", "", nothing); }), "no linear is quantized");
     EXPECT_FALSE(fs::exists(d.path));
     EXPECT_FALSE(fs::exists(d.path + ".tmp"));
-    expect_has(error_of([&] { save_quantized(m, d.path, "exl2", nothing); }), "exl2");
+    expect_has(error_of([&] { save_quantized(m, d.path, "exl2", "", nothing); }), "exl2");
 }
 
 // scales of which t is not the tensor's, and double quantization whose state is another's: refused, and kept as they
@@ -394,7 +394,7 @@ TEST(Export, GridsFromOutsideHaveNoState) {
     quantized_tensor_set_grid(m.quantized[3], m.quantizer, grid.data(), m.dev);
     model_refresh(m);
     TempDir d, e;
-    expect_has(error_of([&] { save_quantized(m, d.path, "auto", nothing); }), m.quantized[3].name.substr(0, 30));
+    expect_has(error_of([&] { save_quantized(m, d.path, "", "", nothing); }), m.quantized[3].name.substr(0, 30));
 
     Model nf4;
     small_model(nf4, "nf4:dq", "all", ScaleMode::frozen);
@@ -402,7 +402,7 @@ TEST(Export, GridsFromOutsideHaveNoState) {
     grid[5] = Grid{grid[5].scale * 1.5f, 0.0f};
     quantized_tensor_set_grid(nf4.quantized[3], nf4.quantizer, grid.data(), nf4.dev);
     model_refresh(nf4);
-    save_quantized(nf4, e.path, "auto", nothing);
+    save_quantized(nf4, e.path, "", "", nothing);
     load_stored(again, e.path);
     for (size_t i = 0; i < nf4.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)nf4.work.data[i]) << i;
 }
