@@ -61,11 +61,14 @@ inline void adapted_projection_backward(const Model& m, float* adapters, floatX*
         matmul_tn(l.dweight.data, C, dout + t.row0, OC, x, C, T, t.rows, C, m.dev);
         size_t offset = (size_t)(weight - m.work.data) + (size_t)(t.row0 * C);
         lora_combine(l, l.combined.data, m.master.data + offset, t, m.dev);
-        for (QuantizedTensor q : m.quantized) {
+        for (size_t j = 0; j < m.quantized.size(); j++) {
+            QuantizedTensor q = m.quantized[j];
             if (q.offset != offset || !m.quantize) continue;
             q.master = l.combined.data;
             q.grad = l.dweight.data;
-            quantized_tensor_backward(q, m.quantizer, SteRule::clip, m.dev);
+            QuantNoise noise = m.noise;
+            noise.tensor = (uint32_t)j;
+            quantized_tensor_backward(q, m.quantizer, SteRule::clip, m.dev, m.scale_mode, m.learned_scale, noise);
         }
         lora_inside_backward(l, adapters, l.dweight.data, t, m.dev);
     }

@@ -86,11 +86,11 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
             t.g.adapters = t.grads.data;
             t.g.norm = layer.ln1 = layer.ln2 = layer.q_norm = layer.k_norm = t.unwanted.data;
             t.g.layers.assign(m.L(), layer);
-            return;
+        } else {
+            t.g = model_views(m, t.grads.data);
+            for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + q.offset;
         }
-        t.g = model_views(m, t.grads.data);
         for (QuantizedTensor& q : m.quantized) {
-            q.grad = t.grads.data + q.offset;
             if (!m.learned.size) continue;
             q.learned.da = t.scale_grads.data + (q.learned.a - m.learned.data);
             q.learned.db = q.learned.da + q.groups;
@@ -250,5 +250,6 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
         r.flip_total = code_flip_rate(m, true);
     }
     set_zero(t.grads.data, t.grads.bytes(), m.dev);
+    set_zero(t.scale_grads.data, t.scale_grads.bytes(), m.dev);
     return r;
 }

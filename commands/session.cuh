@@ -192,6 +192,8 @@ inline void session_open(Session& s) {
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
         s.m.config = model_config(s.o.model);
         session_stored_quantizer(s.o, s.m.config);
+        if (s.o.lora_r > 0 && !s.o.given("weights") && s.o.weights == "none" && !s.o.lora_inside_quantizer)
+            s.o.weights = "nf4:g64:dq";  // QLoRA (arXiv 2305.14314)
     }
     check_device_takes_model(s);
     check_weights(s.m.config, s.o);
@@ -248,15 +250,15 @@ inline LoraConfig lora_from_options(const Session& s) {
     if (c.inside_quantizer && o.weights == "none")
         fail_usage("--lora_inside_quantizer needs a quantizer: give --weights, such as int4:g32:sym");
     // a frozen base is quantized once, and nothing is trained through its quantizer
-    const char* flag = o.qat_scale != normal.qat_scale && (!c.inside_quantizer || o.qat_scale == "learned") ? "qat_scale"
-                       : !c.inside_quantizer && o.ste != normal.ste                                        ? "ste"
-                       : !c.inside_quantizer && o.rounding != normal.rounding                              ? "rounding"
-                                                                                                           : nullptr;
+    const char* flag = c.inside_quantizer             ? nullptr
+                       : o.qat_scale != normal.qat_scale ? "qat_scale"
+                       : o.ste != normal.ste             ? "ste"
+                       : o.rounding != normal.rounding   ? "rounding"
+                                                         : nullptr;
     if (flag)
-        fail_usage("--%s: %s; leave it out", flag,
-                   c.inside_quantizer ? "the scales of a quantizer with an adapter inside are measured, not learned"
-                                      : "the base is frozen and quantized once (--lora_inside_quantizer would train "
-                                        "through its quantizer)");
+        fail_usage("--%s: the base is frozen and quantized once (--lora_inside_quantizer would train through its "
+                   "quantizer); leave it out",
+                   flag);
     return c;
 }
 
@@ -293,7 +295,10 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     if (s.m.dev.cuda) {
         size_t decode = attention_decode_scratch(o.rollout_batch, o.max_prompt_length + o.max_completion_length,
                                                  s.m.NH(), s.m.HD());
-        s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float);
+        size_t base = 0;  // a product of a packed base is expanded whole for the gradient of its inputs
+        for (const ProductShape& p : product_shapes(s.m))
+            base = std::max(base, s.m.frozen && q.on() ? (size_t)(p.rows * p.cols) * sizeof(floatX) : 0);
+        s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float) + base;
         arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), s.m.dev.scratch->size,
                   "scratch of operators", "lower --rollout_batch");
     }
@@ -311,8 +316,9 @@ inline void session_load_adapter(Session& s) {
 inline void session_load_weights(Session& s) {
     bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
     auto grids = [&] {
-        if (!measured && quantizer_load(s.m, s.o.model))
-            fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", s.o.model.c_str());
+        const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
+        if (!measured && quantizer_load(s.m, folder))
+            fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", folder.c_str());
     };
     if (s.embedded_model) {
         model_init_random(s.m, s.o.seed);
@@ -497,6 +503,7 @@ inline void session_save(const Session& s, const std::string& dir) {
     }
     replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
+        if (s.m.lora.inside()) quantizer_save(s.m, folder);  // the grid of weights and adapters together
         tokenizer(folder);
     });
     if (!s.o.merge_adapter) return;

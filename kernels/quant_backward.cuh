@@ -127,7 +127,7 @@ inline void learned_backward_cpu(float* dw,             // [groups, group]
         float S = 0.0f, O = 0.0f;
         for (int64_t i = g * pieces; i < (g + 1) * pieces; i++) S += sums[2 * i], O += sums[2 * i + 1];
         LearnedGradient d = learned_gradient(q, kind, S, O, grid[g], p.a[g], p.b[g], p.range ? p.range[g] : Grid(), h);
-        p.da[g] = d.a, p.db[g] = d.b;
+        p.da[g] += d.a, p.db[g] += d.b;
     }
 }
 
@@ -172,7 +172,7 @@ __global__ void learned_gradient_kernel(LearnedGrid p, const float* sums, const 
     for (int64_t i = g * pieces; i < (g + 1) * pieces; i++) S += sums[2 * i], O += sums[2 * i + 1];
     LearnedGradient d =
         learned_gradient(q, kind, S, O, grid[g], p.a[g], p.b[g], p.range ? p.range[g] : Grid{0.0f, 0.0f}, h);
-    p.da[g] = d.a, p.db[g] = d.b;
+    p.da[g] += d.a, p.db[g] += d.b;
 }
 #endif
 
@@ -199,7 +199,7 @@ inline void learned_grid_forward(Grid* grid, const LearnedGrid& p, const float* 
     learned_grid_cpu(grid, p, shape.groups, q, kind, start);
 }
 
-// dw: [groups,group], in place: the gradient of Q(w) becomes that of w; p.da, p.db: [groups] are assigned. noise: the
+// dw: [groups,group], in place: the gradient of Q(w) becomes that of w; p.da, p.db: [groups] accumulate. noise: the
 // forward's
 inline void learned_backward(float* dw, const LearnedGrid& p, const float* w, const Grid* grid,
                              const QuantGroups& shape, QuantSpec q, LearnedScale kind, QuantNoise noise, Device dev) {

@@ -90,7 +90,7 @@ OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE, "tokens o
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
-OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; a quantized model folder's own unless given") \
+OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; unless given, a quantized model folder's own, and nf4:g64:dq under --lora_r") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
@@ -101,7 +101,7 @@ OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding 
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \
-OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base; 0: all weights are trained") \
+OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base (QLoRA's unless --weights says another, such as none); 0: all weights are trained") \
 OPT(double, lora_alpha, 32, "(0, 1000000]", IN_TRAIN, "the adapters count alpha / r times") \
 OPT(double, lora_dropout, 0.0, "[0, 1)", IN_TRAIN, "share of the adapters' inputs that is dropped in training; makes the trainer differ from the sampler") \
 OPT(std::string, lora_target, "all", "{all, q, k, v, o, gate, up, down}", IN_TRAIN, "linear layers that get an adapter") \

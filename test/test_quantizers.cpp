@@ -754,7 +754,7 @@ struct LearnedTensor : TestTensor {
         : TestTensor(c.text, c.rows, c.cols, w, dev),
           kind(c.kind),
           parameters(2 * t.groups, dev),
-          gradients(2 * t.groups, dev),
+          gradients(std::vector<float>(2 * t.groups), dev),  // what accumulates
           grad(d, dev),
           range(t.groups, dev) {
         t.learned.a = parameters.data, t.learned.b = parameters.data + t.groups;
