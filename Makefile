@@ -99,6 +99,8 @@ cuda: $(SOURCES) | check-headers
 ptxas: $(SOURCES) | check-headers
 	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(filter-out -Wall,$(DEFINES))' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
 
+# the fibers take the time, not the arithmetic between them, and -O3 takes twice as long to compile
+train_qrl_simt: OPTIMIZE := $(if $(filter -O3,$(OPTIMIZE)),-O1,$(OPTIMIZE))
 train_qrl_simt: $(SOURCES) $(wildcard test/simt/*) $(STAMP) | check-headers
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(SIMT_FLAGS) $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32) -x c++ train_qrl.cu -o $@ $(LIBS)
 
@@ -140,13 +142,19 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_li
 
 # the tests of test/simt itself
 SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
-TESTS := $(filter-out $(KERNEL_TESTS),$(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp)))
-VARIANTS := test_golden@fp32 test_kernels@fp32 test_grpo@fp32 test_gemm@portable test_packed@portable test_transforms@simt-fp32 \
-            $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt $(t)@simt-fp32) test_grpo@simt \
-            $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS)))
-TEST_BINARIES := $(addprefix $(BUILD)/,$(TESTS) $(VARIANTS))
-SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS)) $(filter %@simt %@simt-fp32,$(VARIANTS)))
-COVERAGE := $(addprefix $(BUILD)/,$(foreach t,$(KERNEL_TESTS),$(t)@simt $(t)@simt-fp32))
+TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
+
+# Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
+# of many. Each can still be built alone: make build/test_golden@simt.
+UNITY_cpu := test_kernels test_golden test_grpo test_projection test_ptq test_transforms test_gguf test_containers test_formats
+UNITY_fp32 := test_kernels test_golden test_grpo
+UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo
+UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
+UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32)
+TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_packed@portable \
+                   $(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS)) $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS))))
+COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
+SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 TEST_FLAGS := -std=c++17 $(OPENMP) $(QUIET) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -166,6 +174,13 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
+
+unity_tests = $(addprefix test/,$(addsuffix .cpp,$(UNITY_$(1))))
+$(BUILD)/test_unity@%: $$(call unity_tests,%) test/unity $(TEST_SOURCES)
+	@mkdir -p $(BUILD)
+	@echo "compiling $@: $(UNITY_$*)"
+	@test/unity $(call unity_tests,$*) >$@.cpp
+	@$(CXX) $(TEST_FLAGS) $(MORE) $@.cpp -o $@ $(TEST_LIBS)
 
 # where there is a GPU, the same tests on it
 $(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)

@@ -118,8 +118,9 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
 
     // the scopes of this format here
     std::string scopes, known = row->scopes;
-    const bool row_wise = weights || (row->format != QuantFormat::ternary && row->format != QuantFormat::nf4);
-    if (!row_wise) refuse(0, "none, int8 ... int2, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4: the formats of activations");
+    if (std::string(flag) == "activations" &&
+        (row->format == QuantFormat::ternary || row->format == QuantFormat::nf4))
+        refuse(0, "none, int8 ... int2, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4: the formats of activations");
     for (const char* s : {"tensor", "channel", "token", "gN", "128x128"}) {
         if (known.find(s) == std::string::npos) continue;
         if (weights ? std::string(s) == "token" : std::string(s) != "token" && std::string(s) != "gN") continue;

@@ -108,7 +108,7 @@ inline std::string gguf_cannot_hold(const GgufType& type, const GridTensor& t) {
 inline void gguf_pack_block(const GgufType& type, QuantSpec spec, const int8_t* codes, const Grid* grid, float scale,
                             uint8_t* b) {
     const uint32_t id = type.id;
-    uint8_t q[256];
+    uint8_t q[256] = {};
     if (id == GGUF_TYPE_MXFP4) {
         for (int j = 0; j < 32; j++) q[j] = (uint8_t)(codes[j] & 15);
         b[0] = (uint8_t)(std::ilogb(grid->scale) + 127);

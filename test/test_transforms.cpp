@@ -250,6 +250,7 @@ TEST(Rotation, ConfigurationsThatCannotBeAreRefused) {
     load(quantized, "llama");
     model_quantize(quantized, quantizer_parse("int4:channel:sym", "weights"), ScaleMode::dynamic, SteRule::identity,
                    "all", false);
+    model_refresh(quantized);
     EXPECT_THROW(rotation_apply(quantized, RotationConfig()), Error);
 }
 
