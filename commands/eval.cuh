@@ -62,7 +62,7 @@ inline int eval_command(Session& s) {
     nlohmann::ordered_json summary;
     summary["command"] = "eval";
     summary["seed"] = o.seed;
-    summary["weights"] = quantizer_text(s.m.quantizer);
+    summary_quantizers(summary, s);
     summary["model"] = o.model;
     if (!text.empty()) summary["log_loss"] = {{"tokens", loss.tokens}, {"mean", loss.mean}};
     if (problems) {
@@ -77,9 +77,9 @@ inline int eval_command(Session& s) {
     close_run_dir(run, summary);
     if (!text.empty())
         printf("log-loss %.4f a token over %lld tokens of %s, weights %s\n", loss.mean, (long long)loss.tokens,
-               o.eval_text.c_str(), quantizer_text(s.m.quantizer).c_str());
+               o.eval_text.c_str(), policy_text(o).c_str());
     if (!problems) return 0;
-    printf("%d problems, weights %s\n", e.n, quantizer_text(s.m.quantizer).c_str());
+    printf("%d problems, weights %s\n", e.n, policy_text(o).c_str());
     printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
     printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
            100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, o.temperature);

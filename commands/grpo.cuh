@@ -102,7 +102,7 @@ inline int grpo_command(Session& s) {
         fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
     if (!o.model.empty() && o.cold_start_loss != Options().cold_start_loss)
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
-    Quantizer quantizer = quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
+    quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     session_open(s);
     Comm comm;
@@ -151,7 +151,7 @@ inline int grpo_command(Session& s) {
     });
     if (session_allocate(s)) return 0;
     const bool flips_counted = !s.m.quantized.empty();         // of a frozen base no code ever changes,
-    const bool full_precision = quantizer.on() && !s.m.frozen;  // and there is nothing but its codes
+    const bool full_precision = (s.m.quantizer.on() || s.m.activations.on()) && !s.m.frozen;  // and there is nothing but its codes
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     RunDir run = session_run_dir(o);
     AppendFile flips_log;
@@ -175,7 +175,7 @@ inline int grpo_command(Session& s) {
     if (!held_out.empty() && !stop_requested()) {
         before = run_eval(s, state, held_out, 0);
         if (full_precision) before_full = run_eval_full_precision(s, state, held_out, 0);
-        print_eval("before", before, full_precision ? &before_full : nullptr, o.weights);
+        print_eval("before", before, full_precision ? &before_full : nullptr, policy_text(o));
         print_samples("before", held_out, before);
     }
 
@@ -297,7 +297,7 @@ inline int grpo_command(Session& s) {
             if (e.n) {
                 j["eval_pass@1"] = e.pass1;
                 j["eval_greedy"] = e.greedy;
-                print_eval(format("step %lld", (long long)step + 1).c_str(), e, nullptr, o.weights);
+                print_eval(format("step %lld", (long long)step + 1).c_str(), e, nullptr, policy_text(o));
             }
         }
         j["step_time"] = wall_seconds() - step_start;
@@ -350,7 +350,7 @@ inline int grpo_command(Session& s) {
         after = run_eval(s, state, held_out, 1u << 30);
         if (full_precision) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
         stopped = stop_requested();
-        print_eval("after", after, full_precision ? &after_full : nullptr, o.weights);
+        print_eval("after", after, full_precision ? &after_full : nullptr, policy_text(o));
         print_samples("after", held_out, after);
     }
     std::string checkpoint = save(step);
@@ -358,7 +358,7 @@ inline int grpo_command(Session& s) {
     nlohmann::ordered_json summary;
     summary["command"] = "grpo";
     summary["seed"] = o.seed;
-    summary["weights"] = quantizer_text(quantizer);
+    summary_quantizers(summary, s);
     summary_lora(summary, s.m);
     summary["model"] = s.embedded_model ? "embedded" : o.model;
     summary["steps"] = step;

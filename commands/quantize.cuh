@@ -151,7 +151,7 @@ inline int quantize_command(Session& s) {
     summary["command"] = "quantize";
     summary["seed"] = o.seed;
     summary["model"] = s.embedded_model ? "embedded" : o.model;
-    summary["weights"] = quantizer_text(quantizer);
+    summary_quantizers(summary, s);
     summary["ptq"] = o.ptq;
     summary["calibration"] = calibrates ? source : "none";
     LogLoss before, after;

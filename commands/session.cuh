@@ -517,6 +517,20 @@ inline void session_save(const Session& s, const std::string& dir) {
     printf("\n");
 }
 
+// what the policy is quantized to, as it is printed
+inline std::string policy_text(const Options& o) {
+    std::string text = o.weights;
+    if (o.activations != "none") text += ", activations " + o.activations;
+    if (o.kv_cache != "none") text += ", KV " + o.kv_cache;
+    return text;
+}
+
+inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s) {
+    summary["weights"] = quantizer_text(s.m.quantizer);
+    summary["activations"] = quantizer_text(s.m.activations, "token");
+    summary["kv_cache"] = quantizer_text(s.m.kv_cache, "token");
+}
+
 inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,
                        const std::string& weights) {
     if (quantized.n == 0) return;  // stopped before it was complete

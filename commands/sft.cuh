@@ -210,7 +210,6 @@ inline int sft_command(Session& s) {
     double start = wall_seconds();
     Options& o = s.o;
     if (o.train_data.empty()) fail_usage("sft needs --train_data: JSONL of prompt and completion, or of text");
-    Quantizer quantizer = quantizer_parse(o.weights, "weights");
     session_open(s);
     std::vector<SftTokens> rows;
     for (const SftExample& e : load_sft(o.train_data)) rows.push_back(sft_tokens(s, e));
@@ -278,19 +277,19 @@ inline int sft_command(Session& s) {
             session_save(s, format("%s/checkpoint-%lld", run.path.c_str(), (long long)step + 1));
         if (o.eval_steps > 0 && (step + 1) % o.eval_steps == 0 && !last && !held_out.empty())
             print_eval(format("step %lld", (long long)step + 1).c_str(),
-                       run_eval(s, state, held_out, (uint32_t)(step + 1)), nullptr, o.weights);
+                       run_eval(s, state, held_out, (uint32_t)(step + 1)), nullptr, policy_text(o));
     }
     if (!held_out.empty() && !stop_requested()) {
         after = run_eval(s, state, held_out, 1u << 30);
-        print_eval("before", before, nullptr, o.weights);
-        print_eval("after", after, nullptr, o.weights);
+        print_eval("before", before, nullptr, policy_text(o));
+        print_eval("after", after, nullptr, policy_text(o));
     }
     std::string checkpoint = format("%s/checkpoint-%lld", run.path.c_str(), (long long)step);
     session_save(s, checkpoint);
     nlohmann::ordered_json summary;
     summary["command"] = "sft";
     summary["seed"] = o.seed;
-    summary["weights"] = quantizer_text(quantizer);
+    summary_quantizers(summary, s);
     summary_lora(summary, s.m);
     summary["model"] = s.embedded_model ? "embedded" : o.model;
     summary["steps"] = step;
