@@ -29,9 +29,9 @@ enum class ParamKind { embedding, head, linear, norm, bias };
 struct ParamTensor {
     std::string name;  // Hugging Face's
     ParamKind kind;
-    int64_t rows, cols;  // a vector is [1, n]
-    size_t offset;       // into master, work, gradients and moments
-    int layer;           // -1 outside the layers
+    int64_t rows, cols;   // a vector is [1, n]
+    size_t offset;        // into master, work, gradients and moments
+    int layer;            // -1 outside the layers
     bool packed = false;  // lies in no array but in the packed codes of a frozen base
     int64_t count() const { return rows * cols; }
 };
@@ -53,8 +53,8 @@ template <class T>
 struct Weights {
     T* embed;  // [V,C]
     std::vector<LayerWeights<T>> layers;
-    T* norm;  // [C]
-    T* head;  // [V,C]; embed when tied
+    T* norm;                // [C]
+    T* head;                // [V,C]; embed when tied
     T* adapters = nullptr;  // gradients of Lora's parameters
 };
 
@@ -79,16 +79,16 @@ struct Model {
     Weights<floatX> w;      // views of work
     RopeTable rope;
     Hadamard rotate_qk, rotate_down;  // online, of q and k after RoPE (R3) and of the input of down (R4)
-    Device dev;  // where the arrays are and the operators run; set before model_allocate
+    Device dev;                       // where the arrays are and the operators run; set before model_allocate
 
     Quantizer quantizer;
     ScaleMode scale_mode = ScaleMode::dynamic;
     SteRule ste = SteRule::identity;
     LearnedScale learned_scale = LearnedScale::lsq;
-    QuantNoise noise;  // stochastic rounding: seed and step; refresh adds the tensor
-    bool quantize = true;  // false: the forward reads the full-precision weights all the same
-    Quantizer activations;                            // of the inputs of the products
-    std::array<bool, 4> activation_products = {};     // which of a layer's products: qkv, o, gate and up, down
+    QuantNoise noise;                              // stochastic rounding: seed and step; refresh adds the tensor
+    bool quantize = true;                          // false: the forward reads the full-precision weights all the same
+    Quantizer activations;                         // of the inputs of the products
+    std::array<bool, 4> activation_products = {};  // which of a layer's products: qkv, o, gate and up, down
     std::vector<QuantizedTensor> quantized;
     Buffer<Grid> grids;             // of the quantized tensors, one after another
     Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
@@ -221,7 +221,8 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
 // Give parameter t its values: fill writes them into host memory, from where they go to wherever the weights are
 // (give_grid: see base_fill)
 typedef std::function<bool(QuantizedTensor&)> GiveGrid;
-inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill, const GiveGrid& give_grid);
+inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
+                      const GiveGrid& give_grid);
 
 inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(float*)>& fill,
                        const GiveGrid& give_grid = nullptr) {
@@ -268,12 +269,15 @@ struct ProductShape {
 };
 inline std::array<ProductShape, 4> product_shapes(const Model& m) {
     int64_t C = m.C(), F = m.F(), q = (int64_t)m.NH() * m.HD(), kv = (int64_t)m.NKV() * m.HD();
-    return {{{q + 2 * kv, C, {q, kv, kv}}, {C, q, {C, 0, 0}}, {2 * F, C, {F, F, 0}}, {C, F, {C, 0, 0}}}};  // qkv, o, gate and up, down
+    return {{{q + 2 * kv, C, {q, kv, kv}},
+             {C, q, {C, 0, 0}},
+             {2 * F, C, {F, F, 0}},
+             {C, F, {C, 0, 0}}}};  // qkv, o, gate and up, down
 }
 
-// Generation reads codes at their own size where reading the weights is what a decode step waits for: on a device (in an
-// fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the linears
-// are beyond what stays in the caches; below, the laid-out working weights are faster.
+// Generation reads codes at their own size where reading the weights is what a decode step waits for: on a device (in
+// an fp32 build the product would unpack them first, so not there), and on the CPU where the working weights of the
+// linears are beyond what stays in the caches; below, the laid-out working weights are faster.
 inline bool generates_from_codes(const Model& m) {
     if (m.frozen) return false;  // it has nothing else
     if (!m.quantizer.on() || m.dev.cuda) return m.quantizer.on() && sizeof(floatX) == 2;
@@ -335,11 +339,13 @@ inline void model_quantize_activations(Model& m, const Quantizer& q, const std::
     static const std::vector<std::string> parts[] = {{"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}};
     for (int p = 0; p < 4; p++) {
         size_t named = 0;
-        for (const std::string& part : parts[p]) named += which == "all" || ("," + which + ",").find("," + part + ",") != which.npos;
+        for (const std::string& part : parts[p])
+            named += which == "all" || ("," + which + ",").find("," + part + ",") != which.npos;
         if (named != 0 && named != parts[p].size())
-            fail_usage("--quantize_layers %s with --activations: %s and its neighbours multiply the same input; name all of "
-                       "q,k,v and all of gate,up, or none",
-                       which.c_str(), parts[p][0].c_str());
+            fail_usage(
+                "--quantize_layers %s with --activations: %s and its neighbours multiply the same input; name all of "
+                "q,k,v and all of gate,up, or none",
+                which.c_str(), parts[p][0].c_str());
         int64_t cols = product_shapes(m)[p].cols;
         if (named && q.scope == QuantScope::group && cols % q.group)
             fail_usage("--activations %s: groups of %d do not divide the %lld inputs of %s; choose a divisor or token",
@@ -407,7 +413,8 @@ inline void model_quantize(Model& m, const Quantizer& q, ScaleMode mode, SteRule
 // what packing reads of a quantized tensor
 inline void quantized_source(QuantizedSource& s, const QuantizedTensor& t, const Quantizer& q) {
     s.codes = t.codes, s.grid = t.grid;
-    s.grid_rows = q.scope == QuantScope::tensor ? t.rows : 1;  // the scale of a 128 x 128 tile stands in each of its rows
+    s.grid_rows =
+        q.scope == QuantScope::tensor ? t.rows : 1;  // the scale of a 128 x 128 tile stands in each of its rows
     s.tensor = t.state.tensor, s.scale_codes = t.state.codes, s.nested = t.state.absmax;
 }
 
@@ -444,7 +451,8 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
     for (ParamTensor& t : m.tensors) {
         t.packed = q.on() && quantizes(which, t);
         if (t.packed && t.layer == 0) named[part_of_product(m, t).product]++;
-        if (t.packed) continue;  // the others keep their order, and those behind another one of their product stay there
+        if (t.packed)
+            continue;  // the others keep their order, and those behind another one of their product stay there
         std::string part = t.kind == ParamKind::linear || t.kind == ParamKind::bias ? linear_part(t) : "";
         if (part != "k" && part != "v" && part != "up") end = (end + 31) / 32 * 32;
         t.offset = end;
@@ -452,8 +460,10 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
     }
     for (int p = 0; p < 4; p++)
         if (named[p] && named[p] != parts[p])
-            fail_usage("--quantize_layers %s: over a frozen base q, k and v are one matrix, and so are gate and up; name "
-                       "all parts of it or none", which.c_str());
+            fail_usage(
+                "--quantize_layers %s: over a frozen base q, k and v are one matrix, and so are gate and up; name "
+                "all parts of it or none",
+                which.c_str());
     m.num_params = (end + 31) / 32 * 32;
     m.work.allocate(m.num_params, "working weights", "", m.dev);
     size_t codes = 0;
@@ -481,10 +491,10 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
 // the memory of one product, while weights are loaded.
 struct BaseLoading {
     std::vector<float> host;
-    Buffer<float> fp32;     // [rows, cols] of the tensor
-    Buffer<floatX> value;   // what its codes stand for
-    Buffer<int8_t> codes;   // [rows, cols] of the product
-    Buffer<Grid> grid;      // of the product's tensors, one after another; so are the two behind their scales
+    Buffer<float> fp32;    // [rows, cols] of the tensor
+    Buffer<floatX> value;  // what its codes stand for
+    Buffer<int8_t> codes;  // [rows, cols] of the product
+    Buffer<Grid> grid;     // of the product's tensors, one after another; so are the two behind their scales
     Buffer<float> scale_floats;
     Buffer<uint8_t> scale_codes;
     Buffer<int64_t> counts;
@@ -547,8 +557,10 @@ inline void base_fill(Model& m, const ParamTensor& t, const std::function<void(f
     if (part.row0 + t.rows == shape.rows) {
         QuantizedWeight& w = m.base[t.layer][part.product];
         if (!quantized_fit_scales(w, b.sources, dev))
-            fail("%s: the scales of its file are neither bf16 nor fp16 numbers, as --weights %s stores them; choose "
-                 "another quantizer, which measures its own", t.name.c_str(), quantizer_text(q).c_str());
+            fail(
+                "%s: the scales of its file are neither bf16 nor fp16 numbers, as --weights %s stores them; choose "
+                "another quantizer, which measures its own",
+                t.name.c_str(), quantizer_text(q).c_str());
         quantized_weight_pack(w, b.sources, dev);
     }
     device_synchronize(dev);
@@ -598,8 +610,8 @@ inline void model_refresh(Model& m) {
     }
 }
 
-// what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if not
-// all of them are quantized
+// what a product's codes are packed from: the quantized tensors that are its rows, which begin at `offset`; false if
+// not all of them are quantized
 inline bool quantized_product(const Model& m, size_t offset, const ProductShape& p, QuantizedSources& from,
                               bool* foreign) {
     int part = 0;

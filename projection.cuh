@@ -33,8 +33,11 @@ inline void projection_forward(const Model& m, floatX* out, const floatX* inp, f
     const floatX* bias = m.k_pre_bias ? m.bias_without_k.data : w.qkv_bias;
     const floatX* x = projection_input(m, quantized, inp, p, T);
     linear_forward(out, x, projection_weight(w, p), p == Projection::qkv ? bias : nullptr,
-                   g && g->cpu.N ? &g->cpu : nullptr, base ? base : g && g->codes.N ? &g->codes : nullptr, T,
-                   shape.cols, shape.rows, m.dev);
+                   g && g->cpu.N ? &g->cpu : nullptr,
+                   base              ? base
+                   : g && g->codes.N ? &g->codes
+                                     : nullptr,
+                   T, shape.cols, shape.rows, m.dev);
     if (m.lora.on() && m.lora.enabled && !m.lora.inside())
         lora_forward(m.lora, out, inp, layer * 4 + (int)p, T, shape.cols, shape.rows, m.dev);
 }

@@ -118,8 +118,7 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
 
     // the scopes of this format here
     std::string scopes, known = row->scopes;
-    if (std::string(flag) == "activations" &&
-        (row->format == QuantFormat::ternary || row->format == QuantFormat::nf4))
+    if (std::string(flag) == "activations" && (row->format == QuantFormat::ternary || row->format == QuantFormat::nf4))
         refuse(0, "none, int8 ... int2, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4: the formats of activations");
     for (const char* s : {"tensor", "channel", "token", "gN", "128x128"}) {
         if (known.find(s) == std::string::npos) continue;
@@ -193,7 +192,7 @@ struct QuantizedTensor {
     bool measured = false;
     bool given = false;                  // the grid came from outside and no codes have been made with it yet
     bool restored = false;               // ... and the parameters of a learned grid with it
-    bool foreign = false;  // a grid came from outside: its scales may be other 16-bit floats than ours
+    bool foreign = false;                // a grid came from outside: its scales may be other 16-bit floats than ours
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
 };
 

@@ -100,7 +100,8 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
 
 // as if nothing had been trained yet
 inline void trainer_reset(Trainer& t) {
-    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2, &t.scale_grads, &t.scale_moments}) set_zero(b->data, b->bytes(), t.model->dev);
+    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2, &t.scale_grads, &t.scale_moments})
+        set_zero(b->data, b->bytes(), t.model->dev);
     t.step = t.skipped = t.skipped_in_a_row = 0;
 }
 
@@ -156,8 +157,8 @@ inline void score_fetch(ScoredTokens& s, const ScoreMemory& memory, Device dev) 
     copy_to_host(s.entropy.data(), memory.entropy.data, R * sizeof(float), dev);
 }
 
-// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training; gradients of the parameters accumulate in
-// t.grads
+// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training; gradients of the parameters
+// accumulate in t.grads
 inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     Model& m = *t.model;
     ScoreMemory& memory = t.score;

@@ -69,9 +69,10 @@ inline int export_command(Session& s) {
     ModelFile file = model_file_open(o.model);
     ModelConfig config = model_config(o.model);
     if (config.rotate_qk || config.rotate_down)
-        fail("%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
-             "quantize with --rotations r1,r2 for export",
-             o.model.c_str());
+        fail(
+            "%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
+            "quantize with --rotations r1,r2 for export",
+            o.model.c_str());
     check_quantizer(config, q, o.quantize_layers);
     std::string tokenizer = o.tokenizer.empty() ? o.model : o.tokenizer;
     bool has_tokenizer = !lacks_tokenizer(tokenizer);

@@ -150,8 +150,9 @@ inline int grpo_command(Session& s) {
         rollout_allocate(state, s.m, shape);
     });
     if (session_allocate(s)) return 0;
-    const bool flips_counted = !s.m.quantized.empty();         // of a frozen base no code ever changes,
-    const bool full_precision = (s.m.quantizer.on() || s.m.activations.on()) && !s.m.frozen;  // and there is nothing but its codes
+    const bool flips_counted = !s.m.quantized.empty();  // of a frozen base no code ever changes,
+    const bool full_precision =
+        (s.m.quantizer.on() || s.m.activations.on()) && !s.m.frozen;  // and there is nothing but its codes
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     RunDir run = session_run_dir(o);
     AppendFile flips_log;

@@ -198,8 +198,8 @@ inline int quantize_command(Session& s) {
     summary["wall_seconds"] = wall_seconds() - start;
     summary["peak_rss_bytes"] = peak_rss_bytes();
     close_run_dir(run, summary);
-    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n",
-           wall_seconds() - start, (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str(),
-           saved.format.c_str(), bits.c_str());
+    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n", wall_seconds() - start,
+           (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str(), saved.format.c_str(),
+           bits.c_str());
     return 0;
 }

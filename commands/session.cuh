@@ -112,7 +112,8 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
             fprintf(stderr, "note: %s: dequantized; --weights %s --qat_scale static keeps its codes and scales\n",
                     o.model.c_str(), text.c_str());
         else if (same_codes(own, asked) && o.qat_scale == "static")
-            fprintf(stderr, "note: %s: read as --weights %s with the file's own scales\n", o.model.c_str(), text.c_str());
+            fprintf(stderr, "note: %s: read as --weights %s with the file's own scales\n", o.model.c_str(),
+                    text.c_str());
         return;
     }
     const std::string grids = o.model + "/quantizer.safetensors";
@@ -212,8 +213,7 @@ inline void session_adapter(Session& s) {
     if (s.o.adapter.empty()) return;
     s.adapter = peft_open(s.o.adapter);
     if (!s.o.model.empty()) return;
-    if (s.adapter.base.empty())
-        fail_usage("--adapter %s names no base model; give --model", s.o.adapter.c_str());
+    if (s.adapter.base.empty()) fail_usage("--adapter %s names no base model; give --model", s.o.adapter.c_str());
     s.o.model = s.adapter.base;
 }
 
@@ -224,19 +224,19 @@ inline LoraConfig lora_from_options(const Session& s) {
     LoraConfig c;
     const bool loaded = !o.adapter.empty();
     if (!loaded && o.lora_r == 0) {
-        const char* flag = o.lora_inside_quantizer                   ? "lora_inside_quantizer"
-                           : o.merge_adapter                         ? "merge_adapter"
-                           : o.lora_alpha != normal.lora_alpha       ? "lora_alpha"
-                           : o.lora_dropout != normal.lora_dropout   ? "lora_dropout"
-                           : o.lora_target != normal.lora_target     ? "lora_target"
-                                                                     : nullptr;
+        const char* flag = o.lora_inside_quantizer                 ? "lora_inside_quantizer"
+                           : o.merge_adapter                       ? "merge_adapter"
+                           : o.lora_alpha != normal.lora_alpha     ? "lora_alpha"
+                           : o.lora_dropout != normal.lora_dropout ? "lora_dropout"
+                           : o.lora_target != normal.lora_target   ? "lora_target"
+                                                                   : nullptr;
         if (flag) fail_usage("--%s: there is no adapter; give --lora_r (16, say) or --adapter", flag);
         return c;
     }
     if (loaded) {
         c = s.adapter.config;
-        const char* flag = o.lora_r && o.lora_r != c.r                        ? "lora_r"
-                           : o.given("lora_alpha") && o.lora_alpha != c.alpha ? "lora_alpha"
+        const char* flag = o.lora_r && o.lora_r != c.r                           ? "lora_r"
+                           : o.given("lora_alpha") && o.lora_alpha != c.alpha    ? "lora_alpha"
                            : o.given("lora_target") && o.lora_target != c.target ? "lora_target"
                                                                                  : nullptr;
         if (flag)
@@ -250,15 +250,16 @@ inline LoraConfig lora_from_options(const Session& s) {
     if (c.inside_quantizer && o.weights == "none")
         fail_usage("--lora_inside_quantizer needs a quantizer: give --weights, such as int4:g32:sym");
     // a frozen base is quantized once, and nothing is trained through its quantizer
-    const char* flag = c.inside_quantizer             ? nullptr
+    const char* flag = c.inside_quantizer                ? nullptr
                        : o.qat_scale != normal.qat_scale ? "qat_scale"
                        : o.ste != normal.ste             ? "ste"
                        : o.rounding != normal.rounding   ? "rounding"
                                                          : nullptr;
     if (flag)
-        fail_usage("--%s: the base is frozen and quantized once (--lora_inside_quantizer would train through its "
-                   "quantizer); leave it out",
-                   flag);
+        fail_usage(
+            "--%s: the base is frozen and quantized once (--lora_inside_quantizer would train through its "
+            "quantizer); leave it out",
+            flag);
     return c;
 }
 
@@ -487,7 +488,9 @@ inline void print_start(const Session& s) {
         printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,
                l.tensors.size(), human_count((double)l.num_params).c_str(),
                s.o.adapter.empty() ? "" : (", from " + s.o.adapter).c_str(),
-               l.inside() ? "frozen, quantized with the adapter inside: " : s.m.quantizer.on() ? "packed: " : "frozen, ",
+               l.inside()           ? "frozen, quantized with the adapter inside: "
+               : s.m.quantizer.on() ? "packed: "
+                                    : "frozen, ",
                s.m.quantizer.on() ? quantizer_text(s.m.quantizer).c_str() : PRECISION_NAME);
     }
     fputs(arena_plan_text(s.arena).c_str(), stdout);

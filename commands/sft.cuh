@@ -199,9 +199,9 @@ inline Schedule parse_schedule(const std::string& name) {
 inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
     trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing);
     t.max_grad_norm = o.max_grad_norm;
-    t.scale_learning_rate = o.scale_learning_rate >= 0.0    ? o.scale_learning_rate
-                            : o.learned_scale == "lwc" ? 0.01
-                                                       : o.learning_rate;
+    t.scale_learning_rate = o.scale_learning_rate >= 0.0 ? o.scale_learning_rate
+                            : o.learned_scale == "lwc"   ? 0.01
+                                                         : o.learning_rate;
     t.adam = {(float)o.learning_rate, (float)o.adam_beta1, (float)o.adam_beta2, (float)o.adam_epsilon,
               (float)o.weight_decay};
 }

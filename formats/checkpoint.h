@@ -5,7 +5,8 @@
 // A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
 //
 // A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
-// model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same bits.
+// model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same
+// bits.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -70,7 +71,8 @@ inline ModelFile model_file_open(const std::string& path) {
     }
     const ModelConfig config = model_config(path);
     f.tied = config.tie_word_embeddings;
-    if (is_gguf_path(path) && !gguf_quantizer(f.gguf, config, &f.gguf_quantizer).empty()) f.gguf_quantizer = Quantizer();
+    if (is_gguf_path(path) && !gguf_quantizer(f.gguf, config, &f.gguf_quantizer).empty())
+        f.gguf_quantizer = Quantizer();
     return f;
 }
 
@@ -188,9 +190,9 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
         write_file_atomic(temp + "/config.json", config_to_json(config));
         std::vector<StWriteTensor> tensors;
         for (const ParamTensor& t : m.tensors)
-            tensors.push_back(st_from_callback(
-                t.name, st_dtype_of(save_dtype), param_shape(t),
-                [&](int64_t first, int64_t n, float* buffer) { values(t, first, n, buffer); }));
+            tensors.push_back(
+                st_from_callback(t.name, st_dtype_of(save_dtype), param_shape(t),
+                                 [&](int64_t first, int64_t n, float* buffer) { values(t, first, n, buffer); }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
         if (own_grid) quantizer_save(m, temp);
         also(temp);

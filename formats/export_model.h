@@ -1,5 +1,5 @@
-// Where an export's codes and scales come from: a model in memory on the grid that it has (measured, learned, or found by a
-// calibration), or files that are read tensor by tensor. Nothing that has a grid is quantized again.
+// Where an export's codes and scales come from: a model in memory on the grid that it has (measured, learned, or found
+// by a calibration), or files that are read tensor by tensor. Nothing that has a grid is quantized again.
 #pragma once
 #include "checkpoint.h"
 
@@ -56,8 +56,8 @@ inline ExportSource export_source(const ModelFile& f, const ModelConfig& config,
     }
     s.quantized = [&f, config, q, which, asym](const ParamTensor& t, QuantizedLinear* l) {
         if (!q.on()) {
-            bool found = is_gguf_path(f.path) ? gguf_linear(f, config, t, l)
-                                              : quantized_folder_read(f.folder, f.set, t, l);
+            bool found =
+                is_gguf_path(f.path) ? gguf_linear(f, config, t, l) : quantized_folder_read(f.folder, f.set, t, l);
             if (found && asym) quantized_linear_to_asym(*l);
             return found;
         }

@@ -1,11 +1,11 @@
-// GGUF's blocks: quantized weights come in 32, 64 or 256 consecutive values of a row, with layouts that are those of ggml
-// (ggml-common.h, ggml-quants.c). Both ways: blocks -> fp32, equal to gguf-py's dequantize bit for bit, and fp32 ->
-// blocks by ggml's own formulas (quantize_row_*_ref), equal to gguf-py's quantize byte for byte.
+// GGUF's blocks: quantized weights come in 32, 64 or 256 consecutive values of a row, with layouts that are those of
+// ggml (ggml-common.h, ggml-quants.c). Both ways: blocks -> fp32, equal to gguf-py's dequantize bit for bit, and fp32
+// -> blocks by ggml's own formulas (quantize_row_*_ref), equal to gguf-py's quantize byte for byte.
 //
 // Reading needs no care about fused multiply-add: code * sub-scale * fp16 scale has at most 5 + 7 + 11 = 23 significant
 // bits (the extremes -32 and -128 of Q6_K are powers of two), so every product is exact in fp32 and only a final sum
-// rounds. The trap is in writing: x * (1/d) + 8.5 rounds twice in gguf-py, and a compiler that fuses the two gives another
-// code where a weight lies on the border of two; see gguf_times.
+// rounds. The trap is in writing: x * (1/d) + 8.5 rounds twice in gguf-py, and a compiler that fuses the two gives
+// another code where a weight lies on the border of two; see gguf_times.
 #pragma once
 #include <cctype>
 #include <cmath>
@@ -78,9 +78,7 @@ inline int gguf_e2m1_doubled(int code) {
 }
 
 // 2^(e - 127) halved, because the codes are doubled; e = 255, which the standard calls NaN, is 2^127 in ggml
-inline float gguf_e8m0_half(uint8_t e) {
-    return bits_float(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
-}
+inline float gguf_e8m0_half(uint8_t e) { return bits_float(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23); }
 
 // e4m3 without a sign, halved; the two NaN are 0 and 480 in ggml
 inline float gguf_ue4m3_half(uint8_t e) {
@@ -238,8 +236,7 @@ inline void gguf_pack_fifths(const uint8_t* q, uint8_t* b) {  // Q5: 4 bytes of 
 }
 
 inline void gguf_pack_q2_0(const uint8_t* q, uint8_t* b) {
-    for (int j = 0; j < 16; j++)
-        b[j] = (uint8_t)(q[4 * j] | q[4 * j + 1] << 2 | q[4 * j + 2] << 4 | q[4 * j + 3] << 6);
+    for (int j = 0; j < 16; j++) b[j] = (uint8_t)(q[4 * j] | q[4 * j + 1] << 2 | q[4 * j + 2] << 4 | q[4 * j + 3] << 6);
 }
 
 inline void gguf_pack_tq2_0(const uint8_t* q, uint8_t* b) {

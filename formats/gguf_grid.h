@@ -275,8 +275,8 @@ inline std::string gguf_read_grid(const GgufFile& f, const ModelConfig& c, const
     return reason ? format("tensor %s: %s", t.name.c_str(), reason) : "";
 }
 
-// The quantizer that a file's linears share; returns why they share none, or "". K formats, and files whose linears have
-// several types, can only be dequantized.
+// The quantizer that a file's linears share; returns why they share none, or "". K formats, and files whose linears
+// have several types, can only be dequantized.
 inline std::string gguf_quantizer(const GgufFile& f, const ModelConfig& c, Quantizer* q) {
     const GgufType* type = nullptr;
     size_t n;

@@ -90,10 +90,9 @@ inline void config_check(const ModelConfig& c, const std::string& where) {
             "%s: llama3 rope scaling needs factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive "
             "original_max_position_embeddings (it has %g, %g, %g, %d)",
             w, c.factor, c.low_freq_factor, c.high_freq_factor, c.original_max_position_embeddings);
-    for (auto [key, N, n] : {std::tuple{"qk", c.rotate_qk, c.head_dim},
-                             std::tuple{"down", c.rotate_down, c.intermediate_size}})
-        if (N < 0 || (N > 0 && n % N))
-            fail("%s: online_rotations: %s of order %d does not divide %d", w, key, N, n);
+    for (auto [key, N, n] :
+         {std::tuple{"qk", c.rotate_qk, c.head_dim}, std::tuple{"down", c.rotate_down, c.intermediate_size}})
+        if (N < 0 || (N > 0 && n % N)) fail("%s: online_rotations: %s of order %d does not divide %d", w, key, N, n);
     for (int id : c.eos_token_ids)
         if (id < 0 || id >= c.vocab_size)
             fail("%s: eos_token_id %d is outside the vocabulary of %d", w, id, c.vocab_size);

@@ -1,6 +1,6 @@
-// A model with its adapter added to the weights, on request: W + (alpha/r) B A in full precision. Merging changes the model
-// where the base is quantized: a frozen base gives what its codes stand for, and quantizing the sum again would round away
-// part of what the adapter learnt. The report says how much.
+// A model with its adapter added to the weights, on request: W + (alpha/r) B A in full precision. Merging changes the
+// model where the base is quantized: a frozen base gives what its codes stand for, and quantizing the sum again would
+// round away part of what the adapter learnt. The report says how much.
 #pragma once
 #include "export_model.h"
 #include "peft.h"

@@ -341,7 +341,8 @@ inline void lm_head_forward(float* logp, float* lse, float* entropy, const float
     lm_head_forward_cpu(logp, lse, entropy, hidden, weight, targets, T, C, V, inverse_temperature, scratch);
 }
 
-// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from the forward
+// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from
+// the forward
 inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const floatX* hidden,
                              const floatX* weight, const int* targets, const float* lse, int64_t T, int64_t C,
                              int64_t V, float inverse_temperature, LmHeadScratch& scratch, Device dev) {

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(256, 2)
     DYNAMIC_SHARED(unsigned char, shared);
     __shared__ float table[16];
     if (threadIdx.x < 16)
-        table[threadIdx.x] = w.spec.format == QuantFormat::nf4 ? nf4_to_float(threadIdx.x)
-                                                               : e2m1_bits_to_float((uint8_t)threadIdx.x);
+        table[threadIdx.x] =
+            w.spec.format == QuantFormat::nf4 ? nf4_to_float(threadIdx.x) : e2m1_bits_to_float((uint8_t)threadIdx.x);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int stage_bytes = A_BYTES + warps * CODE_BYTES;
     int64_t m0 = (int64_t)blockIdx.y * BM, block_row = (int64_t)blockIdx.x * warps + warp;

@@ -463,8 +463,8 @@ __global__ void quantized_weight_unpack_kernel(floatX* out, int64_t ldo, Quantiz
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-// Chooses bf16 or fp16 for 16-bit scales by what holds those of `from` exactly, w being without or with memory, and says
-// whether the storage does. For grids from outside: those of quant_format.cuh always fit.
+// Chooses bf16 or fp16 for 16-bit scales by what holds those of `from` exactly, w being without or with memory, and
+// says whether the storage does. For grids from outside: those of quant_format.cuh always fit.
 inline bool quantized_fit_scales(QuantizedWeight& w, const QuantizedSources& from, Device dev) {
     const bool half = w.storage == ScaleStorage::bf16 || w.storage == ScaleStorage::fp16;
     bool fits = true, fits_fp16 = half;
@@ -490,7 +490,8 @@ inline bool quantized_fit_scales(QuantizedWeight& w, const QuantizedSources& fro
             if (w.storage == ScaleStorage::e8m0) stored = quant_power_of_two((int)(float_bits(x) >> 23) - 127);
             if (w.storage == ScaleStorage::e4m3) stored = e4m3_bits_to_float(float_to_e4m3_bits(x * tensor)) / tensor;
             if (!bytes.empty())
-                stored = dynamic_map_scale(dynamic_map_value(bytes[(size_t)i]), nested[(size_t)(i / QW_NESTED)], tensor);
+                stored =
+                    dynamic_map_scale(dynamic_map_value(bytes[(size_t)i]), nested[(size_t)(i / QW_NESTED)], tensor);
             if (stored != x) fits = false;
         }
     }

@@ -83,7 +83,7 @@ HOST_DEVICE uint16_t float_to_fp16_bits(float x) {
 template <int BIAS, int MAN, uint32_t LARGEST>
 HOST_DEVICE uint32_t float_to_small_bits(float x) {
     const uint32_t u = float_bits(x) & 0x7FFFFFFFu;
-    const uint32_t unit = (uint32_t)(127 + 24 - BIAS - MAN) << 23;  // a float whose ulp is the format's
+    const uint32_t unit = (uint32_t)(127 + 24 - BIAS - MAN) << 23;             // a float whose ulp is the format's
     uint32_t subnormal = float_bits(bits_float(u) + bits_float(unit)) - unit;  // the adder rounds
     uint32_t rounded = u + ((1u << (22 - MAN)) - 1) + ((u >> (23 - MAN)) & 1u);
     uint32_t normal = (rounded >> (23 - MAN)) - ((uint32_t)(127 - BIAS) << MAN);

@@ -101,11 +101,12 @@ static void bench_quantized(double budget) {
         int64_t group;
         bool symmetric;
     };
-    const Format formats[] = {{"int8", QuantFormat::integer, 8, 64, true},    {"int4", QuantFormat::integer, 4, 64, true},
-                              {"int4a", QuantFormat::integer, 4, 64, false},  {"int3", QuantFormat::integer, 3, 64, true},
-                              {"int2", QuantFormat::integer, 2, 64, true},    {"nf4", QuantFormat::nf4, 4, 64, true},
-                              {"mxfp4", QuantFormat::mxfp4, 4, 32, true},     {"nvfp4", QuantFormat::nvfp4, 4, 16, true},
-                              {"fp8e4m3", QuantFormat::fp8e4m3, 8, 64, true}, {"fp8e5m2", QuantFormat::fp8e5m2, 8, 64, true}};
+    const Format formats[] = {
+        {"int8", QuantFormat::integer, 8, 64, true},    {"int4", QuantFormat::integer, 4, 64, true},
+        {"int4a", QuantFormat::integer, 4, 64, false},  {"int3", QuantFormat::integer, 3, 64, true},
+        {"int2", QuantFormat::integer, 2, 64, true},    {"nf4", QuantFormat::nf4, 4, 64, true},
+        {"mxfp4", QuantFormat::mxfp4, 4, 32, true},     {"nvfp4", QuantFormat::nvfp4, 4, 16, true},
+        {"fp8e4m3", QuantFormat::fp8e4m3, 8, 64, true}, {"fp8e5m2", QuantFormat::fp8e5m2, 8, 64, true}};
     const int64_t shapes[][2] = {{256, 128}, {1152, 896}, {896, 896}, {9728, 896}, {896, 4864}};
     printf("\nproduct with packed codes / with packed %s weight, time over time\n", PRECISION_NAME);
     printf("%6s %6s %6s %8s", "M", "N", "K", "GFLOP/s");
@@ -128,8 +129,7 @@ static void bench_quantized(double budget) {
                 if (i % f.group == 0) g = quant_grid(q, -1.0f, 1.0f, t, 1.0f);
                 codes[(size_t)i] = (int8_t)quant_code(q, (float)W[(size_t)i], g);
             }
-            QuantizedWeight w =
-                quantized_weight(q, quantized_storage(q, false), {N}, K, f.group, WeightLayout::panels);
+            QuantizedWeight w = quantized_weight(q, quantized_storage(q, false), {N}, K, f.group, WeightLayout::panels);
             memory.emplace_back(quantized_weight_bytes(w) + 64);
             quantized_weight_place(w, (char*)(((uintptr_t)memory.back().data() + 63) / 64 * 64));
             QuantizedSources from;
@@ -145,12 +145,10 @@ static void bench_quantized(double budget) {
             for (const QuantizedWeight& w : quantized) {
                 double plain = 1e30, codes = 1e30;
                 for (int turn = 0; turn < 4; turn++) {
-                    plain = std::min(plain, best_time(budget / 4, [&] {
-                                         gemm_nt_packed(Y.data(), X.data(), packed, nullptr, M);
-                                     }));
-                    codes = std::min(codes, best_time(budget / 4, [&] {
-                                         gemm_nt_quantized(Y.data(), X.data(), w, nullptr, M);
-                                     }));
+                    plain = std::min(
+                        plain, best_time(budget / 4, [&] { gemm_nt_packed(Y.data(), X.data(), packed, nullptr, M); }));
+                    codes = std::min(
+                        codes, best_time(budget / 4, [&] { gemm_nt_quantized(Y.data(), X.data(), w, nullptr, M); }));
                 }
                 if (first == 0) first = plain;
                 ratio.push_back(codes / plain);

@@ -306,13 +306,20 @@ TEST_P(GoldenModel, DecodingFromCodesGivesTheBitsOfTheTrainersForward) {
     struct {
         const char *text, *which;
         int products;
-    } const formats[] = {{"int8:channel:sym", all, 4},     {"int6:channel:asym", all, 4},
-                         {"int5:tensor:sym", all, 4},      {"int4:channel:sym:mse", all, 4},
-                         {"int3:channel:asym", all, 4},    {"int4:g32:sym:signedmax", but_down, 3},
-                         {"int2:g16:asym", "q,k,v,gate", 1}, {"ternary:tensor", all, 4},
-                         {"nf4:g32", but_down, 3},         {"nf4:g32:dq", but_down, 3},
-                         {"fp8e4m3:channel", all, 4},      {"fp8e5m2:tensor", all, 4},
-                         {"mxfp8", but_down, 3},           {"mxfp4", but_down, 3},
+    } const formats[] = {{"int8:channel:sym", all, 4},
+                         {"int6:channel:asym", all, 4},
+                         {"int5:tensor:sym", all, 4},
+                         {"int4:channel:sym:mse", all, 4},
+                         {"int3:channel:asym", all, 4},
+                         {"int4:g32:sym:signedmax", but_down, 3},
+                         {"int2:g16:asym", "q,k,v,gate", 1},
+                         {"ternary:tensor", all, 4},
+                         {"nf4:g32", but_down, 3},
+                         {"nf4:g32:dq", but_down, 3},
+                         {"fp8e4m3:channel", all, 4},
+                         {"fp8e5m2:tensor", all, 4},
+                         {"mxfp8", but_down, 3},
+                         {"mxfp4", but_down, 3},
                          {"nvfp4", but_down, 3}};
     int turn = GetParam()[0] == 'l' ? 0 : GetParam()[4] == '2' ? 1 : 2;
     for (auto [text, which, products] : formats) {

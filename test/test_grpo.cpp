@@ -853,7 +853,8 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
             EXPECT_EQ(again.scale_mode, mode == ScaleMode::dynamic ? ScaleMode::frozen : mode);
             model_refresh(again);
             EXPECT_EQ(memcmp(again.work.data, m.work.data, m.work.bytes()), 0) << c.weights << ", mode " << (int)mode;
-            EXPECT_EQ(memcmp(again.grids.data, m.grids.data, m.grids.bytes()), 0) << c.weights << ", mode " << (int)mode;
+            EXPECT_EQ(memcmp(again.grids.data, m.grids.data, m.grids.bytes()), 0)
+                << c.weights << ", mode " << (int)mode;
             EXPECT_TRUE(same_values(again.scale_floats, m.scale_floats)) << c.weights;
             EXPECT_TRUE(same_values(again.scale_codes, m.scale_codes)) << c.weights;
             EXPECT_TRUE(mode != ScaleMode::learned || same_values(again.learned, m.learned)) << c.weights;
@@ -862,13 +863,12 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
         auto refused = [&](const char* weights, const char* layers, const char* what) {
             Model other;
             tiny_model(other, "none");
-            model_quantize(other, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, layers, true);
+            model_quantize(other, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, layers,
+                           true);
             try {
                 quantizer_load(other, dir);
                 ADD_FAILURE() << weights << " took the grid of " << c.weights;
-            } catch (const Error& e) {
-                EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what();
-            }
+            } catch (const Error& e) { EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what(); }
         };
         refused("int5:g32", "all", quantizer_text(m.quantizer).c_str());
         refused(c.weights, "q,k", "--quantize_layers");

@@ -1,6 +1,6 @@
-// The operators of kernels/ (rmsnorm, gemm and the quantizers have their own files) against float64 restatements: outputs poisoned
-// before, accumulation where the header says so, the same bits for any number of threads and any batch; and what they
-// stand on: number formats, Philox, exp_f.
+// The operators of kernels/ (rmsnorm, gemm and the quantizers have their own files) against float64 restatements:
+// outputs poisoned before, accumulation where the header says so, the same bits for any number of threads and any
+// batch; and what they stand on: number formats, Philox, exp_f.
 #include "attention_reference.h"
 #include <algorithm>
 #include <functional>

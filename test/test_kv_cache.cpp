@@ -520,8 +520,7 @@ TEST(KvModels, RefusesWhatDoesNotFit) {
         const char* part;
     };
     for (const Refusal& r :
-         {Refusal{qwen2, "int8:tensor", false, "use token"},
-          Refusal{qwen2, "nvfp4", false, "the scale of the others"},
+         {Refusal{qwen2, "int8:tensor", false, "use token"}, Refusal{qwen2, "nvfp4", false, "the scale of the others"},
           Refusal{qwen2, "ternary", false, "the scale of the others"}, Refusal{qwen2, "nf4:dq", false, "leave :dq out"},
           Refusal{qwen2, "int4:token:asym:mse", false, "amax7"},
           Refusal{qwen2, "int4:g48", false, "do not divide heads of 64"},

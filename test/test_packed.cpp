@@ -330,7 +330,7 @@ TEST(PackedWeight, StorageIsChosenByWhatHoldsTheScales) {
     EXPECT_TRUE(quantized_fit_scales(p.w, p.from, Device()));
     EXPECT_EQ((int)p.w.storage, (int)ScaleStorage::fp16);
     s.grid[4].scale = 1.0f / (1 << 20) * 1.25f;  // both, by its size
-    s.grid[5].scale = 1.0f / (1 << 30);  // bf16, not fp16
+    s.grid[5].scale = 1.0f / (1 << 30);          // bf16, not fp16
     PackedOnDevice neither(c, s, Device());
     EXPECT_FALSE(quantized_fit_scales(neither.w, neither.from, Device()));
 }

@@ -203,8 +203,8 @@ struct GemmBlock {
     int64_t m0, m1, p0, p1;
 };
 
-// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight, from shared_b, or are
-// made here.
+// One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight, from shared_b, or
+// are made here.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
 void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk, GemmBlock part, int64_t kb,
                int thread) {
@@ -224,9 +224,7 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
 
     // rows are shared out evenly, 9 = 5 + 4 and not 8 + 1: a tile of one row waits on latency. Packed panels hold
     // GEMM_MR each.
-    auto row = [&](int64_t t) {
-        return t == tiles ? rows : A_IS_KM ? t * GEMM_MR : rows * t / tiles;
-    };
+    auto row = [&](int64_t t) { return t == tiles ? rows : A_IS_KM ? t * GEMM_MR : rows * t / tiles; };
     auto a_of = [&](int64_t t) {
         return direct ? (const char*)(job.A + (part.m0 + row(t)) * job.lda + k0)
                       : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : row(t) * words));
@@ -281,7 +279,7 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
                                                : job.shared_b + (n0 - panels.column(chunk.p0)) * steps;
                 alignas(64) float tile[GEMM_MR * GEMM_NR];
                 gemm_pick_micro<KIND, A_IS_KM>((int)(row(t + 1) - row(t)), width / GEMM_VF)(tile, a_of(t), a_row_bytes,
-                                                                                           b, steps, false);
+                                                                                            b, steps, false);
                 finish(tile, t, p);
             }
     }

@@ -190,8 +190,7 @@ void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t*
     const int64_t a_step = PANEL ? 4 * GEMM_MR : 4;
     GemmVec acc[MR][NV];
     for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++)
-            acc[i][v] = resume ? gemm_load(tile + i * GEMM_NR + v * GEMM_VF) : gemm_zero();
+        for (int v = 0; v < NV; v++) acc[i][v] = resume ? gemm_load(tile + i * GEMM_NR + v * GEMM_VF) : gemm_zero();
     for (int64_t s = 0; s < steps; s++, b += NV * GEMM_VF) {
         GemmVec bv[NV];
         for (int v = 0; v < NV; v++) bv[v] = gemm_load(b + v * GEMM_VF);
