@@ -2,7 +2,7 @@
 // Whatever stands between the model and a plain product with W stands here: which copy of the weight is read, and the
 // quantizer of the activations, and the adapter beside it (methods/lora.cuh), which multiplies the inputs as they are.
 #pragma once
-#include "parameters.cuh"
+#include "frozen_base.cuh"
 
 enum class Projection { qkv, o, gate_up, down };  // the order of product_shapes and of GenerationLayer
 

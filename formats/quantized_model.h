@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "../parameters.cuh"
+#include "../frozen_base.cuh"
 #include "awq_file.h"
 #include "bitsandbytes.h"
 #include "compressed_tensors.h"
