@@ -1080,8 +1080,6 @@ TEST(Quantizer, BadTextsAreRefusedWithFlagAndPlace) {
                {"fp8e4m3:128x128", "character 9 "},
                {"fp8e4m3", "character 9 "},
                {"mxfp4:g32", "character 7 "},
-               {"nf4:g64", "character 1 "},
-               {"ternary:g64", "character 1 "},
                {"int8:tensor", "use token"},
                {"int4:g32:asym:amax7", "character 15 "},
                {"int4:g32:mse:sym", "character 14 "},
@@ -1107,6 +1105,7 @@ TEST(Quantizer, BadTextsAreRefusedWithFlagAndPlace) {
         }
     };
     for (auto& b : bad) refused(b.text, "kv_cache", b.place);
+    for (const char* text : {"nf4:g64", "ternary:g64"}) refused(text, "activations", "character 1 ");
     refused("nf4:tensor", "weights", "character 5 ");
     refused("nf4:g64:sym", "weights", "character 9 ");
     refused("nf4:dq:dq", "weights", "character 8 ");
