@@ -99,6 +99,8 @@ inline int quantize_command(Session& s) {
     const bool calibrates = plan.needs_calibration() || o.given("calibration");
     check_quantize(o, quantizer, plan, calibrates);
     if (!o.format.empty()) check_export_format(o);
+    if (o.format.empty()) o.format = natural_format(quantizer);
+    if (!o.given("save_dtype")) o.save_dtype = o.format == "hf" ? "float32" : "bfloat16";
     session_open(s);
     // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
     if (plan.rotate && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
@@ -186,7 +188,7 @@ inline int quantize_command(Session& s) {
         summary["log_loss"] = {{"tokens", before.tokens}, {"before", before.mean}, {"after", after.mean}};
     }
     std::string checkpoint = run.path + "/checkpoint-0";
-    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.given("save_dtype") ? o.save_dtype : "",
+    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.save_dtype,
                                          [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
     summary["checkpoint"] = checkpoint;
     summary["format"] = saved.format;

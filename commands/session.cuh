@@ -166,8 +166,12 @@ inline void check_weights(const ModelConfig& config, const Options& o) {
         fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
     if (learned) check_learned(q, learned_scale(o), false);
     if (stochastic) check_learned(q, learned_scale(o), true);
-    for (const char* name : {"learned_scale", "scale_learning_rate"})
-        if (o.given(name) && !learned) fail_usage("--%s needs --qat_scale learned", name);
+    const Options normal;  // what a run's config.json repeats is no wish
+    const char* unused = learned                                              ? nullptr
+                         : o.learned_scale != normal.learned_scale             ? "learned_scale"
+                         : o.scale_learning_rate != normal.scale_learning_rate ? "scale_learning_rate"
+                                                                               : nullptr;
+    if (unused) fail_usage("--%s needs --qat_scale learned", unused);
 }
 
 // Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level

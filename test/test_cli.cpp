@@ -37,7 +37,7 @@ TEST(BadUse, Values) {
     refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out},
             {"--reward_weights", "2 rewards"});
     refused(2, {"--reward_weights", "x", "--output_dir", out}, {"--reward_weights", "not a number"});
-    refused(2, {"--weights", "int5:g32", "--output_dir", out}, {"--weights int5:g32", "int4"});
+    refused(2, {"--weights", "int7:g32", "--output_dir", out}, {"--weights int7:g32", "int4"});
     refused(2, {"--weights", "int4", "--output_dir", out}, {"--weights int4", "g32"});
     refused(2, {"--weights", "int4:g33", "--output_dir", out}, {"--weights int4:g33", "g32"});
     refused(2, {"--weights", "int4:g32:sim", "--output_dir", out}, {"int4:g32:sim", "asym"});
