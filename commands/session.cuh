@@ -319,7 +319,7 @@ inline void session_load_adapter(Session& s) {
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
 // training says dynamic); and the working weights made of them
 inline void session_load_weights(Session& s) {
-    bool measured = s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic;
+    bool measured = s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic);
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
         if (!measured && quantizer_load(s.m, folder))

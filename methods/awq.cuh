@@ -57,7 +57,7 @@ inline void awq_quantize_group(float* out, const float* w, int64_t n, QuantSpec 
     bool search = spec.format == QuantFormat::integer && spec.rule == ScaleRule::mse;
     double least = INFINITY;
     for (int percent = 100; percent > 20 && search; percent--) {
-        Grid g = quant_grid(spec, min, max, tensor_scale, (float)percent / 100.0f);
+        Grid g = quant_grid(spec, min, max, tensor_scale, quant_shrink(100 - percent));
         float error = 0.0f;
 #pragma omp simd reduction(+ : error)
         for (int64_t j = 0; j < n; j++) {
@@ -83,7 +83,7 @@ inline float awq_tensor_scale(const Quantizer& q, const float* w, int64_t n) {
     if (q.spec.format != QuantFormat::nvfp4) return 1.0f;
     float amax = 0.0f;
     for (int64_t i = 0; i < n; i++) amax = std::fmax(amax, std::fabs(w[i]));
-    return amax > 0.0f ? 448.0f * 6.0f / amax : 1.0f;
+    return quant_tensor_scale(amax);
 }
 
 // out = Q(w), one tensor [rows, cols]; out may be w

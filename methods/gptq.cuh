@@ -56,7 +56,7 @@ inline Grid measure_grid(QuantSpec spec, const float* w, int64_t n, float tensor
     if (spec.format != QuantFormat::integer || spec.rule != ScaleRule::mse) return best;
     double least = INFINITY;
     for (int i = 0; i < 80; i++) {
-        Grid g = quant_grid(spec, min, max, tensor_scale, 1.0f - 0.01f * (float)i);
+        Grid g = quant_grid(spec, min, max, tensor_scale, quant_shrink(i));
         double error = 0.0;
         for (int64_t j = 0; j < n; j++) {
             double d = (double)w[j] - (double)quant_value(spec, quant_code(spec, w[j], g), g);
@@ -67,12 +67,12 @@ inline Grid measure_grid(QuantSpec spec, const float* w, int64_t n, float tensor
     return best;
 }
 
-// nvfp4's scale of a whole tensor: the largest weight becomes the largest block scale times the largest code
+// nvfp4's scale of a whole tensor of n numbers, else 1
 inline float measure_tensor_scale(QuantSpec spec, const float* w, int64_t n) {
     if (spec.format != QuantFormat::nvfp4) return 1.0f;
     float amax = 0.0f;
     for (int64_t j = 0; j < n; j++) amax = std::max(amax, std::fabs(w[j]));
-    return amax > 0.0f ? 448.0f * 6.0f / amax : 1.0f;
+    return quant_tensor_scale(amax);
 }
 
 // grid [rows*cols/group] of w [rows,cols]; a tile of 128 x 128 has one grid, which is written for each of its rows

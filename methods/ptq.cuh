@@ -199,6 +199,9 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
             copy_to_host(r.w, master, count * sizeof(float), m.dev);
         }
         all += energy(r.w, t.rows);
+        const float tensor = measure_tensor_scale(m.quantizer.spec, r.w, t.rows * n);
+        if (m.quantizer.spec.format == QuantFormat::nvfp4)
+            copy_to_device(t.state.tensor, &tensor, sizeof(float), m.dev);
         if (plan.gptq) gptq_round(r, s.gptq, m.quantizer, config.gptq);
         else round_to_nearest(r, s.gptq.w.data, m.quantizer);
         lost += energy(s.gptq.w.data, t.rows);

@@ -51,6 +51,20 @@ TEST(Quantize, CalibratesMeasuresAndSaves) {
     EXPECT_EQ(read_text(same + "/checkpoint-0/model.safetensors"), read_text(out + "/checkpoint-0/model.safetensors"));
 }
 
+TEST(Quantize, EveryKindOfFormatIsSavedAndReadAgain) {
+    for (const char* weights :
+         {"nvfp4", "fp8e4m3:channel", "fp8e5m2:tensor", "int3:g16:asym", "int6:channel", "ternary"}) {
+        std::string out = fresh("quantized"), again = fresh("again");
+        const Args measured = {"--ptq", "rtn", "--eval_data", sums, "--eval_n", "40", "--output_dir"};
+        good(Args{"quantize", "--model", trained, "--weights", weights, "--save_dtype", "float32"} + measured +
+             Args{out});
+        good(Args{"quantize", "--model", out + "/checkpoint-0", "--weights", "int8:channel"} + measured + Args{again});
+        EXPECT_NEAR(read_json(again + "/summary.json")["log_loss"]["before"],
+                    read_json(out + "/summary.json")["log_loss"]["after"], 1e-6)
+            << weights;
+    }
+}
+
 TEST(Quantize, Calibrations) {
     std::string text = fresh("notes.txt"), rows = jsonl("rows", "{\"text\": \"" + std::string(90, 'x') + "\"}\n");
     write_text(text, std::string(200, 'a'));
