@@ -167,6 +167,24 @@ inline std::vector<ParamTensor> model_tensors(const ModelConfig& c, size_t* num_
     return list;
 }
 
+// t, a tensor of a layer, at p
+template <class T>
+void layer_view(LayerWeights<T>& l, const ParamTensor& t, T* p) {
+    auto ends = [&](const char* s) {
+        size_t n = strlen(s);
+        return t.name.size() >= n && t.name.compare(t.name.size() - n, n, s) == 0;
+    };
+    if (ends("input_layernorm.weight")) l.ln1 = p;
+    else if (ends("q_proj.weight")) l.qkv = p;
+    else if (ends("q_proj.bias")) l.qkv_bias = p;
+    else if (ends("q_norm.weight")) l.q_norm = p;
+    else if (ends("k_norm.weight")) l.k_norm = p;
+    else if (ends("o_proj.weight")) l.o = p;
+    else if (ends("post_attention_layernorm.weight")) l.ln2 = p;
+    else if (ends("gate_proj.weight")) l.gate_up = p;
+    else if (ends("down_proj.weight")) l.down = p;
+}
+
 // views of an array of num_params elements
 template <class T>
 Weights<T> model_views(const Model& m, T* base) {
@@ -174,29 +192,37 @@ Weights<T> model_views(const Model& m, T* base) {
     w.layers.resize(m.L());
     for (const ParamTensor& t : m.tensors) {
         T* p = t.packed ? nullptr : base + t.offset;
-        auto ends = [&](const char* s) {
-            size_t n = strlen(s);
-            return t.name.size() >= n && t.name.compare(t.name.size() - n, n, s) == 0;
-        };
-        if (t.layer < 0) {
-            if (t.kind == ParamKind::embedding) w.embed = p;
-            else if (t.kind == ParamKind::head) w.head = p;
-            else w.norm = p;
-            continue;
-        }
-        LayerWeights<T>& l = w.layers[t.layer];
-        if (ends("input_layernorm.weight")) l.ln1 = p;
-        else if (ends("q_proj.weight")) l.qkv = p;
-        else if (ends("q_proj.bias")) l.qkv_bias = p;
-        else if (ends("q_norm.weight")) l.q_norm = p;
-        else if (ends("k_norm.weight")) l.k_norm = p;
-        else if (ends("o_proj.weight")) l.o = p;
-        else if (ends("post_attention_layernorm.weight")) l.ln2 = p;
-        else if (ends("gate_proj.weight")) l.gate_up = p;
-        else if (ends("down_proj.weight")) l.down = p;
+        if (t.layer >= 0) layer_view(w.layers[t.layer], t, p);
+        else if (t.kind == ParamKind::embedding) w.embed = p;
+        else if (t.kind == ParamKind::head) w.head = p;
+        else w.norm = p;
     }
     if (!w.head) w.head = w.embed;
     return w;
+}
+
+// use(w) with the masters of a layer (-1: all of them) on the host: themselves, or a copy, which then goes back
+template <class F>
+void host_masters(Model& m, int layer, std::vector<float>& copy, const F& use) {
+    size_t first = m.num_params, end = 0;
+    auto wanted = [&](const ParamTensor& t) { return layer < 0 || t.layer == layer; };
+    for (const ParamTensor& t : m.tensors)
+        if (wanted(t)) first = std::min(first, t.offset), end = std::max(end, t.offset + (size_t)t.count());
+    float* base = m.master.data + first;
+    if (m.dev.cuda) {
+        copy.resize(end - first);
+        base = copy.data();
+        copy_to_host(base, m.master.data + first, (end - first) * sizeof(float), m.dev);
+    }
+    Weights<float> w{};
+    if (layer < 0) w = model_views(m, base);
+    w.layers.resize(m.L());
+    for (const ParamTensor& t : m.tensors)
+        if (layer >= 0 && wanted(t)) layer_view(w.layers[layer], t, base + (t.offset - first));
+    use((const Weights<float>&)w);
+    if (!m.dev.cuda) return;
+    copy_to_device(m.master.data + first, base, (end - first) * sizeof(float), m.dev);
+    device_synchronize(m.dev);  // the copy may go
 }
 
 // the online rotations that the configuration names

@@ -76,8 +76,6 @@ inline PtqConfig ptq_config(const Options& o) {
 
 inline void check_quantize(const Options& o, const Quantizer& q, const PtqPlan& plan, bool calibrates) {
     if (!q.on()) fail_usage("quantize needs --weights: what to quantize to, such as int4:g64:sym");
-    if (q.double_quant)
-        fail_usage("--weights %s: quantize keeps the scales as they are; leave :dq out", o.weights.c_str());
     if (plan.gptq && o.act_order && !o.static_groups && q.scope == QuantScope::group)
         fail_usage(
             "--act_order with --static_groups false would scatter the groups of %s over their rows; leave one of the "

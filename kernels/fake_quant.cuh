@@ -195,8 +195,8 @@ inline auto quant_dispatch(QuantFormat format, const F& call) {
 }
 
 // F: see quant_dispatch; returns how many codes changed
-template <QuantFormat F, class In>
-inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g,
+template <QuantFormat F, class Out, class In>
+inline int fake_quant_piece_cpu(Out* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g,
                                 const QuantNoise& noise, int64_t index) {
     if (F != QuantFormat::integer) q.format = F;
     const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
@@ -243,8 +243,8 @@ inline int fake_quant_piece_cpu(floatX* out, int8_t* codes, const In* w, int64_t
     return flips;
 }
 
-template <class In>
-inline int64_t fake_quant_pieces_cpu(floatX* out, int8_t* codes, Grid* grid, float tensor, const In* w,
+template <class Out, class In>
+inline int64_t fake_quant_pieces_cpu(Out* out, int8_t* codes, Grid* grid, float tensor, const In* w,
                                      const QuantGroups& shape, QuantSpec q, bool measure, const QuantNoise& noise) {
     const int64_t groups = shape.groups, group = shape.group;
     const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE), piece = pieces > 1 ? QUANT_CPU_PIECE : group;
@@ -271,8 +271,8 @@ inline int64_t fake_quant_pieces_cpu(floatX* out, int8_t* codes, Grid* grid, flo
 
 // Quantize groups [groups, group] of w into out. measure: find the scales here (dynamic) or use grid as given. codes
 // (may be null) holds the previous codes and receives the new ones; returns how many changed.
-template <class In>
-inline int64_t fake_quant_forward_cpu(floatX* out,              // [groups, group]
+template <class Out, class In>
+inline int64_t fake_quant_forward_cpu(Out* out,                 // [groups, group], floatX, or float and maybe w itself
                                       int8_t* codes,            // [groups, group] or null
                                       Grid* grid,               // [groups]; null: measured and forgotten
                                       const ScaleState& state,  //

@@ -11,13 +11,16 @@
 #include "../data/prompts.h"
 #include "../model.cuh"
 
-// A sample of the inputs of a layer's four products, before the layer is quantized: x[(int)Projection] is
-// [tokens, cols[(int)Projection]], where the model is
+// A sample of the inputs of a layer's four products, before the layer is quantized: whole windows, so that the layer
+// can be run on them again. Indices are those of Projection
 struct LayerInputs {
-    static constexpr int64_t most_tokens = 4096;
+    static constexpr int64_t most_tokens = 4096;  // or one window
     int64_t tokens = 0;
-    const floatX* x[4] = {};
+    const floatX* x[4] = {};         // [tokens, cols] on the host
+    const floatX* resident[4] = {};  // the same where the model is
     int64_t cols[4] = {};
+    const std::vector<Batch>* batches = nullptr;  // the windows, in micro-batches
+    Activations* acts = nullptr;                  // scratch for one of those
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -108,38 +111,45 @@ inline std::vector<std::vector<int>> draw_windows(const std::vector<int>& ids, i
 
 struct LayerInputsMemory {
     Buffer<floatX> x[4];
+    std::vector<floatX> host[4];  // copies, if the model is not on the host
     int64_t capacity = 0;
 };
 
-inline void layer_inputs_allocate(LayerInputsMemory& s, const Model& m, int64_t tokens) {
-    s.capacity = std::min(tokens, LayerInputs::most_tokens);
+// windows of `length` tokens that fit into a sample
+inline int64_t sample_windows(int64_t length) { return std::max(LayerInputs::most_tokens / length, (int64_t)1); }
+
+inline void layer_inputs_allocate(LayerInputsMemory& s, const Model& m, int64_t tokens, int64_t length) {
+    s.capacity = std::min(tokens, sample_windows(length) * length);
     for (int p = 0; p < 4; p++)
         s.x[p].allocate((size_t)(s.capacity * product_shapes(m)[p].cols), "a sample of a layer's inputs", "", m.dev);
 }
 
-// The inputs of layer l's products for the first tokens of the calibration: batches[i] with hidden + first tokens as
-// the layer's input
+// The inputs of layer l's products. hidden [tokens of the batches, C]: the layer's input
 inline LayerInputs layer_inputs(Model& m, Activations& a, LayerInputsMemory& s, int l, const floatX* hidden,
                                 const std::vector<Batch>& batches) {
     LayerInputs in;
+    in.batches = &batches;
+    in.acts = &a;
     const int64_t C = m.C();
-    for (int p = 0; p < 4; p++) {
-        in.x[p] = s.x[p].data;
-        in.cols[p] = product_shapes(m)[p].cols;
-    }
     LayerActivations& y = a.layers[l];
+    const floatX* const from[] = {y.ln1, y.att, y.ln2, y.act};
+    for (int p = 0; p < 4; p++) in.cols[p] = product_shapes(m)[p].cols;
     for (const Batch& b : batches) {
-        const int64_t T = b.T(), take = std::min(T, s.capacity - in.tokens);
-        if (take <= 0) break;
         BatchView view = batch_view(a.batch, b, m.dev);
-        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.w.layers[l].ln1, T, (int)C, m.config.rms_norm_eps, m.dev);
+        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.w.layers[l].ln1, b.T(), (int)C, m.config.rms_norm_eps, m.dev);
         layer_forward(m, a, l, hidden, view, nullptr);
-        const floatX* const from[] = {y.ln1, y.att, y.ln2, y.act};
         for (int p = 0; p < 4; p++)
-            copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p], (size_t)(take * in.cols[p]) * sizeof(floatX),
-                           m.dev);
-        in.tokens += take;
-        hidden += T * C;
+            copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p],
+                           (size_t)(b.T() * in.cols[p]) * sizeof(floatX), m.dev);
+        in.tokens += b.T();
+        hidden += b.T() * C;
+    }
+    for (int p = 0; p < 4; p++) {
+        in.x[p] = in.resident[p] = s.x[p].data;
+        if (!m.dev.cuda) continue;
+        s.host[p].resize(in.tokens * in.cols[p]);
+        copy_to_host(s.host[p].data(), s.x[p].data, s.host[p].size() * sizeof(floatX), m.dev);
+        in.x[p] = s.host[p].data();
     }
     return in;
 }

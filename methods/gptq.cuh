@@ -1,4 +1,4 @@
-// Rounding a weight matrix, column by column (GPTQ: Frantar et al., arXiv 2210.17323; OPTQ, ICLR 2023) or to nearest.
+// Rounding a weight matrix, column by column (GPTQ: Frantar et al., arXiv 2210.17323; OPTQ, ICLR 2023).
 //
 //   H = 2/T X^T X + damp mean(diag H) I      [n,n], X [T,n] the inputs that calibration text gives the product
 //   U upper triangular with U^T U = H^-1     the Cholesky factor of the inverse
@@ -10,7 +10,7 @@
 //   act_order       columns in descending order of diag H, while their errors can still be made up for
 //   static_groups   grids measured on the weights as they were; else on the weights as they are at the beginning of the
 //                   block in which the group begins, as in the authors' code (two bits gain by not chasing the errors
-//                   of their own block)
+//                   of their own block). A scale that depends on other groups (nvfp4, nf4:dq, 128x128) is static
 // act_order without static_groups would scatter a group over the row, which our grids (and most containers) cannot
 // hold. A dead input (H_jj = 0) gets H_jj = 1 and weights of 0, as in the authors' code.
 //
@@ -28,7 +28,7 @@
 #include <numeric>
 #include <vector>
 #include "../kernels/cpu/gemm.h"
-#include "../quant.cuh"
+#include "rtn.cuh"
 
 struct GptqConfig {
     double damp_percent = 0.01;
@@ -38,62 +38,6 @@ struct GptqConfig {
 static constexpr int64_t GPTQ_BLOCK = 128;        // columns between two updates of the rest
 static constexpr double GPTQ_MOST_DAMPING = 1.0;  // of mean(diag H); beyond, the Hessian is useless
 static constexpr double GPTQ_LEAST_PIVOT = 1e-7;  // of mean(diag H): the rounding of sums in fp32
-
-// ---------------------------------------------------------------------------------------------------------------------
-// grids
-
-// the grid of n weights; tensor_scale: nvfp4's, else ignored
-inline Grid measure_grid(QuantSpec spec, const float* w, int64_t n, float tensor_scale) {
-    float min = 0.0f, max = 0.0f;
-    double sum = 0.0;
-    for (int64_t j = 0; j < n; j++) {
-        min = w[j] < min ? w[j] : min;
-        max = w[j] > max ? w[j] : max;
-        sum += w[j] < 0.0f ? -w[j] : w[j];
-    }
-    if (spec.format == QuantFormat::ternary) max = (float)(sum / (double)n);
-    Grid best = quant_grid(spec, min, max, tensor_scale, 1.0f);
-    if (spec.format != QuantFormat::integer || spec.rule != ScaleRule::mse) return best;
-    double least = INFINITY;
-    for (int i = 0; i < 80; i++) {
-        Grid g = quant_grid(spec, min, max, tensor_scale, quant_shrink(i));
-        double error = 0.0;
-        for (int64_t j = 0; j < n; j++) {
-            double d = (double)w[j] - (double)quant_value(spec, quant_code(spec, w[j], g), g);
-            error += d * d;
-        }
-        if (error < least) least = error, best = g;
-    }
-    return best;
-}
-
-// nvfp4's scale of a whole tensor of n numbers, else 1
-inline float measure_tensor_scale(QuantSpec spec, const float* w, int64_t n) {
-    if (spec.format != QuantFormat::nvfp4) return 1.0f;
-    float amax = 0.0f;
-    for (int64_t j = 0; j < n; j++) amax = std::max(amax, std::fabs(w[j]));
-    return quant_tensor_scale(amax);
-}
-
-// grid [rows*cols/group] of w [rows,cols]; a tile of 128 x 128 has one grid, which is written for each of its rows
-inline void measure_grids(Grid* grid, const float* w, int64_t rows, int64_t cols, const Quantizer& q, int64_t group) {
-    const float tensor_scale = measure_tensor_scale(q.spec, w, rows * cols);
-    const int64_t height = q.scope == QuantScope::block ? 128 : 1, per_row = std::max<int64_t>(cols / group, 1);
-    const int64_t bands = group > cols ? 1 : (rows + height - 1) / height;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < bands * per_row; i++) {
-        int64_t r0 = i / per_row * height, r1 = std::min(r0 + height, rows), g = i % per_row;
-        if (height == 1) {
-            grid[i] = measure_grid(q.spec, w + i * group, group, tensor_scale);
-            continue;
-        }
-        std::vector<float> tile;
-        for (int64_t r = r0; r < r1; r++)
-            tile.insert(tile.end(), w + r * cols + g * group, w + r * cols + (g + 1) * group);
-        Grid one = measure_grid(q.spec, tile.data(), (int64_t)tile.size(), tensor_scale);
-        for (int64_t r = r0; r < r1; r++) grid[r * per_row + g] = one;
-    }
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the factor of a Hessian
@@ -251,37 +195,16 @@ inline void gptq_factor(GptqMemory& g, const float* h, int64_t n, const GptqConf
 // ---------------------------------------------------------------------------------------------------------------------
 // rounding
 
-// A linear on the host: w [rows,cols] becomes the grid's values, codes and grid what they stand for
-struct RoundedLinear {
-    float* w;
-    int8_t* codes;  // [rows,cols]
-    Grid* grid;     // [rows*cols/group]
-    int64_t rows, cols, group;
-};
-
-// t.w = Q(t.w) to nearest; difference [rows,cols] = what was lost
-inline void round_to_nearest(const RoundedLinear& t, float* difference, const Quantizer& q) {
-    measure_grids(t.grid, t.w, t.rows, t.cols, q, t.group);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < t.rows * t.cols; i++) {
-        const Grid g = t.grid[i / t.group];
-        t.codes[i] = (int8_t)quant_code(q.spec, t.w[i], g);
-        const float value = quant_value(q.spec, t.codes[i], g);
-        difference[i] = t.w[i] - value;
-        t.w[i] = value;
-    }
-}
-
-// the same by GPTQ, with the factor of the Hessian of t's inputs. g.w is the difference afterwards, in t's own order.
+// t.w = Q(t.w) with the factor of the Hessian of t's inputs. g.w is the difference afterwards, in t's own order.
 inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q, const GptqConfig& c) {
     const int64_t n = t.cols, rows = t.rows;
-    const bool measured_first = c.static_groups || t.group >= n || q.scope == QuantScope::block;
-    float tensor_scale = measure_tensor_scale(q.spec, t.w, rows * n);
+    const int64_t group = t.shape.group;
+    const bool measured_first = c.static_groups || group >= n || t.shape.tiles || t.state.tensor;
     float* work = g.w.data;
     if (measured_first) {  // on the weights without those of dead inputs, as the authors' code does
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < n; j++) work[r * n + j] = g.dead[j] ? 0.0f : t.w[r * n + j];
-        measure_grids(t.grid, work, rows, n, q, t.group);
+        quant_measure_cpu(t.grid, t.state, work, t.shape, q.spec);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++)
@@ -292,11 +215,11 @@ inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q
 #pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             float *w = work + r * n, *errors = g.errors.data + r * GPTQ_BLOCK;
-            for (int64_t i = (i1 + t.group - 1) / t.group * t.group; i < i2 && !measured_first; i += t.group)
-                t.grid[(r * n + i) / t.group] = measure_grid(q.spec, w + i, t.group, tensor_scale);
+            for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first; i += group)
+                quant_measure_cpu(&t.grid_of(r * n + i), ScaleState(), w + i, QuantGroups{1, group}, q.spec);
             for (int64_t i = i1; i < i2; i++) {
                 const int64_t at = r * n + g.order[i];
-                const Grid grid = t.grid[at / t.group];
+                const Grid grid = t.grid_of(at);
                 const int code = quant_code(q.spec, w[i], grid);
                 const float value = quant_value(q.spec, code, grid), e = (value - w[i]) / U[i * n + i];
                 t.codes[at] = (int8_t)code;

@@ -42,8 +42,9 @@ struct PtqConfig {
 
 struct PtqPlan {
     bool rotate = false;
-    // before a layer is rounded: may change its master weights, but not what the layer computes
-    std::vector<std::function<void(Model&, int, const LayerInputs&)>> transforms;
+    // before a layer is rounded: may change its masters (on the host), but not what the layer computes
+    typedef std::function<void(Model&, const LayerWeights<float>& masters, int layer, const LayerInputs&)> Transform;
+    std::vector<Transform> transforms;
     bool gptq = false;  // else to nearest
     bool needs_calibration() const { return gptq || !transforms.empty(); }
 };
@@ -58,13 +59,15 @@ static const PtqMethod ptq_methods[] = {
     {"gptq", [](PtqPlan& p, const PtqConfig&) { p.gptq = true; }},
     {"awq",
      [](PtqPlan& p, const PtqConfig& c) {
-         p.transforms.push_back(
-             [c](Model& m, int l, const LayerInputs& in) { awq_layer(m, l, in, m.quantizer, c.awq); });
+         p.transforms.push_back([c](Model& m, const LayerWeights<float>& w, int l, const LayerInputs& in) {
+             awq_layer(m, w, l, in, m.quantizer, c.awq);
+         });
      }},
     {"smoothquant",
      [](PtqPlan& p, const PtqConfig& c) {
-         p.transforms.push_back(
-             [c](Model& m, int l, const LayerInputs& in) { smoothquant_layer(m, l, in, c.smoothquant_alpha); });
+         p.transforms.push_back([c](Model& m, const LayerWeights<float>& w, int, const LayerInputs& in) {
+             smoothquant_layer(m, w, in, c.smoothquant_alpha);
+         });
      }},
     {"rotate", [](PtqPlan& p, const PtqConfig&) { p.rotate = true; }},
 };
@@ -98,9 +101,9 @@ struct PtqMemory {
     Buffer<float> hessian;             // [n,n] of the largest product, where the model is
     LayerInputsMemory inputs;
     GptqMemory gptq;
-    Buffer<float> host_hessian, host_weight;  // copies, if the model is not on the host
-    Buffer<int8_t> host_codes;
-    Buffer<Grid> host_grid;
+    Buffer<float> host_hessian;  // copies, if the model is not on the host
+    RoundingScratch host;
+    std::vector<float> host_layer;
     int64_t tokens = 0;
 };
 
@@ -109,13 +112,12 @@ inline void ptq_allocate(PtqMemory& s, Model& m, const PtqPlan& plan, int64_t to
                          int64_t micro_batch_tokens) {
     s.tokens = tokens;
     const int64_t q = (int64_t)m.NH() * m.HD();
-    int64_t n = 0, weights = 0, rows = 0, groups = 0;
+    int64_t n = 0, weights = 0, rows = 0;
     for (const ParamTensor& t : m.tensors)
         if (t.kind == ParamKind::linear) n = std::max(n, t.cols);
     for (const QuantizedTensor& t : m.quantized) {
         weights = std::max(weights, t.rows * t.cols);
         rows = std::max(rows, t.rows);
-        groups = std::max(groups, t.groups);
     }
     const Device host = m.dev.cuda ? Device() : m.dev;
     if (tokens) {
@@ -125,15 +127,12 @@ inline void ptq_allocate(PtqMemory& s, Model& m, const PtqPlan& plan, int64_t to
         s.hidden.allocate((size_t)(tokens * m.C()), "hidden states of the calibration tokens", hint, m.dev);
         s.attention.allocate((size_t)(tokens * q), "hidden states of the calibration tokens", hint, m.dev);
         s.hessian.allocate((size_t)(n * n), "a product's Hessian", "", m.dev);
-        if (!plan.transforms.empty()) layer_inputs_allocate(s.inputs, m, tokens);
+        if (!plan.transforms.empty()) layer_inputs_allocate(s.inputs, m, tokens, length);
     }
     if (plan.gptq) gptq_allocate(s.gptq, n, weights, rows, host);
     else s.gptq.w.allocate((size_t)weights, "a matrix being rounded", "", host);
     if (!m.dev.cuda) return;
     s.host_hessian.allocate((size_t)(n * n), "", "");
-    s.host_weight.allocate((size_t)weights, "", "");
-    s.host_codes.allocate((size_t)weights, "", "");
-    s.host_grid.allocate((size_t)groups, "", "");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -193,15 +192,12 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
         if (!inside(t)) continue;
         const size_t count = (size_t)(t.rows * n);
         float* master = m.master.data + t.offset;
-        RoundedLinear r = {master, t.codes, t.grid, t.rows, n, t.group};
+        RoundedLinear r = rounded_linear(t, master);
         if (m.dev.cuda) {
-            r.w = s.host_weight.data, r.codes = s.host_codes.data, r.grid = s.host_grid.data;
+            r = rounded_scratch(s.host, t, m.quantizer);
             copy_to_host(r.w, master, count * sizeof(float), m.dev);
         }
         all += energy(r.w, t.rows);
-        const float tensor = measure_tensor_scale(m.quantizer.spec, r.w, t.rows * n);
-        if (m.quantizer.spec.format == QuantFormat::nvfp4)
-            copy_to_device(t.state.tensor, &tensor, sizeof(float), m.dev);
         if (plan.gptq) gptq_round(r, s.gptq, m.quantizer, config.gptq);
         else round_to_nearest(r, s.gptq.w.data, m.quantizer);
         lost += energy(s.gptq.w.data, t.rows);
@@ -209,6 +205,8 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
             copy_to_device(master, r.w, count * sizeof(float), m.dev);
             copy_to_device(t.codes, r.codes, count, m.dev);
             copy_to_device(t.grid, r.grid, (size_t)t.groups * sizeof(Grid), m.dev);
+            copy_to_device(t.state.tensor, r.state.tensor, s.host.state.size() * sizeof(float), m.dev);
+            copy_to_device(t.state.codes, r.state.codes, s.host.scale_codes.size(), m.dev);
             device_synchronize(m.dev);  // the host's copies are used again
         }
         convert_forward(t.work, master, t.rows * n, m.dev);
@@ -216,6 +214,27 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
     }
     result.error = all > 0.0 ? lost / all : 0.0;
     return result;
+}
+
+// the first n windows, as many in a batch as `capacity` tokens allow
+inline std::vector<Batch> micro_batches(const std::vector<std::vector<int>>& windows, size_t n, int64_t capacity) {
+    std::vector<Batch> batches;
+    for (size_t i = 0; i < std::min(n, windows.size()); i++) {
+        const std::vector<int>& w = windows[i];
+        if (batches.empty() || batches.back().T() + (int64_t)w.size() > capacity) batches.emplace_back();
+        batch_add_sequence(batches.back(), w.data(), (int)w.size());
+    }
+    return batches;
+}
+
+// The plan's transforms of layer l, whose input is s.hidden: each sees what the one before has made of the layer
+inline void transform_layer(Model& m, PtqMemory& s, const PtqPlan& plan, int l, const std::vector<Batch>& sample) {
+    for (const PtqPlan::Transform& transform : plan.transforms) {
+        const LayerInputs in = layer_inputs(m, s.acts, s.inputs, l, s.hidden.data, sample);
+        host_masters(m, l, s.host_layer, [&](const Weights<float>& w) { transform(m, w.layers[l], l, in); });
+        for (const ParamTensor& t : m.tensors)
+            if (t.layer == l) convert_forward(m.work.data + t.offset, m.master.data + t.offset, t.count(), m.dev);
+    }
 }
 
 // Quantizes the model as its quantizer and the plan say. windows: of equal length; none if nothing needs them.
@@ -229,12 +248,10 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
     const int C = m.C();
     const int64_t Q = (int64_t)m.NH() * m.HD();
     const float eps = m.config.rms_norm_eps;
-    std::vector<Batch> batches;
-    for (const std::vector<int>& w : windows) {
-        if (batches.empty() || batches.back().T() + (int64_t)w.size() > s.acts.capacity) batches.emplace_back();
-        batch_add_sequence(batches.back(), w.data(), (int)w.size());
-    }
     Activations& a = s.acts;
+    const std::vector<Batch> batches = micro_batches(windows, windows.size(), a.capacity);
+    std::vector<Batch> sample;
+    if (!windows.empty()) sample = micro_batches(windows, sample_windows((int64_t)windows[0].size()), a.capacity);
     // use(view, tokens before it) for each micro-batch
     auto each = [&](const auto& use) {
         int64_t first = 0;
@@ -251,12 +268,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
     for (int l = 0; l < m.L(); l++) {
         const double start = wall_seconds();
         PtqLayer report;
-        if (!plan.transforms.empty()) {
-            LayerInputs in = layer_inputs(m, a, s.inputs, l, s.hidden.data, batches);
-            for (const auto& transform : plan.transforms) transform(m, l, in);
-            for (const ParamTensor& t : m.tensors)
-                if (t.layer == l) convert_forward(m.work.data + t.offset, m.master.data + t.offset, t.count(), m.dev);
-        }
+        if (!plan.transforms.empty()) transform_layer(m, s, plan, l, sample);
         const LayerWeights<floatX>& w = m.w.layers[l];
         // the input of product p, from hidden as the products before p have left it
         auto product_input = [&](int p, const BatchView& b, int64_t first) -> const floatX* {

@@ -90,6 +90,7 @@ inline void rotate_outputs(float* w, int64_t cols, const Rotation& r) {
 // old pages go back to the operating system as they are copied.
 inline void model_untie(Model& m) {
     if (!m.config.tie_word_embeddings) return;
+    if (m.dev.cuda) fail("rotation: the head is tied; untie its configuration before the weights go to the device");
     size_t before = m.num_params;
     m.config.tie_word_embeddings = false;
     m.tensors = model_tensors(m.config, &m.num_params);
@@ -108,17 +109,8 @@ inline void model_untie(Model& m) {
     m.w = model_views(m, m.work.data);
 }
 
-// Rotates the master weights of a model on the CPU; model_refresh makes the working ones. Before anything measures them
-// and, if R1 has to untie the head, before anything that holds views of the parameters.
-inline void rotation_apply(Model& m, const RotationConfig& config) {
-    if (m.dev.cuda) fail("rotation works on the CPU: use --device cpu");
-    for (const QuantizedTensor& t : m.quantized)
-        if (t.measured) fail("rotation: %s has been quantized already", t.name.c_str());
-    if (config.hidden && m.config.tie_word_embeddings && !m.quantized.empty())
-        fail("rotation: the head is tied and the model's arrays are in use; untie its configuration first");
-    if (m.rotate_qk.on() || m.rotate_down.on()) fail("rotation: the model is rotated already");
-    if (config.hidden) model_untie(m);
-    Weights<float> w = model_views(m, m.master.data);
+// w: all masters of m, on the host
+inline void rotate_masters(const Model& m, const Weights<float>& w, const RotationConfig& config) {
     int64_t C = m.C(), F = m.F(), HD = m.HD(), NH = m.NH(), NKV = m.NKV(), V = m.V();
     if (config.hidden) {
         Rotation r = rotation_random(C, config.seed, 0);
@@ -126,7 +118,7 @@ inline void rotation_apply(Model& m, const RotationConfig& config) {
             for (int64_t j = 0; j < C; j++) norm[j] = 1.0f;
         };
         rotate_inputs(w.embed, V, C, nullptr, r);  // a row of it is a hidden state
-        for (LayerWeights<float>& l : w.layers) {
+        for (const LayerWeights<float>& l : w.layers) {
             rotate_inputs(l.qkv, m.QKV(), C, l.ln1, r);
             rotate_inputs(l.gate_up, 2 * F, C, l.ln2, r);
             rotate_outputs(l.o, NH * HD, r);
@@ -147,14 +139,27 @@ inline void rotation_apply(Model& m, const RotationConfig& config) {
                 rotate_inputs(l.o + h * HD, C, NH * HD, nullptr, r);
         }
     }
-    if (config.online_qk) m.config.rotate_qk = (int)hadamard_for(HD).N();
     if (config.online_down) {
         Rotation r;
         r.h = hadamard_for(F);
         r.n = F;
         r.sign.assign(F, 1.0);
-        for (LayerWeights<float>& l : w.layers) rotate_inputs(l.down, C, F, nullptr, r);
-        m.config.rotate_down = (int)r.h.N();
+        for (const LayerWeights<float>& l : w.layers) rotate_inputs(l.down, C, F, nullptr, r);
     }
+}
+
+// Rotates the master weights of a model, on the host; model_refresh makes the working ones. Before anything measures
+// them and, if R1 has to untie the head, before anything that holds views of the parameters.
+inline void rotation_apply(Model& m, const RotationConfig& config) {
+    for (const QuantizedTensor& t : m.quantized)
+        if (t.measured) fail("rotation: %s has been quantized already", t.name.c_str());
+    if (config.hidden && m.config.tie_word_embeddings && !m.quantized.empty())
+        fail("rotation: the head is tied and the model's arrays are in use; untie its configuration first");
+    if (m.rotate_qk.on() || m.rotate_down.on()) fail("rotation: the model is rotated already");
+    if (config.hidden) model_untie(m);
+    std::vector<float> copy;
+    host_masters(m, -1, copy, [&](const Weights<float>& w) { rotate_masters(m, w, config); });
+    if (config.online_qk) m.config.rotate_qk = (int)hadamard_for(m.HD()).N();
+    if (config.online_down) m.config.rotate_down = (int)hadamard_for(m.F()).N();
     model_online_rotations(m);
 }

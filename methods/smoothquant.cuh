@@ -1,7 +1,7 @@
 // SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): the outlier channels of activations move into the weights, so that
 // both can be quantized. For the input X of the products that read a norm (q,k,v; gate,up), eq. 4:
 //   s_j = max|X_j|^alpha / max|W_j|^(1-alpha),   norm_j /= s_j,   W_j *= s_j         (W_j: a column of all of them)
-// The full-precision function stays. Everything happens on the fp32 master weights on the CPU.
+// The full-precision function stays. Everything happens on the fp32 master weights, on the host.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -12,6 +12,12 @@ inline void scale_columns(float* w, int64_t rows, int64_t cols, const float* s) 
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) w[i * cols + j] *= s[j];
+}
+
+inline void divide_columns(float* w, int64_t rows, int64_t cols, const float* s) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) w[i * cols + j] /= s[j];
 }
 
 // numbers of a vector, or rows of a matrix of `cols`, divided by s
@@ -36,11 +42,10 @@ inline std::vector<float> smoothquant_scales(const floatX* x, int64_t tokens, co
     return s;
 }
 
-// alpha in [0,1]: how much of the difficulty goes to the weights (0.5; 0.8 to 0.85 where outliers are strong)
-inline void smoothquant_layer(Model& m, int layer, const LayerInputs& in, double alpha) {
-    if (m.dev.cuda) fail("smoothquant works on the CPU: use --device cpu");
+// w: a layer's masters on the host. alpha in [0,1]: how much of the difficulty goes to the weights (0.5; 0.8 to 0.85
+// where outliers are strong)
+inline void smoothquant_layer(const Model& m, const LayerWeights<float>& w, const LayerInputs& in, double alpha) {
     if (!(alpha >= 0.0 && alpha <= 1.0)) fail_usage("smoothquant: alpha %g is not in [0, 1]", alpha);
-    LayerWeights<float> w = model_views(m, m.master.data).layers[layer];
     for (Projection p : {Projection::qkv, Projection::gate_up}) {
         ProductShape shape = product_shapes(m)[(int)p];
         float *weight = projection_weight(w, p), *norm = p == Projection::qkv ? w.ln1 : w.ln2;

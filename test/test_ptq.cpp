@@ -45,7 +45,9 @@ static Rounded round_problem(const Problem2& p, const Quantizer& q, bool gptq, c
     t.rows = p.rows, t.cols = p.n;
     quantized_tensor_init(t, q);
     Rounded r{p.w, std::vector<float>(p.w.size()), std::vector<int8_t>(p.w.size()), std::vector<Grid>(t.groups)};
-    RoundedLinear linear = {r.w.data(), r.codes.data(), r.grid.data(), p.rows, p.n, t.group};
+    RoundingScratch scratch;
+    RoundedLinear linear = rounded_scratch(scratch, t, q);
+    linear.w = r.w.data(), linear.codes = r.codes.data(), linear.grid = r.grid.data();
     if (!gptq) {
         round_to_nearest(linear, r.difference.data(), q);
         return r;
@@ -102,8 +104,13 @@ static void textbook(const Problem2& p, const Quantizer& q, const GptqConfig& c,
             for (int64_t k = 0; k < i; k++) s -= u[k * n + i] * u[k * n + j];
             u[i * n + j] = i == j ? std::sqrt(s) : s / u[i * n + i];
         }
-    float scale = measure_tensor_scale(q.spec, p.w.data(), p.rows * n);
-    measure_grids(r->grid.data(), p.w.data(), p.rows, n, q, group);
+    QuantizedTensor shape;
+    shape.rows = p.rows, shape.cols = n;
+    quantized_tensor_init(shape, q);
+    RoundingScratch scratch;
+    const ScaleState state = rounded_scratch(scratch, shape, q).state;
+    const bool static_groups = c.static_groups || state.tensor;  // nvfp4's scale is of all groups
+    quant_measure_cpu(r->grid.data(), state, p.w.data(), quantized_tensor_groups(shape), q.spec);
     for (int64_t row = 0; row < p.rows; row++) {
         std::vector<double> w(n), block;
         for (int64_t i = 0; i < n; i++) w[i] = p.w[row * n + order[i]];
@@ -111,9 +118,9 @@ static void textbook(const Problem2& p, const Quantizer& q, const GptqConfig& c,
             int64_t at = row * n + order[i];
             Grid& g = r->grid[at / group];
             if (i % 128 == 0) block = w;
-            if (!c.static_groups && group < n && i % group == 0) {
+            if (!static_groups && group < n && i % group == 0) {
                 std::vector<float> now(block.begin() + i, block.begin() + i + group);
-                g = measure_grid(q.spec, now.data(), group, scale);
+                quant_measure_cpu(&g, ScaleState(), now.data(), QuantGroups{1, group}, q.spec);
             }
             r->codes[at] = (int8_t)quant_code(q.spec, (float)w[i], g);
             r->w[at] = quant_value(q.spec, r->codes[at], g);
@@ -163,6 +170,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, Gptq,
                                          Case{"int2:g80:asym", false, false}, Case{"int8:channel:sym", true, false},
                                          Case{"int4:tensor:sym:amax7", true, true},
                                          Case{"int4:g32:sym:signedmax", true, true}, Case{"nf4:g32", true, true},
+                                         Case{"nf4:g32:dq", true, true},
                                          Case{"fp8e4m3:channel", true, true}, Case{"mxfp4", true, true},
                                          Case{"nvfp4", false, false}, Case{"ternary:g32", true, true}));
 
@@ -412,7 +420,7 @@ TEST(Ptq, Transforms) {
     PtqPlan plan = ptq_parse("gptq", {});
     tiny_run(plain, plan);
     int seen = 0;
-    plan.transforms.push_back([&](Model& m, int l, const LayerInputs& in) {
+    plan.transforms.push_back([&](Model& m, const LayerWeights<float>&, int l, const LayerInputs& in) {
         EXPECT_EQ(l, seen++);
         EXPECT_EQ(in.tokens, 240);
         if (l == 0) {

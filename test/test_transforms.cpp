@@ -5,8 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include "../formats/checkpoint.h"
-#include "../methods/awq.cuh"
-#include "../methods/rotation.cuh"
+#include "../methods/ptq.cuh"
 #include "../train.cuh"
 #include "test_device.h"
 
@@ -40,7 +39,8 @@ static Batch batch_of(const Model& m, std::vector<int> lengths) {
 }
 
 struct Pass {
-    Activations acts;
+    Activations acts, scratch;
+    std::vector<Batch> batches;  // of one
     std::vector<float> logits;
     std::vector<LayerInputs> inputs;  // views of acts
 };
@@ -51,9 +51,35 @@ static void forward(Model& m, Pass& r, const Batch& b) {
     model_forward(m, r.acts, b);
     r.logits.resize(b.T() * m.V());
     gemm_nt(r.logits.data(), r.acts.hidden, m.w.head, nullptr, b.T(), m.V(), m.C());
+    activations_allocate(r.scratch, m, b.T(), ActivationMode::inference);
+    r.batches = {b};
     r.inputs.clear();
     for (const LayerActivations& l : r.acts.layers)
-        r.inputs.push_back({b.T(), {l.ln1, l.att, l.ln2, l.act}, {m.C(), m.NH() * m.HD(), m.C(), m.F()}});
+        r.inputs.push_back({b.T(),
+                            {l.ln1, l.att, l.ln2, l.act},
+                            {l.ln1, l.att, l.ln2, l.act},
+                            {m.C(), m.NH() * m.HD(), m.C(), m.F()},
+                            &r.batches,
+                            &r.scratch});
+}
+
+static void quantizer_of(Model& m, const char* text, bool codes = false) {
+    model_quantize(m, quantizer_parse(text, "weights"), ScaleMode::dynamic, SteRule::identity, "all", codes);
+    m.quantize = false;
+}
+
+static LayerWeights<float> masters(Model& m, int layer) { return model_views(m, m.master.data).layers[layer]; }
+
+// out = Q(w) to nearest, a tensor [rows, cols]
+static void nearest(float* out, const float* w, int64_t rows, int64_t cols, const Quantizer& q) {
+    QuantizedTensor t;
+    t.rows = rows, t.cols = cols;
+    quantized_tensor_init(t, q);
+    RoundingScratch scratch;
+    RoundedLinear r = rounded_scratch(scratch, t, q);
+    std::copy_n(w, rows * cols, r.w);
+    round_to_nearest(r, nullptr, q);
+    std::copy_n(r.w, rows * cols, out);
 }
 
 static std::vector<float> logits_of(Model& m, const Batch& b) {
@@ -261,7 +287,7 @@ static double weight_error(const Model& m, const char* quantizer) {
     for (const ParamTensor& t : m.tensors) {
         if (t.kind != ParamKind::linear) continue;
         std::vector<float> w(m.master.data + t.offset, m.master.data + t.offset + t.count()), d = w;
-        awq_quantize(d.data(), d.data(), t.rows, t.cols, q);
+        nearest(d.data(), d.data(), t.rows, t.cols, q);
         for (int64_t i = 0; i < t.count(); i++) error += (d[i] - w[i]) * (d[i] - w[i]), size += w[i] * w[i];
     }
     return error / size;
@@ -304,7 +330,7 @@ TEST_P(Transforms, SmoothQuantLeavesTheFunctionAndBalancesTheMaxima) {
     Batch b = batch_of(m, {9, 1, 17});
     Pass before, after;
     forward(m, before, b);
-    for (int l = 0; l < m.L(); l++) smoothquant_layer(m, l, before.inputs[l], 0.5);
+    for (int l = 0; l < m.L(); l++) smoothquant_layer(m, masters(m, l), before.inputs[l], 0.5);
     forward(m, after, b);
     EXPECT_LE(relative(after.logits, before.logits), CLOSE);
     Weights<float> w = model_views(m, m.master.data);
@@ -320,19 +346,19 @@ TEST_P(Transforms, SmoothQuantLeavesTheFunctionAndBalancesTheMaxima) {
                 ASSERT_NEAR(xmax, wmax, CLOSE * 4 * wmax) << l << ", " << i << ", " << j;
             }
         }
-    EXPECT_THROW(smoothquant_layer(m, 0, before.inputs[0], 1.5), Error);
+    EXPECT_THROW(smoothquant_layer(m, masters(m, 0), before.inputs[0], 1.5), Error);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // AWQ
 
-TEST(Awq, QuantizesLikeTheDefinitionsOfTheFormats) {
+TEST(RoundToNearest, IsTheDefinitionOfTheFormats) {
     const int64_t rows = 130, cols = 256;
     std::vector<float> w(rows * cols), out(rows * cols);
     for (size_t i = 0; i < w.size(); i++)
         w[i] = 2.0f * uniform01(rng_bits(1, RNG_INIT, 9, (uint32_t)i, 0).x[0]) - 0.7f + (i % 97 == 0 ? 3.0f : 0.0f);
     auto error = [&](const char* text) {
-        awq_quantize(out.data(), w.data(), rows, cols, quantizer_parse(text, "weights"));
+        nearest(out.data(), w.data(), rows, cols, quantizer_parse(text, "weights"));
         double sum = 0;
         for (size_t i = 0; i < w.size(); i++) sum += (out[i] - w[i]) * (out[i] - w[i]);
         return sum;
@@ -365,51 +391,37 @@ TEST(Awq, QuantizesLikeTheDefinitionsOfTheFormats) {
     EXPECT_THROW(error("int4:g48:sym"), Error);
 }
 
-static std::vector<float> product_of(Model& m, const LayerInputs& in, int layer, int i) {
-    ProductShape shape = product_shapes(m)[i];
-    Weights<float> w = model_views(m, m.master.data);
-    std::vector<float> y(in.tokens * shape.rows);
-    gemm_nt(y.data(), in.x[i], projection_weight(w.layers[layer], (Projection)i), nullptr, in.tokens, shape.rows,
-            shape.cols);
-    return y;
+// What a layer gives behind product i, in float: attention and o for q,k,v, the MLP for gate and up, else the product
+static std::vector<float> module_of(Model& m, const LayerInputs& in, int layer, int i) {
+    std::vector<float> out;
+    AwqProduct p = awq_product(m, masters(m, layer), layer, (Projection)i);
+    awq_module(m, p, in, [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
+    return out;
 }
 
-// mean squared error of the outputs of product i with Q(W), measured in the units of `before`, the outputs when no row
-// had been divided
-static double product_error(Model& m, const std::vector<float>& before, const LayerInputs& in, int layer, int i,
-                            const Quantizer& q) {
-    ProductShape shape = product_shapes(m)[i];
-    Weights<float> w = model_views(m, m.master.data);
-    const float* weight = projection_weight(w.layers[layer], (Projection)i);
-    std::vector<int64_t> rows = {shape.rows};
-    if (i == 0) rows = {m.NH() * m.HD(), m.NKV() * m.HD(), m.NKV() * m.HD()};
-    if (i == 2) rows = {m.F(), m.F()};
-    std::vector<float> Q(shape.rows * shape.cols), y = product_of(m, in, layer, i);
-    int64_t first = 0;
-    for (int64_t n : rows) {
-        awq_quantize(Q.data() + first * shape.cols, weight + first * shape.cols, n, shape.cols, q);
-        first += n;
+// mean squared error of the module with product i rounded as the masters are now, against `exact`
+static double module_error(Model& m, const std::vector<float>& exact, const LayerInputs& in, int layer, int i) {
+    for (const QuantizedTensor* t : awq_product(m, masters(m, layer), layer, (Projection)i).tensors) {
+        std::vector<float> Q(t->rows * t->cols);
+        nearest(Q.data(), m.master.data + t->offset, t->rows, t->cols, m.quantizer);
+        for (size_t k = 0; k < Q.size(); k++) t->work[k] = floatX(Q[k]);
     }
-    double error = 0;
-    for (int64_t r = 0; r < shape.rows; r++) {
-        double sum = 0, old = 0, now = 0;
-        for (int64_t t = 0; t < in.tokens; t++) {
-            double out = 0, exact = y[t * shape.rows + r], b = before[t * shape.rows + r];
-            for (int64_t c = 0; c < shape.cols; c++)
-                out += (double)(float)in.x[i][t * shape.cols + c] * Q[r * shape.cols + c];
-            sum += (out - exact) * (out - exact), old += b * b, now += exact * exact;
-        }
-        error += sum * old / now;
-    }
-    return error / (double)(in.tokens * shape.rows);
+    std::vector<float> now = module_of(m, in, layer, i);
+    model_refresh(m);
+    double sum = 0;
+    for (size_t k = 0; k < now.size(); k++) sum += (now[k] - exact[k]) * (now[k] - exact[k]);
+    return sum / (double)now.size();
 }
 
-TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryProduct) {
+// The searched error is that of the scaled model: of what is behind the product, with its new inputs. Only products
+// whose rows a later product's scales do not divide (o; v and up where those are left as they are) can be compared.
+TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
     for (const char* text : {"int4:channel:asym", "int3:channel:sym", "int4:g8:asym", "nvfp4"}) {
-        Quantizer q = quantizer_parse(text, "weights");
         Model m;
         load(m, GetParam());
-        if (q.scope == QuantScope::group && m.F() % q.group) continue;
+        if (std::string(text) == "int4:g8:asym" && m.F() % 8) continue;
+        if (std::string(text) == "nvfp4" && m.F() % 16) continue;
+        quantizer_of(m, text);
         Batch b = batch_of(m, {9, 1, 30});
         Weights<float> w = model_views(m, m.master.data);
         for (LayerWeights<float>& l : w.layers) l.ln1[3] *= 15.0f, l.ln2[7] *= 15.0f;  // activations with outliers
@@ -418,17 +430,18 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryProduct) {
         AwqConfig config;
         config.clip = false;
         double plain[2][4];
-        std::vector<float> outputs[2][4];
+        std::vector<float> exact[2][4];
         std::vector<std::array<AwqResult, 4>> results;
         for (int l = 0; l < m.L(); l++)
             for (int i = 0; i < 4; i++) {
-                outputs[l][i] = product_of(m, before.inputs[l], l, i);
-                plain[l][i] = product_error(m, outputs[l][i], before.inputs[l], l, i, q);
+                exact[l][i] = module_of(m, before.inputs[l], l, i);
+                plain[l][i] = module_error(m, exact[l][i], before.inputs[l], l, i);
             }
-        for (int l = 0; l < m.L(); l++) results.push_back(awq_layer(m, l, before.inputs[l], q, config));
+        for (int l = 0; l < m.L(); l++)
+            results.push_back(awq_layer(m, masters(m, l), l, before.inputs[l], m.quantizer, config));
         forward(m, after, b);
         EXPECT_LE(relative(after.logits, before.logits), 4 * CLOSE) << text;
-        int scaled = 0;
+        int scaled = 0, compared = 0;
         for (int l = 0; l < m.L(); l++)
             for (int i = 0; i < 4; i++) {
                 std::string what = format("%s: layer %d, product %d", text, l, i);
@@ -441,15 +454,36 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryProduct) {
                 EXPECT_EQ(r.error < r.error_plain, r.ratio >= 0) << what;
                 scaled += r.ratio >= 0;
                 EXPECT_NEAR(r.error_plain, plain[l][i], 1e-4 * plain[l][i]) << what;
-                // with the activations as they are now, which bf16 rounds anew; rows of v and up were divided after
-                // their own search, and the rounded scales of their groups are others
-                double now = product_error(m, outputs[l][i], after.inputs[l], l, i, q), error = r.error;
-                bool same = sizeof(floatX) == 4 && i % 2 == 1;
-                EXPECT_NEAR(now, error, (same ? 1e-3 : 0.4) * error) << what;
-                if (i % 2 == 0) { EXPECT_LT(error, 0.9 * r.error_plain) << what; }
+                if (i % 2 == 0) { EXPECT_LT(r.error, 0.95 * r.error_plain) << what; }
+                const bool divided = i < 3 && (i == 0 ? results[l][1].ratio : i == 2 ? results[l][3].ratio : -1) >= 0;
+                if (divided || sizeof(floatX) != 4) continue;  // bf16 rounds the new activations anew
+                // row by row of the residual: what o and down write is not scaled
+                EXPECT_NEAR(module_error(m, exact[l][i], after.inputs[l], l, i), r.error, 2e-3 * r.error) << what;
+                compared++;
             }
         EXPECT_GT(scaled, 4) << text;
+        if (sizeof(floatX) == 4) { EXPECT_GT(compared, 1) << text; }
     }
+}
+
+// What AutoAWQ searches: the scales of q, k and v that are best behind the softmax are not those of the products
+TEST(Awq, SearchesBehindAttention) {
+    Model m;
+    load(m, "llama");
+    quantizer_of(m, "int3:channel:sym");
+    for (LayerWeights<float>& l : model_views(m, m.master.data).layers)  // queries that do not matter
+        for (int64_t k = 0; k < (int64_t)(m.NH() + m.NKV()) * m.HD() * m.C(); k++) l.qkv[k] *= k % m.C() < 9 ? 1e-3f : 1e-4f;
+    Batch b = batch_of(m, {40});
+    Pass pass;
+    forward(m, pass, b);
+    std::vector<float> work(m.work.data, m.work.data + m.num_params);
+    AwqProduct p = awq_product(m, masters(m, 0), 0, Projection::qkv);
+    EXPECT_EQ(p.tensors.size(), 3u);
+    AwqResult all = awq_search_scale(m, p, pass.inputs[0], m.quantizer, 20);
+    EXPECT_TRUE(std::equal(work.begin(), work.end(), m.work.data)) << "the working weights are as they were";
+    p.tensors = {p.tensors[2]};
+    AwqResult value = awq_search_scale(m, p, pass.inputs[0], m.quantizer, 20);
+    EXPECT_NEAR(all.error, value.error, 0.05 * value.error) << "queries and keys hardly count";
 }
 
 TEST(Awq, ClippingKeepsWhatActivationsWeigh) {
@@ -461,12 +495,12 @@ TEST(Awq, ClippingKeepsWhatActivationsWeigh) {
     w[5] = 1.9f, w[cols + 5] = -1.9f;
     std::vector<float> old = w;
     Quantizer q = quantizer_parse("int3:g32:asym", "weights");
-    awq_clip(w.data(), rows, cols, x.data(), tokens, q, AwqConfig());
+    awq_clip(w.data(), rows, cols, cols, x.data(), tokens, q, AwqConfig());
     EXPECT_LT(w[5], 1.3f);
     EXPECT_GT(w[cols + 5], -1.3f);
     auto error = [&](const std::vector<float>& a, int64_t r) {
         std::vector<float> Q(rows * cols);
-        awq_quantize(Q.data(), a.data(), rows, cols, q);
+        nearest(Q.data(), a.data(), rows, cols, q);
         double sum = 0;
         for (int64_t t = 0; t < tokens; t++) {
             double y = 0;
@@ -500,7 +534,8 @@ TEST(Awq, ClipsAllButQueriesAndKeys) {
     std::vector<float> old(m.master.data, m.master.data + m.num_params);
     AwqConfig config;
     config.scale = false;
-    awq_layer(m, 0, before.inputs[0], quantizer_parse("int2:g8:asym", "weights"), config);
+    quantizer_of(m, "int2:g8:asym");
+    awq_layer(m, masters(m, 0), 0, before.inputs[0], m.quantizer, config);
     for (const ParamTensor& t : m.tensors) {
         bool changed = memcmp(m.master.data + t.offset, old.data() + t.offset, t.count() * sizeof(float)) != 0;
         bool clipped = t.layer == 0 && t.kind == ParamKind::linear && t.name.find("q_proj") == std::string::npos &&
@@ -508,6 +543,35 @@ TEST(Awq, ClipsAllButQueriesAndKeys) {
         EXPECT_EQ(changed, clipped) << t.name;
     }
 }
+
+#if defined(TRAIN_QRL_SIMT)
+// The whole pipeline with the model on the device: masters are transformed and rounded on the host, the rest runs there
+TEST(Transforms, OnTheDeviceAsOnTheHost) {
+    std::vector<std::vector<int>> windows(6, std::vector<int>(16));
+    for (size_t i = 0; i < 96; i++) windows[i / 16][i % 16] = (int)(rng_bits(3, RNG_INIT, 5, (uint32_t)i, 0).x[0] % 90);
+    const char* cases[][3] = {{"rotate+gptq", "llama", "int4:channel:sym"},
+                              {"awq+gptq", "mha", "int4:g8:asym"},
+                              {"smoothquant+rtn", "mha", "nf4:g8:dq"}};
+    for (auto [method, model, weights] : cases) {
+        std::vector<float> result[2];
+        for (int device : {0, 1}) {
+            Model m;
+            if (device) m.dev = model_device();
+            load(m, model);
+            quantizer_of(m, weights, true);
+            PtqConfig config;
+            PtqPlan plan = ptq_parse(method, config);
+            PtqMemory memory;
+            ptq_allocate(memory, m, plan, 96, 16, 40);
+            ptq_run(m, memory, plan, config, windows, [](int, const PtqLayer& r) { EXPECT_LT(r.product[0].error, 0.1); });
+            device_synchronize(m.dev);
+            result[device].assign(m.master.data, m.master.data + m.num_params);
+        }
+        // a sum in another order may end beyond a tie of a code, and change what the later columns make up for
+        EXPECT_LT(relative(result[1], result[0]), 0.02) << method;
+    }
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Models, Transforms, testing::Values("qwen2", "qwen3", "llama", "mha"),
                          [](const testing::TestParamInfo<const char*>& i) { return std::string(i.param); });

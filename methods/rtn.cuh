@@ -1,0 +1,50 @@
+// Rounding to nearest: what every other method is measured against. The grid of a group is what the training forward
+// would measure (kernels/fake_quant.cuh), so that a model rounded here and one whose training starts are the same.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+#include "../quant.cuh"
+
+// A linear on the host: w [rows,cols] becomes the grid's values, codes and grid what they stand for
+struct RoundedLinear {
+    float* w;
+    int8_t* codes;  // [rows,cols]
+    Grid* grid;     // [shape.groups]
+    ScaleState state;
+    QuantGroups shape;
+    int64_t rows, cols;
+    Grid& grid_of(int64_t i) const { return grid[i / shape.group]; }  // i: into w
+};
+
+// The linear of a quantized tensor whose arrays are on the host; w: its master, or another matrix of its shape
+inline RoundedLinear rounded_linear(const QuantizedTensor& t, float* w) {
+    return {w, t.codes, t.grid, t.state, quantized_tensor_groups(t), t.rows, t.cols};
+}
+
+// Memory for rounding a matrix that shall not touch the tensor's own codes and grid
+struct RoundingScratch {
+    std::vector<float> w, state;
+    std::vector<int8_t> codes;
+    std::vector<Grid> grid;
+    std::vector<uint8_t> scale_codes;
+};
+
+inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& t, const Quantizer& q) {
+    s.w.resize(t.rows * t.cols), s.codes.resize(t.rows * t.cols), s.grid.resize(t.groups);
+    s.state.resize(scale_state_floats(t, q)), s.scale_codes.resize(q.double_quant ? t.groups : 0);
+    RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(), {}, quantized_tensor_groups(t), t.rows, t.cols};
+    if (!s.state.empty()) r.state.tensor = s.state.data();
+    if (q.double_quant) r.state.codes = s.scale_codes.data(), r.state.absmax = s.state.data() + 1;
+    return r;
+}
+
+// t.w = Q(t.w) to nearest; difference [rows,cols]: what was lost, or null
+inline void round_to_nearest(const RoundedLinear& t, float* difference, const Quantizer& q) {
+    const int64_t n = t.rows * t.cols;
+    if (difference) std::copy_n(t.w, n, difference);
+    fake_quant_forward_cpu(t.w, t.codes, t.grid, t.state, t.w, t.shape, q.spec, true);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        if (difference) difference[i] -= t.w[i];
+}
