@@ -33,7 +33,8 @@
 struct AwqConfig {
     bool scale = true, clip = true;
     int ratios = 20;
-    int clip_steps = 20;  // from 1 down to 1/2
+    int clip_steps = 20;           // from 1 down to 1/2
+    int64_t search_tokens = 1024;  // of the sample, for scales, in whole micro-batches
     int64_t clip_tokens = 512;
 };
 
@@ -69,13 +70,14 @@ inline AwqProduct awq_product(const Model& m, const LayerWeights<float>& w, int 
 // scales
 
 // What the module that begins with product p gives, with the weights in m.work: use(out [T,C] where the model is, first
-// token, T) for each micro-batch of the sample
+// token, T) for micro-batches of the sample until there are as many `tokens`. -> how many there were
 template <class F>
-inline void awq_module(Model& m, const AwqProduct& p, const LayerInputs& in, const F& use) {
+inline int64_t awq_module(Model& m, const AwqProduct& p, const LayerInputs& in, int64_t tokens, const F& use) {
     Activations& a = *in.acts;
     LayerActivations& y = a.layers[p.layer];
     int64_t first = 0;
     for (const Batch& b : *in.batches) {
+        if (first >= tokens) break;
         const BatchView view = batch_view(a.batch, b, m.dev);
         const floatX* x = in.resident[(int)p.which] + first * p.cols;
         Projection last = p.which;
@@ -93,11 +95,12 @@ inline void awq_module(Model& m, const AwqProduct& p, const LayerInputs& in, con
         use(a.branch, first, b.T());
         first += b.T();
     }
+    return first;
 }
 
 // Scales for product p, whose masters stay as they are; m.work is as before on return. q: to whose grid
 inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInputs& in, const Quantizer& q,
-                                  int ratios) {
+                                  const AwqConfig& config) {
     const int64_t cols = p.cols, C = m.C(), group = std::min(p.tensors[0]->group, cols);
     const floatX* x = in.x[(int)p.which];
     std::vector<double> xmean(cols), wmean(cols);
@@ -117,7 +120,8 @@ inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInpu
         copy_to_host(outputs.data(), out, (size_t)n * sizeof(floatX), m.dev);
         return (const floatX*)outputs.data();
     };
-    awq_module(m, p, in, [&](const floatX* out, int64_t first, int64_t T) {
+    const int64_t most = config.search_tokens;
+    const int64_t used = awq_module(m, p, in, most, [&](const floatX* out, int64_t first, int64_t T) {
         std::copy_n(host(out, T * C), T * C, exact.data() + first * C);
     });
     RoundingScratch scratch;
@@ -136,7 +140,7 @@ inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInpu
             put(*t, r.w);
         }
         double total = 0;
-        awq_module(m, p, in, [&](const floatX* out, int64_t first, int64_t T) {
+        awq_module(m, p, in, most, [&](const floatX* out, int64_t first, int64_t T) {
             const floatX *now = host(out, T * C), *then = exact.data() + first * C;
             double sum = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum)
@@ -146,14 +150,14 @@ inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInpu
             }
             total += sum;
         });
-        return total / (double)(in.tokens * C);
+        return total / (double)(used * C);
     };
 
     AwqResult best;
     std::vector<float> s(cols);
     best.error_plain = best.error = error(nullptr);
-    for (int i = 0; i < ratios; i++) {
-        double r = (double)i / ratios, least = INFINITY, most = 0;
+    for (int i = 0; i < config.ratios; i++) {
+        double r = (double)i / config.ratios, least = INFINITY, most = 0;
         for (int64_t j = 0; j < cols; j++) {
             double v = std::pow(xmean[j], r) / (std::pow(wmean[j], 1.0 - r) + 1e-4);
             s[j] = (float)(v > 1e-4 ? v : 1e-4);
@@ -242,7 +246,7 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, const LayerWeights<float>& w
         if (p.tensors.empty() || (p.which == Projection::o && m.NH() != m.NKV()) ||
             (p.which == Projection::down && m.rotate_down.on()))
             continue;
-        results[i] = awq_search_scale(m, p, in, q, config.ratios);
+        results[i] = awq_search_scale(m, p, in, q, config);
         const std::vector<float>& s = results[i].scales;
         if (s.empty()) continue;
         scale_columns(p.w, p.rows, p.cols, s.data());

@@ -14,7 +14,7 @@
 // A sample of the inputs of a layer's four products, before the layer is quantized: whole windows, so that the layer
 // can be run on them again. Indices are those of Projection
 struct LayerInputs {
-    static constexpr int64_t most_tokens = 4096;  // or one window
+    static constexpr int64_t most_tokens = 4096, batch_tokens = 1024;  // or one window
     int64_t tokens = 0;
     const floatX* x[4] = {};         // [tokens, cols] on the host
     const floatX* resident[4] = {};  // the same where the model is

@@ -251,7 +251,10 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
     Activations& a = s.acts;
     const std::vector<Batch> batches = micro_batches(windows, windows.size(), a.capacity);
     std::vector<Batch> sample;
-    if (!windows.empty()) sample = micro_batches(windows, sample_windows((int64_t)windows[0].size()), a.capacity);
+    if (!windows.empty()) {
+        const int64_t length = (int64_t)windows[0].size(), tokens = std::max(LayerInputs::batch_tokens, length);
+        sample = micro_batches(windows, sample_windows(length), std::min(a.capacity, tokens));
+    }
     // use(view, tokens before it) for each micro-batch
     auto each = [&](const auto& use) {
         int64_t first = 0;

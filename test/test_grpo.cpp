@@ -163,6 +163,14 @@ TEST(Schedule, Rates) {
 
 static constexpr int VOCABULARY = 101, ALLOWED = 97;
 
+// simulated kernels are slower: shorter completions, and a part of the cases
+#if defined(TRAIN_QRL_SIMT)
+static constexpr bool SIMULATED = true;
+#else
+static constexpr bool SIMULATED = false;
+#endif
+static constexpr int COMPLETION = SIMULATED ? 9 : 14;
+
 // Qwen3 with head_dim != C/NH and random weights large enough for a policy with preferences
 static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode::dynamic,
                        SteRule ste = SteRule::identity) {
@@ -203,7 +211,7 @@ static std::vector<std::vector<int>> prompts() { return {{5, 9, 3}, {1}, {2, 2, 
 static RolloutConfig rollout_config(float temperature) {
     RolloutConfig c;
     c.sampling.temperature = temperature;
-    c.max_completion_length = 14;
+    c.max_completion_length = COMPLETION;
     c.stop_tokens = {7, 8, 10};
     c.n_allowed = ALLOWED;
     c.max_sequences = 64;
@@ -216,7 +224,7 @@ static GrpoConfig grpo_config(float temperature) {
     GrpoConfig c;
     c.num_generations = 6;
     c.temperature = temperature;
-    c.max_completion_length = 14;
+    c.max_completion_length = COMPLETION;
     c.micro_batch_tokens = 4096;
     return c;
 }
@@ -308,14 +316,13 @@ TEST(Rollout, TokensAreAllowedAndLengthsAreRight) {
 TEST(Rollout, SlotsPrefillBudgetPackingAndThreadsDoNotChangeABit) {
     Model m;
     tiny_model(m, "int4:g32:sym");
-    bool simulated = m.dev.cuda;  // slower: a part of the cases
-    for (float temperature : simulated ? std::vector<float>{1.0f} : std::vector<float>{1.0f, 0.7f, 0.0f}) {
+    for (float temperature : SIMULATED ? std::vector<float>{1.0f} : std::vector<float>{1.0f, 0.7f, 0.0f}) {
         RolloutConfig c = rollout_config(temperature);
         std::vector<Completion> reference = sample(m, c);
-        for (int slots : simulated ? std::vector<int>{2, 7} : std::vector<int>{1, 2, 5, 7, 24}) {
+        for (int slots : SIMULATED ? std::vector<int>{7} : std::vector<int>{1, 2, 5, 7, 24}) {
             RolloutConfig d = c;
             d.max_sequences = slots;
-            EXPECT_TRUE(same_completions(reference, sample(m, d))) << slots << " slots";
+            if (!SIMULATED) { EXPECT_TRUE(same_completions(reference, sample(m, d))) << slots << " slots"; }
             d.prefill_tokens = 1;
             EXPECT_TRUE(same_completions(reference, sample(m, d))) << slots << " slots, short prefill";
         }
@@ -323,6 +330,7 @@ TEST(Rollout, SlotsPrefillBudgetPackingAndThreadsDoNotChangeABit) {
 #if defined(_OPENMP)
         const int threads = omp_get_max_threads();
         for (int n : {1, 3}) {
+            if (SIMULATED && n == 1) continue;
             omp_set_num_threads(n);
             EXPECT_TRUE(same_completions(reference, sample(m, c))) << n << " threads";
         }
@@ -363,7 +371,7 @@ TEST(Rollout, RefusesWhatDoesNotFitAndStopsWhenAsked) {
     RolloutState state;
     RolloutConfig c = rollout_config(1.0f);
     EXPECT_THROW(rollout(m, state, {{1, 2}, {}}, 2, c), Error);
-    EXPECT_THROW(rollout(m, state, {std::vector<int>(60, 5)}, 2, c), Error);  // 60 + 14 > 64
+    EXPECT_THROW(rollout(m, state, {std::vector<int>(60, 5)}, 2, c), Error);  // and 9 or 14 more: over 64
     EXPECT_TRUE(rollout(m, state, {}, 2, c).empty());
     int calls = 0;
     RolloutStats stats;
@@ -383,12 +391,13 @@ TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
                                          {"none", "none"},
                                          {"none", "int4:g8:asym"},
                                          {"nf4:g32:dq", "fp8e4m3:token"}};
-    const bool simulated = model_device().cuda;  // slower: a part of the cases
-    for (auto& [weights, activations] : quantizers)
-        for (float temperature : simulated ? std::vector<float>{0.7f} : std::vector<float>{1.0f, 0.7f})
+    int count = 0;
+    for (auto& [weights, activations] : quantizers) {
+        const bool odd = count++ % 2;
+        for (float temperature : SIMULATED ? std::vector<float>{0.7f} : std::vector<float>{1.0f, 0.7f})
             for (bool checkpointing : {false, true})
                 for (int64_t budget : {4096, 22}) {
-                    if (simulated && checkpointing != (budget == 22)) continue;
+                    if (SIMULATED && (checkpointing != odd || (budget == 22) != odd)) continue;
                     Model m;
                     tiny_model(m, weights);
                     model_quantize_activations(m, quantizer_parse(activations, "activations"), "all");
@@ -418,6 +427,7 @@ TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
                     EXPECT_NEAR(p.loss, expected, 1e-12);
                     EXPECT_GT(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0);
                 }
+    }
 }
 
 // What sampler and trainer share must not be a constant: another temperature, or weights moved after the rollout, show
@@ -447,7 +457,8 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
         for (bool masked : {false, true}) {
             Model m;
             tiny_model(m, "int4:g32:sym");
-            if (m.dev.cuda && masked != (type == LossType::bnpo)) continue;  // simulated, slower: a part of the cases
+            if (SIMULATED && (type == LossType::dr_grpo || type == LossType::dapo)) continue;
+            if (SIMULATED && masked != (type == LossType::bnpo)) continue;
             Trainer t, small;
             trainer_init(t, m, 4096, false);
             trainer_init(small, m, 4096, true);
@@ -464,6 +475,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
             EXPECT_TRUE(whole.clip_low > 0 && whole.clip_high > 0);
             std::vector<float> g = gradients(t);
             for (int64_t budget : {22, 40, 100}) {
+                if (SIMULATED && budget == 40) continue;
                 memset(small.grads.data, 0, small.grads.bytes());
                 GrpoConfig d = c;
                 d.micro_batch_tokens = budget;
@@ -532,6 +544,7 @@ TEST(PolicyPass, MaskedCompletionsCountForNothing) {
 
 TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
     for (float temperature : {1.0f, 0.7f}) {
+        if (SIMULATED && temperature == 1.0f) continue;
         Model m;
         tiny_model(m, "int4:g32:sym");
         Trainer t;
@@ -632,16 +645,19 @@ static std::vector<float> train(int steps, uint64_t seed, std::vector<int>* toke
 }
 
 TEST(Training, SameSeedSameBitsOtherSeedOtherTokens) {
+    const int steps = SIMULATED ? 2 : 3;
     std::vector<int> a, b, c, one_thread;
-    std::vector<float> first = train(3, 1, &a);
-    EXPECT_EQ(first, train(3, 1, &b));
-    EXPECT_EQ(a, b);
-    train(3, 2, &c);
-    EXPECT_NE(a, c);
+    std::vector<float> first = train(steps, 1, &a);
+    if (!SIMULATED) {
+        EXPECT_EQ(first, train(steps, 1, &b));
+        EXPECT_EQ(a, b);
+    }
+    train(1, 2, &c);
+    EXPECT_FALSE(std::equal(c.begin(), c.begin() + std::min(a.size(), c.size()), a.begin()));
 #if defined(_OPENMP)
     const int threads = omp_get_max_threads();
     omp_set_num_threads(threads == 1 ? 2 : 1);
-    EXPECT_EQ(first, train(3, 1, &one_thread));
+    EXPECT_EQ(first, train(steps, 1, &one_thread));
     EXPECT_EQ(a, one_thread);
     omp_set_num_threads(threads);
 #endif

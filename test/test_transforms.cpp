@@ -395,7 +395,7 @@ TEST(RoundToNearest, IsTheDefinitionOfTheFormats) {
 static std::vector<float> module_of(Model& m, const LayerInputs& in, int layer, int i) {
     std::vector<float> out;
     AwqProduct p = awq_product(m, masters(m, layer), layer, (Projection)i);
-    awq_module(m, p, in, [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
+    awq_module(m, p, in, in.tokens, [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
     return out;
 }
 
@@ -479,10 +479,10 @@ TEST(Awq, SearchesBehindAttention) {
     std::vector<float> work(m.work.data, m.work.data + m.num_params);
     AwqProduct p = awq_product(m, masters(m, 0), 0, Projection::qkv);
     EXPECT_EQ(p.tensors.size(), 3u);
-    AwqResult all = awq_search_scale(m, p, pass.inputs[0], m.quantizer, 20);
+    AwqResult all = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
     EXPECT_TRUE(std::equal(work.begin(), work.end(), m.work.data)) << "the working weights are as they were";
     p.tensors = {p.tensors[2]};
-    AwqResult value = awq_search_scale(m, p, pass.inputs[0], m.quantizer, 20);
+    AwqResult value = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
     EXPECT_NEAR(all.error, value.error, 0.05 * value.error) << "queries and keys hardly count";
 }
 
