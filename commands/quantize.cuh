@@ -128,7 +128,10 @@ inline int quantize_command(Session& s) {
     RolloutState state;
     session_plan(s, false, [&] {
         int64_t codes = 0;
-        for (const QuantizedTensor& t : s.m.quantized) codes += t.rows * t.cols;
+        for (const QuantizedTensor& t : s.m.quantized) {
+            check_container(o.format, t.name, t.rows, t.cols, quantizer);
+            codes += t.rows * t.cols;
+        }
         if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);
         ptq_allocate(memory, s.m, plan, calibrates ? (int64_t)o.calibration_samples * length : 0, length,
                      o.micro_batch_tokens);

@@ -201,10 +201,9 @@ inline const ExportFormat* export_format(const std::string& name) {
 
 // the format that holds a quantizer best
 inline const char* natural_format(const Quantizer& q) {
-    return !q.on()                                 ? "hf"
-           : q.spec.format == QuantFormat::nf4     ? "bnb-nf4"
-           : q.spec.format == QuantFormat::fp8e5m2 ? "hf"
-                                                   : "compressed-tensors";
+    if (!q.on() || q.spec.format == QuantFormat::fp8e5m2) return "hf";
+    if (q.spec.format == QuantFormat::nf4) return q.group == 64 ? "bnb-nf4" : "hf";
+    return "compressed-tensors";
 }
 
 inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
@@ -213,6 +212,21 @@ inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, 
     if (format == "awq") return awq_tensors(l);
     if (format == "bnb-nf4") return bitsandbytes_tensors(l, dtype);
     return compressed_tensors_tensors(l, format == "int-quantized");
+}
+
+// Fails as the export of a linear [rows, cols] would that is quantized by q, as far as that does not depend on its
+// scales: before an hour of work and not behind it
+inline void check_container(const std::string& format, const std::string& name, int64_t rows, int64_t cols,
+                            const Quantizer& q) {
+    if (export_format(format)->container == Container::none) return;
+    QuantizedLinear l;
+    l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
+    l.grid.assign(quantized_linear_grids(l), Grid{1.0f, 0.0f});
+    if (q.double_quant) {
+        l.nested.codes.resize(l.grid.size());
+        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), 256));
+    }
+    container_tensors(l, format, "bfloat16");
 }
 
 inline nlohmann::ordered_json container_config(const Quantizer& q, const std::string& format, const std::string& dtype,

@@ -103,6 +103,8 @@ TEST(Quantize, BadInput) {
     Args args = quantize(out, {"--train_data", sums});
     args[4] = "int4:g24";
     refused(2, args, {"--weights int4:g24", "does not divide", "model.layers.0."});
+    refused(1, quantize(out, {"--train_data", sums, "--format", "bnb-nf4"}), {"bitsandbytes cannot hold", "q_proj"});
+    refused(1, quantize(out, {"--train_data", sums, "--format", "int-quantized"}), {"cannot hold", "q_proj"});
     args = quantize(out, {"--train_data", sums});
     args[8] = "129";
     refused(2, args, {"--calibration_length 129", "128"});
