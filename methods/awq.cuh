@@ -49,7 +49,7 @@ struct AwqResult {
 struct AwqProduct {
     Projection which;
     int layer;
-    float* w;                                     // [rows, cols] masters
+    float* w;  // [rows, cols] masters
     int64_t rows, cols;
     std::vector<const QuantizedTensor*> tensors;  // those of it that are quantized
     float* master(const Model& m, const QuantizedTensor& t) const {

@@ -139,8 +139,8 @@ inline LayerInputs layer_inputs(Model& m, Activations& a, LayerInputsMemory& s, 
         rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.w.layers[l].ln1, b.T(), (int)C, m.config.rms_norm_eps, m.dev);
         layer_forward(m, a, l, hidden, view, nullptr);
         for (int p = 0; p < 4; p++)
-            copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p],
-                           (size_t)(b.T() * in.cols[p]) * sizeof(floatX), m.dev);
+            copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p], (size_t)(b.T() * in.cols[p]) * sizeof(floatX),
+                           m.dev);
         in.tokens += b.T();
         hidden += b.T() * C;
     }

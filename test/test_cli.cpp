@@ -1,6 +1,6 @@
-// The program as a user meets it: runs the built binary and looks at stdout, stderr, the exit status and what is left on
-// disk. Bad use must give 2 and a failed run 1, each with one line on stderr that opens with "train_qrl: " and says what,
-// where and what to do, and nothing half-written.
+// The program as a user meets it: runs the built binary and looks at stdout, stderr, the exit status and what is left
+// on disk. Bad use must give 2 and a failed run 1, each with one line on stderr that opens with "train_qrl: " and says
+// what, where and what to do, and nothing half-written.
 #include "cli.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -591,9 +591,26 @@ TEST(Grpo, CurveRises) {
     std::string half = fresh("half"), out = fresh("curve");
     good({"sft", "--model", base, "--train_data", sums, "--max_steps", "200", "--learning_rate", "0.003",
           "--per_device_train_batch_size", "32", "--output_dir", half});
-    good(grpo(out, {"--model", half + "/checkpoint-200", "--eval_data", problems, "--eval_n", "100", "--eval_samples",
-                    "4", "--weights", "int4:g32:sym", "--max_steps", "80", "--prompts_per_step", "25",
-                    "--max_completion_length", "12", "--learning_rate", "0.0002", "--lr_scheduler_type", "constant"}));
+    good(grpo(out, {"--model",
+                    half + "/checkpoint-200",
+                    "--eval_data",
+                    problems,
+                    "--eval_n",
+                    "100",
+                    "--eval_samples",
+                    "4",
+                    "--weights",
+                    "int4:g32:sym",
+                    "--max_steps",
+                    "80",
+                    "--prompts_per_step",
+                    "25",
+                    "--max_completion_length",
+                    "12",
+                    "--learning_rate",
+                    "0.0002",
+                    "--lr_scheduler_type",
+                    "constant"}));
     json eval = read_json(out + "/summary.json")["eval"];
     double before = eval["before"]["pass@1"], after = eval["after"]["pass@1"];
     printf("pass@1 of the int4 policy: %.1f%% -> %.1f%%\n", 100 * before, 100 * after);

@@ -18,8 +18,8 @@ static Args quantize(const std::string& out, const Args& more = {}) {
 
 TEST(Quantize, CalibratesMeasuresAndSaves) {
     std::string out = fresh("quantized");
-    Outcome r = good(quantize(
-        out, {"--train_data", sums, "--eval_data", sums, "--eval_n", "40", "--save_dtype", "float32"}));
+    Outcome r =
+        good(quantize(out, {"--train_data", sums, "--eval_data", sums, "--eval_n", "40", "--save_dtype", "float32"}));
     EXPECT_NE(r.out.find("calibration 8 windows of 32 tokens from --train_data " + sums), std::string::npos) << r.out;
     EXPECT_NE(r.out.find("layer 1/2 | q,k,v "), std::string::npos) << r.out;
     EXPECT_NE(r.out.find("layer 2/2 | q,k,v "), std::string::npos) << r.out;

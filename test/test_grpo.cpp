@@ -14,6 +14,7 @@
 #include "../formats/checkpoint.h"
 #include "../grpo.cuh"
 #include "test_device.h"
+#include "tiny_model.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // advantages
@@ -171,22 +172,10 @@ static constexpr bool SIMULATED = false;
 #endif
 static constexpr int COMPLETION = SIMULATED ? 9 : 14;
 
-// Qwen3 with head_dim != C/NH and random weights large enough for a policy with preferences
+// random weights, large enough for a policy with preferences
 static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode::dynamic,
                        SteRule ste = SteRule::identity) {
-    ModelConfig c;
-    c.model_type = "qwen3";
-    c.vocab_size = VOCABULARY;
-    c.hidden_size = 64;
-    c.intermediate_size = 96;
-    c.num_hidden_layers = 2;
-    c.num_attention_heads = 4;
-    c.num_key_value_heads = 2;
-    c.head_dim = 24;
-    c.max_position_embeddings = 64;
-    c.tie_word_embeddings = true;
-    c.qk_norm = true;
-    config_check(c, "tiny model");
+    const ModelConfig c = tiny_config(2);
     m.dev = model_device();
     model_allocate(m, c);
     model_init_random(m, 7);

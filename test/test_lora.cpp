@@ -14,6 +14,7 @@
 #include "../grpo.cuh"
 #include "operator_test.h"
 #include "test_device.h"
+#include "tiny_model.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // kernels
@@ -235,19 +236,7 @@ TEST(Lora, LogitsLossAndGradientsAgreeWithPeft) {
 // adapter, quantized as a model is whose weights are trained
 static void tiny_model(Model& m, const char* weights, Device dev, bool inside = false, double drop = 0.0,
                        bool plain = false, const std::string& grids = "") {
-    ModelConfig c;
-    c.model_type = "qwen3";
-    c.vocab_size = 101;
-    c.hidden_size = 64;
-    c.intermediate_size = 96;
-    c.num_hidden_layers = 2;
-    c.num_attention_heads = 4;
-    c.num_key_value_heads = 2;
-    c.head_dim = 24;
-    c.max_position_embeddings = 64;
-    c.tie_word_embeddings = true;
-    c.qk_norm = true;
-    config_check(c, "tiny model");
+    const ModelConfig c = tiny_config(2);
     m.dev = dev;
     Quantizer q = quantizer_parse(weights, "weights");
     LoraConfig lora;

@@ -395,7 +395,8 @@ TEST(RoundToNearest, IsTheDefinitionOfTheFormats) {
 static std::vector<float> module_of(Model& m, const LayerInputs& in, int layer, int i) {
     std::vector<float> out;
     AwqProduct p = awq_product(m, masters(m, layer), layer, (Projection)i);
-    awq_module(m, p, in, in.tokens, [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
+    awq_module(m, p, in, in.tokens,
+               [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
     return out;
 }
 
@@ -472,7 +473,8 @@ TEST(Awq, SearchesBehindAttention) {
     load(m, "llama");
     quantizer_of(m, "int3:channel:sym");
     for (LayerWeights<float>& l : model_views(m, m.master.data).layers)  // queries that do not matter
-        for (int64_t k = 0; k < (int64_t)(m.NH() + m.NKV()) * m.HD() * m.C(); k++) l.qkv[k] *= k % m.C() < 9 ? 1e-3f : 1e-4f;
+        for (int64_t k = 0; k < (int64_t)(m.NH() + m.NKV()) * m.HD() * m.C(); k++)
+            l.qkv[k] *= k % m.C() < 9 ? 1e-3f : 1e-4f;
     Batch b = batch_of(m, {40});
     Pass pass;
     forward(m, pass, b);
@@ -563,7 +565,8 @@ TEST(Transforms, OnTheDeviceAsOnTheHost) {
             PtqPlan plan = ptq_parse(method, config);
             PtqMemory memory;
             ptq_allocate(memory, m, plan, 96, 16, 40);
-            ptq_run(m, memory, plan, config, windows, [](int, const PtqLayer& r) { EXPECT_LT(r.product[0].error, 0.1); });
+            ptq_run(m, memory, plan, config, windows,
+                    [](int, const PtqLayer& r) { EXPECT_LT(r.product[0].error, 0.1); });
             device_synchronize(m.dev);
             result[device].assign(m.master.data, m.master.data + m.num_params);
         }
