@@ -204,8 +204,7 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
 
-SANITIZE := test_formats test_containers test_tokenizer test_rewards test_dataset test_kernels test_gemm test_golden \
-            $(filter-out test_nccl,$(SIMT_TESTS)) $(foreach t,$(KERNEL_TESTS) test_golden,$(t)@simt)
+SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
