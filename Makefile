@@ -6,7 +6,7 @@
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
-# make sanitize   the tests of kernels and file readers under AddressSanitizer and UBSan
+# make sanitize   the tests of kernels, methods and file readers under AddressSanitizer and UBSan
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
 #                       memory but is faster only with AVX512_BF16
