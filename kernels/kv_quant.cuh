@@ -157,8 +157,9 @@ inline KvLevels kv_levels(const KvQuant& q) {
 template <int BITS, class Level>
 inline void kv_read_group_cpu(floatX* out, const uint8_t* p, int n, float scale, Level level) {
     constexpr int PER_BYTE = 8 / BITS;
+    const int bytes = n / PER_BYTE;
     INDEPENDENT
-    for (int i = 0; i < n / PER_BYTE; i++)
+    for (int i = 0; i < bytes; i++)
         for (int e = 0; e < PER_BYTE; e++)
             out[PER_BYTE * i + e] = level((uint32_t)p[i] >> (e * BITS) & ((1u << BITS) - 1)) * scale;
 }
