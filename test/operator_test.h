@@ -96,7 +96,7 @@ struct TestBuffer {
             return;
         }
 #endif
-        memcpy(static_cast<void*>(data), values.data(), n * sizeof(T));
+        if (n) memcpy(static_cast<void*>(data), values.data(), n * sizeof(T));
     }
     ~TestBuffer() {
 #if HAS_KERNELS
