@@ -3,6 +3,7 @@
 // adapter inside the quantizer against double loops; what a frozen base does not have; PEFT's files in and out, and the
 // ones that must be refused.
 #include <gtest/gtest.h>
+#include <unistd.h>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -301,7 +302,7 @@ TEST(Lora, ThePackedBaseHasTheBitsOfTheQuantizedModelAndNoOtherWeights) {
 }
 
 static std::string scratch_folder(const char* name) {
-    std::string dir = testing::TempDir() + "lora_" + name;
+    std::string dir = testing::TempDir() + "lora_" + name + "_" + std::to_string(getpid());
     std::filesystem::remove_all(dir);
     std::filesystem::create_directories(dir);
     return dir;
