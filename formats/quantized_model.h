@@ -215,13 +215,14 @@ inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, 
 }
 
 // Fails as the export of a linear [rows, cols] would that is quantized by q, as far as that does not depend on its
-// scales: before an hour of work and not behind it
+// scales and zero points: before an hour of work and not behind it
 inline void check_container(const std::string& format, const std::string& name, int64_t rows, int64_t cols,
                             const Quantizer& q) {
     if (export_format(format)->container == Container::none) return;
     QuantizedLinear l;
     l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
-    l.grid.assign(quantized_linear_grids(l), Grid{1.0f, 0.0f});
+    const bool asymmetric = q.spec.format == QuantFormat::integer && !q.spec.symmetric;
+    l.grid.assign(quantized_linear_grids(l), Grid{1.0f, asymmetric ? 1.0f : 0.0f});  // GPTQ v1 has no zero point 0
     if (q.double_quant) {
         l.nested.codes.resize(l.grid.size());
         l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), 256));

@@ -65,6 +65,14 @@ TEST(Quantize, EveryKindOfFormatIsSavedAndReadAgain) {
     }
 }
 
+// what a format may hold is not refused before the work: zero points are not known then
+TEST(Quantize, FormatsForOtherTools) {
+    for (const char* format : {"gptq", "gptq_v2", "awq"})
+        for (const char* weights : {"int4:g32:sym", "int4:g32:asym"})
+            good({"quantize", "--model", trained, "--weights", weights, "--ptq", "rtn", "--format", format,
+                  "--output_dir", fresh(format)});
+}
+
 TEST(Quantize, Calibrations) {
     std::string text = fresh("notes.txt"), rows = jsonl("rows", "{\"text\": \"" + std::string(90, 'x') + "\"}\n");
     write_text(text, std::string(200, 'a'));

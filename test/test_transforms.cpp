@@ -467,25 +467,33 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
     }
 }
 
-// What AutoAWQ searches: the scales of q, k and v that are best behind the softmax are not those of the products
+// What AutoAWQ searches: with keys of 0 every query attends to all alike, so that the errors of queries, the largest of
+// the product's by far, do not count
 TEST(Awq, SearchesBehindAttention) {
     Model m;
     load(m, "llama");
     quantizer_of(m, "int3:channel:sym");
-    for (LayerWeights<float>& l : model_views(m, m.master.data).layers)  // queries that do not matter
-        for (int64_t k = 0; k < (int64_t)(m.NH() + m.NKV()) * m.HD() * m.C(); k++)
-            l.qkv[k] *= k % m.C() < 9 ? 1e-3f : 1e-4f;
+    const int64_t queries = (int64_t)m.NH() * m.HD() * m.C(), keys = (int64_t)m.NKV() * m.HD() * m.C();
+    for (LayerWeights<float>& l : model_views(m, m.master.data).layers) {
+        for (int64_t k = 0; k < queries; k++) l.qkv[k] *= 30.0f;
+        for (int64_t k = 0; k < keys; k++) l.qkv[queries + k] = 0.0f;
+    }
     Batch b = batch_of(m, {40});
     Pass pass;
     forward(m, pass, b);
     std::vector<float> work(m.work.data, m.work.data + m.num_params);
     AwqProduct p = awq_product(m, masters(m, 0), 0, Projection::qkv);
-    EXPECT_EQ(p.tensors.size(), 3u);
+    ASSERT_EQ(p.tensors.size(), 3u);
+    const std::vector<const QuantizedTensor*> tensors = p.tensors;
     AwqResult all = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
     EXPECT_TRUE(std::equal(work.begin(), work.end(), m.work.data)) << "the working weights are as they were";
-    p.tensors = {p.tensors[2]};
+    p.tensors = {tensors[2]};
     AwqResult value = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
-    EXPECT_NEAR(all.error, value.error, 0.05 * value.error) << "queries and keys hardly count";
+    EXPECT_GT(value.error, 0.0);
+    EXPECT_EQ(all.error, value.error);
+    EXPECT_EQ(all.scales, value.scales);
+    p.tensors = {tensors[0]};
+    EXPECT_EQ(awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig()).error_plain, 0.0);
 }
 
 TEST(Awq, ClippingKeepsWhatActivationsWeigh) {
