@@ -73,7 +73,7 @@ ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
 
-SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
+SOURCES := $(wildcard *.cu *.cuh *.h model/*.cuh model/*.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
 
 all: train_qrl
 
@@ -148,7 +148,7 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
 # of many. Each can still be built alone: make build/test_golden@simt.
-UNITY_cpu := test_kernels test_golden test_grpo test_projection test_ptq test_transforms test_gguf test_containers test_formats
+UNITY_cpu := test_kernels test_golden test_grpo test_model_linear test_ptq test_transforms test_gguf test_containers test_formats
 UNITY_fp32 := test_kernels test_golden test_grpo
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms

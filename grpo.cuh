@@ -189,16 +189,12 @@ inline std::vector<Completion> rollout_of_ranks(Comm& comm, Model& m, RolloutSta
     return all;
 }
 
-// log-probabilities of this rank's completions under the reference model, one vector a completion: the working weights
-// `work`, or if null the model's own without its adapter
-inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work,
+// log-probabilities of this rank's completions under a set of weights, one vector a completion: those of a reference
+// model, or the policy's own in another pass
+inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weights, const Pass& pass,
                                                         const std::vector<std::vector<int>>& prompts,
                                                         const std::vector<Completion>& completions,
                                                         const GrpoConfig& c) {
-    Model& m = *t.model;
-    Weights<floatX> policy = m.w;
-    if (work) m.w = model_views(m, work);
-    else m.lora.enabled = false;
     std::vector<std::vector<float>> out(completions.size());
     for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens,
                                             share_of_completions(c, completions.size()))) {
@@ -208,16 +204,14 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, floatX* work
             batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
             score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
-        score_forward(m, t.acts, t.score, b, s, 1.0f / c.temperature);
-        score_fetch(s, t.score, m.dev);
+        score_forward(weights, t.acts, t.score, b, s, 1.0f / c.temperature, pass);
+        score_fetch(s, t.score, weights.dev);
         const float* p = s.logp.data();
         for (int i = first; i < last; i++) {
             out[i].assign(p, p + completions[i].tokens.size());
             p += completions[i].tokens.size();
         }
     }
-    m.w = policy;
-    m.lora.enabled = true;
     return out;
 }
 

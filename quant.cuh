@@ -36,6 +36,11 @@ struct Quantizer {
     QuantScope scope = QuantScope::channel;
     int group = 0;              // for QuantScope::group; 128 for block
     bool double_quant = false;  // nf4: the scales are quantized too
+    // how it is trained; no part of its text
+    ScaleMode scale_mode = ScaleMode::dynamic;
+    LearnedScale learned_scale = LearnedScale::lsq;  // what ScaleMode::learned trains
+    SteRule ste = SteRule::identity;
+    bool stochastic = false;  // rounding; else to nearest
     bool on() const { return enabled; }
 };
 
@@ -175,49 +180,61 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     return q;
 }
 
-// One quantized weight: its master, what the forward reads, and the state of its grid (views; see model_quantize)
+// A weight with its quantizer: its master, what the forward reads, and the state of its grid. Views; the memory is the
+// model's (model/quantize.cuh).
 struct QuantizedTensor {
     std::string name;
     int64_t rows = 0, cols = 0;
+    Quantizer quantizer;            // off: the forward reads floatX(master)
     size_t offset = 0;              // into master, work and gradients
-    const float* master = nullptr;  // [rows, cols]
-    floatX* work = nullptr;         // [rows, cols] = Q(master)
+    float* master = nullptr;        // [rows, cols]; null in a frozen base
+    floatX* work = nullptr;         // [rows, cols] = Q(master); null where packed codes are all there is
     float* grad = nullptr;          // [rows, cols] or null
-    int64_t groups = 0, group = 0;
-    int64_t tiles = 0;                            // see QuantGroups
-    Grid* grid = nullptr;                         // [groups]
-    ScaleState state;                             // what stands behind the grid
-    LearnedGrid learned;                          // while the grid is trained
+    uint32_t number = 0;            // among the model's quantized tensors: a key of stochastic rounding
+    int64_t groups = 0, group = 0;  // of a quantizer that is on
+    int64_t tiles = 0;              // see QuantGroups
+    Grid* grid = nullptr;           // [groups]
+    ScaleState state;               // what stands behind the grid
+    LearnedGrid learned;            // while the grid is trained
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
+    int64_t* counts = nullptr;                    // [2] where the codes are: see quantized_tensor_refresh
+    QuantNoise noise;                             // of the last refresh
     bool measured = false;
     bool given = false;                  // the grid came from outside and no codes have been made with it yet
     bool restored = false;               // ... and the parameters of a learned grid with it
     bool foreign = false;                // a grid came from outside: its scales may be other 16-bit floats than ours
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
+    int64_t count() const { return rows * cols; }
 };
 
+// t gets quantizer q and the shape of its grid, no memory; fails where q's groups do not divide its rows
 inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q) {
-    int64_t n = t.rows * t.cols;
+    t.quantizer = q;
+    t.group = t.groups = t.tiles = 0;
+    if (!q.on()) return;
     if ((q.scope == QuantScope::group || q.scope == QuantScope::block) && t.cols % q.group)
         fail_usage(
             "--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor "
             "(such as g32 or g64), or another quantizer",
             quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
-    t.group = q.scope == QuantScope::tensor ? n : q.scope == QuantScope::channel ? t.cols : q.group;
-    t.groups = n / t.group;
+    t.group = q.scope == QuantScope::tensor ? t.count() : q.scope == QuantScope::channel ? t.cols : q.group;
+    t.groups = t.count() / t.group;
     t.tiles = q.scope == QuantScope::block ? t.cols / QUANT_TILE : 0;
 }
 inline QuantGroups quantized_tensor_groups(const QuantizedTensor& t) { return QuantGroups{t.groups, t.group, t.tiles}; }
 
 // floats of ScaleState
-inline int64_t scale_state_floats(const QuantizedTensor& t, const Quantizer& q) {
-    return q.double_quant ? 1 + CEIL_DIV(t.groups, QUANT_NESTED) : q.spec.format == QuantFormat::nvfp4 ? 1 : 0;
+inline int64_t scale_state_floats(const QuantizedTensor& t) {
+    return t.quantizer.double_quant                         ? 1 + CEIL_DIV(t.groups, QUANT_NESTED)
+           : t.quantizer.spec.format == QuantFormat::nvfp4 ? 1
+                                                            : 0;
 }
 
 // A grid from outside: of a file, or of a PTQ method; refresh keeps it while the mode is frozen. grid: [groups] on the
 // host. Fails unless every scale is a finite number other than 0 (NF4: 0 is a group of zeros) and every zero
 // point is a code. The codes of the next refresh count as the first.
-inline void quantized_tensor_set_grid(QuantizedTensor& t, const Quantizer& q, const Grid* grid, Device dev) {
+inline void quantized_tensor_set_grid(QuantizedTensor& t, const Grid* grid, Device dev) {
+    const Quantizer& q = t.quantizer;
     const bool nf4 = q.spec.format == QuantFormat::nf4;  // zero: see Grid
     const float most = nf4 && q.double_quant ? FLT_MAX : q.spec.symmetric ? 0.0f : quant_high(q.spec);
     for (int64_t g = 0; g < t.groups; g++)
@@ -230,51 +247,54 @@ inline void quantized_tensor_set_grid(QuantizedTensor& t, const Quantizer& q, co
     t.measured = t.given = t.foreign = true;
 }
 
-// work = Q(master). counts [2], where the codes are: how many codes changed, and how many differ from those at load;
-// both 0 the first time.
-inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, ScaleMode mode, int64_t* counts,
-                                     Device dev, LearnedScale kind = LearnedScale::lsq,
-                                     const QuantNoise& noise = QuantNoise()) {
-    bool first = !t.measured || t.given;
-    bool measure = !t.measured || mode == ScaleMode::dynamic;
-    int64_t n = t.rows * t.cols;
-    set_zero(counts, 2 * sizeof(int64_t), dev);
+// work = Q(w), w: [rows, cols], the master or what a hook made of it. t.counts: how many codes changed, and how many
+// differ from those at load; both 0 the first time. noise: of stochastic rounding, without the tensor.
+inline void quantized_tensor_refresh(QuantizedTensor& t, const float* w, QuantNoise noise, Device dev) {
+    const Quantizer& q = t.quantizer;
+    const bool first = !t.measured || t.given;
+    bool measure = !t.measured || q.scale_mode == ScaleMode::dynamic;
+    const int64_t n = t.count();
+    noise.on = q.stochastic, noise.tensor = t.number;
+    t.noise = noise;
+    set_zero(t.counts, 2 * sizeof(int64_t), dev);
     QuantGroups shape = quantized_tensor_groups(t);
-    if (mode == ScaleMode::learned) {
-        if (measure) quant_measure(t.grid, t.state, t.master, shape, q.spec, dev);
-        learned_grid_forward(t.grid, t.learned, t.master, shape, q.spec, kind, measure || (t.given && !t.restored),
-                             dev);
+    if (q.scale_mode == ScaleMode::learned) {
+        if (measure) quant_measure(t.grid, t.state, w, shape, q.spec, dev);
+        learned_grid_forward(t.grid, t.learned, w, shape, q.spec, q.learned_scale,
+                             measure || (t.given && !t.restored), dev);
         measure = false;
     }
-    fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, shape, q.spec, measure, counts, dev, noise);
+    fake_quant_forward(t.work, t.codes, t.grid, t.state, w, shape, q.spec, measure, t.counts, dev, noise);
     t.measured = true;
     t.given = t.restored = false;
     if (first) {
         if (t.initial) copy_on_device(t.initial, t.codes, n, dev);
-        set_zero(counts, 2 * sizeof(int64_t), dev);  // there were no codes before
+        set_zero(t.counts, 2 * sizeof(int64_t), dev);  // there were no codes before
     }
-    if (t.initial && !first) codes_changed(counts + 1, t.codes, t.initial, n, q.spec, dev);
+    if (t.initial && !first) codes_changed(t.counts + 1, t.codes, t.initial, n, q.spec, dev);
 }
 
-// the straight-through rule, in place on the gradient; or the gradients of a grid that is trained
-inline void quantized_tensor_backward(QuantizedTensor& t, const Quantizer& q, SteRule rule, Device dev,
-                                      ScaleMode mode = ScaleMode::dynamic, LearnedScale kind = LearnedScale::lsq,
-                                      const QuantNoise& noise = QuantNoise()) {
-    if (mode == ScaleMode::learned)
-        learned_backward(t.grad, t.learned, t.master, t.grid, quantized_tensor_groups(t), q.spec, kind, noise, dev);
-    else fake_quant_backward(t.grad, t.master, t.grid, quantized_tensor_groups(t), q.spec, rule, dev);
+// dw: [rows, cols], in place: the gradient of Q(w) becomes that of w, by the straight-through rule or with the
+// gradients of a grid that is trained. w: that of the refresh
+inline void quantized_tensor_backward(QuantizedTensor& t, float* dw, const float* w, Device dev) {
+    const Quantizer& q = t.quantizer;
+    if (q.scale_mode == ScaleMode::learned)
+        learned_backward(dw, t.learned, w, t.grid, quantized_tensor_groups(t), q.spec, q.learned_scale, t.noise, dev);
+    else fake_quant_backward(dw, w, t.grid, quantized_tensor_groups(t), q.spec, q.ste, dev);
 }
 
-// what --qat_scale learned and --rounding stochastic can do
-inline void check_learned(const Quantizer& q, LearnedScale kind, bool stochastic) {
+// whether q can be trained as it says, that is with --qat_scale learned and --rounding stochastic
+inline void check_trained(const Quantizer& q) {
+    const bool learned = q.scale_mode == ScaleMode::learned;
+    if (!q.on() || !(learned || q.stochastic)) return;
     std::string text = quantizer_text(q);
     if (q.spec.format != QuantFormat::integer)
         fail_usage("--weights %s: only integer formats have %s; use an int format, or leave it", text.c_str(),
-                   stochastic ? "--rounding stochastic" : "--qat_scale learned");
-    if (stochastic) return;
+                   learned ? "--qat_scale learned" : "--rounding stochastic");
+    if (!learned) return;
     if (q.spec.rule == ScaleRule::signedmax)
         fail_usage("--weights %s: a learned scale is positive, that of signedmax may not be; use amax", text.c_str());
-    if (kind == LearnedScale::lsq_offset && q.spec.symmetric)
+    if (q.learned_scale == LearnedScale::lsq_offset && q.spec.symmetric)
         fail_usage("--weights %s: --learned_scale lsq_offset learns a zero point; use asym, or lsq", text.c_str());
 }
 
@@ -301,10 +321,10 @@ inline void fake_quant_rows(floatX* out, const floatX* inp, int64_t T, int64_t C
 
 // dinp: [T,C], in place: the gradient of Q(inp) becomes that of inp. inp: what the forward was given
 inline void fake_quant_rows_backward(floatX* dinp, const floatX* inp, int64_t T, int64_t C, const Quantizer& q,
-                                     SteRule rule, Device dev) {
+                                     Device dev) {
     QuantGroups shape = quantized_rows_groups(q, T, C);
-    if (shape.groups == 0 || rule == SteRule::identity) return;
+    if (shape.groups == 0 || q.ste == SteRule::identity) return;
     Scratch grid(2 * (size_t)shape.groups, dev);
     quant_measure(reinterpret_cast<Grid*>(grid.data), ScaleState(), inp, shape, q.spec, dev);
-    fake_quant_backward(dinp, inp, reinterpret_cast<const Grid*>(grid.data), shape, q.spec, rule, dev);
+    fake_quant_backward(dinp, inp, reinterpret_cast<const Grid*>(grid.data), shape, q.spec, q.ste, dev);
 }

@@ -9,12 +9,13 @@
 #include <chrono>
 #include <functional>
 #include <vector>
-#include "decode_graph.cuh"
+#include "model/decode_graph.cuh"
 #include "kernels/sampling.cuh"
 #include "model.cuh"
 
 struct RolloutConfig {
     SamplingParams sampling;
+    Pass pass;  // of every forward
     int max_completion_length = 256;
     std::vector<int> stop_tokens;
     int n_allowed = 0;        // ids the tokenizer knows; padded rows of the vocabulary lie above
@@ -88,7 +89,7 @@ inline void rollout_allocate(RolloutState& s, const Model& m, const RolloutShape
     for (int place : {0, 1}) {
         const char* hint = place ? "lower --rollout_batch or --max_completion_length" : "lower --rollout_batch";
         std::string what = place ? "KV cache of the samples" : "KV cache of the prompts";
-        if (m.kv_cache.on()) what += ", " + quantizer_text(m.kv_cache, "token");
+        if (m.kv_rules.on()) what += ", " + rules_text(m.kv_rules);
         kv_cache_allocate(s.cache, m, place, place ? shape.own_rows : shape.prompt_rows, what.c_str(), hint);
     }
     activations_allocate(s.acts, m, shape.tokens, ActivationMode::inference);
@@ -110,9 +111,9 @@ inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const D
     float* logps = reinterpret_cast<float*>(s.drawn.data + s.shape.slots);
     for (int64_t first = 0; first < n; first += RolloutState::logit_rows) {
         int64_t rows = std::min<int64_t>(RolloutState::logit_rows, n - first);
-        if (m.packed && !m.dev.cuda)
-            gemm_nt_packed(s.logits.data, hidden + first * C, m.generation_head, nullptr, rows);
-        else matmul_nt(s.logits.data, V, hidden + first * C, C, m.w.head, C, (const floatX*)nullptr, rows, V, C, m.dev);
+        if (config.pass.packed && !m.dev.cuda)
+            gemm_nt_packed(s.logits.data, hidden + first * C, m.head_layout, nullptr, rows);
+        else matmul_nt(s.logits.data, V, hidden + first * C, C, m.head.work, C, (const floatX*)nullptr, rows, V, C, m.dev);
         sample_rows(s.drawn.data + first, logps + first, s.logits.data, rows, V, config.n_allowed, config.sampling,
                     DrawStream{config.seed, config.stream}, keys + first, m.dev);
     }
@@ -133,7 +134,7 @@ inline void fetch_drawn(RolloutState& s, int64_t n, std::vector<int>& tokens, st
 inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig& config) {
     NVTX_RANGE("decode_step");
     auto step = [&](const BatchView& v) {
-        model_forward_view(m, s.acts, v, &s.cache);
+        model_forward_view(m, s.acts, v, config.pass, &s.cache);
         draw_tokens(m, s, s.acts.hidden, v.draws, v.T, config);
     };
 #if HAS_KERNELS
@@ -147,7 +148,7 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         b.draws.resize(rows, DrawKey());
         BatchView v = batch_view(s.decode, b, m.dev);
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
-        DecodeGraphKey key = {v.T,         v.most_keys,   m.packed && m.quantize, config.sampling,
+        DecodeGraphKey key = {v.T,         v.most_keys,   config.pass.packed && m.work_quantized, config.sampling,
                               config.seed, config.stream, config.n_allowed};
         decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
         return;
@@ -200,7 +201,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
         std::vector<int> prefill_regions;
         auto run_prefill = [&]() {
             if (prefill.tokens.empty()) return;
-            model_forward(m, s.acts, prefill, &s.cache);
+            model_forward(m, s.acts, prefill, config.pass, &s.cache);
             for (size_t i = 0; i < prefill_regions.size(); i++)
                 copy_on_device(s.last.data + (int64_t)prefill_regions[i] * C,
                                s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C, C * sizeof(floatX), m.dev);

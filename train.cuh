@@ -41,14 +41,14 @@ struct Trainer {
     Model* model = nullptr;
     Buffer<float> grads, moment1, moment2;  // [num_params], of the model or, if it has an adapter, of that
     Buffer<float> unwanted;                 // [C] where gradients of norms go that are not trained
-    Weights<float> g;                       // views of grads
     Buffer<float> scale_grads, scale_moments;  // of m.learned: [n], [2, n]
     double scale_learning_rate = 0.0;          // its peak; it falls as the weights' does
     Activations acts;
     ScoreMemory score;
     AdamWConfig adam;
     double max_grad_norm = 1.0;
-    int64_t step = 0;  // optimizer steps done
+    int64_t step = 0;     // optimizer steps done
+    uint32_t passes = 0;  // forward passes of training, which draw their own dropout
     int64_t skipped = 0, skipped_in_a_row = 0;
     static constexpr int max_skipped_in_a_row = 5;
 };
@@ -80,20 +80,16 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
     when_allocated(m.dev, [&t, &m] {
+        model_bind_gradients(m, m.lora.on() ? nullptr : t.grads.data);
         if (m.lora.on()) {
-            LayerWeights<float> layer{};
-            t.g = Weights<float>{};
-            t.g.adapters = t.grads.data;
-            t.g.norm = layer.ln1 = layer.ln2 = layer.q_norm = layer.k_norm = t.unwanted.data;
-            t.g.layers.assign(m.L(), layer);
-        } else {
-            t.g = model_views(m, t.grads.data);
-            for (QuantizedTensor& q : m.quantized) q.grad = t.grads.data + q.offset;
+            m.lora.grads = t.grads.data;
+            m.norm.grad = t.unwanted.data;
+            for (Layer& l : m.layers) l.ln1.grad = l.ln2.grad = l.q_norm.grad = l.k_norm.grad = t.unwanted.data;
         }
-        for (QuantizedTensor& q : m.quantized) {
-            if (!m.learned.size) continue;
-            q.learned.da = t.scale_grads.data + (q.learned.a - m.learned.data);
-            q.learned.db = q.learned.da + q.groups;
+        for (LinearPart* p : quantized_parts(m)) {
+            if (!p->learned.a) continue;
+            p->learned.da = t.scale_grads.data + (p->learned.a - m.learned.data);
+            p->learned.db = p->learned.da + p->groups;
         }
     });
 }
@@ -126,26 +122,24 @@ inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first) {
 
 // memory.logp, .lse and .entropy [R] of the scored tokens of b
 inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const Batch& b, const ScoredTokens& s,
-                          float inverse_temperature) {
+                          float inverse_temperature, const Pass& pass = Pass()) {
     int64_t R = s.size(), C = m.C();
     if (R > memory.capacity) fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
-    model_forward(m, a, b);
+    model_forward(m, a, b, pass);
     NVTX_RANGE("lm_head");
     std::vector<int> both = s.rows;
     both.insert(both.end(), s.targets.begin(), s.targets.end());
     copy_to_device(memory.rows.data, both.data(), both.size() * sizeof(int), m.dev);
     gather_rows(memory.hidden.data, a.hidden, memory.rows.data, R, C, m.dev);
-    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data, memory.hidden.data, m.w.head,
+    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data, memory.hidden.data, m.head.work,
                     memory.rows.data + R, R, C, m.V(), inverse_temperature, memory.head, m.dev);
 }
 
 // The forward of score_backward: with dropout, if the model's adapter has any
-inline void score_forward_training(Trainer& t, const Batch& b, const ScoredTokens& s, float inverse_temperature) {
-    Lora& l = t.model->lora;
-    l.pass++;
-    l.training = true;
-    score_forward(*t.model, t.acts, t.score, b, s, inverse_temperature);
-    l.training = false;
+inline void score_forward_training(Trainer& t, const Batch& b, const ScoredTokens& s, float inverse_temperature,
+                                   Pass pass = Pass()) {
+    pass.dropout = ++t.passes;
+    score_forward(*t.model, t.acts, t.score, b, s, inverse_temperature, pass);
 }
 
 // the results as vectors on the host
@@ -165,13 +159,11 @@ inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     int64_t C = m.C();
     {
         NVTX_RANGE("lm_head_backward");
-        lm_head_backward(memory.dhidden.data, t.g.head, memory.dlogp.data, memory.hidden.data, m.w.head,
+        lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.hidden.data, m.head.work,
                          memory.rows.data + R, memory.lse.data, R, C, m.V(), inverse_temperature, memory.head, m.dev);
         scatter_rows(t.acts.dnorm, memory.dhidden.data, memory.rows.data, R, t.acts.view.T, C, m.dev);
     }
-    m.lora.training = true;  // the dropout of the forward
-    model_backward(m, t.acts, t.g);
-    m.lora.training = false;
+    model_backward(m, t.acts);
 }
 
 // the same with dL/dlogp from the host
@@ -192,23 +184,22 @@ struct OptimizerResult {
 
 inline double code_flip_rate(const Model& m, bool total) {
     int64_t flips = 0, codes = 0;
-    for (const QuantizedTensor& q : m.quantized) {
-        flips += total ? q.flips_total : q.flips;
-        codes += q.rows * q.cols;
+    for (const LinearPart* p : quantized_parts(m)) {
+        flips += total ? p->flips_total : p->flips;
+        codes += p->count();
     }
     return codes ? (double)flips / (double)codes : 0.0;
 }
 
-// Consumes t.grads (zero afterwards). A gradient or loss that is not finite skips the step and counts it; after
+// Consumes t.grads (zero afterwards), which those passes left that were as `pass`. A gradient or loss that is not finite skips the step and counts it; after
 // max_skipped_in_a_row the run fails.
-inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double loss) {
+inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double loss, const Pass& pass = Pass()) {
     Model& m = *t.model;
     OptimizerResult r;
     NVTX_RANGE("optimizer_step");
-    QuantNoise noise = m.noise;
-    for (size_t i = 0; m.quantize && !m.lora.on() && i < m.quantized.size(); i++) {
-        noise.tensor = (uint32_t)i;
-        quantized_tensor_backward(m.quantized[i], m.quantizer, m.ste, m.dev, m.scale_mode, m.learned_scale, noise);
+    for (const ParamTensor& p : m.tensors) {
+        LinearPart* part = part_of(m, p);
+        if (part && part->grad) part_gradient(*part, part->grad, part_source(*part), pass.quantized, m.dev);
     }
     r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)t.grads.size, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {
@@ -236,7 +227,7 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
                 adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
                              t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
             }
-        if (m.quantize && m.learned.size) {
+        if (pass.quantized && m.learned.size) {
             // not in the norm, and not clipped: AdamW's step does not depend on the size of a gradient
             AdamWConfig scales = t.adam;
             scales.weight_decay = 0.0f;
@@ -245,8 +236,13 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
             adamw_update(m.learned.data, t.scale_moments.data, t.scale_moments.data + m.learned.size,
                          t.scale_grads.data, (int64_t)m.learned.size, 1.0f, scales, t.step, m.dev);
         }
+        const StepInfo info = {learning_rate, t.step};
+        for (const ParamTensor& p : m.tensors)
+            if (LinearPart* part = part_of(m, p))
+                for (const WeightHook& h : part->hooks)
+                    if (h.after_step) h.after_step(*part, info);
         m.noise.step = (uint32_t)t.step;
-        model_refresh(m);
+        model_refresh(m, pass.quantized);
         r.flip_rate = code_flip_rate(m, false);
         r.flip_total = code_flip_rate(m, true);
     }

@@ -46,8 +46,8 @@ inline int export_from_memory(Session& s) {
         path += "/model.gguf";
     }
     gguf_export(s.m, s.tok, path, o.format == "gguf" ? "" : o.format.substr(5));
-    printf("%s: GGUF%s%s, %s bytes\n", path.c_str(), s.m.quantizer.on() ? ", linears " : "",
-           s.m.quantizer.on() ? quantizer_text(s.m.quantizer).c_str() : "",
+    printf("%s: GGUF%s%s, %s bytes\n", path.c_str(), s.m.weight_rules.on() ? ", linears " : "",
+           s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : "",
            human_count((double)std::filesystem::file_size(path)).c_str());
     return 0;
 }
@@ -65,7 +65,7 @@ inline int export_command(Session& s) {
     std::error_code ec;
     if (fs::equivalent(o.output_dir, o.model, ec))
         fail_usage("--output_dir %s: this is the model itself; name another folder", o.output_dir.c_str());
-    Quantizer q = quantizer_parse(o.weights, "weights");
+    const QuantizerRules rules = weight_rules(o);
     ModelFile file = model_file_open(o.model);
     ModelConfig config = model_config(o.model);
     if (config.rotate_qk || config.rotate_down)
@@ -73,7 +73,7 @@ inline int export_command(Session& s) {
             "%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
             "quantize with --rotations r1,r2 for export",
             o.model.c_str());
-    check_quantizer(config, q, o.quantize_layers);
+    check_weight_rules(config, rules);
     std::string tokenizer = o.tokenizer.empty() ? o.model : o.tokenizer;
     bool has_tokenizer = !lacks_tokenizer(tokenizer);
     if (has_tokenizer) s.tok = load_tokenizer(tokenizer);
@@ -82,10 +82,10 @@ inline int export_command(Session& s) {
     while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
     if (is_gguf_format(o.format) || file_exists(o.model + "/quantizer.safetensors")) return export_from_memory(s);
     // --weights none, given: the numbers that a quantized folder stands for
-    if (o.given("weights") && !q.on()) {
+    if (o.given("weights") && !rules.on()) {
         if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
     }
-    ExportSummary r = export_folder(export_source(file, config, q, o.quantize_layers), o.output_dir, o.format,
+    ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format,
                                     o.save_dtype, [&](const std::string& folder) {
                                         if (has_tokenizer) tokenizer_save(s.tok, folder);
                                     });

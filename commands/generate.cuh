@@ -27,7 +27,7 @@ inline int generate_command(Session& s) {
     if (session_allocate(s)) return 0;
     session_load_weights(s);
     buffer_forget(s.m.master);  // nothing is trained
-    model_pack(s.m);
+    config.pass = model_pack(s.m);
     Utf8Streamer stream;
     RolloutStats stats;
     std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {

@@ -102,7 +102,7 @@ inline int grpo_command(Session& s) {
         fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
     if (!o.model.empty() && o.cold_start_loss != Options().cold_start_loss)
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
-    quantizer_parse(o.weights, "weights");  // refuse a bad text before the long work
+    weight_rules(o);  // refuse a bad text before the long work
     RewardSet rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     session_open(s);
     Comm comm;
@@ -136,13 +136,12 @@ inline int grpo_command(Session& s) {
     // memory
     Trainer t;
     RolloutState state;
-    Buffer<floatX> reference;  // the working weights at the start, for the KL term
+    Model reference;  // the weights at the start, for the KL term; with a frozen base it is the policy's own
     GrpoConfig config = grpo_config(o);
     config.comm = &comm;
     session_plan(s, true, [&] {
         trainer_from_options(t, s.m, o);
-        if (config.beta > 0.0 && !s.m.frozen)
-            reference.allocate(s.m.num_params, "the reference model", "--beta 0 needs none", s.m.dev);
+        if (config.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m);
         int64_t longest = 0;
         for (const Prompt& p : train) longest = std::max(longest, (int64_t)p.tokens.size());
         RolloutShape shape = rollout_shape(o.prompts_per_step / comm.world, o.num_generations, longest, rollout_config(s));
@@ -150,9 +149,10 @@ inline int grpo_command(Session& s) {
         rollout_allocate(state, s.m, shape);
     });
     if (session_allocate(s)) return 0;
-    const bool flips_counted = !s.m.quantized.empty();  // of a frozen base no code ever changes,
-    const bool full_precision =
-        (s.m.quantizer.on() || s.m.activations.on()) && !s.m.frozen;  // and there is nothing but its codes
+    const std::vector<LinearPart*> quantized = s.m.frozen ? std::vector<LinearPart*>() : quantized_parts(s.m);
+    const bool flips_counted = !quantized.empty();  // of a frozen base no code ever changes,
+    const bool with_full_precision =
+        (s.m.weight_rules.on() || s.m.activation_rules.on()) && !s.m.frozen;  // and there is nothing but its codes
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     RunDir run = session_run_dir(o);
     AppendFile flips_log;
@@ -175,12 +175,12 @@ inline int grpo_command(Session& s) {
     EvalResult before, before_full, after, after_full;
     if (!held_out.empty() && !stop_requested()) {
         before = run_eval(s, state, held_out, 0);
-        if (full_precision) before_full = run_eval_full_precision(s, state, held_out, 0);
-        print_eval("before", before, full_precision ? &before_full : nullptr, policy_text(o));
+        if (with_full_precision) before_full = run_eval_full_precision(s, state, held_out, 0);
+        print_eval("before", before, with_full_precision ? &before_full : nullptr, policy_text(o));
         print_samples("before", held_out, before);
     }
 
-    if (reference.size) copy_on_device(reference.data, s.m.work.data, reference.bytes(), s.m.dev);
+    if (reference.work.size) model_copy_work(reference, s.m);
     Schedule schedule = parse_schedule(o.lr_scheduler_type);
 
     RolloutStats generated;
@@ -211,7 +211,7 @@ inline int grpo_command(Session& s) {
         RolloutConfig rc = rollout_config(s);
         rc.step = (uint32_t)step;
         RolloutStats stats;
-        model_pack(s.m);
+        rc.pass = model_pack(s.m);
         std::vector<Completion> completions =
             rollout_of_ranks(comm, s.m, state, tokens, o.num_generations, rc, &stats,
                              [](int, int) { return !stop_requested(); });
@@ -226,7 +226,11 @@ inline int grpo_command(Session& s) {
 
         double train_start = wall_seconds();
         std::vector<std::vector<float>> ref;
-        if (config.beta > 0.0) ref = completion_logps(t, reference.data, tokens, completions, config);
+        Pass base;
+        base.adapter = false;
+        if (config.beta > 0.0)
+            ref = reference.work.size ? completion_logps(t, reference, Pass(), tokens, completions, config)
+                                      : completion_logps(t, s.m, base, tokens, completions, config);
         double rate = schedule_rate(schedule, o.learning_rate, step, o.warmup_steps, steps);
         PolicyPass first, pass;
         OptimizerResult update;
@@ -318,9 +322,8 @@ inline int grpo_command(Session& s) {
             if (flips_counted) {
                 nlohmann::ordered_json flips;
                 flips["step"] = step + 1;
-                for (const QuantizedTensor& q : s.m.quantized)
-                    flips[q.name] = {(double)q.flips / (double)(q.rows * q.cols),
-                                     (double)q.flips_total / (double)(q.rows * q.cols)};
+                for (const LinearPart* q : quantized)
+                    flips[q->name] = {(double)q->flips / (double)q->count(), (double)q->flips_total / (double)q->count()};
                 flips_log.line(json_line(flips));
             }
             printf("step %*lld/%lld | reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", steps > 999 ? 5 : 3,
@@ -349,9 +352,9 @@ inline int grpo_command(Session& s) {
     bool stopped = stop();
     if (!held_out.empty() && !stopped) {
         after = run_eval(s, state, held_out, 1u << 30);
-        if (full_precision) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
+        if (with_full_precision) after_full = run_eval_full_precision(s, state, held_out, 1u << 30);
         stopped = stop_requested();
-        print_eval("after", after, full_precision ? &after_full : nullptr, policy_text(o));
+        print_eval("after", after, with_full_precision ? &after_full : nullptr, policy_text(o));
         print_samples("after", held_out, after);
     }
     std::string checkpoint = save(step);

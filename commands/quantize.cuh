@@ -48,9 +48,10 @@ inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutS
     std::vector<std::vector<int>> documents, tokens;
     for (const Prompt& p : prompts) tokens.push_back(p.tokens);
     RolloutStats stats;
-    model_pack(s.m);
+    RolloutConfig config = rollout_config(s);
+    config.pass = model_pack(s.m, full_precision());
     std::vector<Completion> answers =
-        rollout(s.m, state, tokens, 1, rollout_config(s), &stats, [](int, int) { return true; });
+        rollout(s.m, state, tokens, 1, config, &stats, [](int, int) { return true; });
     model_unpack(s.m);
     for (const Completion& c : answers) {
         documents.push_back(tokens[c.prompt]);
@@ -74,9 +75,11 @@ inline PtqConfig ptq_config(const Options& o) {
     return c;
 }
 
-inline void check_quantize(const Options& o, const Quantizer& q, const PtqPlan& plan, bool calibrates) {
-    if (!q.on()) fail_usage("quantize needs --weights: what to quantize to, such as int4:g64:sym");
-    if (plan.gptq && o.act_order && !o.static_groups && q.scope == QuantScope::group)
+inline void check_quantize(const Options& o, const QuantizerRules& rules, const PtqPlan& plan, bool calibrates) {
+    if (!rules.on()) fail_usage("quantize needs --weights: what to quantize to, such as int4:g64:sym");
+    bool grouped = false;
+    for (const QuantizerRule& r : rules.rules) grouped |= r.quantizer.on() && r.quantizer.scope == QuantScope::group;
+    if (plan.rounder.prepare && o.act_order && !o.static_groups && grouped)
         fail_usage(
             "--act_order with --static_groups false would scatter the groups of %s over their rows; leave one of the "
             "two out",
@@ -91,17 +94,17 @@ inline void check_quantize(const Options& o, const Quantizer& q, const PtqPlan& 
 inline int quantize_command(Session& s) {
     double start = wall_seconds();
     Options& o = s.o;
-    Quantizer quantizer = quantizer_parse(o.weights, "weights");
+    const QuantizerRules rules = weight_rules(o);
     PtqConfig config = ptq_config(o);
     PtqPlan plan = ptq_parse(o.ptq, config);
     const bool calibrates = plan.needs_calibration() || o.given("calibration");
-    check_quantize(o, quantizer, plan, calibrates);
+    check_quantize(o, rules, plan, calibrates);
     if (!o.format.empty()) check_export_format(o);
-    if (o.format.empty()) o.format = natural_format(quantizer);
+    if (o.format.empty()) o.format = natural_format(rules);
     if (!o.given("save_dtype")) o.save_dtype = o.format == "hf" ? "float32" : "bfloat16";
     session_open(s);
     // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
-    if (plan.rotate && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
+    if (!plan.models.empty() && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
     const int length = o.calibration_length;
     if (calibrates && length > s.m.config.max_position_embeddings)
         fail_usage("--calibration_length %d: the model's context is %d", length, s.m.config.max_position_embeddings);
@@ -128,9 +131,9 @@ inline int quantize_command(Session& s) {
     RolloutState state;
     session_plan(s, false, [&] {
         int64_t codes = 0;
-        for (const QuantizedTensor& t : s.m.quantized) {
-            check_container(o.format, t.name, t.rows, t.cols, quantizer);
-            codes += t.rows * t.cols;
+        for (const LinearPart* t : quantized_parts(s.m)) {
+            check_container(o.format, t->name, t->rows, t->cols, t->quantizer);
+            codes += t->count();
         }
         if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);
         ptq_allocate(memory, s.m, plan, calibrates ? (int64_t)o.calibration_samples * length : 0, length,
@@ -142,8 +145,7 @@ inline int quantize_command(Session& s) {
         rollout_allocate(state, s.m, rollout_shape((int)prompts.size(), 1, longest, rollout_config(s)));
     });
     if (session_allocate(s)) return 0;
-    s.m.quantize = false;  // until it is
-    session_load_weights(s);
+    session_load_weights(s, false);
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
@@ -159,22 +161,23 @@ inline int quantize_command(Session& s) {
     summary["calibration"] = calibrates ? source : "none";
     LogLoss before, after;
     if (!held_out.empty()) {
-        before = log_loss(s.m, loss_memory, held_out);
+        before = log_loss(s.m, loss_memory, held_out, full_precision());
         printf("held out    log-loss %.4f before, over %lld tokens\n", before.mean, (long long)before.tokens);
     }
     fflush(stdout);
 
     double quantize_start = wall_seconds();
-    ptq_run(s.m, memory, plan, config, windows, [&](int l, const PtqLayer& report) {
+    ptq_run(s.m, memory, plan, windows, [&](int l, const PtqLayer& report) {
         nlohmann::ordered_json j;
         j["layer"] = l;
         std::string line;
         for (int p = 0; p < 4; p++) {
-            const PtqProduct& r = report.product[p];
+            const PtqLinear& r = report.linear[p];
+            const char* name = layer_linears(s.m.layers[l])[p]->name;
             if (!r.quantized) continue;
-            line += format(" | %s %.3g", product_name(p), r.error);
-            j["error"][product_name(p)] = r.error;
-            if (plan.gptq) j["damp_percent"][product_name(p)] = r.damp_percent;
+            line += format(" | %s %.3g", name, r.error);
+            j["error"][name] = r.error;
+            if (plan.rounder.prepare) j["damp_percent"][name] = r.damp_percent;
         }
         j["seconds"] = report.seconds;
         log_metrics(run, j);

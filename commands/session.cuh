@@ -102,10 +102,44 @@ inline void check_device_takes_model(const Session& s) {
              s.m.config.head_dim);
 }
 
+inline ScaleMode scale_mode(const Options& o) {
+    return o.qat_scale == "static"    ? ScaleMode::frozen
+           : o.qat_scale == "learned" ? ScaleMode::learned
+                                      : ScaleMode::dynamic;
+}
+inline LearnedScale learned_scale(const Options& o) {
+    return o.learned_scale == "lwc"          ? LearnedScale::lwc
+           : o.learned_scale == "lsq_offset" ? LearnedScale::lsq_offset
+                                             : LearnedScale::lsq;
+}
+
+inline SteRule ste_rule(const Options& o) {
+    return o.ste == "clip" ? SteRule::clip : o.ste == "trust" ? SteRule::trust : SteRule::identity;
+}
+
+// --weights with --quantize_layers, and how they are trained
+inline QuantizerRules weight_rules(const Options& o) {
+    QuantizerRules rules = rules_parse(o.weights, "weights", o.quantize_layers);
+    for (QuantizerRule& r : rules.rules) {
+        r.quantizer.scale_mode = scale_mode(o);
+        r.quantizer.learned_scale = learned_scale(o);
+        r.quantizer.ste = ste_rule(o);
+        r.quantizer.stochastic = o.rounding == "stochastic";
+    }
+    return rules;
+}
+// --activations; --quantize_layers restricts it as it does the weights
+inline QuantizerRules activation_rules(const Options& o) {
+    QuantizerRules rules = rules_parse(o.activations, "activations");
+    if (o.quantize_layers == "all" || rules.rules.size() > 1 || !rules.rules[0].where.empty()) return rules;
+    return rules_parse(o.activations, "activations", o.quantize_layers);
+}
+inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
+
 // A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
 inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     if (is_gguf_path(o.model)) {
-        Quantizer own, asked = quantizer_parse(o.weights, "weights");
+        Quantizer own, asked = single_quantizer(weight_rules(o));
         if (!gguf_quantizer(gguf_open(o.model), config, &own).empty() || !own.spec.symmetric) return;
         const std::string text = quantizer_text(own);
         if (!o.given("weights"))
@@ -126,7 +160,7 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     if (folder.container == Container::none) return;
     FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);
     const char* name = container_name(folder.container);
-    Quantizer asked = quantizer_parse(o.weights, "weights");
+    Quantizer asked = single_quantizer(weight_rules(o));
     if (!f.quantizer.on() && !o.given("weights")) {
         fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
                 f.why.empty() ? "no linear is quantized" : f.why.c_str());
@@ -146,26 +180,14 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
                 o.model.c_str());
 }
 
-inline ScaleMode scale_mode(const Options& o) {
-    return o.qat_scale == "static"    ? ScaleMode::frozen
-           : o.qat_scale == "learned" ? ScaleMode::learned
-                                      : ScaleMode::dynamic;
-}
-inline LearnedScale learned_scale(const Options& o) {
-    return o.learned_scale == "lwc"          ? LearnedScale::lwc
-           : o.learned_scale == "lsq_offset" ? LearnedScale::lsq_offset
-                                             : LearnedScale::lsq;
-}
-
 // --weights, and whether the options of its training go with it: to be asked before the long work
 inline void check_weights(const ModelConfig& config, const Options& o) {
-    Quantizer q = quantizer_parse(o.weights, "weights");
-    check_quantizer(config, q, o.quantize_layers);
+    const QuantizerRules rules = weight_rules(o);
+    check_weight_rules(config, rules);
     const bool learned = o.qat_scale == "learned", stochastic = o.rounding == "stochastic";
-    if (!q.on() && (learned || stochastic))
+    if (!rules.on() && (learned || stochastic))
         fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
-    if (learned) check_learned(q, learned_scale(o), false);
-    if (stochastic) check_learned(q, learned_scale(o), true);
+    for (const QuantizerRule& r : rules.rules) check_trained(r.quantizer);
     const Options normal;  // what a run's config.json repeats is no wish
     const char* unused = learned                                              ? nullptr
                          : o.learned_scale != normal.learned_scale             ? "learned_scale"
@@ -202,7 +224,7 @@ inline void session_open(Session& s) {
     }
     check_device_takes_model(s);
     check_weights(s.m.config, s.o);
-    check_kv_cache(s.m.config, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
+    check_kv_rules(s.m.config, kv_rules(s.o), s.o.k_pre_bias);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",
              tokenizer_vocab_size(s.tok), s.m.V());
@@ -273,23 +295,17 @@ constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
 // Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
 inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
     s.m.dev.arena = &s.arena;
-    Quantizer q = quantizer_parse(s.o.weights, "weights");
     LoraConfig lora = lora_from_options(s);
     const bool training = s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT;
     if (lora.on() && !lora.inside_quantizer) {
-        model_allocate_frozen(s.m, ModelConfig(s.m.config), q, s.o.quantize_layers);
+        model_allocate_frozen(s.m, ModelConfig(s.m.config), weight_rules(s.o));
     } else {
         model_allocate(s.m, ModelConfig(s.m.config));
-        model_quantize(s.m, q, scale_mode(s.o),
-                       s.o.ste == "clip"    ? SteRule::clip
-                       : s.o.ste == "trust" ? SteRule::trust
-                                            : SteRule::identity,
-                       s.o.quantize_layers, track_flips, learned_scale(s.o));
-        s.m.noise.on = s.o.rounding == "stochastic";
+        model_quantize(s.m, weight_rules(s.o), track_flips);
         s.m.noise.seed = s.o.seed;
     }
-    model_quantize_activations(s.m, quantizer_parse(s.o.activations, "activations"), s.o.quantize_layers);
-    model_quantize_kv(s.m, quantizer_parse(s.o.kv_cache, "kv_cache"), s.o.k_pre_bias);
+    model_quantize_activations(s.m, activation_rules(s.o), ste_rule(s.o));
+    model_quantize_kv(s.m, kv_rules(s.o), s.o.k_pre_bias);
     if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
     more();
     const Options& o = s.o;
@@ -301,8 +317,8 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
         size_t decode = attention_decode_scratch(o.rollout_batch, o.max_prompt_length + o.max_completion_length,
                                                  s.m.NH(), s.m.HD());
         size_t base = 0;  // a product of a packed base is expanded whole for the gradient of its inputs
-        for (const ProductShape& p : product_shapes(s.m))
-            base = std::max(base, s.m.frozen && q.on() ? (size_t)(p.rows * p.cols) * sizeof(floatX) : 0);
+        for (const Linear* l : layer_linears(s.m.layers[0]))
+            base = std::max(base, s.m.frozen && s.m.weight_rules.on() ? (size_t)(l->rows * l->cols) * sizeof(floatX) : 0);
         s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float) + base;
         arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), s.m.dev.scratch->size,
                   "scratch of operators", "lower --rollout_batch");
@@ -317,9 +333,9 @@ inline void session_load_adapter(Session& s) {
 }
 
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
-// training says dynamic); and the working weights made of them
-inline void session_load_weights(Session& s) {
-    bool measured = s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && s.m.scale_mode == ScaleMode::dynamic);
+// training says dynamic); and the working weights made of them, quantized or not yet
+inline void session_load_weights(Session& s, bool quantized = true) {
+    bool measured = s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
         if (!measured && quantizer_load(s.m, folder))
@@ -334,7 +350,7 @@ inline void session_load_weights(Session& s) {
         s.base = s.o.model;
     }
     session_load_adapter(s);
-    model_refresh(s.m);
+    model_refresh(s.m, quantized);
 }
 
 // true: --plan, and the plan has been printed; nothing more is to be done
@@ -438,9 +454,11 @@ inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prom
                           rollout_shape((int)prompts.size(), std::max(s.o.eval_samples, 1), longest, c));
 }
 
-inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index) {
+inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index,
+                           const Pass& pass = Pass()) {
     EvalConfig c;
     c.rollout = rollout_config(s);
+    c.rollout.pass = pass;
     c.rollout.stream = RNG_EVAL;
     c.rollout.step = index;
     c.samples = s.o.eval_samples;
@@ -451,10 +469,8 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
 // the same policy without its quantizer
 inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                                           uint32_t index) {
-    s.m.quantize = false;
-    model_refresh(s.m);
-    EvalResult r = run_eval(s, state, prompts, index);
-    s.m.quantize = true;
+    model_refresh(s.m, false);
+    EvalResult r = run_eval(s, state, prompts, index, full_precision());
     model_refresh(s.m);
     return r;
 }
@@ -492,11 +508,16 @@ inline void print_start(const Session& s) {
         printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,
                l.tensors.size(), human_count((double)l.num_params).c_str(),
                s.o.adapter.empty() ? "" : (", from " + s.o.adapter).c_str(),
-               l.inside()           ? "frozen, quantized with the adapter inside: "
-               : s.m.quantizer.on() ? "packed: "
-                                    : "frozen, ",
-               s.m.quantizer.on() ? quantizer_text(s.m.quantizer).c_str() : PRECISION_NAME);
+               l.inside()              ? "frozen, quantized with the adapter inside: "
+               : s.m.weight_rules.on() ? "packed: "
+                                       : "frozen, ",
+               s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : PRECISION_NAME);
     }
+    if (s.m.weight_rules.on()) fputs(quantizer_table(s.m).c_str(), stdout);
+    for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c))) printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.activation_rules, weight_places(c, true)))
+        printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.kv_rules, cache_places(c))) printf("note        %s\n", note.c_str());
     fputs(arena_plan_text(s.arena).c_str(), stdout);
     fflush(stdout);  // into a pipe, too, before the long work
 }
@@ -517,8 +538,8 @@ inline void session_save(const Session& s, const std::string& dir) {
     MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, tokenizer);
     printf("merged      into %s-merged, %s: the adapters add %.3g%% to their weights", dir.c_str(),
            s.o.save_dtype.c_str(), 100 * r.added / r.base);
-    if (s.m.quantizer.on())
-        printf("; quantizing the sum to %s would change it by %.3g%%%s", quantizer_text(s.m.quantizer).c_str(),
+    if (s.m.weight_rules.on())
+        printf("; quantizing the sum to %s would change it by %.3g%%%s", rules_text(s.m.weight_rules).c_str(),
                100 * r.lost / r.base,
                s.m.lora.inside() ? ", which is what was trained" : ", so it is not the policy that was trained");
     printf("\n");
@@ -533,9 +554,9 @@ inline std::string policy_text(const Options& o) {
 }
 
 inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s) {
-    summary["weights"] = quantizer_text(s.m.quantizer);
-    summary["activations"] = quantizer_text(s.m.activations, "token");
-    summary["kv_cache"] = quantizer_text(s.m.kv_cache, "token");
+    summary["weights"] = rules_text(s.m.weight_rules);
+    summary["activations"] = rules_text(s.m.activation_rules);
+    summary["kv_cache"] = rules_text(s.m.kv_rules);
 }
 
 inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,

@@ -18,7 +18,7 @@ struct SftResult {
 
 // Mean negative log-likelihood over the learnt tokens of all the examples, in micro-batches, and one optimizer step
 inline SftResult sft_step(Trainer& t, const std::vector<const SftTokens*>& examples, int64_t budget,
-                          double learning_rate) {
+                          double learning_rate, const Pass& pass = Pass()) {
     SftResult r;
     for (const SftTokens* e : examples) r.tokens += (int64_t)e->ids.size() - std::max(e->first, 1);
     if (r.tokens <= 0) fail("a batch has no token to learn; every completion in it is empty");
@@ -30,14 +30,14 @@ inline SftResult sft_step(Trainer& t, const std::vector<const SftTokens*>& examp
             batch_add_sequence(b, examples[i]->ids.data(), (int)examples[i]->ids.size());
             score_last_sequence(s, b, examples[i]->first);
         }
-        score_forward_training(t, b, s, 1.0f);
+        score_forward_training(t, b, s, 1.0f, pass);
         score_fetch(s, t.score, t.model->dev);
         for (float logp : s.logp) total -= logp;
         score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)r.tokens)), 1.0f);
         r.forward_tokens += b.T();
     }
     r.loss = total / (double)r.tokens;
-    OptimizerResult o = optimizer_step(t, learning_rate, r.loss);
+    OptimizerResult o = optimizer_step(t, learning_rate, r.loss, pass);
     r.grad_norm = o.grad_norm;
     r.skipped = o.skipped;
     return r;
@@ -112,8 +112,7 @@ inline void cold_start(Session& s, Trainer& t, const ColdStartConfig& c) {
     t.adam = AdamWConfig();
     t.adam.beta2 = 0.99f;
     t.max_grad_norm = 1.0;
-    s.m.quantize = false;
-    model_refresh(s.m);
+    model_refresh(s.m, false);
     int end = s.m.config.eos_token_ids[0];
     double start = wall_seconds();
     int64_t tokens = 0;
@@ -130,7 +129,7 @@ inline void cold_start(Session& s, Trainer& t, const ColdStartConfig& c) {
             batch.push_back(&rows[i]);
         }
         double rate = schedule_rate(Schedule::constant, c.learning_rate, step + 1, 20, c.max_steps);
-        SftResult r = sft_step(t, batch, s.o.micro_batch_tokens, rate);
+        SftResult r = sft_step(t, batch, s.o.micro_batch_tokens, rate, full_precision());
         tokens += r.forward_tokens;
         losses.push_back(r.loss);
         double recent = 0.0;
@@ -148,8 +147,7 @@ inline void cold_start(Session& s, Trainer& t, const ColdStartConfig& c) {
     trainer_reset(t);
     t.adam = adam;
     t.max_grad_norm = max_grad_norm;
-    s.m.quantize = true;
-    for (QuantizedTensor& q : s.m.quantized) q.measured = false;  // training begins here
+    model_forget_grids(s.m);
     model_refresh(s.m);
 }
 
@@ -258,7 +256,7 @@ inline int sft_command(Session& s) {
             j["loss"] = r.loss;
             j["grad_norm"] = r.grad_norm;
             j["learning_rate"] = rate;
-            if (!s.m.quantized.empty()) {
+            if (s.m.flip_counts.size) {
                 j["quant/code_flip_rate"] = code_flip_rate(s.m, false);
                 j["quant/code_flip_total"] = code_flip_rate(s.m, true);
             }

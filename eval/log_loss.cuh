@@ -37,7 +37,7 @@ inline std::vector<ScoredText> text_windows(const std::vector<int>& ids, int64_t
     return out;
 }
 
-inline LogLoss log_loss(Model& m, LogLossMemory& s, const std::vector<ScoredText>& texts) {
+inline LogLoss log_loss(Model& m, LogLossMemory& s, const std::vector<ScoredText>& texts, const Pass& pass = Pass()) {
     LogLoss r;
     double sum = 0.0;
     for (size_t i = 0; i < texts.size();) {
@@ -48,7 +48,7 @@ inline LogLoss log_loss(Model& m, LogLossMemory& s, const std::vector<ScoredText
             score_last_sequence(scored, b, texts[i].first);
         }
         if (scored.size() == 0) continue;
-        score_forward(m, s.acts, s.score, b, scored, 1.0f);
+        score_forward(m, s.acts, s.score, b, scored, 1.0f, pass);
         score_fetch(scored, s.score, m.dev);
         for (float logp : scored.logp) sum -= logp;
         r.tokens += scored.size();

@@ -64,8 +64,9 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
         if (config.on_token && !config.on_token(completion, token)) stopped = true;
         return !stopped;
     };
-    model_pack(m);
-    RolloutConfig greedy = config.rollout;
+    RolloutConfig sampled = config.rollout, greedy;
+    sampled.pass = model_pack(m, sampled.pass);
+    greedy = sampled;
     greedy.sampling = SamplingParams{0.0f, 0, 1.0f, false};
     for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats, on_token)) {
         r.greedy_samples.push_back(grade_completion(tok, prompts[c.prompt], c, greedy.max_completion_length));
@@ -74,7 +75,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     }
     std::vector<int> right(r.n, 0);
     if (config.samples > 0 && !stopped) {
-        for (const Completion& c : rollout(m, state, tokens, config.samples, config.rollout, &r.stats, on_token)) {
+        for (const Completion& c : rollout(m, state, tokens, config.samples, sampled, &r.stats, on_token)) {
             EvalSample s = grade_completion(tok, prompts[c.prompt], c, config.rollout.max_completion_length);
             right[c.prompt] += s.strict;
             r.pass1_lenient += s.lenient;

@@ -113,9 +113,9 @@ inline bool model_file_read(const ModelFile& f, const ModelConfig& config, const
 }
 
 // Gives q the grid that a file holds instead of a measured one
-inline void keep_grid(QuantizedTensor& q, const Quantizer& quantizer, QuantizedLinear& l, Device dev) {
-    if (!quantizer.spec.symmetric) quantized_linear_to_asym(l);
-    quantized_tensor_set_grid(q, quantizer, l.grid.data(), dev);
+inline void keep_grid(QuantizedTensor& q, QuantizedLinear& l, Device dev) {
+    if (!q.quantizer.spec.symmetric) quantized_linear_to_asym(l);
+    quantized_tensor_set_grid(q, l.grid.data(), dev);
     const NestedScales& n = l.nested;
     float tensor = n.codes.empty() ? l.tensor_scale : n.offset;
     if (q.state.tensor) copy_to_device(q.state.tensor, &tensor, sizeof(float), dev);
@@ -134,17 +134,16 @@ inline void model_load_weights(Model& m, const std::string& path) {
     for (const ParamTensor& t : m.tensors) {
         QuantizedLinear l;
         bool quantized = false;
-        auto stored = [&] { return quantized && same_codes(l.quantizer, m.quantizer); };
+        LinearPart* part = part_of(m, t);
+        auto stored = [&] { return part && quantized && same_codes(l.quantizer, part->quantizer); };
         model_fill(
             m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); },
             [&](QuantizedTensor& q) {
                 if (!stored()) return false;
-                keep_grid(q, m.quantizer, l, m.dev);
+                keep_grid(q, l, m.dev);
                 return true;
             });
-        if (m.scale_mode == ScaleMode::dynamic || !stored()) continue;
-        for (QuantizedTensor& q : m.quantized)
-            if (q.offset == t.offset) keep_grid(q, m.quantizer, l, m.dev);
+        if (!m.frozen && stored() && part->quantizer.scale_mode != ScaleMode::dynamic) keep_grid(*part, l, m.dev);
     }
 }
 

@@ -19,7 +19,7 @@ inline void quantized_linear_keep_state(QuantizedLinear& l, float tensor, Nested
 // Quantizes w on a grid that is measured, as training does it: l has name, rows and cols
 inline void quantized_linear_measure(QuantizedLinear& l, const Quantizer& q, const float* w) {
     QuantizedTensor t;
-    t.name = l.name, t.rows = l.rows, t.cols = l.cols, t.master = w;
+    t.name = l.name, t.rows = l.rows, t.cols = l.cols;
     quantized_tensor_init(t, q);
     std::vector<floatX> work(l.rows * l.cols);
     NestedScales nested;
@@ -34,13 +34,13 @@ inline void quantized_linear_measure(QuantizedLinear& l, const Quantizer& q, con
     }
     t.work = work.data(), t.grid = l.grid.data(), t.codes = l.codes.data();
     t.state = ScaleState{&tensor, nested.codes.data(), nested.scales.data()};
-    quantized_tensor_refresh(t, q, ScaleMode::dynamic, counts, Device());
+    t.counts = counts;
+    quantized_tensor_refresh(t, w, QuantNoise(), Device());
     quantized_linear_keep_state(l, tensor, nested);
 }
 
-// The files at f, quantized by q where it is on (only the layers named by `which`), else as the folder has them
-inline ExportSource export_source(const ModelFile& f, const ModelConfig& config, const Quantizer& q,
-                                  const std::string& which) {
+// The files at f, quantized as the rules say if they are on, else as the folder has them
+inline ExportSource export_source(const ModelFile& f, const ModelConfig& config, const QuantizerRules& rules) {
     ExportSource s;
     size_t n;
     s.config = config;
@@ -50,18 +50,19 @@ inline ExportSource export_source(const ModelFile& f, const ModelConfig& config,
         model_file_read(f, config, t, to, &l);
     };
     bool asym = false;  // a folder's linears share a quantizer, though some may do without zero points
-    if (!q.on() && f.folder.container != Container::none) {
+    if (!rules.on() && f.folder.container != Container::none) {
         FolderQuantizer stored = quantized_folder_quantizer(f.folder, f.set, config);
         asym = stored.quantizer.on() && !stored.quantizer.spec.symmetric;
     }
-    s.quantized = [&f, config, q, which, asym](const ParamTensor& t, QuantizedLinear* l) {
-        if (!q.on()) {
+    s.quantized = [&f, config, rules, asym](const ParamTensor& t, QuantizedLinear* l) {
+        if (!rules.on()) {
             bool found =
                 is_gguf_path(f.path) ? gguf_linear(f, config, t, l) : quantized_folder_read(f.folder, f.set, t, l);
             if (found && asym) quantized_linear_to_asym(*l);
             return found;
         }
-        if (!quantizes(which, t)) return false;
+        const Quantizer q = quantizer_of(rules, t);
+        if (!q.on()) return false;
         std::vector<float> w(t.count());
         QuantizedLinear stored;
         model_file_read(f, config, t, w.data(), &stored);
@@ -82,30 +83,29 @@ inline ExportSource export_source(const Model& m) {
         copy_to_host(to, m.master.data + t.offset, t.count() * sizeof(float), m.dev);
     };
     s.quantized = [&m, read = s.read](const ParamTensor& t, QuantizedLinear* l) {
-        for (const QuantizedTensor& q : m.quantized) {
-            if (q.offset != t.offset) continue;
-            if (!q.measured) fail("%s has no grid yet; refresh the model before it is exported", q.name.c_str());
-            std::vector<float> w(t.count());
-            read(t, w.data());
-            l->name = module_name(t);
-            l->rows = t.rows, l->cols = t.cols;
-            l->quantizer = m.quantizer;
-            l->grid.resize(q.groups);
-            copy_to_host(l->grid.data(), q.grid, q.groups * sizeof(Grid), m.dev);
-            quantized_linear_encode(*l, w.data());
-            NestedScales nested;
-            float tensor = 0.0f;
-            if (q.state.tensor) copy_to_host(&tensor, q.state.tensor, sizeof(float), m.dev);
-            if (q.state.codes) {
-                nested.codes.resize(q.groups);
-                nested.scales.resize(CEIL_DIV(q.groups, (int64_t)QUANT_NESTED));
-                copy_to_host(nested.codes.data(), q.state.codes, nested.codes.size(), m.dev);
-                copy_to_host(nested.scales.data(), q.state.absmax, nested.scales.size() * sizeof(float), m.dev);
-            }
-            quantized_linear_keep_state(*l, tensor, nested);
-            return true;
+        const LinearPart* part = part_of(m, t);
+        if (!part || !part->quantizer.on()) return false;
+        const QuantizedTensor& q = *part;
+        if (!q.measured) fail("%s has no grid yet; refresh the model before it is exported", q.name.c_str());
+        std::vector<float> w(t.count());
+        read(t, w.data());
+        l->name = module_name(t);
+        l->rows = t.rows, l->cols = t.cols;
+        l->quantizer = q.quantizer;
+        l->grid.resize(q.groups);
+        copy_to_host(l->grid.data(), q.grid, q.groups * sizeof(Grid), m.dev);
+        quantized_linear_encode(*l, w.data());
+        NestedScales nested;
+        float tensor = 0.0f;
+        if (q.state.tensor) copy_to_host(&tensor, q.state.tensor, sizeof(float), m.dev);
+        if (q.state.codes) {
+            nested.codes.resize(q.groups);
+            nested.scales.resize(CEIL_DIV(q.groups, (int64_t)QUANT_NESTED));
+            copy_to_host(nested.codes.data(), q.state.codes, nested.codes.size(), m.dev);
+            copy_to_host(nested.scales.data(), q.state.absmax, nested.scales.size() * sizeof(float), m.dev);
         }
-        return false;
+        quantized_linear_keep_state(*l, tensor, nested);
+        return true;
     };
     return s;
 }
@@ -125,7 +125,7 @@ inline ExportSummary export_folder(const ExportSource& source, const std::string
 // one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one
 inline ExportSummary save_quantized(const Model& m, const std::string& dir, std::string format, std::string save_dtype,
                                     const std::function<void(const std::string&)>& also) {
-    if (format.empty()) format = natural_format(m.quantizer);
+    if (format.empty()) format = natural_format(m.weight_rules);
     if (save_dtype.empty()) save_dtype = format == "hf" ? "float32" : "bfloat16";
     return export_folder(export_source(m), dir, format, save_dtype, [&](const std::string& folder) {
         if (format == "hf") quantizer_save(m, folder);  // plain weights do not tell their grid

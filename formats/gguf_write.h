@@ -220,15 +220,9 @@ inline GridTensor gguf_grid_of(const Model& m, const QuantizedTensor& q, std::ve
     t.rows = q.rows;
     t.cols = q.cols;
     t.group = q.group;
-    t.spec = m.quantizer.spec;
+    t.spec = q.quantizer.spec;
     t.grid = grid->data();
     return t;
-}
-
-inline const QuantizedTensor* gguf_quantized(const Model& m, const ParamTensor& t) {
-    for (const QuantizedTensor& q : m.quantized)
-        if (q.offset == t.offset) return &q;
-    return nullptr;
 }
 
 // The first type, by size, that holds all of a model's quantized tensors
@@ -239,16 +233,16 @@ inline const GgufType* gguf_smallest_type(const Model& m) {
         const GgufType* type = gguf_type(id);
         std::string why;
         std::vector<Grid> grid;
-        for (const QuantizedTensor& q : m.quantized) {
-            why = gguf_cannot_hold(*type, gguf_grid_of(m, q, &grid));
+        for (const LinearPart* q : quantized_parts(m)) {
+            why = gguf_cannot_hold(*type, gguf_grid_of(m, *q, &grid));
             if (why.empty()) continue;
-            reasons = format("%s, for instance, cannot hold %s: %s", type->name, q.name.c_str(), why.c_str());
+            reasons = format("%s, for instance, cannot hold %s: %s", type->name, q->name.c_str(), why.c_str());
             break;
         }
         if (why.empty()) return type;
     }
     fail("no GGUF type holds %s exactly (%s); give type BF16 or F32 for its dequantized weights",
-         quantizer_text(m.quantizer).c_str(), reasons.c_str());
+         rules_text(m.weight_rules).c_str(), reasons.c_str());
 }
 
 // One tensor's data. type: of its blocks; q: its quantizer state, or nullptr for plain numbers.
@@ -311,18 +305,21 @@ inline void gguf_write_tensor(AtomicFile& file, const Model& m, const ParamTenso
 // Writes m with its tokenizer to path. type: see GgufTypes. Codes and scales of quantized linears are those of the last
 // model_refresh, exactly. Fails, with nothing written, naming the tensor and the reason if a type cannot hold one.
 inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string& path, const std::string& type) {
-    const bool quantized = m.quantizer.on() && !m.quantized.empty();
+    const bool quantized = !quantized_parts(m).empty();
     GgufTypes types = gguf_parse_types(type, quantized);
     if (!types.linear) types.linear = gguf_smallest_type(m);
-    auto quantizer_of = [&](const ParamTensor& t) { return quantized ? gguf_quantized(m, t) : nullptr; };
+    auto quantized_tensor = [&](const ParamTensor& t) -> const QuantizedTensor* {
+        const LinearPart* p = part_of(m, t);
+        return p && p->quantizer.on() ? p : nullptr;
+    };
     auto type_of = [&](const ParamTensor& t) {
         if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) return gguf_type(GGUF_TYPE_F32);
-        bool rest = t.kind != ParamKind::linear || (quantized && !quantizer_of(t));
+        bool rest = t.kind != ParamKind::linear || (quantized && !quantized_tensor(t));
         return rest ? types.rest : types.linear;
     };
     for (const ParamTensor& t : m.tensors) {
         const GgufType& k = *type_of(t);
-        const QuantizedTensor* q = quantizer_of(t);
+        const QuantizedTensor* q = quantized_tensor(t);
         std::vector<Grid> grid;
         std::string why;
         if (q && k.block > 1) why = gguf_cannot_hold(k, gguf_grid_of(m, *q, &grid));
@@ -367,7 +364,7 @@ inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string&
         GgufWriter::padding(file);
     }
     for (const ParamTensor& t : m.tensors) {
-        const QuantizedTensor* q = quantizer_of(t);
+        const QuantizedTensor* q = quantized_tensor(t);
         gguf_write_tensor(file, m, t, q, *type_of(t));
         if (type_of(t)->id != GGUF_TYPE_NVFP4) continue;
         std::vector<Grid> grid;

@@ -20,13 +20,15 @@ inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int
     }
     std::vector<floatX> host(n);
     if (t.packed) {
-        PartOfProduct part = part_of_product(m, t);
         Device dev = m.dev;
         dev.arena = nullptr;
         Buffer<floatX> rows;
         rows.allocate(n, "a tensor of the base", "", dev);
-        quantized_weight_unpack(rows.data, t.cols, m.base[t.layer][part.product], part.row0 + first / t.cols,
-                                n / t.cols, dev);
+        const Linear& l = linear_of(m, t);
+        for (const PackedRows& r : l.packed)
+            if (t.part >= r.first_part && t.part < r.first_part + r.parts)
+                quantized_weight_unpack(rows.data, t.cols, r.codes,
+                                        l.parts[t.part].row0 - r.row0 + first / t.cols, n / t.cols, dev);
         copy_to_host(host.data(), rows.data, n * sizeof(floatX), dev);
     } else {
         copy_to_host(host.data(), m.work.data + t.offset + first, n * sizeof(floatX), m.dev);
@@ -60,10 +62,11 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         }
         report.base += base;
         report.added += added;
-        if (!m.quantizer.on()) return;
+        const Quantizer& quantizer = part_of(m, t)->quantizer;
+        if (!quantizer.on()) return;
         QuantizedLinear q;
         q.name = t.name, q.rows = t.rows, q.cols = t.cols;
-        quantized_linear_measure(q, m.quantizer, merged.data());
+        quantized_linear_measure(q, quantizer, merged.data());
         std::vector<float> value(t.count());
         quantized_linear_values(q, value.data());
         for (int64_t i = 0; i < t.count(); i++)
@@ -71,8 +74,11 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
     };
     model_save(m, dir, save_dtype, also, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
         const LoraTensor* adapted = nullptr;
-        for (const LoraTensor& a : l.tensors)
-            if (a.name == t.name) adapted = &a;
+        if (t.kind == ParamKind::linear) {
+            const LoraSpan& span = linear_of(m, t).adapter;
+            for (int i = span.first; i < span.first + span.count; i++)
+                if (l.tensors[i].part == t.part) adapted = &l.tensors[i];
+        }
         if (!adapted && !t.packed) {
             base_values(m, t, first, n, buffer);
             return;

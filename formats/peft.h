@@ -11,7 +11,7 @@
 #include <set>
 #include <string>
 #include <vector>
-#include "../methods/lora.cuh"
+#include "../model/adapter.cuh"
 #include "hf_config.h"
 #include "safetensors.h"
 

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "../frozen_base.cuh"
+#include "../model/quantize.cuh"
 #include "awq_file.h"
 #include "bitsandbytes.h"
 #include "compressed_tensors.h"
@@ -132,8 +132,7 @@ inline FolderQuantizer quantized_folder_quantizer(const QuantizedFolder& f, cons
     std::map<std::string, int> stored, all;  // by kind of layer
     for (const ParamTensor& t : model_tensors(config, &n)) {
         if (t.kind != ParamKind::linear) continue;
-        size_t end = t.name.rfind("_proj"), start = t.name.rfind('.', end) + 1;
-        std::string kind = t.name.substr(start, end - start);
+        const std::string kind = t.label;
         all[kind]++;
         QuantizedLinear l;
         if (!quantized_folder_read(f, set, t, &l, false)) continue;
@@ -205,6 +204,9 @@ inline const char* natural_format(const Quantizer& q) {
     if (q.spec.format == QuantFormat::nf4) return q.group == 64 ? "bnb-nf4" : "hf";
     return "compressed-tensors";
 }
+
+// any mixture fits hf
+inline const char* natural_format(const QuantizerRules& rules) { return natural_format(single_quantizer(rules)); }
 
 inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
                                                       const std::string& dtype) {

@@ -26,50 +26,101 @@ inline std::vector<int64_t> grid_shape(const QuantizedTensor& t) {
     return {t.rows, t.groups / t.rows};
 }
 
+inline std::vector<float> grid_part(const QuantizedTensor& t, bool zero, Device dev) {
+    std::vector<Grid> grid(t.groups);
+    copy_to_host(grid.data(), t.grid, t.groups * sizeof(Grid), dev);
+    std::vector<float> part;
+    for (const Grid& g : grid) part.push_back(zero ? g.zero : g.scale);
+    return part;
+}
+
+// what is saved of one tensor's grid, in the order of the file
+inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTensor& t, Device dev) {
+    const Quantizer& q = t.quantizer;
+    const bool learned = q.scale_mode == ScaleMode::learned;
+    const LearnedScale kind = q.learned_scale;
+    // filled when written: the arrays of all tensors at once would be a second copy of the grids
+    auto add = [&](const char* part, std::vector<int64_t> shape, std::function<std::vector<float>()> values) {
+        out.push_back(st_from_callback(t.name + "." + part, "F32", shape, [values](int64_t first, int64_t n, float* to) {
+            std::vector<float> all = values();
+            std::copy(all.begin() + first, all.begin() + first + n, to);
+        }));
+    };
+    auto floats = [dev](const float* from, int64_t n) {
+        return [=] {
+            std::vector<float> all(n);
+            copy_to_host(all.data(), from, n * sizeof(float), dev);
+            return all;
+        };
+    };
+    if (!t.measured) fail("%s has no scales yet, so that there are none to save", t.name.c_str());
+    const QuantizedTensor* kept = &t;
+    if (learned && kind != LearnedScale::lwc) add("scale", grid_shape(t), floats(t.learned.a, t.groups));
+    else add("scale", grid_shape(t), [=] { return grid_part(*kept, kept->quantizer.double_quant, dev); });
+    if (!q.spec.symmetric) add("zero", grid_shape(t), [=] { return grid_part(*kept, true, dev); });
+    if (q.spec.format == QuantFormat::nvfp4) add("tensor_scale", {1}, floats(t.state.tensor, 1));
+    if (learned && kind == LearnedScale::lsq_offset) add("offset", grid_shape(t), floats(t.learned.b, t.groups));
+    if (learned && kind == LearnedScale::lwc) {
+        add("upper", grid_shape(t), floats(t.learned.a, t.groups));
+        add("lower", grid_shape(t), floats(t.learned.b, t.groups));
+    }
+}
+
 // nothing where scales are measured at each step
 inline void quantizer_save(const Model& m, const std::string& folder) {
-    if (m.quantized.empty() || m.scale_mode == ScaleMode::dynamic) return;
-    const bool learned = m.scale_mode == ScaleMode::learned, lwc = learned && m.learned_scale == LearnedScale::lwc;
     std::vector<StWriteTensor> tensors;
-    // filled when written: the arrays of all tensors at once would be a second copy of the grids
-    auto add = [&](const QuantizedTensor& t, const char* part, std::vector<int64_t> shape,
-                   std::function<std::vector<float>()> values) {
-        tensors.push_back(
-            st_from_callback(t.name + "." + part, "F32", shape, [values](int64_t first, int64_t n, float* to) {
-                std::vector<float> all = values();
-                std::copy(all.begin() + first, all.begin() + first + n, to);
-            }));
-    };
-    auto grid_part = [&m](const QuantizedTensor& t, bool zero) {
-        std::vector<Grid> grid(t.groups);
-        copy_to_host(grid.data(), t.grid, t.groups * sizeof(Grid), m.dev);
-        std::vector<float> part;
-        for (const Grid& g : grid) part.push_back(zero ? g.zero : g.scale);
-        return part;
-    };
-    auto floats = [&m](const float* from, int64_t n) {
-        std::vector<float> all(n);
-        copy_to_host(all.data(), from, n * sizeof(float), m.dev);
-        return all;
-    };
-    for (const QuantizedTensor& t : m.quantized) {
-        if (!t.measured) fail("%s has no scales yet, so that there are none to save", t.name.c_str());
-        const QuantizedTensor* q = &t;
-        if (learned && !lwc) add(t, "scale", grid_shape(t), [=] { return floats(q->learned.a, q->groups); });
-        else add(t, "scale", grid_shape(t), [=, &m] { return grid_part(*q, m.quantizer.double_quant); });
-        if (!m.quantizer.spec.symmetric) add(t, "zero", grid_shape(t), [=] { return grid_part(*q, true); });
-        if (m.quantizer.spec.format == QuantFormat::nvfp4)
-            add(t, "tensor_scale", {1}, [=] { return floats(q->state.tensor, 1); });
-        if (learned && m.learned_scale == LearnedScale::lsq_offset)
-            add(t, "offset", grid_shape(t), [=] { return floats(q->learned.b, q->groups); });
-        if (lwc) {
-            add(t, "upper", grid_shape(t), [=] { return floats(q->learned.a, q->groups); });
-            add(t, "lower", grid_shape(t), [=] { return floats(q->learned.b, q->groups); });
-        }
+    std::string learned;
+    for (const LinearPart* t : quantized_parts(m)) {
+        if (t->quantizer.scale_mode == ScaleMode::dynamic) return;
+        if (t->quantizer.scale_mode == ScaleMode::learned) learned = learned_scale_name(t->quantizer.learned_scale);
+        quantizer_tensors(tensors, *t, m.dev);
     }
-    std::map<std::string, std::string> metadata = {{"format", "pt"}, {"quantizer", quantizer_text(m.quantizer)}};
-    if (learned) metadata["learned_scale"] = learned_scale_name(m.learned_scale);
+    if (tensors.empty()) return;
+    std::map<std::string, std::string> metadata = {{"format", "pt"}, {"quantizer", rules_text(m.weight_rules)}};
+    if (!learned.empty()) metadata["learned_scale"] = learned;
     st_write(folder + "/quantizer.safetensors", tensors, metadata);
+}
+
+// The grid of t, from the file at path. learned: its parameters were trained as t's are to be
+inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, const std::string& path, bool learned,
+                                  Device dev) {
+    auto read = [&](const char* part, std::vector<int64_t> shape) {
+        const StTensor& from = st_require(f.tensors, t.name + "." + part, shape, path);
+        std::vector<float> to(from.count);
+        st_read_float(from, to.data());
+        for (float x : to)
+            if (!std::isfinite(x))
+                fail("%s: tensor %s.%s holds a number that is not finite", path.c_str(), t.name.c_str(), part);
+        return to;
+    };
+    const Quantizer& q = t.quantizer;
+    std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
+    std::vector<Grid> grid(t.groups);
+    if (!q.spec.symmetric) zero = read("zero", grid_shape(t));
+    const bool rounded = quant_is_integer(q.spec);
+    for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
+    if (q.double_quant) {
+        std::vector<float> state(scale_state_floats(t));
+        std::vector<uint8_t> codes(t.groups);
+        quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
+        copy_to_device(t.state.tensor, state.data(), state.size() * sizeof(float), dev);
+        copy_to_device(t.state.codes, codes.data(), codes.size(), dev);
+        device_synchronize(dev);  // the arrays go
+    }
+    if (q.spec.format == QuantFormat::nvfp4) {
+        std::vector<float> tensor = read("tensor_scale", {1});
+        copy_to_device(t.state.tensor, tensor.data(), sizeof(float), dev);
+        device_synchronize(dev);
+    }
+    quantized_tensor_set_grid(t, grid.data(), dev);
+    if (!learned) return;
+    const bool lwc = q.learned_scale == LearnedScale::lwc;
+    std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
+    if (q.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
+    copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), dev);
+    copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), dev);
+    device_synchronize(dev);
+    t.restored = true;
 }
 
 // Gives the model the grids of its folder, if it has some: they count as measured, and dynamic scales become frozen
@@ -77,68 +128,39 @@ inline void quantizer_save(const Model& m, const std::string& folder) {
 // quantizer. true: there were grids
 inline bool quantizer_load(Model& m, const std::string& folder) {
     const std::string path = folder + "/quantizer.safetensors";
-    size_t packed = 0;
-    for (const ParamTensor& t : m.tensors) packed += t.packed;
-    const size_t tensors = m.frozen ? packed : m.quantized.size();
-    if (tensors == 0 || !file_exists(path)) return false;
+    const std::vector<LinearPart*> parts = quantized_parts(m);
+    if (parts.empty() || !file_exists(path)) return false;
     std::shared_ptr<SafetensorsFile> file = std::make_shared<SafetensorsFile>(st_open(path));
     SafetensorsFile& f = *file;
-    const std::string text = quantizer_text(m.quantizer),
+    const std::string text = rules_text(m.weight_rules),
                       saved = f.metadata.count("quantizer") ? f.metadata["quantizer"] : "";
-    if (saved != text)
+    // files of before the rules have the quantizer alone, whichever layers it was for
+    const bool one = m.weight_rules.rules.size() == 1 && saved == quantizer_text(m.weight_rules.rules[0].quantizer);
+    if (saved != text && !one)
         fail(
             "%s holds the scales of --weights %s, not of %s; give the same, --qat_scale dynamic in training, or remove "
-            "the "
-            "file",
+            "the file",
             path.c_str(), saved.empty() ? "?" : saved.c_str(), text.c_str());
     size_t scales = 0;
     for (auto& [name, tensor] : f.tensors) scales += name.size() > 6 && name.compare(name.size() - 6, 6, ".scale") == 0;
-    if (scales != tensors)
-        fail("%s holds the scales of %zu tensors, but --quantize_layers names %zu; name the same layers", path.c_str(),
-             scales, tensors);
-    const bool same_kind = m.scale_mode == ScaleMode::learned && f.metadata.count("learned_scale") &&
-                           f.metadata["learned_scale"] == learned_scale_name(m.learned_scale);
-    auto load = [path, file, same_kind, &m](QuantizedTensor& t) {
-        const SafetensorsFile& f = *file;
-        auto read = [&](const char* part, std::vector<int64_t> shape) {
-            const StTensor& from = st_require(f.tensors, t.name + "." + part, shape, path);
-            std::vector<float> to(from.count);
-            st_read_float(from, to.data());
-            for (float x : to)
-                if (!std::isfinite(x))
-                    fail("%s: tensor %s.%s holds a number that is not finite", path.c_str(), t.name.c_str(), part);
-            return to;
-        };
-        std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
-        std::vector<Grid> grid(t.groups);
-        if (!m.quantizer.spec.symmetric) zero = read("zero", grid_shape(t));
-        const bool rounded = quant_is_integer(m.quantizer.spec);
-        for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
-        if (m.quantizer.double_quant) {
-            std::vector<float> state(scale_state_floats(t, m.quantizer));
-            std::vector<uint8_t> codes(t.groups);
-            quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
-            copy_to_device(t.state.tensor, state.data(), state.size() * sizeof(float), m.dev);
-            copy_to_device(t.state.codes, codes.data(), codes.size(), m.dev);
-            device_synchronize(m.dev);  // the arrays go
-        }
-        if (m.quantizer.spec.format == QuantFormat::nvfp4) {
-            std::vector<float> tensor = read("tensor_scale", {1});
-            copy_to_device(t.state.tensor, tensor.data(), sizeof(float), m.dev);
-            device_synchronize(m.dev);
-        }
-        quantized_tensor_set_grid(t, m.quantizer, grid.data(), m.dev);
-        if (!same_kind) return;
-        const bool lwc = m.learned_scale == LearnedScale::lwc;
-        std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
-        if (m.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
-        copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), m.dev);
-        copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), m.dev);
-        device_synchronize(m.dev);
-        t.restored = true;
+    if (scales != parts.size())
+        fail("%s holds the scales of %zu tensors, but --weights and --quantize_layers name %zu; name the same layers",
+             path.c_str(), scales, parts.size());
+    auto load = [file, path, dev = m.dev](QuantizedTensor& t) {
+        const auto kind = file->metadata.find("learned_scale");
+        const Quantizer& q = t.quantizer;
+        quantizer_load_tensor(t, *file, path,
+                              q.scale_mode == ScaleMode::learned && kind != file->metadata.end() &&
+                                  kind->second == learned_scale_name(q.learned_scale),
+                              dev);
     };
-    if (m.frozen) m.base_grid = load;
-    for (QuantizedTensor& t : m.quantized) load(t);
-    if (m.scale_mode == ScaleMode::dynamic) m.scale_mode = ScaleMode::frozen;
+    if (m.frozen) {
+        m.base_grid = load;
+        return true;
+    }
+    for (LinearPart* t : parts) {
+        load(*t);
+        if (t->quantizer.scale_mode == ScaleMode::dynamic) t->quantizer.scale_mode = ScaleMode::frozen;
+    }
     return true;
 }

@@ -22,14 +22,14 @@ struct MatmulSettings {
 };
 inline MatmulSettings matmul_settings;
 
-inline void linear_forward_cpu(floatX* out,                         // [T,OC]
+inline void linear_forward_cpu(floatX* out, int64_t ldo,            // [T,OC] at ldo
                                const floatX* inp,                   // [T,C]
                                const floatX* weight,                // [OC,C]
                                const floatX* bias,                  // [OC] or null
                                const PackedWeight<floatX>* packed,  // weight in the GEMM's own layout, or null
                                int64_t T, int64_t C, int64_t OC) {
-    if (packed) gemm_nt_packed(out, inp, *packed, bias, T);
-    else gemm_nt(out, inp, weight, bias, T, OC, C);
+    if (packed) gemm_nt_packed(out, inp, *packed, bias, T, false, ldo);
+    else gemm_nt(out, inp, weight, bias, T, OC, C, false, ldo);
 }
 
 inline void linear_backward_cpu(floatX* dinp,          // [T,C]
@@ -47,10 +47,10 @@ inline void linear_backward_cpu(floatX* dinp,          // [T,C]
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-// out: (T,OC); inp: (T,C); weight: (OC,C), not read (may be null) when packed or quantized stands for it; bias: (OC) or
+// out: (T,OC) at ldo; inp: (T,C); weight: (OC,C), not read (may be null) when packed or quantized stands for it; bias: (OC) or
 // null; packed: the weight in the CPU product's own layout, or null, CPU only; quantized: the weight as packed codes,
 // or null. All three give the same bits.
-inline void linear_forward(floatX* out, const floatX* inp, const floatX* weight, const floatX* bias,
+inline void linear_forward(floatX* out, int64_t ldo, const floatX* inp, const floatX* weight, const floatX* bias,
                            const PackedWeight<floatX>* packed, const QuantizedWeight* quantized, int64_t T, int64_t C,
                            int64_t OC, Device dev) {
     NVTX_RANGE("linear_forward");
@@ -58,12 +58,12 @@ inline void linear_forward(floatX* out, const floatX* inp, const floatX* weight,
         fail("linear_forward: a quantized weight [%lld,%lld] for a layer [%lld,%lld]", (long long)quantized->N,
              (long long)quantized->K, (long long)OC, (long long)C);
     if (quantized) {
-        matmul_nt_quantized(out, OC, inp, C, *quantized, bias, T, dev);
+        matmul_nt_quantized(out, ldo, inp, C, *quantized, bias, T, dev);
         return;
     }
-    if (!dev.cuda) linear_forward_cpu(out, inp, weight, bias, packed, T, C, OC);
-    else if (matmul_settings.batch_invariant) matmul_nt(out, OC, inp, C, weight, C, bias, T, OC, C, dev);
-    else matmul_nt_any_order(out, OC, inp, C, weight, C, bias, T, OC, C, dev);
+    if (!dev.cuda) linear_forward_cpu(out, ldo, inp, weight, bias, packed, T, C, OC);
+    else if (matmul_settings.batch_invariant) matmul_nt(out, ldo, inp, C, weight, C, bias, T, OC, C, dev);
+    else matmul_nt_any_order(out, ldo, inp, C, weight, C, bias, T, OC, C, dev);
 }
 
 // dinp: (T,C), =; dweight: (OC,C), +=; dbias: (OC), +=, or null; dout: (T,OC); inp: (T,C); weight: (OC,C)

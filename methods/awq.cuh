@@ -45,24 +45,21 @@ struct AwqResult {
     std::vector<float> scales;          // s [cols]; empty: no scaling
 };
 
-// One of the four products of a layer, on the host
-struct AwqProduct {
-    Projection which;
+// One of the four linears of a layer, with its masters on the host
+struct AwqLinear {
+    Product which;
     int layer;
     float* w;  // [rows, cols] masters
     int64_t rows, cols;
-    std::vector<const QuantizedTensor*> tensors;  // those of it that are quantized
-    float* master(const Model& m, const QuantizedTensor& t) const {
-        return w + (t.work - projection_weight(m.w.layers[layer], which));
-    }
+    std::vector<const LinearPart*> parts;  // those of it that are quantized
+    float* master(const LinearPart& p) const { return w + p.row0 * cols; }
 };
 
-inline AwqProduct awq_product(const Model& m, const LayerWeights<float>& w, int layer, Projection which) {
-    const ProductShape shape = product_shapes(m)[(int)which];
-    AwqProduct p{which, layer, projection_weight(w, which), shape.rows, shape.cols, {}};
-    const floatX* work = projection_weight(m.w.layers[layer], which);
-    for (const QuantizedTensor& t : m.quantized)
-        if (t.work >= work && t.work < work + shape.rows * shape.cols) p.tensors.push_back(&t);
+inline AwqLinear awq_linear(const Model& m, const LayerMasters& w, int layer, Product which) {
+    const Linear& l = *layer_linears(m.layers[layer])[(int)which];
+    AwqLinear p{which, layer, w.weight[(int)which], l.rows, l.cols, {}};
+    for (const LinearPart& part : l.parts)
+        if (part.quantizer.on()) p.parts.push_back(&part);
     return p;
 }
 
@@ -72,7 +69,7 @@ inline AwqProduct awq_product(const Model& m, const LayerWeights<float>& w, int 
 // What the module that begins with product p gives, with the weights in m.work: use(out [T,C] where the model is, first
 // token, T) for micro-batches of the sample until there are as many `tokens`. -> how many there were
 template <class F>
-inline int64_t awq_module(Model& m, const AwqProduct& p, const LayerInputs& in, int64_t tokens, const F& use) {
+inline int64_t awq_module(Model& m, const AwqLinear& p, const LayerInputs& in, int64_t tokens, const F& use) {
     Activations& a = *in.acts;
     LayerActivations& y = a.layers[p.layer];
     int64_t first = 0;
@@ -80,28 +77,28 @@ inline int64_t awq_module(Model& m, const AwqProduct& p, const LayerInputs& in, 
         if (first >= tokens) break;
         const BatchView view = batch_view(a.batch, b, m.dev);
         const floatX* x = in.resident[(int)p.which] + first * p.cols;
-        Projection last = p.which;
-        if (p.which == Projection::qkv) {
+        Product last = p.which;
+        if (p.which == Product::qkv) {
             copy_on_device(y.ln1, x, (size_t)(b.T() * p.cols) * sizeof(floatX), m.dev);
-            layer_attention_forward(m, a, p.layer, view, nullptr);
-            x = y.att, last = Projection::o;
+            layer_attention_forward(m, a, p.layer, view, full_precision(), nullptr);
+            x = y.att, last = Product::o;
         }
-        if (p.which == Projection::gate_up) {
+        if (p.which == Product::gate_up) {
             copy_on_device(y.ln2, x, (size_t)(b.T() * p.cols) * sizeof(floatX), m.dev);
-            layer_mlp_forward(m, a, p.layer, b.T());
-            x = y.act, last = Projection::down;
+            layer_mlp_forward(m, a, p.layer, b.T(), full_precision());
+            x = y.act, last = Product::down;
         }
-        projection_forward(m, a.branch, x, a.quantized, p.layer, last, b.T());
+        const Linear& l = *layer_linears(m.layers[p.layer])[(int)last];
+        linear_forward(l, a.branch, x, l.bias.work, a.quantized, b.T(), full_precision(), m.dev);
         use(a.branch, first, b.T());
         first += b.T();
     }
     return first;
 }
 
-// Scales for product p, whose masters stay as they are; m.work is as before on return. q: to whose grid
-inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInputs& in, const Quantizer& q,
-                                  const AwqConfig& config) {
-    const int64_t cols = p.cols, C = m.C(), group = std::min(p.tensors[0]->group, cols);
+// Scales for linear p, whose masters stay as they are; m.work is as before on return
+inline AwqResult awq_search_scale(Model& m, const AwqLinear& p, const LayerInputs& in, const AwqConfig& config) {
+    const int64_t cols = p.cols, C = m.C(), group = std::min(p.parts[0]->group, cols);
     const floatX* x = in.x[(int)p.which];
     std::vector<double> xmean(cols), wmean(cols);
     for (int64_t t = 0; t < in.tokens; t++)
@@ -131,11 +128,11 @@ inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInpu
         device_synchronize(m.dev);  // the host's copy is used again
     };
     auto error = [&](const float* s) {
-        for (const QuantizedTensor* t : p.tensors) {
-            RoundedLinear r = rounded_scratch(scratch, *t, q);
-            std::copy_n(p.master(m, *t), t->rows * cols, r.w);
+        for (const LinearPart* t : p.parts) {
+            RoundedLinear r = rounded_scratch(scratch, *t);
+            std::copy_n(p.master(*t), t->rows * cols, r.w);
             if (s) scale_columns(r.w, t->rows, cols, s);
-            round_to_nearest(r, nullptr, q);
+            round_to_nearest(r, nullptr);
             if (s) divide_columns(r.w, t->rows, cols, s);
             put(*t, r.w);
         }
@@ -167,7 +164,7 @@ inline AwqResult awq_search_scale(Model& m, const AwqProduct& p, const LayerInpu
         double e = error(s.data());
         if (e < best.error) best.error = e, best.ratio = r, best.scales = s;
     }
-    for (const QuantizedTensor* t : p.tensors) put(*t, p.master(m, *t));
+    for (const LinearPart* t : p.parts) put(*t, p.master(*t));
     return best;
 }
 
@@ -194,9 +191,9 @@ inline void awq_clip(float* w, int64_t rows, int64_t cols, int64_t group, const 
     std::vector<double> error(rows), least(rows);
     // a column of groups, as a tensor of its own (nvfp4: with a scale of its own, too)
     QuantizedTensor column;
-    column.rows = rows, column.cols = group, column.group = group, column.groups = rows;
+    column.rows = rows, column.cols = group, column.group = group, column.groups = rows, column.quantizer = q;
     RoundingScratch scratch;
-    RoundedLinear d = rounded_scratch(scratch, column, q);
+    RoundedLinear d = rounded_scratch(scratch, column);
     for (int64_t c0 = 0; c0 < cols; c0 += group) {
         for (int64_t t = 0; t < used; t++)
             memcpy(xg.data() + t * group, x + t * step * cols + c0, group * sizeof(float));
@@ -215,7 +212,7 @@ inline void awq_clip(float* w, int64_t rows, int64_t cols, int64_t group, const 
 #pragma omp parallel for schedule(static)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t j = 0; j < group; j++) d.w[r * group + j] = clipped(r, j, amax[r] * c);
-            round_to_nearest(d, nullptr, q);
+            round_to_nearest(d, nullptr);
 #pragma omp parallel for schedule(static)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t j = 0; j < group; j++) d.w[r * group + j] -= w[r * cols + c0 + j];
@@ -232,42 +229,44 @@ inline void awq_clip(float* w, int64_t rows, int64_t cols, int64_t group, const 
 // a layer
 
 // Scales and clips the quantized linears of a layer, in place; w: its masters on the host, m.work: the same where the
-// model is, scratch from here on (convert them anew); in: what the four products read with the weights as they are.
-// -> what was found for each product, in the order of Projection.
-inline std::array<AwqResult, 4> awq_layer(Model& m, const LayerWeights<float>& w, int layer, const LayerInputs& in,
-                                          const Quantizer& q, const AwqConfig& config) {
-    if (!q.on()) fail_usage("awq needs --weights, a quantizer to scale for");
+// model is, scratch from here on (convert them anew); in: what the four linears read with the weights as they are.
+// -> what was found for each linear, in the order of Product.
+inline std::array<AwqResult, 4> awq_layer(Model& m, const LayerMasters& w, int layer, const LayerInputs& in,
+                                          const AwqConfig& config) {
     if (in.tokens < 1) fail("awq: no calibration tokens");
     const int64_t C = m.C(), F = m.F(), v_row = ((int64_t)m.NH() + m.NKV()) * m.HD();
     std::array<AwqResult, 4> results;
     for (int i = 0; i < 4 && config.scale; i++) {
-        const AwqProduct p = awq_product(m, w, layer, (Projection)i);
+        const AwqLinear p = awq_linear(m, w, layer, (Product)i);
         // v -> o: one kv head would need the scales of several query heads; up -> down: a rotation lies between
-        if (p.tensors.empty() || (p.which == Projection::o && m.NH() != m.NKV()) ||
-            (p.which == Projection::down && m.rotate_down.on()))
+        if (p.parts.empty() || (p.which == Product::o && m.NH() != m.NKV()) ||
+            (p.which == Product::down && m.layers[layer].down.transform.on()))
             continue;
-        results[i] = awq_search_scale(m, p, in, q, config);
+        results[i] = awq_search_scale(m, p, in, config);
         const std::vector<float>& s = results[i].scales;
         if (s.empty()) continue;
         scale_columns(p.w, p.rows, p.cols, s.data());
-        if (p.which == Projection::qkv) divide_rows(w.ln1, C, 1, s.data());
-        if (p.which == Projection::gate_up) divide_rows(w.ln2, C, 1, s.data());
-        if (p.which == Projection::down) divide_rows(w.gate_up + F * C, F, C, s.data());
-        if (p.which == Projection::o) {
-            divide_rows(w.qkv + v_row * C, p.cols, C, s.data());
+        if (p.which == Product::qkv) divide_rows(w.ln1, C, 1, s.data());
+        if (p.which == Product::gate_up) divide_rows(w.ln2, C, 1, s.data());
+        if (p.which == Product::down) divide_rows(w.weight[(int)Product::gate_up] + F * C, F, C, s.data());
+        if (p.which == Product::o) {
+            divide_rows(w.weight[(int)Product::qkv] + v_row * C, p.cols, C, s.data());
             if (w.qkv_bias) divide_rows(w.qkv_bias + v_row, p.cols, 1, s.data());
         }
     }
     for (int i = 0; i < 4 && config.clip; i++) {
-        const AwqProduct p = awq_product(m, w, layer, (Projection)i);
+        const AwqLinear p = awq_linear(m, w, layer, (Product)i);
         std::vector<float> x(in.x[i], in.x[i] + in.tokens * p.cols);
         if (!results[i].scales.empty()) divide_columns(x.data(), in.tokens, p.cols, results[i].scales.data());
-        for (const QuantizedTensor* t : p.tensors) {
-            const float* master = p.master(m, *t);
+        for (const LinearPart* t : p.parts) {
             if (t->tiles || t->group > t->cols) continue;  // a group is not of one row
-            if (p.which == Projection::qkv && master != p.w + v_row * C) continue;
-            awq_clip(p.master(m, *t), t->rows, t->cols, t->group, x.data(), in.tokens, q, config);
+            if (p.which == Product::qkv && t->row0 != v_row) continue;
+            awq_clip(p.master(*t), t->rows, t->cols, t->group, x.data(), in.tokens, t->quantizer, config);
         }
     }
     return results;
+}
+
+inline LayerTransform awq_transform(const AwqConfig& c) {
+    return [c](Model& m, const LayerMasters& w, int l, const LayerInputs& in) { awq_layer(m, w, l, in, c); };
 }

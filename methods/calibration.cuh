@@ -6,13 +6,14 @@
 // used for is the best text; its own answers to the training problems come closest (arXiv 2601.14888, finding 4). The
 // trap: windows may overlap, so that little data gives many windows all the same; what matters is the tokens.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 #include "../data/prompts.h"
 #include "../model.cuh"
 
 // A sample of the inputs of a layer's four products, before the layer is quantized: whole windows, so that the layer
-// can be run on them again. Indices are those of Projection
+// can be run on them again. Indices are those of Product
 struct LayerInputs {
     static constexpr int64_t most_tokens = 4096, batch_tokens = 1024;  // or one window
     int64_t tokens = 0;
@@ -22,6 +23,10 @@ struct LayerInputs {
     const std::vector<Batch>* batches = nullptr;  // the windows, in micro-batches
     Activations* acts = nullptr;                  // scratch for one of those
 };
+
+// Before a layer is rounded: changes its masters (on the host), but not what the layer computes. m.work holds the same
+// weights and is made anew afterwards.
+typedef std::function<void(Model&, const LayerMasters&, int layer, const LayerInputs&)> LayerTransform;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // text
@@ -121,7 +126,7 @@ inline int64_t sample_windows(int64_t length) { return std::max(LayerInputs::mos
 inline void layer_inputs_allocate(LayerInputsMemory& s, const Model& m, int64_t tokens, int64_t length) {
     s.capacity = std::min(tokens, sample_windows(length) * length);
     for (int p = 0; p < 4; p++)
-        s.x[p].allocate((size_t)(s.capacity * product_shapes(m)[p].cols), "a sample of a layer's inputs", "", m.dev);
+        s.x[p].allocate((size_t)(s.capacity * layer_linears(m.layers[0])[p]->cols), "a sample of a layer's inputs", "", m.dev);
 }
 
 // The inputs of layer l's products. hidden [tokens of the batches, C]: the layer's input
@@ -133,11 +138,11 @@ inline LayerInputs layer_inputs(Model& m, Activations& a, LayerInputsMemory& s, 
     const int64_t C = m.C();
     LayerActivations& y = a.layers[l];
     const floatX* const from[] = {y.ln1, y.att, y.ln2, y.act};
-    for (int p = 0; p < 4; p++) in.cols[p] = product_shapes(m)[p].cols;
+    for (int p = 0; p < 4; p++) in.cols[p] = layer_linears(m.layers[l])[p]->cols;
     for (const Batch& b : batches) {
         BatchView view = batch_view(a.batch, b, m.dev);
-        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.w.layers[l].ln1, b.T(), (int)C, m.config.rms_norm_eps, m.dev);
-        layer_forward(m, a, l, hidden, view, nullptr);
+        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.layers[l].ln1.work, b.T(), (int)C, m.config.rms_norm_eps, m.dev);
+        layer_forward(m, a, l, hidden, view, full_precision(), nullptr);
         for (int p = 0; p < 4; p++)
             copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p], (size_t)(b.T() * in.cols[p]) * sizeof(floatX),
                            m.dev);

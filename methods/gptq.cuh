@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <vector>
 #include "../kernels/cpu/gemm.h"
@@ -137,18 +138,16 @@ inline void invert_lower(double* a, int64_t n) {
 struct GptqMemory {
     Buffer<double> factor;      // [n,n]
     Buffer<float> upper;        // [n,n] U, in the order in which columns are rounded
-    Buffer<float> w;            // [rows,n] the working copy
     Buffer<float> errors;       // [rows,GPTQ_BLOCK] -e of a block's columns
     std::vector<int> order;     // [n] the columns, in the order in which they are rounded
     std::vector<char> dead;     // [n]
     double damp_percent = 0.0;  // what it took
 };
 
-// for products of up to n inputs and a matrix of up to `weights` elements and `rows` rows
-inline void gptq_allocate(GptqMemory& g, int64_t n, int64_t weights, int64_t rows, Device host) {
+// for linears of up to n inputs and weights of up to `rows` rows
+inline void gptq_allocate(GptqMemory& g, int64_t n, int64_t rows, Device host) {
     g.factor.allocate((size_t)(n * n), "GPTQ: a Hessian's factor", "", host);
     g.upper.allocate((size_t)(n * n), "GPTQ: a Hessian's factor", "", host);
-    g.w.allocate((size_t)weights, "GPTQ: a matrix being rounded", "", host);
     g.errors.allocate((size_t)(rows * GPTQ_BLOCK), "GPTQ: a matrix being rounded", "", host);
 }
 
@@ -195,16 +194,16 @@ inline void gptq_factor(GptqMemory& g, const float* h, int64_t n, const GptqConf
 // ---------------------------------------------------------------------------------------------------------------------
 // rounding
 
-// t.w = Q(t.w) with the factor of the Hessian of t's inputs. g.w is the difference afterwards, in t's own order.
-inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q, const GptqConfig& c) {
+// t.w = Q(t.w) with the factor of the Hessian of t's inputs. work [rows,n]: the working copy, and afterwards what was
+// lost, in t's own order.
+inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const GptqConfig& c) {
     const int64_t n = t.cols, rows = t.rows;
     const int64_t group = t.shape.group;
     const bool measured_first = c.static_groups || group >= n || t.shape.tiles || t.state.tensor;
-    float* work = g.w.data;
     if (measured_first) {  // on the weights without those of dead inputs, as the authors' code does
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < n; j++) work[r * n + j] = g.dead[j] ? 0.0f : t.w[r * n + j];
-        quant_measure_cpu(t.grid, t.state, work, t.shape, q.spec);
+        quant_measure_cpu(t.grid, t.state, work, t.shape, t.spec);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++)
@@ -216,12 +215,12 @@ inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q
         for (int64_t r = 0; r < rows; r++) {
             float *w = work + r * n, *errors = g.errors.data + r * GPTQ_BLOCK;
             for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first; i += group)
-                quant_measure_cpu(&t.grid_of(r * n + i), ScaleState(), w + i, QuantGroups{1, group}, q.spec);
+                quant_measure_cpu(&t.grid_of(r * n + i), ScaleState(), w + i, QuantGroups{1, group}, t.spec);
             for (int64_t i = i1; i < i2; i++) {
                 const int64_t at = r * n + g.order[i];
                 const Grid grid = t.grid_of(at);
-                const int code = quant_code(q.spec, w[i], grid);
-                const float value = quant_value(q.spec, code, grid), e = (value - w[i]) / U[i * n + i];
+                const int code = quant_code(t.spec, w[i], grid);
+                const float value = quant_value(t.spec, code, grid), e = (value - w[i]) / U[i * n + i];
                 t.codes[at] = (int8_t)code;
                 w[i] = value;
                 errors[i - i1] = e;
@@ -244,6 +243,20 @@ inline void gptq_round(const RoundedLinear& t, GptqMemory& g, const Quantizer& q
             }
         }
     }
+}
+
+inline Rounder gptq_rounder(const GptqConfig& c) {
+    auto memory = std::make_shared<GptqMemory>();
+    Rounder r;
+    r.allocate = [memory](int64_t inputs, int64_t, int64_t rows, Device host) {
+        gptq_allocate(*memory, inputs, rows, host);
+    };
+    r.prepare = [memory, c](const float* h, int64_t n, const std::string& where) {
+        gptq_factor(*memory, h, n, c, where);
+        return memory->damp_percent;
+    };
+    r.round = [memory, c](const RoundedLinear& t, float* difference) { gptq_round(t, difference, *memory, c); };
+    return r;
 }
 
 // sum of the squares of the product's outputs with matrix d [rows,n], from the Hessian h [n,n]: tr(d h d^T)

@@ -41,35 +41,27 @@ struct PtqConfig {
 };
 
 struct PtqPlan {
-    bool rotate = false;
-    // before a layer is rounded: may change its masters (on the host), but not what the layer computes
-    typedef std::function<void(Model&, const LayerWeights<float>& masters, int layer, const LayerInputs&)> Transform;
-    std::vector<Transform> transforms;
-    bool gptq = false;  // else to nearest
-    bool needs_calibration() const { return gptq || !transforms.empty(); }
+    std::vector<std::function<void(Model&)>> models;  // transforms of the whole model, before anything else
+    std::vector<LayerTransform> layers;               // of each layer, before it is rounded
+    Rounder rounder = rtn_rounder();
+    bool needs_calibration() const { return rounder.prepare || !layers.empty(); }
 };
 
+// One line a method, in --ptq's words
 struct PtqMethod {
     const char* name;
     void (*add)(PtqPlan&, const PtqConfig&);
 };
 
 static const PtqMethod ptq_methods[] = {
-    {"rtn", [](PtqPlan&, const PtqConfig&) {}},
-    {"gptq", [](PtqPlan& p, const PtqConfig&) { p.gptq = true; }},
-    {"awq",
-     [](PtqPlan& p, const PtqConfig& c) {
-         p.transforms.push_back([c](Model& m, const LayerWeights<float>& w, int l, const LayerInputs& in) {
-             awq_layer(m, w, l, in, m.quantizer, c.awq);
-         });
-     }},
+    // rounders
+    {"rtn", [](PtqPlan& p, const PtqConfig&) { p.rounder = rtn_rounder(); }},
+    {"gptq", [](PtqPlan& p, const PtqConfig& c) { p.rounder = gptq_rounder(c.gptq); }},
+    // transforms
+    {"awq", [](PtqPlan& p, const PtqConfig& c) { p.layers.push_back(awq_transform(c.awq)); }},
     {"smoothquant",
-     [](PtqPlan& p, const PtqConfig& c) {
-         p.transforms.push_back([c](Model& m, const LayerWeights<float>& w, int, const LayerInputs& in) {
-             smoothquant_layer(m, w, in, c.smoothquant_alpha);
-         });
-     }},
-    {"rotate", [](PtqPlan& p, const PtqConfig&) { p.rotate = true; }},
+     [](PtqPlan& p, const PtqConfig& c) { p.layers.push_back(smoothquant_transform(c.smoothquant_alpha)); }},
+    {"rotate", [](PtqPlan& p, const PtqConfig& c) { p.models.push_back(rotation_transform(c.rotation)); }},
 };
 
 inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
@@ -98,10 +90,10 @@ inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
 struct PtqMemory {
     Activations acts;
     Buffer<floatX> hidden, attention;  // [tokens,C], [tokens,NH*HD]
-    Buffer<float> hessian;             // [n,n] of the largest product, where the model is
+    Buffer<float> hessian;             // [n,n] of the largest linear, where the model is
     LayerInputsMemory inputs;
-    GptqMemory gptq;
-    Buffer<float> host_hessian;  // copies, if the model is not on the host
+    Buffer<float> difference;          // [rows,n] of the largest weight, on the host: what rounding loses
+    Buffer<float> host_hessian;        // copies, if the model is not on the host
     RoundingScratch host;
     std::vector<float> host_layer;
     int64_t tokens = 0;
@@ -113,11 +105,10 @@ inline void ptq_allocate(PtqMemory& s, Model& m, const PtqPlan& plan, int64_t to
     s.tokens = tokens;
     const int64_t q = (int64_t)m.NH() * m.HD();
     int64_t n = 0, weights = 0, rows = 0;
-    for (const ParamTensor& t : m.tensors)
-        if (t.kind == ParamKind::linear) n = std::max(n, t.cols);
-    for (const QuantizedTensor& t : m.quantized) {
-        weights = std::max(weights, t.rows * t.cols);
-        rows = std::max(rows, t.rows);
+    for (const Linear* l : layer_linears(m.layers[0])) n = std::max(n, l->cols);
+    for (const LinearPart* t : quantized_parts(m)) {
+        weights = std::max(weights, t->count());
+        rows = std::max(rows, t->rows);
     }
     const Device host = m.dev.cuda ? Device() : m.dev;
     if (tokens) {
@@ -127,46 +118,61 @@ inline void ptq_allocate(PtqMemory& s, Model& m, const PtqPlan& plan, int64_t to
         s.hidden.allocate((size_t)(tokens * m.C()), "hidden states of the calibration tokens", hint, m.dev);
         s.attention.allocate((size_t)(tokens * q), "hidden states of the calibration tokens", hint, m.dev);
         s.hessian.allocate((size_t)(n * n), "a product's Hessian", "", m.dev);
-        if (!plan.transforms.empty()) layer_inputs_allocate(s.inputs, m, tokens, length);
+        if (!plan.layers.empty()) layer_inputs_allocate(s.inputs, m, tokens, length);
     }
-    if (plan.gptq) gptq_allocate(s.gptq, n, weights, rows, host);
-    else s.gptq.w.allocate((size_t)weights, "a matrix being rounded", "", host);
-    if (!m.dev.cuda) return;
-    s.host_hessian.allocate((size_t)(n * n), "", "");
+    s.difference.allocate((size_t)weights, "a matrix being rounded", "", host);
+    if (plan.rounder.allocate) plan.rounder.allocate(n, weights, rows, host);
+    if (m.dev.cuda) s.host_hessian.allocate((size_t)(n * n), "", "");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the pipeline
 
-// one product of one layer
-struct PtqProduct {
+// what rounding did to one linear of one layer
+struct PtqLinear {
     bool quantized = false;
     double error = 0.0;         // ||(W - Q) X||^2 / ||W X||^2; without calibration ||W - Q||^2 / ||W||^2
     double damp_percent = 0.0;  // GPTQ's, what it took
 };
 
 struct PtqLayer {
-    PtqProduct product[4];  // in the order of Projection
+    PtqLinear linear[4];  // in the order of Product
     double seconds = 0.0;
 };
 
-inline const char* product_name(int p) {
-    const char* names[] = {"q,k,v", "o", "gate,up", "down"};
-    return names[p];
+// Rounds one weight, wherever the model is; energy(d, rows): what [rows,cols] d is worth
+template <class Energy>
+void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, const Energy& energy, double* lost,
+                double* all) {
+    const size_t count = (size_t)t.count();
+    float* master = m.master.data + t.offset;
+    RoundedLinear r = rounded_linear(t, master);
+    if (m.dev.cuda) {
+        r = rounded_scratch(s.host, t);
+        copy_to_host(r.w, master, count * sizeof(float), m.dev);
+    }
+    *all += energy(r.w, t.rows);
+    plan.rounder.round(r, s.difference.data);
+    *lost += energy(s.difference.data, t.rows);
+    if (m.dev.cuda) {
+        copy_to_device(master, r.w, count * sizeof(float), m.dev);
+        copy_to_device(t.codes, r.codes, count, m.dev);
+        copy_to_device(t.grid, r.grid, (size_t)t.groups * sizeof(Grid), m.dev);
+        copy_to_device(t.state.tensor, r.state.tensor, s.host.state.size() * sizeof(float), m.dev);
+        copy_to_device(t.state.codes, r.state.codes, s.host.scale_codes.size(), m.dev);
+        device_synchronize(m.dev);  // the host's copies are used again
+    }
+    convert_forward(t.work, master, t.count(), m.dev);
+    t.measured = true;
 }
 
-// Rounds the quantized tensors of product p of layer l. hessian [n,n]: sum of x x^T of its inputs over s.tokens, where
-// the model is; null without calibration
-inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig& config, int l, int p,
-                                float* hessian) {
-    PtqProduct result;
-    const ProductShape shape = product_shapes(m)[p];
-    const int64_t n = shape.cols;
-    const size_t begin = (size_t)(projection_weight(m.w.layers[l], (Projection)p) - m.work.data),
-                 end = begin + (size_t)(shape.rows * n);
-    auto inside = [&](const QuantizedTensor& t) { return t.offset >= begin && t.offset < end; };
-    if (std::none_of(m.quantized.begin(), m.quantized.end(), inside)) return result;
-    result.quantized = true;
+// Rounds the weights of a linear. hessian [n,n]: sum of x x^T of its inputs over s.tokens, where the model is; null
+// without calibration
+inline PtqLinear round_linear(Model& m, PtqMemory& s, const PtqPlan& plan, Linear& l, float* hessian) {
+    PtqLinear result;
+    const int64_t n = l.cols;
+    for (const LinearPart& t : l.parts) result.quantized |= t.quantizer.on();
+    if (!result.quantized) return result;
     float* h = hessian;
     if (hessian) {
         if (m.dev.cuda) {
@@ -176,10 +182,8 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
         const float scale = 2.0f / (float)s.tokens;
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < n * n; i++) h[i] *= scale;
-        if (plan.gptq) {
-            gptq_factor(s.gptq, h, n, config.gptq, format("layer %d, %s", l, product_name(p)));
-            result.damp_percent = s.gptq.damp_percent;
-        }
+        if (plan.rounder.prepare)
+            result.damp_percent = plan.rounder.prepare(h, n, format("layer %d, %s", l.layer, l.name));
     }
     double lost = 0.0, all = 0.0;
     auto energy = [&](const float* d, int64_t rows) {
@@ -188,30 +192,8 @@ inline PtqProduct round_product(Model& m, PtqMemory& s, const PtqPlan& plan, con
         for (int64_t i = 0; i < rows * n; i++) sum += (double)d[i] * (double)d[i];
         return sum;
     };
-    for (QuantizedTensor& t : m.quantized) {
-        if (!inside(t)) continue;
-        const size_t count = (size_t)(t.rows * n);
-        float* master = m.master.data + t.offset;
-        RoundedLinear r = rounded_linear(t, master);
-        if (m.dev.cuda) {
-            r = rounded_scratch(s.host, t, m.quantizer);
-            copy_to_host(r.w, master, count * sizeof(float), m.dev);
-        }
-        all += energy(r.w, t.rows);
-        if (plan.gptq) gptq_round(r, s.gptq, m.quantizer, config.gptq);
-        else round_to_nearest(r, s.gptq.w.data, m.quantizer);
-        lost += energy(s.gptq.w.data, t.rows);
-        if (m.dev.cuda) {
-            copy_to_device(master, r.w, count * sizeof(float), m.dev);
-            copy_to_device(t.codes, r.codes, count, m.dev);
-            copy_to_device(t.grid, r.grid, (size_t)t.groups * sizeof(Grid), m.dev);
-            copy_to_device(t.state.tensor, r.state.tensor, s.host.state.size() * sizeof(float), m.dev);
-            copy_to_device(t.state.codes, r.state.codes, s.host.scale_codes.size(), m.dev);
-            device_synchronize(m.dev);  // the host's copies are used again
-        }
-        convert_forward(t.work, master, t.rows * n, m.dev);
-        t.measured = true;
-    }
+    for (LinearPart& t : l.parts)
+        if (t.quantizer.on()) round_part(m, s, plan, t, energy, &lost, &all);
     result.error = all > 0.0 ? lost / all : 0.0;
     return result;
 }
@@ -229,95 +211,108 @@ inline std::vector<Batch> micro_batches(const std::vector<std::vector<int>>& win
 
 // The plan's transforms of layer l, whose input is s.hidden: each sees what the one before has made of the layer
 inline void transform_layer(Model& m, PtqMemory& s, const PtqPlan& plan, int l, const std::vector<Batch>& sample) {
-    for (const PtqPlan::Transform& transform : plan.transforms) {
+    for (const LayerTransform& transform : plan.layers) {
         const LayerInputs in = layer_inputs(m, s.acts, s.inputs, l, s.hidden.data, sample);
-        host_masters(m, l, s.host_layer, [&](const Weights<float>& w) { transform(m, w.layers[l], l, in); });
+        host_masters(m, l, s.host_layer, [&](const HostMasters& w) { transform(m, w.layers[l], l, in); });
         for (const ParamTensor& t : m.tensors)
             if (t.layer == l) convert_forward(m.work.data + t.offset, m.master.data + t.offset, t.count(), m.dev);
     }
 }
 
-// Quantizes the model as its quantizer and the plan say. windows: of equal length; none if nothing needs them.
+// The input of product p of layer l for a micro-batch, from hidden [T,C] and attention [T,NH*HD] as the products before p
+// have left them
+inline const floatX* product_input(Model& m, Activations& a, int l, Product p, const BatchView& b, floatX* hidden,
+                                   floatX* attention) {
+    const Pass pass = full_precision();
+    const Layer& w = m.layers[l];
+    const int C = m.C();
+    const float eps = m.config.rms_norm_eps;
+    LayerActivations& y = a.layers[l];
+    switch (p) {
+        case Product::qkv:
+            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, b.T, C, eps, m.dev);
+            return y.ln1;
+        case Product::o:
+            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, b.T, C, eps, m.dev);
+            layer_attention_forward(m, a, l, b, pass, nullptr);
+            copy_on_device(attention, y.att, (size_t)(b.T * w.o.cols) * sizeof(floatX), m.dev);
+            return y.att;
+        case Product::gate_up:
+            linear_forward(w.o, a.branch, attention, nullptr, a.quantized, b.T, pass, m.dev);
+            fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, b.T, C, eps, m.dev);
+            return y.ln2;
+        case Product::down:
+            break;
+    }
+    rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2.work, b.T, C, eps, m.dev);
+    layer_mlp_forward(m, a, l, b.T, pass);
+    return y.act;
+}
+
+// Embedding and head, which no calibration looks at, to nearest
+inline void round_tables(Model& m, PtqMemory& s) {
+    PtqPlan nearest;
+    double lost = 0.0, all = 0.0;
+    for (LinearPart* t : {&m.embed, &m.head})
+        if (t->quantizer.on() && !t->measured)
+            round_part(m, s, nearest, *t, [](const float*, int64_t) { return 0.0; }, &lost, &all);
+}
+
+// Quantizes the model as its quantizers and the plan say. windows: of equal length; none if nothing needs them.
 // on_layer(l, report) after each layer.
-inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig& config,
-                    const std::vector<std::vector<int>>& windows,
+inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vector<std::vector<int>>& windows,
                     const std::function<void(int, const PtqLayer&)>& on_layer) {
-    m.quantize = false;
-    if (plan.rotate) rotation_apply(m, config.rotation);
-    model_refresh(m);
+    for (const auto& transform : plan.models) transform(m);
+    model_refresh(m, false);
     const int C = m.C();
     const int64_t Q = (int64_t)m.NH() * m.HD();
-    const float eps = m.config.rms_norm_eps;
     Activations& a = s.acts;
     const std::vector<Batch> batches = micro_batches(windows, windows.size(), a.capacity);
     std::vector<Batch> sample;
     if (!windows.empty()) {
         const int64_t length = (int64_t)windows[0].size(), tokens = std::max(LayerInputs::batch_tokens, length);
         sample = micro_batches(windows, sample_windows(length), std::min(a.capacity, tokens));
+        rope_extend(m.rope, (int)length, m.dev);
     }
-    // use(view, tokens before it) for each micro-batch
+    // use(view, its hidden states, its attention) for each micro-batch
     auto each = [&](const auto& use) {
         int64_t first = 0;
         for (const Batch& b : batches) {
             BatchView view = batch_view(a.batch, b, m.dev);
-            use(view, first);
+            use(view, s.hidden.data + first * C, s.attention.data + first * Q);
             first += b.T();
         }
     };
-    if (!windows.empty()) rope_extend(m.rope, (int)windows[0].size(), m.dev);
-    each([&](const BatchView& b, int64_t first) {
-        embedding_forward(s.hidden.data + first * C, b.tokens, m.w.embed, b.T, C, m.dev);
+    each([&](const BatchView& b, floatX* hidden, floatX*) {
+        embedding_forward(hidden, b.tokens, m.embed.work, b.T, C, m.dev);
     });
     for (int l = 0; l < m.L(); l++) {
         const double start = wall_seconds();
         PtqLayer report;
-        if (!plan.transforms.empty()) transform_layer(m, s, plan, l, sample);
-        const LayerWeights<floatX>& w = m.w.layers[l];
-        // the input of product p, from hidden as the products before p have left it
-        auto product_input = [&](int p, const BatchView& b, int64_t first) -> const floatX* {
-            LayerActivations& y = a.layers[l];
-            floatX *hidden = s.hidden.data + first * C, *attention = s.attention.data + first * Q;
-            switch ((Projection)p) {
-                case Projection::qkv:
-                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, b.T, C, eps, m.dev);
-                    return y.ln1;
-                case Projection::o:
-                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, b.T, C, eps, m.dev);
-                    layer_attention_forward(m, a, l, b, nullptr);
-                    copy_on_device(attention, y.att, (size_t)(b.T * Q) * sizeof(floatX), m.dev);
-                    return y.att;
-                case Projection::gate_up:
-                    projection_forward(m, a.branch, attention, a.quantized, l, Projection::o, b.T);
-                    fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2, b.T, C, eps,
-                                                   m.dev);
-                    return y.ln2;
-                case Projection::down:
-                    break;
-            }
-            rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2, b.T, C, eps, m.dev);
-            layer_mlp_forward(m, a, l, b.T);
-            return y.act;
-        };
+        if (!plan.layers.empty()) transform_layer(m, s, plan, l, sample);
         for (int p = 0; p < 4; p++) {
-            const int64_t n = product_shapes(m)[p].cols;
+            Linear& linear = *layer_linears(m.layers[l])[p];
+            const int64_t n = linear.cols;
             if (!batches.empty()) set_zero(s.hessian.data, (size_t)(n * n) * sizeof(float), m.dev);
-            each([&](const BatchView& b, int64_t first) {
-                const floatX* x = product_input(p, b, first);
+            each([&](const BatchView& b, floatX* hidden, floatX* attention) {
+                const floatX* x = product_input(m, a, l, (Product)p, b, hidden, attention);
                 matmul_tn(s.hessian.data, n, x, n, x, n, b.T, n, n, m.dev);
             });
-            report.product[p] = round_product(m, s, plan, config, l, p, batches.empty() ? nullptr : s.hessian.data);
+            report.linear[p] = round_linear(m, s, plan, linear, batches.empty() ? nullptr : s.hessian.data);
         }
         if (l + 1 < m.L())
-            each([&](const BatchView& b, int64_t first) {
-                floatX* hidden = s.hidden.data + first * C;
-                const floatX* act = product_input((int)Projection::down, b, first);
-                projection_forward(m, a.branch, act, a.quantized, l, Projection::down, b.T);
-                fused_residual_rmsnorm_forward(hidden, a.layers[l].ln2, a.layers[l].ln2_rstd, hidden, a.branch, w.ln2,
-                                               b.T, C, eps, m.dev);  // for its sum; the norm is not used
+            each([&](const BatchView& b, floatX* hidden, floatX* attention) {
+                const floatX* act = product_input(m, a, l, Product::down, b, hidden, attention);
+                const Layer& w = m.layers[l];
+                linear_forward(w.down, a.branch, act, nullptr, a.quantized, b.T, full_precision(), m.dev);
+                fused_residual_rmsnorm_forward(hidden, a.layers[l].ln2, a.layers[l].ln2_rstd, hidden, a.branch,
+                                               w.ln2.work, b.T, C, m.config.rms_norm_eps,
+                                               m.dev);  // for its sum; the norm is not used
             });
         report.seconds = wall_seconds() - start;
         on_layer(l, report);
     }
-    m.quantize = true;
-    m.scale_mode = ScaleMode::frozen;
+    round_tables(m, s);
+    m.work_quantized = true;
+    for (LinearPart* t : quantized_parts(m)) t->quantizer.scale_mode = ScaleMode::frozen;
 }

@@ -103,14 +103,16 @@ inline void model_untie(Model& m) {
         memcpy(m.master.data + at, old.data + at, bytes);
         madvise(old.data + at, bytes, MADV_DONTNEED);  // refused where that is not a whole page: then it waits
     }
-    Weights<float> w = model_views(m, m.master.data);
-    memcpy(w.head, w.embed, (size_t)m.V() * m.C() * sizeof(float));
     m.work.allocate(m.num_params, "working weights");
-    m.w = model_views(m, m.work.data);
+    model_structure(m);
+    model_online_rotations(m);
+    model_bind_masters(m, m.master.data);
+    model_bind_work(m, m.work.data);
+    memcpy(m.head.master, m.embed.master, (size_t)m.V() * m.C() * sizeof(float));
 }
 
 // w: all masters of m, on the host
-inline void rotate_masters(const Model& m, const Weights<float>& w, const RotationConfig& config) {
+inline void rotate_masters(const Model& m, const HostMasters& w, const RotationConfig& config) {
     int64_t C = m.C(), F = m.F(), HD = m.HD(), NH = m.NH(), NKV = m.NKV(), V = m.V();
     if (config.hidden) {
         Rotation r = rotation_random(C, config.seed, 0);
@@ -118,25 +120,25 @@ inline void rotate_masters(const Model& m, const Weights<float>& w, const Rotati
             for (int64_t j = 0; j < C; j++) norm[j] = 1.0f;
         };
         rotate_inputs(w.embed, V, C, nullptr, r);  // a row of it is a hidden state
-        for (const LayerWeights<float>& l : w.layers) {
-            rotate_inputs(l.qkv, m.QKV(), C, l.ln1, r);
-            rotate_inputs(l.gate_up, 2 * F, C, l.ln2, r);
-            rotate_outputs(l.o, NH * HD, r);
-            rotate_outputs(l.down, F, r);
+        for (const LayerMasters& l : w.layers) {
+            rotate_inputs(l.weight[(int)Product::qkv], m.QKV(), C, l.ln1, r);
+            rotate_inputs(l.weight[(int)Product::gate_up], 2 * F, C, l.ln2, r);
+            rotate_outputs(l.weight[(int)Product::o], NH * HD, r);
+            rotate_outputs(l.weight[(int)Product::down], F, r);
             fold(l.ln1), fold(l.ln2);
         }
         rotate_inputs(w.head, V, C, w.norm, r);
         fold(w.norm);
     }
     for (size_t i = 0; i < w.layers.size() && config.values; i++) {
-        const LayerWeights<float>& l = w.layers[i];
+        const LayerMasters& l = w.layers[i];
         for (int64_t kv = 0; kv < NKV; kv++) {
             Rotation r = rotation_random(HD, config.seed, (uint32_t)(1 + i * NKV + kv));
             int64_t row = (NH + NKV + kv) * HD;
-            rotate_outputs(l.qkv + row * C, C, r);
+            rotate_outputs(l.weight[(int)Product::qkv] + row * C, C, r);
             if (l.qkv_bias) rotate_outputs(l.qkv_bias + row, 1, r);
             for (int64_t h = kv * (NH / NKV); h < (kv + 1) * (NH / NKV); h++)
-                rotate_inputs(l.o + h * HD, C, NH * HD, nullptr, r);
+                rotate_inputs(l.weight[(int)Product::o] + h * HD, C, NH * HD, nullptr, r);
         }
     }
     if (config.online_down) {
@@ -144,22 +146,27 @@ inline void rotate_masters(const Model& m, const Weights<float>& w, const Rotati
         r.h = hadamard_for(F);
         r.n = F;
         r.sign.assign(F, 1.0);
-        for (const LayerWeights<float>& l : w.layers) rotate_inputs(l.down, C, F, nullptr, r);
+        for (const LayerMasters& l : w.layers) rotate_inputs(l.weight[(int)Product::down], C, F, nullptr, r);
     }
 }
 
 // Rotates the master weights of a model, on the host; model_refresh makes the working ones. Before anything measures
 // them and, if R1 has to untie the head, before anything that holds views of the parameters.
 inline void rotation_apply(Model& m, const RotationConfig& config) {
-    for (const QuantizedTensor& t : m.quantized)
-        if (t.measured) fail("rotation: %s has been quantized already", t.name.c_str());
-    if (config.hidden && m.config.tie_word_embeddings && !m.quantized.empty())
+    const std::vector<LinearPart*> quantized = quantized_parts(m);
+    for (const LinearPart* t : quantized)
+        if (t->measured) fail("rotation: %s has been quantized already", t->name.c_str());
+    if (config.hidden && m.config.tie_word_embeddings && !quantized.empty())
         fail("rotation: the head is tied and the model's arrays are in use; untie its configuration first");
-    if (m.rotate_qk.on() || m.rotate_down.on()) fail("rotation: the model is rotated already");
+    if (m.rotate_qk.on() || m.layers[0].down.transform.on()) fail("rotation: the model is rotated already");
     if (config.hidden) model_untie(m);
     std::vector<float> copy;
-    host_masters(m, -1, copy, [&](const Weights<float>& w) { rotate_masters(m, w, config); });
+    host_masters(m, -1, copy, [&](const HostMasters& w) { rotate_masters(m, w, config); });
     if (config.online_qk) m.config.rotate_qk = (int)hadamard_for(m.HD()).N();
     if (config.online_down) m.config.rotate_down = (int)hadamard_for(m.F()).N();
     model_online_rotations(m);
+}
+
+inline std::function<void(Model&)> rotation_transform(const RotationConfig& c) {
+    return [c](Model& m) { rotation_apply(m, c); };
 }

@@ -3,6 +3,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 #include "../quant.cuh"
 
@@ -14,12 +16,13 @@ struct RoundedLinear {
     ScaleState state;
     QuantGroups shape;
     int64_t rows, cols;
+    QuantSpec spec;
     Grid& grid_of(int64_t i) const { return grid[i / shape.group]; }  // i: into w
 };
 
 // The linear of a quantized tensor whose arrays are on the host; w: its master, or another matrix of its shape
 inline RoundedLinear rounded_linear(const QuantizedTensor& t, float* w) {
-    return {w, t.codes, t.grid, t.state, quantized_tensor_groups(t), t.rows, t.cols};
+    return {w, t.codes, t.grid, t.state, quantized_tensor_groups(t), t.rows, t.cols, t.quantizer.spec};
 }
 
 // Memory for rounding a matrix that shall not touch the tensor's own codes and grid
@@ -30,21 +33,41 @@ struct RoundingScratch {
     std::vector<uint8_t> scale_codes;
 };
 
-inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& t, const Quantizer& q) {
+inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& t) {
     s.w.resize(t.rows * t.cols), s.codes.resize(t.rows * t.cols), s.grid.resize(t.groups);
-    s.state.resize(scale_state_floats(t, q)), s.scale_codes.resize(q.double_quant ? t.groups : 0);
-    RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(), {}, quantized_tensor_groups(t), t.rows, t.cols};
+    s.state.resize(scale_state_floats(t)), s.scale_codes.resize(t.quantizer.double_quant ? t.groups : 0);
+    RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(), {}, quantized_tensor_groups(t), t.rows, t.cols,
+                       t.quantizer.spec};
     if (!s.state.empty()) r.state.tensor = s.state.data();
-    if (q.double_quant) r.state.codes = s.scale_codes.data(), r.state.absmax = s.state.data() + 1;
+    if (t.quantizer.double_quant) r.state.codes = s.scale_codes.data(), r.state.absmax = s.state.data() + 1;
     return r;
 }
 
 // t.w = Q(t.w) to nearest; difference [rows,cols]: what was lost, or null
-inline void round_to_nearest(const RoundedLinear& t, float* difference, const Quantizer& q) {
+inline void round_to_nearest(const RoundedLinear& t, float* difference) {
     const int64_t n = t.rows * t.cols;
     if (difference) std::copy_n(t.w, n, difference);
-    fake_quant_forward_cpu(t.w, t.codes, t.grid, t.state, t.w, t.shape, q.spec, true);
+    fake_quant_forward_cpu(t.w, t.codes, t.grid, t.state, t.w, t.shape, t.spec, true);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++)
         if (difference) difference[i] -= t.w[i];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A way of rounding, as the calibration walk (ptq.cuh) uses it: a row of its table
+
+struct Rounder {
+    // memory for linears of up to `inputs` columns and weights of up to `count` numbers and `rows` rows; may be empty
+    std::function<void(int64_t inputs, int64_t count, int64_t rows, Device host)> allocate;
+    // what the weights of a linear share: h [n,n] = 2/T sum x x^T of its inputs, on the host; `where` names the linear in
+    // messages. Returns the damping it took. Empty: the rounder needs no calibration.
+    std::function<double(const float* h, int64_t n, const std::string& where)> prepare;
+    // t.w = Q(t.w), with codes and grid; difference [rows,cols]: what was lost
+    std::function<void(const RoundedLinear& t, float* difference)> round;
+};
+
+inline Rounder rtn_rounder() {
+    Rounder r;
+    r.round = round_to_nearest;
+    return r;
 }

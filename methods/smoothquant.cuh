@@ -42,15 +42,21 @@ inline std::vector<float> smoothquant_scales(const floatX* x, int64_t tokens, co
     return s;
 }
 
-// w: a layer's masters on the host. alpha in [0,1]: how much of the difficulty goes to the weights (0.5; 0.8 to 0.85
-// where outliers are strong)
-inline void smoothquant_layer(const Model& m, const LayerWeights<float>& w, const LayerInputs& in, double alpha) {
+// w: the masters of layer l on the host. alpha in [0,1]: how much of the difficulty goes to the weights (0.5; 0.8 to
+// 0.85 where outliers are strong)
+inline void smoothquant_layer(const Layer& l, const LayerMasters& w, const LayerInputs& in, double alpha) {
     if (!(alpha >= 0.0 && alpha <= 1.0)) fail_usage("smoothquant: alpha %g is not in [0, 1]", alpha);
-    for (Projection p : {Projection::qkv, Projection::gate_up}) {
-        ProductShape shape = product_shapes(m)[(int)p];
-        float *weight = projection_weight(w, p), *norm = p == Projection::qkv ? w.ln1 : w.ln2;
-        std::vector<float> s = smoothquant_scales(in.x[(int)p], in.tokens, weight, shape.rows, shape.cols, alpha);
-        divide_rows(norm, shape.cols, 1, s.data());
-        scale_columns(weight, shape.rows, shape.cols, s.data());
+    for (Product p : {Product::qkv, Product::gate_up}) {
+        const Linear& linear = *layer_linears(l)[(int)p];
+        float *weight = w.weight[(int)p], *norm = p == Product::qkv ? w.ln1 : w.ln2;
+        std::vector<float> s = smoothquant_scales(in.x[(int)p], in.tokens, weight, linear.rows, linear.cols, alpha);
+        divide_rows(norm, linear.cols, 1, s.data());
+        scale_columns(weight, linear.rows, linear.cols, s.data());
     }
+}
+
+inline LayerTransform smoothquant_transform(double alpha) {
+    return [alpha](Model& m, const LayerMasters& w, int l, const LayerInputs& in) {
+        smoothquant_layer(m.layers[l], w, in, alpha);
+    };
 }

@@ -7,6 +7,7 @@
 #include <fstream>
 #include "../formats/export_model.h"
 #include "../runtime/options.h"
+#include "test_rules.h"
 
 namespace fs = std::filesystem;
 
@@ -187,7 +188,7 @@ static ModelConfig small_config() {
 
 static void small_model(Model& m, const std::string& quantizer, const std::string& which, ScaleMode mode) {
     model_allocate(m, small_config());
-    model_quantize(m, quantizer_parse(quantizer, "weights"), mode, SteRule::identity, which, true);
+    model_quantize(m, rules_of(quantizer, which, mode), true);
     model_init_random(m, 7);
     for (const ParamTensor& t : m.tensors)  // what is not quantized is stored as bf16
         if (t.kind != ParamKind::linear)
@@ -204,7 +205,7 @@ static void load_stored(Model& m, const std::string& dir) {
     FolderQuantizer f = quantized_folder_quantizer(quantized_folder(dir), st_open_folder(dir), config);
     ASSERT_TRUE(f.quantizer.on()) << f.why;
     model_allocate(m, config);
-    model_quantize(m, f.quantizer, ScaleMode::frozen, SteRule::identity, f.layers, true);
+    model_quantize(m, rules_of(quantizer_text(f.quantizer), f.layers, ScaleMode::frozen), true);
     model_load_weights(m, dir);
     model_refresh(m);
 }
@@ -239,24 +240,24 @@ TEST(Export, EveryFormatKeepsQOfWToTheBit) {
             small_model(m, c.quantizer, c.which, ScaleMode::dynamic);
             TempDir d;
             ExportSummary r = save_quantized(m, d.path, format, "", nothing);
-            EXPECT_EQ(r.linears, (int)m.quantized.size());
+            const std::vector<LinearPart*> parts = quantized_parts(m);
+            EXPECT_EQ(r.linears, (int)parts.size());
             load_stored(again, d.path);
             if (HasFatalFailure()) return;
-            ASSERT_EQ(again.quantized.size(), m.quantized.size());
-            EXPECT_TRUE(same_codes(again.quantizer, m.quantizer));
+            const std::vector<LinearPart*> read = quantized_parts(again);
+            ASSERT_EQ(read.size(), parts.size());
+            EXPECT_TRUE(same_codes(read[0]->quantizer, parts[0]->quantizer));
             for (const ParamTensor& t : m.tensors) {
-                bool quantized = quantizes(c.which, t);
+                bool quantized = quantizer_of(m.weight_rules, t).on();
                 for (int64_t i = t.offset; i < (int64_t)t.offset + t.count(); i++)
                     ASSERT_EQ((float)again.work.data[i], quantized || t.kind != ParamKind::linear
                                                              ? (float)m.work.data[i]
                                                              : (float)floatX(bf16(m.master.data[i])))
                         << t.name << " " << i;
             }
-            for (size_t i = 0; i < m.quantized.size(); i++) {
-                EXPECT_EQ(again.quantized[i].flips_total, 0);
-                EXPECT_EQ(
-                    memcmp(again.quantized[i].codes, m.quantized[i].codes, m.quantized[i].rows * m.quantized[i].cols),
-                    0);
+            for (size_t i = 0; i < parts.size(); i++) {
+                EXPECT_EQ(read[i]->flips_total, 0);
+                EXPECT_EQ(memcmp(read[i]->codes, parts[i]->codes, parts[i]->count()), 0);
             }
             // and it is written again from the folder to the same file, with no model at all
             TempDir e;
@@ -306,9 +307,9 @@ TEST(Export, AFrozenGridIsNotMeasuredAgain) {
     TempDir d;
     save_quantized(m, d.path, "", "", nothing);
     load_stored(again, d.path);
-    for (const QuantizedTensor& q : m.quantized)
-        for (int64_t i = q.offset; i < (int64_t)q.offset + q.rows * q.cols; i++)
-            ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << q.name;
+    for (const LinearPart* q : quantized_parts(m))
+        for (int64_t i = q->offset; i < (int64_t)q->offset + q->count(); i++)
+            ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << q->name;
 }
 
 TEST(Export, AnotherQuantizerIsMeasuredFromTheDequantizedWeights) {
@@ -317,11 +318,11 @@ TEST(Export, AnotherQuantizerIsMeasuredFromTheDequantizedWeights) {
     TempDir d, e;
     save_quantized(m, d.path, "compressed-tensors", "", nothing);
     ModelFile file = model_file_open(d.path);
-    export_folder(export_source(file, model_config(d.path), quantizer_parse("int4:g32", "weights"), "all"), e.path,
+    export_folder(export_source(file, model_config(d.path), rules_of("int4:g32")), e.path,
                   "gptq", "bfloat16", nothing);
     load_stored(again, e.path);
     model_allocate(plain, model_config(d.path));
-    model_quantize(plain, quantizer_parse("int4:g32", "weights"), ScaleMode::dynamic, SteRule::identity, "all", false);
+    model_quantize(plain, rules_of("int4:g32", "all"), false);
     model_load_weights(plain, d.path);
     model_refresh(plain);
     for (size_t i = 0; i < plain.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)plain.work.data[i]) << i;
@@ -389,18 +390,20 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
 TEST(Export, GridsFromOutsideHaveNoState) {
     Model m, again;
     small_model(m, "nvfp4", "all", ScaleMode::frozen);
-    std::vector<Grid> grid(m.quantized[3].grid, m.quantized[3].grid + m.quantized[3].groups);
+    LinearPart& part = *quantized_parts(m)[3];
+    std::vector<Grid> grid(part.grid, part.grid + part.groups);
     grid[5].scale *= 1.01f;
-    quantized_tensor_set_grid(m.quantized[3], m.quantizer, grid.data(), m.dev);
+    quantized_tensor_set_grid(part, grid.data(), m.dev);
     model_refresh(m);
     TempDir d, e;
-    expect_has(error_of([&] { save_quantized(m, d.path, "", "", nothing); }), m.quantized[3].name.substr(0, 30));
+    expect_has(error_of([&] { save_quantized(m, d.path, "", "", nothing); }), part.name.substr(0, 30));
 
     Model nf4;
     small_model(nf4, "nf4:dq", "all", ScaleMode::frozen);
-    grid.assign(nf4.quantized[3].grid, nf4.quantized[3].grid + nf4.quantized[3].groups);
+    LinearPart& nested = *quantized_parts(nf4)[3];
+    grid.assign(nested.grid, nested.grid + nested.groups);
     grid[5] = Grid{grid[5].scale * 1.5f, 0.0f};
-    quantized_tensor_set_grid(nf4.quantized[3], nf4.quantizer, grid.data(), nf4.dev);
+    quantized_tensor_set_grid(nested, grid.data(), nf4.dev);
     model_refresh(nf4);
     save_quantized(nf4, e.path, "", "", nothing);
     load_stored(again, e.path);

@@ -8,6 +8,7 @@
 #include "../train.cuh"
 #include "file_test.h"
 #include "test_device.h"
+#include "test_rules.h"
 
 // A GGUF file under construction. Strings are u64 length + bytes; offsets are given by the caller.
 struct GgufBuilder {
@@ -687,9 +688,10 @@ static void init_tiny(Model& m, const std::string& type, const std::string& quan
     model_allocate(m, tiny_config(type));
     model_init_random(m, 3);
     Quantizer q = quantizer_parse(quantizer, "weights");
-    model_quantize(m, q, ScaleMode::frozen, SteRule::identity, which, codes);
+    model_quantize(m, rules_of(quantizer, which, ScaleMode::frozen), codes);
     // grids and codes by the functions of quant_format.cuh alone, whatever refresh can do
-    for (QuantizedTensor& t : m.quantized) {
+    for (LinearPart* part : quantized_parts(m)) {
+        QuantizedTensor& t = *part;
         float amax = 0.0f;
         for (int64_t i = 0; i < t.rows * t.cols; i++) amax = std::fmax(amax, std::fabs(t.master[i]));
         for (int64_t g = 0; g < t.groups; g++) {
@@ -710,10 +712,11 @@ static void init_tiny(Model& m, const std::string& type, const std::string& quan
 // what the linear layers of a model with grids stand for, and the plain master weights of all else
 static std::vector<float> values_of(const Model& m) {
     std::vector<float> v(m.master.data, m.master.data + m.num_params);
-    for (const QuantizedTensor& t : m.quantized)
-        for (int64_t i = 0; i < t.rows * t.cols; i++) {
-            Grid g = t.grid[i / t.group];
-            v[t.offset + (size_t)i] = quant_value(m.quantizer.spec, quant_code(m.quantizer.spec, t.master[i], g), g);
+    for (const LinearPart* t : quantized_parts(m))
+        for (int64_t i = 0; i < t->count(); i++) {
+            const QuantSpec spec = t->quantizer.spec;
+            Grid g = t->grid[i / t->group];
+            v[t->offset + (size_t)i] = quant_value(spec, quant_code(spec, t->master[i], g), g);
         }
     return v;
 }
@@ -930,7 +933,7 @@ TEST(GgufExport, RefusalsLeaveNothing) {
                "model.embed_tokens.weight holds a number that is not finite or beyond the 65504");
     expect_has(refused("qwen3", "none", "Q8_0", [](Model& m) { m.master.data[m.tensors[2].offset] = NAN; }),
                "q_proj.weight holds a number that is not finite");
-    expect_has(refused("qwen3", "int4:g32", "Q4_0", [](Model& m) { m.quantized[3].measured = false; }),
+    expect_has(refused("qwen3", "int4:g32", "Q4_0", [](Model& m) { quantized_parts(m)[3]->measured = false; }),
                "has no scales yet");
 }
 
@@ -946,14 +949,14 @@ TEST(GgufExport, AFilesOwnGridIsKept) {
             model_allocate(m, config_from_gguf(f));
             Quantizer q;
             ASSERT_EQ(gguf_quantizer(f, m.config, &q), "");
-            model_quantize(m, q, ScaleMode::frozen, SteRule::identity, "all", true);
+            model_quantize(m, rules_of(quantizer_text(q), "all", ScaleMode::frozen), true);
             model_load_weights(m, dir / "base.gguf");
             model_refresh(m);
             std::vector<float> want = values_of(m);
             EXPECT_EQ(worst(m, want, m, true), 0.0) << type;  // master = Q(master)
-            for (QuantizedTensor& t : m.quantized)
-                for (int64_t i = 0; i < t.rows * t.cols; i++)
-                    ASSERT_EQ(quant_value(q.spec, t.codes[i], t.grid[i / t.group]), t.master[i]) << type;
+            for (const LinearPart* t : quantized_parts(m))
+                for (int64_t i = 0; i < t->count(); i++)
+                    ASSERT_EQ(quant_value(q.spec, t->codes[i], t->grid[i / t->group]), t->master[i]) << type;
             // and written again it is the same file
             gguf_export(m, Tokenizer(), dir / "again.gguf", std::string(type) + ":F32");
             std::string a = read_file(dir / "base.gguf"), b = read_file(dir / "again.gguf");

@@ -13,6 +13,7 @@
 #include "../formats/checkpoint.h"
 #include "../train.cuh"
 #include "test_device.h"
+#include "test_rules.h"
 
 // fp32: what two orders of summation may differ by. bf16: 8 bits of mantissa against transformers' fp32.
 #if defined(PRECISION_FP32)
@@ -103,7 +104,7 @@ static Result run_model(const std::string& folder, const Golden& g, ActivationMo
     score_forward(m, t.acts, t.score, b, s, 1.0f);
     score_fetch(s, t.score, m.dev);
     r.logits.assign(T * m.V(), NAN);
-    gemm_nt(r.logits.data(), t.acts.hidden, m.w.head, nullptr, T, m.V(), m.C());
+    gemm_nt(r.logits.data(), t.acts.hidden, m.head.work, nullptr, T, m.V(), m.C());
     r.hidden.assign(t.acts.hidden, t.acts.hidden + T * m.C());
     r.logp = s.logp;
 
@@ -227,16 +228,13 @@ TEST_P(GoldenModel, GradientsAccumulate) {
 
 // Every sequence over the cache: its first `prompt` tokens as one block in place 0, then a token at a time in place 1,
 // all sequences together in one batch. -> the hidden states [T,C], in the order of g.tokens
-static std::vector<floatX> decode(Model& m, const Golden& g, int prompt) {
+static std::vector<floatX> decode(Model& m, const Golden& g, int prompt, const Pass& pass = Pass()) {
     const int N = (int)g.starts.size() - 1, C = m.C();
     int longest = 0;
     for (int i = 0; i < N; i++) longest = std::max(longest, g.starts[i + 1] - g.starts[i]);
     KVCache cache;
-    cache.width = (int64_t)m.NKV() * m.HD();
     for (int place : {0, 1}) {
-        cache.rows[place] = (int64_t)N * longest + 3;
-        cache.k[place].allocate(m.L() * cache.rows[place] * cache.width, "keys", "", m.dev);
-        cache.v[place].allocate(m.L() * cache.rows[place] * cache.width, "values", "", m.dev);
+        kv_cache_allocate(cache, m, place, (int64_t)N * longest + 3, "keys and values", "");
         memset((void*)cache.k[place].data, 0xFF, cache.k[place].bytes());
         memset((void*)cache.v[place].data, 0xFF, cache.v[place].bytes());
     }
@@ -246,7 +244,7 @@ static std::vector<floatX> decode(Model& m, const Golden& g, int prompt) {
     std::vector<floatX> hidden(g.tokens.size() * C);
     auto first_row = [&](int i) { return (int64_t)(N - 1 - i) * longest + 3; };  // not where a packed batch has them
     auto run = [&](Batch& b, const std::vector<int>& at) {
-        model_forward(m, acts, b, &cache);
+        model_forward(m, acts, b, pass, &cache);
         for (size_t i = 0; i < at.size(); i++)
             memcpy((void*)(hidden.data() + (int64_t)at[i] * C), acts.hidden + i * C, C * sizeof(floatX));
     };
@@ -285,9 +283,9 @@ TEST_P(GoldenModel, DecodingOverTheCacheGivesTheBitsOfThePackedForward) {
     Model m;
     Result packed = run_model(folder(), g, ActivationMode::save_all, m);
     for (bool pack : {false, true}) {
-        if (pack) model_pack(m);
+        const Pass pass = pack ? model_pack(m) : Pass();
         for (int prompt : {0, 1, 2, 9, 23}) {
-            std::vector<floatX> hidden = decode(m, g, prompt);
+            std::vector<floatX> hidden = decode(m, g, prompt, pass);
             for (size_t t = 0; t < g.tokens.size(); t++)
                 EXPECT_EQ(memcmp(hidden.data() + t * m.C(), packed.hidden.data() + t * m.C(), m.C() * sizeof(floatX)),
                           0)
@@ -312,7 +310,7 @@ TEST_P(GoldenModel, DecodingFromCodesGivesTheBitsOfTheTrainersForward) {
                          {"int4:channel:sym:mse", all, 4},
                          {"int3:channel:asym", all, 4},
                          {"int4:g32:sym:signedmax", but_down, 3},
-                         {"int2:g16:asym", "q,k,v,gate", 1},
+                         {"int2:g16:asym", "q,k,v,gate", 2},
                          {"ternary:tensor", all, 4},
                          {"nf4:g32", but_down, 3},
                          {"nf4:g32:dq", but_down, 3},
@@ -328,7 +326,7 @@ TEST_P(GoldenModel, DecodingFromCodesGivesTheBitsOfTheTrainersForward) {
         if (m.dev.cuda && turn++ % 3) continue;  // simulated: a third of the formats for each model
         m.codes_beyond = 0;
         model_load(m, folder());
-        model_quantize(m, quantizer_parse(text, "weights"), ScaleMode::dynamic, SteRule::identity, which, false);
+        model_quantize(m, rules_of(text, which), false);
         model_refresh(m);
         Activations acts;
         const int64_t T = (int64_t)g.tokens.size();
@@ -336,18 +334,19 @@ TEST_P(GoldenModel, DecodingFromCodesGivesTheBitsOfTheTrainersForward) {
         Batch b;
         for (size_t i = 0; i + 1 < g.starts.size(); i++)
             batch_add_sequence(b, g.tokens.data() + g.starts[i], g.starts[i + 1] - g.starts[i]);
-        model_forward(m, acts, b, nullptr);
+        model_forward(m, acts, b);
         std::vector<floatX> hidden(acts.hidden, acts.hidden + T * m.C());
-        model_pack(m);
+        const Pass packed = model_pack(m);
         int from_codes = 0;
-        for (const GenerationLayer& l : m.generation)
-            for (const GenerationWeight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) from_codes += w->codes.N > 0;
+        for (const Layer& layer : m.layers)
+            for (const Linear* l : layer_linears(layer))
+                for (const PackedRows& r : l->packed) from_codes += r.codes.N > 0;
         EXPECT_EQ(from_codes, generates_from_codes(m) ? products * m.L() : 0) << text;
         // what is generated from codes, or on the CPU from a copy, does not read the working weights
         for (const ParamTensor& t : m.tensors)
             if (t.kind == ParamKind::linear && (!m.dev.cuda || from_codes == 4 * m.L()))
                 memset((void*)(m.work.data + t.offset), 0xFF, t.count() * sizeof(floatX));
-        EXPECT_EQ(memcmp(decode(m, g, 9).data(), hidden.data(), hidden.size() * sizeof(floatX)), 0) << text;
+        EXPECT_EQ(memcmp(decode(m, g, 9, packed).data(), hidden.data(), hidden.size() * sizeof(floatX)), 0) << text;
     }
 }
 

@@ -186,7 +186,7 @@ static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode
             if (t.kind == ParamKind::norm) w += noise;
             else w *= t.kind == ParamKind::linear ? 6.0f : 5.0f;
         }
-    model_quantize(m, quantizer_parse(weights, "weights"), mode, ste, "all", true);
+    model_quantize(m, rules_of(weights, "all", mode, ste), true);
     model_refresh(m);
 }
 
@@ -218,9 +218,9 @@ static GrpoConfig grpo_config(float temperature) {
     return c;
 }
 
-static std::vector<Completion> sample(Model& m, const RolloutConfig& c, bool pack = true) {
+static std::vector<Completion> sample(Model& m, RolloutConfig c, bool pack = true) {
     RolloutState state;
-    if (pack) model_pack(m);
+    if (pack) c.pass = model_pack(m);
     std::vector<Completion> done = rollout(m, state, prompts(), 6, c);
     if (pack) model_unpack(m);
     return done;
@@ -389,7 +389,7 @@ TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
                     if (SIMULATED && (checkpointing != odd || (budget == 22) != odd)) continue;
                     Model m;
                     tiny_model(m, weights);
-                    model_quantize_activations(m, quantizer_parse(activations, "activations"), "all");
+                    model_quantize_activations(m, rules_for("activations", activations));
                     Trainer t;
                     trainer_init(t, m, budget, checkpointing);
                     RolloutConfig rc = rollout_config(temperature);
@@ -538,15 +538,15 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
         tiny_model(m, "int4:g32:sym");
         Trainer t;
         trainer_init(t, m, 64, false);
-        Buffer<floatX> reference;
-        reference.allocate(m.num_params, "reference");
-        memcpy((void*)reference.data, m.work.data, reference.bytes());
+        Model reference;
+        model_allocate_reference(reference, m);
+        model_copy_work(reference, m);
         std::vector<Completion> done = sample(m, rollout_config(temperature));
         std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
         GrpoConfig c = grpo_config(temperature), plain = c;
         c.beta = 0.5;
         c.micro_batch_tokens = plain.micro_batch_tokens = 64;
-        std::vector<std::vector<float>> ref = completion_logps(t, reference.data, prompts(), done, c);
+        std::vector<std::vector<float>> ref = completion_logps(t, reference, Pass(), prompts(), done, c);
         ASSERT_EQ(ref.size(), done.size());
         for (size_t i = 0; i < done.size(); i++) EXPECT_EQ(ref[i], done[i].logps);
         PolicyPass p = policy_pass(t, prompts(), done, a, ref, c);
@@ -560,7 +560,7 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
 
         for (size_t i = 0; i < m.num_params; i++) m.master[i] *= 1.1f;
         model_refresh(m);
-        EXPECT_EQ(ref, completion_logps(t, reference.data, prompts(), done, c))
+        EXPECT_EQ(ref, completion_logps(t, reference, Pass(), prompts(), done, c))
             << "the reference moved with the policy";
         memset(t.grads.data, 0, t.grads.bytes());
         PolicyPass moved = policy_pass(t, prompts(), done, a, ref, c);
@@ -657,10 +657,10 @@ TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
         for (const char* weights : {"int4:g32:sym", "int3:channel:asym", "int8:tensor:sym"}) {
             Model m;
             tiny_model(m, weights, mode);
-            ASSERT_EQ(m.quantized.size(), 14u);
+            ASSERT_EQ(quantized_parts(m).size(), 14u);
             Trainer t;
             trainer_init(t, m, 4096, false);
-            const Quantizer q = m.quantizer;
+            const Quantizer q = quantized_parts(m)[0]->quantizer;
             // codes from the master weights, by the formulas
             std::vector<std::vector<Grid>> frozen;
             auto codes = [&] {
@@ -798,8 +798,8 @@ TEST(OptimizerStep, StraightThroughRules) {
         tiny_model(m, "int4:g32:sym", ScaleMode::frozen, rule);
         Trainer t;
         trainer_init(t, m, 64, false);
-        QuantizedTensor& q = m.quantized[3];
-        float* w = m.master.data + (q.master - m.master.data);
+        QuantizedTensor& q = *quantized_parts(m)[3];
+        float* w = q.master;
         w[0] = 8.5f * q.grid[0].scale;   // above 7
         w[1] = -8.5f * q.grid[0].scale;  // below -8
         w[2] = 2.0f * q.grid[0].scale;
@@ -828,7 +828,7 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
     for (auto& c : cases) {
         auto open = [&](Model& m, ScaleMode mode) {
             tiny_model(m, "none");
-            model_quantize(m, quantizer_parse(c.weights, "weights"), mode, SteRule::identity, "all", true, c.kind);
+            model_quantize(m, rules_of(c.weights, "all", mode, SteRule::identity, c.kind), true);
         };
         Model m;
         open(m, c.mode);
@@ -855,7 +855,8 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
             open(again, mode);
             model_load_weights(again, dir);
             EXPECT_TRUE(quantizer_load(again, dir));
-            EXPECT_EQ(again.scale_mode, mode == ScaleMode::dynamic ? ScaleMode::frozen : mode);
+            EXPECT_EQ(quantized_parts(again)[0]->quantizer.scale_mode,
+                      mode == ScaleMode::dynamic ? ScaleMode::frozen : mode);
             model_refresh(again);
             EXPECT_EQ(memcmp(again.work.data, m.work.data, m.work.bytes()), 0) << c.weights << ", mode " << (int)mode;
             EXPECT_EQ(memcmp(again.grids.data, m.grids.data, m.grids.bytes()), 0)
@@ -863,19 +864,18 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
             EXPECT_TRUE(same_values(again.scale_floats, m.scale_floats)) << c.weights;
             EXPECT_TRUE(same_values(again.scale_codes, m.scale_codes)) << c.weights;
             EXPECT_TRUE(mode != ScaleMode::learned || same_values(again.learned, m.learned)) << c.weights;
-            for (const QuantizedTensor& q : again.quantized) EXPECT_EQ(q.flips_total, 0) << c.weights;
+            for (const LinearPart* q : quantized_parts(again)) EXPECT_EQ(q->flips_total, 0) << c.weights;
         }
         auto refused = [&](const char* weights, const char* layers, const char* what) {
             Model other;
             tiny_model(other, "none");
-            model_quantize(other, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, layers,
-                           true);
+            model_quantize(other, rules_of(weights, layers), true);
             try {
                 quantizer_load(other, dir);
                 ADD_FAILURE() << weights << " took the grid of " << c.weights;
             } catch (const Error& e) { EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what(); }
         };
-        refused("int5:g32", "all", quantizer_text(m.quantizer).c_str());
+        refused("int5:g32", "all", rules_text(m.weight_rules).c_str());
         refused(c.weights, "q,k", "--quantize_layers");
         Model plain;
         tiny_model(plain, "none");

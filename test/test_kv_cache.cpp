@@ -6,6 +6,7 @@
 #include "../grpo.cuh"
 #include "operator_test.h"
 #include "test_device.h"
+#include "test_rules.h"
 
 static const char* const quantizers[] = {
     "int8:token:asym",   "int8:token:sym",  "int6:token:asym", "int4:token:asym",
@@ -280,8 +281,8 @@ static void golden_model(Model& m, const char* name, const char* kv, bool pre_bi
                          const char* weights = "none") {
     m.dev = dev;
     model_load(m, std::string("test/golden/") + name);
-    model_quantize(m, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, "all", false);
-    model_quantize_kv(m, quantizer_parse(kv, "kv_cache"), pre_bias);
+    model_quantize(m, rules_of(weights, "all"), false);
+    model_quantize_kv(m, rules_for("kv_cache", kv), pre_bias);
     model_refresh(m);
 }
 
@@ -309,9 +310,9 @@ static RolloutConfig sampling(Device dev) {
     return c;
 }
 
-static std::vector<Completion> sample(Model& m, const RolloutConfig& c) {
+static std::vector<Completion> sample(Model& m, RolloutConfig c) {
     RolloutState state;
-    model_pack(m);
+    c.pass = model_pack(m);
     std::vector<Completion> done = rollout(m, state, prompts(m.dev), generations(m.dev), c);
     model_unpack(m);
     return done;

@@ -333,16 +333,16 @@ TEST(Linear, LayersAgreeWithFloat64) {
             TestBuffer<floatX> inp(in.a, run.dev), w(in.b, run.dev), bias(in.bias, run.dev), dy(dout, run.dev);
             TestBuffer<floatX> y(T * OC, run.dev), other(T * OC, run.dev), dx(T * C, run.dev);
             TestBuffer<float> dw_b(dw, run.dev), db_b(db, run.dev);
-            linear_forward(y.data, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
+            linear_forward(y.data, OC, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
             expect_sums(y.get(), out, C, what + ", forward");
             matmul_settings.batch_invariant = false;
-            linear_forward(other.data, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
+            linear_forward(other.data, OC, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
             matmul_settings.batch_invariant = true;
             expect_sums(other.get(), out, C, what + ", forward in any order");
             if (!run.dev.cuda) {
                 PackedWeight<floatX> packed = pack_weight_nt(w.data, OC, C);
                 TestBuffer<floatX> packed_y(T * OC, run.dev);
-                linear_forward(packed_y.data, inp.data, nullptr, bias.data, &packed, nullptr, T, C, OC, run.dev);
+                linear_forward(packed_y.data, OC, inp.data, nullptr, bias.data, &packed, nullptr, T, C, OC, run.dev);
                 EXPECT_TRUE(same_bits(y.get(), packed_y.get())) << what;
             }
             linear_backward(dx.data, dw_b.data, db_b.data, dy.data, inp.data, w.data, T, C, OC, run.dev);

@@ -147,14 +147,13 @@ static void golden_model(Model& m, const std::string& name, const char* weights,
     m.dev = dev;
     PeftAdapter adapter = peft_open("test/golden/lora_" + name);
     EXPECT_EQ(adapter.base, folder);
-    Quantizer q = quantizer_parse(weights, "weights");
     adapter.config.dropout = drop;
     adapter.config.inside_quantizer = inside;
     if (inside) {
         model_allocate(m, model_config(folder));
-        model_quantize(m, q, ScaleMode::dynamic, SteRule::identity, "all", false);
+        model_quantize(m, rules_of(weights), false);
     } else {
-        model_allocate_frozen(m, model_config(folder), q, "all");
+        model_allocate_frozen(m, model_config(folder), rules_of(weights));
     }
     model_adapt(m, adapter.config, 5, true);
     model_load_weights(m, folder);
@@ -174,7 +173,7 @@ struct Result {
     double loss = 0.0;
 };
 
-static Result run_model(Model& m, const Golden& g, bool recompute) {
+static Result run_model(Model& m, const Golden& g, bool recompute, uint32_t passes = 0, Pass pass = Pass()) {
     Result r;
     Trainer t;
     const int64_t T = (int64_t)g.tokens.size();
@@ -183,10 +182,11 @@ static Result run_model(Model& m, const Golden& g, bool recompute) {
     Batch b;
     ScoredTokens s;
     golden_batch(g, b, s);
-    score_forward_training(t, b, s, 1.0f);
+    t.passes = passes;  // of training before this one
+    score_forward_training(t, b, s, 1.0f, pass);
     score_fetch(s, t.score, m.dev);
     r.logits.assign(T * m.V(), NAN);
-    gemm_nt(r.logits.data(), t.acts.hidden, m.w.head, nullptr, T, m.V(), m.C());
+    gemm_nt(r.logits.data(), t.acts.hidden, m.head.work, nullptr, T, m.V(), m.C());
     for (float logp : s.logp) r.loss -= (double)logp / (double)s.size();
     score_backward(t, std::vector<float>(s.size(), -1.0f / (float)s.size()), 1.0f);
     r.grads.assign(t.grads.data, t.grads.data + t.grads.size);
@@ -239,14 +239,13 @@ static void tiny_model(Model& m, const char* weights, Device dev, bool inside = 
                        bool plain = false, const std::string& grids = "") {
     const ModelConfig c = tiny_config(2);
     m.dev = dev;
-    Quantizer q = quantizer_parse(weights, "weights");
     LoraConfig lora;
     lora.r = 4, lora.alpha = 6, lora.dropout = drop, lora.inside_quantizer = inside;
     if (inside || plain) {
         model_allocate(m, c);
-        model_quantize(m, q, ScaleMode::dynamic, SteRule::identity, "all", true);
+        model_quantize(m, rules_of(weights), true);
     } else {
-        model_allocate_frozen(m, c, q, "all");
+        model_allocate_frozen(m, c, rules_of(weights));
     }
     if (!plain) model_adapt(m, lora, 11, true);
     if (!grids.empty()) { EXPECT_TRUE(quantizer_load(m, grids)); }
@@ -269,7 +268,7 @@ static const char* base_formats[] = {"int8:channel", "int6:g32",   "int4:g32:asy
                                      "nf4:g32",      "nf4:g32:dq", "fp8e4m3:channel", "fp8e5m2:g16", "mxfp8",
                                      "mxfp4",        "nvfp4",      "ternary:g32"};
 
-static std::vector<float> logps_of(Model& m) {
+static std::vector<float> logps_of(Model& m, const Pass& pass = Pass()) {
     Batch batch;
     ScoredTokens s;
     std::vector<int> ids = {1, 5, 9, 33, 20, 44, 3, 17, 80, 2, 90, 41};
@@ -279,7 +278,7 @@ static std::vector<float> logps_of(Model& m) {
     ScoreMemory memory;
     activations_allocate(acts, m, batch.T(), ActivationMode::inference);
     score_memory_allocate(memory, m, batch.T(), false);
-    score_forward(m, acts, memory, batch, s, 1.0f);
+    score_forward(m, acts, memory, batch, s, 1.0f, pass);
     score_fetch(s, memory, m.dev);
     return s.logp;
 }
@@ -291,13 +290,14 @@ TEST(Lora, ThePackedBaseHasTheBitsOfTheQuantizedModelAndNoOtherWeights) {
             Model full, frozen;
             tiny_model(full, weights.c_str(), dev, false, 0.0, true);
             tiny_model(frozen, weights.c_str(), dev);
-            frozen.lora.enabled = false;
+            Pass base;
+            base.adapter = false;
             int64_t linear = 0, others = 0;
             for (const ParamTensor& t : full.tensors) (t.kind == ParamKind::linear ? linear : others) += t.count();
             EXPECT_EQ(frozen.master.size, 0u);
             EXPECT_LE((int64_t)frozen.work.size, others + 32 * (int64_t)full.tensors.size());
             EXPECT_GE((int64_t)full.work.size, others + linear);
-            EXPECT_TRUE(same_bits(logps_of(full), logps_of(frozen))) << weights;
+            EXPECT_TRUE(same_bits(logps_of(full), logps_of(frozen, base))) << weights;
         }
 }
 
@@ -313,25 +313,25 @@ TEST(Lora, ThePackedBaseTakesTheGridThatAFileHas) {
         Model full, frozen, measured;
         tiny_model(full, weights, Device(), false, 0.0, true);
         std::string dir = scratch_folder("grid");
-        for (QuantizedTensor& t : full.quantized)
-            for (int64_t g = 0; g < t.groups; g++)
-                if (full.quantizer.spec.format == QuantFormat::integer)
-                    t.grid[g].scale = quant_round_scale(0.7f * t.grid[g].scale);
-                else t.grid[g].scale *= 0.5f, t.grid[g].zero *= 0.5f;  // dq: zero has the scale before
-        if (full.scale_floats.size)
-            for (QuantizedTensor& t : full.quantized)
-                if (full.quantizer.spec.format == QuantFormat::nvfp4) t.state.tensor[0] *= 2.0f;
-        for (QuantizedTensor& t : full.quantized) t.given = true;
-        full.scale_mode = ScaleMode::frozen;
+        for (LinearPart* t : quantized_parts(full)) {
+            for (int64_t g = 0; g < t->groups; g++)
+                if (t->quantizer.spec.format == QuantFormat::integer)
+                    t->grid[g].scale = quant_round_scale(0.7f * t->grid[g].scale);
+                else t->grid[g].scale *= 0.5f, t->grid[g].zero *= 0.5f;  // dq: zero has the scale before
+            if (t->quantizer.spec.format == QuantFormat::nvfp4) t->state.tensor[0] *= 2.0f;
+            t->given = true;
+            t->quantizer.scale_mode = ScaleMode::frozen;
+        }
         model_refresh(full);
         quantizer_save(full, dir);
         Model loaded;
         tiny_model(loaded, weights, Device(), false, 0.0, true, dir);
         tiny_model(frozen, weights, Device(), false, 0.0, false, dir);
         tiny_model(measured, weights, Device());
-        frozen.lora.enabled = measured.lora.enabled = false;
-        EXPECT_TRUE(same_bits(logps_of(loaded), logps_of(frozen))) << weights;
-        EXPECT_FALSE(same_bits(logps_of(measured), logps_of(frozen))) << weights;
+        Pass base;
+        base.adapter = false;
+        EXPECT_TRUE(same_bits(logps_of(loaded), logps_of(frozen, base))) << weights;
+        EXPECT_FALSE(same_bits(logps_of(measured, base), logps_of(frozen, base))) << weights;
         std::filesystem::remove_all(dir);
     }
 }
@@ -342,7 +342,7 @@ static double loss_of(Trainer& t, const Golden& g) {
     Batch b;
     ScoredTokens s;
     golden_batch(g, b, s);
-    t.model->lora.pass = 0;  // the same dropout each time
+    t.passes = 0;  // the same dropout each time
     score_forward_training(t, b, s, 1.0f);
     score_fetch(s, t.score, t.model->dev);
     double loss = 0.0;
@@ -395,7 +395,7 @@ static std::vector<Completion> sample(Model& m) {
     c.max_sequences = 7;
     c.prefill_tokens = 8;
     RolloutState state;
-    model_pack(m);
+    c.pass = model_pack(m);
     std::vector<Completion> done = rollout(m, state, prompts(), 3, c);
     model_unpack(m);
     return done;
@@ -451,7 +451,7 @@ TEST(Lora, DropoutIsOfTrainingAloneAndTheSameWhenComputedAgain) {
         Result stored = run_model(a, g, false), recomputed = run_model(b, g, true), without = run_model(c, g, false);
         EXPECT_TRUE(same_bits(stored.logits, recomputed.logits) && same_bits(stored.grads, recomputed.grads));
         EXPECT_FALSE(same_bits(stored.logits, without.logits));
-        Result next = run_model(a, g, false);
+        Result next = run_model(a, g, false, 1);
         EXPECT_FALSE(same_bits(stored.logits, next.logits)) << "each pass draws its own";
         Model d, e;
         tiny_model(d, "int4:g32", dev, false, 0.5);
@@ -469,7 +469,9 @@ TEST(Lora, TheReferencePolicyIsTheBase) {
         std::vector<Completion> done = sample(m);
         Trainer t;
         trainer_init(t, m, 64, false);
-        std::vector<std::vector<float>> ref = completion_logps(t, nullptr, prompts(), done, grpo_config());
+        Pass base;
+        base.adapter = false;
+        std::vector<std::vector<float>> ref = completion_logps(t, m, base, prompts(), done, grpo_config());
         tiny_model(zero, "int4:g32", dev);
         set_zero(zero.lora.master.data, zero.lora.master.bytes(), dev);
         model_refresh(zero);
@@ -496,7 +498,7 @@ TEST(Lora, TrainingLowersTheLossAndLeavesTheBaseAsItIs) {
     trainer_init(t, m, 64, true);
     EXPECT_EQ(t.grads.size, m.lora.num_params);
     EXPECT_EQ(t.moment1.size, m.lora.num_params);
-    std::vector<char> codes(m.base_codes.data, m.base_codes.data + m.base_codes.size);
+    std::vector<char> codes(m.packed_codes.data, m.packed_codes.data + m.packed_codes.size);
     std::vector<floatX> work(m.work.data, m.work.data + m.work.size);
     std::vector<int> ids = {1, 5, 9, 33, 20, 44, 3, 17, 80, 2};
     double first = 0.0, last = 0.0;
@@ -516,7 +518,7 @@ TEST(Lora, TrainingLowersTheLossAndLeavesTheBaseAsItIs) {
         EXPECT_EQ(r.flip_rate, 0.0);
     }
     EXPECT_LT(last, 0.7 * first);
-    EXPECT_EQ(memcmp(codes.data(), m.base_codes.data, codes.size()), 0);
+    EXPECT_EQ(memcmp(codes.data(), m.packed_codes.data, codes.size()), 0);
     EXPECT_EQ(memcmp((void*)work.data(), (void*)m.work.data, work.size() * sizeof(floatX)), 0);
 }
 
@@ -529,9 +531,8 @@ TEST(L4Q, UnquantizedItIsLora) {
             Golden g = read_golden(name);
             Model m;
             golden_model(m, name, "int4:channel", dev, true);
-            m.quantize = false;
-            model_refresh(m);
-            Result r = run_model(m, g, false);
+            model_refresh(m, false);
+            Result r = run_model(m, g, false, 0, full_precision());
             EXPECT_LE(relative(r.logits.data(), g.logits.data(), (int64_t)g.logits.size()), LOGITS_RELATIVE);
             expect_golden_gradients(m, g, r.grads);
         }
@@ -546,8 +547,7 @@ TEST(L4Q, GradientsAreThoseOfTheQuantizedSumWhereItIsNotClipped) {
         Result r = run_model(m, g, false);
         full.dev = dev;
         model_allocate(full, model_config("test/golden/qwen3"));
-        model_quantize(full, quantizer_parse("int3:channel", "weights"), ScaleMode::dynamic, SteRule::clip, "all",
-                       false);
+        model_quantize(full, rules_of("int3:channel", "all", ScaleMode::dynamic, SteRule::clip), false);
         model_load_weights(full, "test/golden/qwen3");
         const int64_t rank = m.lora.config.r;
         const double s = m.lora.scale;
@@ -559,11 +559,11 @@ TEST(L4Q, GradientsAreThoseOfTheQuantizedSumWhereItIsNotClipped) {
         Result f = run_model(full, g, false);
         EXPECT_TRUE(same_bits(f.logits, r.logits));
         int clipped = 0;
-        for (size_t i = 0; i < full.quantized.size(); i++) {
-            QuantizedTensor q = full.quantized[i];
+        const std::vector<LinearPart*> quantized = quantized_parts(full);
+        for (size_t i = 0; i < quantized.size(); i++) {
+            QuantizedTensor q = *quantized[i];
             std::vector<float> dw(f.grads.begin() + q.offset, f.grads.begin() + q.offset + q.rows * q.cols);
-            q.grad = dw.data();
-            quantized_tensor_backward(q, full.quantizer, SteRule::clip, Device());
+            quantized_tensor_backward(q, dw.data(), q.master, Device());
             for (size_t k = 0; k < dw.size(); k++) clipped += dw[k] == 0.0f && f.grads[q.offset + k] != 0.0f;
             const LoraTensor& t = m.lora.tensors[i];
             ASSERT_EQ(t.name, q.name);
@@ -722,14 +722,10 @@ TEST(Peft, FilesThatDoNotFitAreRefused) {
     std::filesystem::remove_all(dir);
 }
 
-TEST(Frozen, RefusesHalfAProduct) {
-    Model m;
-    Quantizer q = quantizer_parse("int4:channel", "weights");
-    EXPECT_NE(
-        refusal([&] { model_allocate_frozen(m, model_config("test/golden/qwen3"), q, "q,v"); }).find("q, k and v"),
-        std::string::npos);
+TEST(Frozen, OnlyWhatIsNamedIsPacked) {
     Model half;
-    model_allocate_frozen(half, model_config("test/golden/qwen3"), q, "q,k,v,down");
-    EXPECT_EQ(half.base[0][1].N, 0);
-    EXPECT_GT(half.base[1][3].N, 0);
+    model_allocate_frozen(half, model_config("test/golden/qwen3"), rules_of("int4:channel", "q,k,v,down"));
+    EXPECT_EQ(half.layers[0].o.packed[0].codes.N, 0);
+    EXPECT_GT(half.layers[1].down.packed[0].codes.N, 0);
+    EXPECT_EQ(half.layers[1].qkv.packed.size(), 1u);
 }

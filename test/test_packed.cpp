@@ -283,10 +283,10 @@ TEST(PackedWeight, LinearTakesItAndRefusesOthers) {
         PackedOnDevice p(c, s, run.dev);
         TestBuffer<floatX> w(s.working, run.dev), a(random_values<floatX>(5 * c.K, 22), run.dev);
         TestBuffer<floatX> plain(5 * c.N, run.dev), packed(5 * c.N, run.dev);
-        linear_forward(plain.data, a.data, w.data, nullptr, nullptr, nullptr, 5, c.K, c.N, run.dev);
-        linear_forward(packed.data, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, c.N, run.dev);
+        linear_forward(plain.data, c.N, a.data, w.data, nullptr, nullptr, nullptr, 5, c.K, c.N, run.dev);
+        linear_forward(packed.data, c.N, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, c.N, run.dev);
         EXPECT_TRUE(same_bits(plain.get(), packed.get())) << run.name;
-        EXPECT_THROW(linear_forward(packed.data, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, 16, run.dev), Error);
+        EXPECT_THROW(linear_forward(packed.data, c.N, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, 16, run.dev), Error);
         EXPECT_THROW(quantized_weight_pack(p.w, QuantizedSources(), run.dev), Error);
         EXPECT_THROW(quantized_weight_unpack(packed.data, c.K, p.w, 20, 5, run.dev), Error);
         PackedOnDevice other(c, s, run.dev, run.dev.cuda ? WeightLayout::panels : WeightLayout::fragments);

@@ -47,17 +47,16 @@ static Rounded round_problem(const Problem2& p, const Quantizer& q, bool gptq, c
     quantized_tensor_init(t, q);
     Rounded r{p.w, std::vector<float>(p.w.size()), std::vector<int8_t>(p.w.size()), std::vector<Grid>(t.groups)};
     RoundingScratch scratch;
-    RoundedLinear linear = rounded_scratch(scratch, t, q);
+    RoundedLinear linear = rounded_scratch(scratch, t);
     linear.w = r.w.data(), linear.codes = r.codes.data(), linear.grid = r.grid.data();
     if (!gptq) {
-        round_to_nearest(linear, r.difference.data(), q);
+        round_to_nearest(linear, r.difference.data());
         return r;
     }
     GptqMemory g;
-    gptq_allocate(g, p.n, p.rows * p.n, p.rows, Device());
+    gptq_allocate(g, p.n, p.rows, Device());
     gptq_factor(g, p.h.data(), p.n, c, "test");
-    gptq_round(linear, g, q, c);
-    std::copy_n(g.w.data, p.w.size(), r.difference.begin());
+    gptq_round(linear, r.difference.data(), g, c);
     r.damp_percent = g.damp_percent;
     return r;
 }
@@ -109,7 +108,7 @@ static void textbook(const Problem2& p, const Quantizer& q, const GptqConfig& c,
     shape.rows = p.rows, shape.cols = n;
     quantized_tensor_init(shape, q);
     RoundingScratch scratch;
-    const ScaleState state = rounded_scratch(scratch, shape, q).state;
+    const ScaleState state = rounded_scratch(scratch, shape).state;
     const bool static_groups = c.static_groups || state.tensor;  // nvfp4's scale is of all groups
     quant_measure_cpu(r->grid.data(), state, p.w.data(), quantized_tensor_groups(shape), q.spec);
     for (int64_t row = 0; row < p.rows; row++) {
@@ -179,7 +178,7 @@ TEST(GptqFactor, IsTheInverseFactor) {
     for (int64_t n : {1, 63, 64, 65, 200}) {
         Problem2 p = correlated(1, n, 2 * n + 5, 20);
         GptqMemory g;
-        gptq_allocate(g, n, n, 1, Device());
+        gptq_allocate(g, n, 1, Device());
         gptq_factor(g, p.h.data(), n, {0.01, true, true}, "test");
         for (int64_t i = 1; i < n; i++)
             ASSERT_GE(p.h[g.order[i - 1] * (n + 1)], p.h[g.order[i] * (n + 1)]) << "descending";
@@ -281,9 +280,9 @@ static void tiny_model(Model& m, const char* weights, bool codes = true) {
         for (int64_t i = 0; i < t.count(); i++)
             if (t.kind == ParamKind::norm) m.master[t.offset + i] += draw((uint32_t)t.offset, (uint32_t)i);
             else m.master[t.offset + i] *= 6.0f;
-    model_quantize(m, quantizer_parse(weights, "weights"), ScaleMode::dynamic, SteRule::identity, "all", codes);
+    model_quantize(m, rules_of(weights, "all"), codes);
     model_refresh(m);
-    for (QuantizedTensor& t : m.quantized) t.measured = false;
+    model_forget_grids(m);
 }
 
 static std::vector<std::vector<int>> tiny_windows() {
@@ -300,7 +299,7 @@ static std::vector<PtqLayer> tiny_run(Model& m, const PtqPlan& plan, bool calibr
     std::vector<std::vector<int>> windows;
     if (calibrates) windows = tiny_windows();
     ptq_allocate(s, m, plan, calibrates ? 240 : 0, 24, micro);
-    ptq_run(m, s, plan, {}, windows, [&](int l, const PtqLayer& r) {
+    ptq_run(m, s, plan, windows, [&](int l, const PtqLayer& r) {
         EXPECT_EQ(l, (int)reports.size());
         reports.push_back(r);
     });
@@ -325,8 +324,8 @@ TEST(Ptq, ErrorsAreThoseOfTheFinishedModel) {
             for (int p = 0; p < 4; p++) {
                 const LayerActivations& y = a.layers[l];
                 const floatX* x = p == 0 ? y.ln1 : p == 1 ? y.att : p == 2 ? y.ln2 : y.act;
-                size_t at = projection_weight(m.w.layers[l], (Projection)p) - m.work.data;
-                ProductShape shape = product_shapes(m)[p];
+                const Linear& shape = *layer_linears(m.layers[l])[p];
+                const size_t at = shape.parts[0].offset;
                 double lost = 0.0, all = 0.0;
                 for (int64_t t = 0; t < b.T(); t++)
                     for (int64_t r = 0; r < shape.rows; r++) {
@@ -338,8 +337,8 @@ TEST(Ptq, ErrorsAreThoseOfTheFinishedModel) {
                         lost += (whole - rounded) * (whole - rounded);
                         all += whole * whole;
                     }
-                EXPECT_TRUE(reports[l].product[p].quantized);
-                EXPECT_NEAR(reports[l].product[p].error, lost / all, 2e-3 * lost / all)
+                EXPECT_TRUE(reports[l].linear[p].quantized);
+                EXPECT_NEAR(reports[l].linear[p].error, lost / all, 2e-3 * lost / all)
                     << weights << " " << l << " " << p;
             }
     }
@@ -351,7 +350,7 @@ TEST(Ptq, LosesLessThanRounding) {
     tiny_model(rtn, "int3:g32:sym");
     std::vector<PtqLayer> a = tiny_run(gptq, ptq_parse("gptq", {})), b = tiny_run(rtn, ptq_parse("rtn", {}));
     for (int l = 0; l < 3; l++)
-        for (int p = 0; p < 4; p++) EXPECT_LT(a[l].product[p].error, 0.9 * b[l].product[p].error) << l << " " << p;
+        for (int p = 0; p < 4; p++) EXPECT_LT(a[l].linear[p].error, 0.9 * b[l].linear[p].error) << l << " " << p;
 }
 
 // the frozen grid gives the same weights and codes from the new master; rounding alone is the quantizer's own
@@ -383,13 +382,13 @@ TEST(Ptq, MicroBatchesAndPartsOfAProduct) {
     Model part;
     tiny_model(part, "int4:g16:sym");
     std::vector<float> original(part.master.data, part.master.data + part.num_params);
-    model_quantize(part, part.quantizer, ScaleMode::dynamic, SteRule::identity, "k,down", true);
+    model_quantize(part, rules_of("int4:g16:sym", "k,down"), true);
     std::vector<PtqLayer> r = tiny_run(part, ptq_parse("gptq", {}));
-    EXPECT_TRUE(r[1].product[0].quantized && !r[1].product[1].quantized && !r[1].product[2].quantized &&
-                r[1].product[3].quantized);
+    EXPECT_TRUE(r[1].linear[0].quantized && !r[1].linear[1].quantized && !r[1].linear[2].quantized &&
+                r[1].linear[3].quantized);
     for (const ParamTensor& t : part.tensors) {
         bool changed = memcmp(&original[t.offset], part.master.data + t.offset, t.count() * sizeof(float)) != 0;
-        EXPECT_EQ(changed, quantizes("k,down", t)) << t.name;
+        EXPECT_EQ(changed, quantizer_of(part.weight_rules, t).on()) << t.name;
     }
 }
 
@@ -403,13 +402,12 @@ TEST(Ptq, Transforms) {
     for (const std::vector<int>& w : tiny_windows()) batch_add_sequence(b, w.data(), (int)w.size());
     Activations a;
     activations_allocate(a, plain, b.T(), ActivationMode::save_all);
-    plain.quantize = false;
-    model_refresh(plain);
-    model_forward(plain, a, b);
+    model_refresh(plain, false);
+    model_forward(plain, a, b, full_precision());
     PtqPlan plan = ptq_parse("gptq", {});
     tiny_run(plain, plan);
     int seen = 0;
-    plan.transforms.push_back([&](Model& m, const LayerWeights<float>&, int l, const LayerInputs& in) {
+    plan.layers.push_back([&](Model& m, const LayerMasters&, int l, const LayerInputs& in) {
         EXPECT_EQ(l, seen++);
         EXPECT_EQ(in.tokens, 240);
         if (l == 0) {
@@ -540,8 +538,8 @@ TEST(LogLoss, IsTheMeanOfTheScores) {
     LogLossMemory s;
     log_loss_allocate(s, m, 64, 64);
     double quantized = log_loss(m, s, texts).mean;
-    m.quantize = false;
-    model_refresh(m);
-    EXPECT_NE(log_loss(m, s, texts).mean, quantized);
+    model_refresh(m, false);
+    EXPECT_THROW(log_loss(m, s, texts), Error);  // the pass and the working weights must agree
+    EXPECT_NE(log_loss(m, s, texts, full_precision()).mean, quantized);
     EXPECT_THROW(log_loss(m, s, {}), Error);
 }

@@ -5,6 +5,7 @@
 #include "../kernels/adamw.cuh"
 #include "../quant.cuh"
 #include "../runtime/file_io.h"
+#include "test_rules.h"
 
 // one rounding to floatX, relative
 static constexpr double ULP = sizeof(floatX) == 2 ? 1.0 / 256 : 1.0 / (1 << 23);
@@ -352,6 +353,11 @@ static std::vector<FormatCase> format_cases() {
             {"fp8e4m3:channel", 1, 20000}};
 }
 
+static Quantizer with_rule(Quantizer q, SteRule rule) {
+    q.ste = rule;
+    return q;
+}
+
 // a quantized tensor and all that it points to
 struct TestTensor {
     QuantizedTensor t;
@@ -377,14 +383,18 @@ struct TestTensor {
           codes(w.size(), dev),
           initial(w.size(), dev),
           grid(t.groups, dev),
-          floats(scale_state_floats(t, q), dev),
+          floats(scale_state_floats(t), dev),
           scale_codes(q.double_quant ? t.groups : 0, dev),
           counts(2, dev) {
         t.master = master.data, t.work = work.data, t.codes = codes.data, t.initial = initial.data, t.grid = grid.data;
+        t.counts = counts.data;
         if (floats.n) t.state.tensor = floats.data;
         if (scale_codes.n) t.state.codes = scale_codes.data, t.state.absmax = floats.data + 1;
     }
-    void refresh(ScaleMode mode) { quantized_tensor_refresh(t, q, mode, counts.data, master.dev); }
+    void refresh(ScaleMode mode, const QuantNoise& noise = QuantNoise()) {
+        t.quantizer.scale_mode = mode, t.quantizer.stochastic = noise.on;
+        quantized_tensor_refresh(t, t.master, noise, master.dev);
+    }
 };
 
 // numbers over some decades, a group of zeros, and the largest at the end
@@ -445,7 +455,7 @@ TEST(FakeQuant, TheGridOfAnyFormatKeepsItsOwnNumbers) {  // Q(Q(w)) = Q(w), with
         std::vector<Grid> given = a.grid.get();
         for (Grid& g : given)
             if (a.q.double_quant) g.zero = 0.0f;  // a file of NF4 has no more
-        quantized_tensor_set_grid(b.t, b.q, given.data(), CPU);
+        quantized_tensor_set_grid(b.t, given.data(), CPU);
         for (int again = 0; again < 2; again++) {
             b.refresh(ScaleMode::frozen);
             EXPECT_TRUE(same_bits(a.work.get(), b.work.get())) << c.text;
@@ -463,7 +473,7 @@ TEST(FakeQuant, GridsFromOutsideAreChecked) {
         std::vector<Grid> grid(8, Grid{0.5f, 7.0f});
         grid[5] = bad;
         try {
-            quantized_tensor_set_grid(x.t, x.q, grid.data(), CPU);
+            quantized_tensor_set_grid(x.t, grid.data(), CPU);
             ADD_FAILURE() << "scale " << bad.scale << " and zero point " << bad.zero << " were taken";
         } catch (const Error& e) { EXPECT_NE(std::string(e.what()).find("w: group 5"), std::string::npos) << e.what(); }
     }
@@ -611,9 +621,9 @@ TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
                     std::vector<floatX> all = out.get(), last(all.end() - C, all.end());
                     EXPECT_TRUE(same_bits(all, again.get())) << text << ": in place";
                     EXPECT_TRUE(same_bits(last, one.get())) << text << ": a row depends on its batch";
-                    fake_quant_rows_backward(dinp.data, inp.data, T, C, q, SteRule::clip, run.dev);
-                    fake_quant_rows_backward(trust.data, inp.data, T, C, q, SteRule::trust, run.dev);
-                    fake_quant_rows_backward(same.data, inp.data, T, C, q, SteRule::identity, run.dev);
+                    fake_quant_rows_backward(dinp.data, inp.data, T, C, with_rule(q, SteRule::clip), run.dev);
+                    fake_quant_rows_backward(trust.data, inp.data, T, C, with_rule(q, SteRule::trust), run.dev);
+                    fake_quant_rows_backward(same.data, inp.data, T, C, with_rule(q, SteRule::identity), run.dev);
                     EXPECT_TRUE(same_bits(same.get(), d));
                     std::vector<floatX> clipped = dinp.get(), trusted = trust.get();
                     // against the formulas, with the grid of each group
@@ -683,14 +693,14 @@ TEST(StochasticRounding, IsUnbiasedDrawnByStepAndKeepsTheGridsNumbers) {
         expect_same_on_all_backends(text, [&](const Backend& run) {
             TestTensor x(text, rows, cols, w, run.dev);
             QuantNoise noise;
-            noise.on = true, noise.seed = 7, noise.tensor = 3;
+            noise.on = true, noise.seed = 7, x.t.number = 3;
             std::vector<double> mean(n);
             std::vector<floatX> first, last, values;
             std::vector<int8_t> codes;
             const int draws = run.dev.cuda ? 2 : 2000;
             for (int step = 0; step < draws; step++) {
                 noise.step = (uint32_t)step;
-                quantized_tensor_refresh(x.t, x.q, ScaleMode::frozen, x.counts.data, run.dev, LearnedScale::lsq, noise);
+                x.refresh(ScaleMode::frozen, noise);
                 values = x.work.get();
                 for (int64_t i = 0; i < n; i++) mean[i] += (double)(float)values[i] / draws;
                 if (step == 0) first = values, codes = x.codes.get();
@@ -716,8 +726,9 @@ TEST(StochasticRounding, IsUnbiasedDrawnByStepAndKeepsTheGridsNumbers) {
             std::vector<float> own;
             for (int64_t i = 0; i < n; i++) own.push_back(quant_value(x.q.spec, codes[i], grid[i / x.t.group]));
             TestTensor y(text, rows, cols, own, run.dev);
-            quantized_tensor_set_grid(y.t, y.q, grid.data(), run.dev);
-            quantized_tensor_refresh(y.t, y.q, ScaleMode::frozen, y.counts.data, run.dev, LearnedScale::lsq, noise);
+            y.t.number = x.t.number;
+            quantized_tensor_set_grid(y.t, grid.data(), run.dev);
+            y.refresh(ScaleMode::frozen, noise);
             EXPECT_TRUE(same_bits(codes, y.codes.get())) << text;
             return Bytes() << first << last << y.codes.get();
         });
@@ -761,9 +772,10 @@ struct LearnedTensor : TestTensor {
         t.learned.da = gradients.data, t.learned.db = gradients.data + t.groups;
         if (kind == LearnedScale::lwc) t.learned.range = range.data;
         t.grad = grad.data;
+        t.quantizer.learned_scale = kind;
     }
-    void refresh() { quantized_tensor_refresh(t, q, ScaleMode::learned, counts.data, master.dev, kind); }
-    void backward() { quantized_tensor_backward(t, q, SteRule::identity, master.dev, ScaleMode::learned, kind); }
+    void refresh() { TestTensor::refresh(ScaleMode::learned); }
+    void backward() { quantized_tensor_backward(t, t.grad, t.master, master.dev); }
 };
 
 // The loss sum dQ Q(w) as a function of one group's parameters, in float64, where what rounding adds to w/s, z and s is
@@ -1124,13 +1136,15 @@ TEST(Quantizer, TensorRefreshCountsFlipsAgainstTheLastAndTheFirst) {
             std::vector<floatX> work(n);
             x.master = w.data(), x.work = work.data();
             quantized_tensor_init(x, q);
+            x.quantizer.scale_mode = mode;
             std::vector<Grid> grid(x.groups);
             std::vector<int8_t> codes(n), initial(n);
             x.grid = grid.data(), x.codes = codes.data(), x.initial = initial.data();
             int64_t counts[2];
+            x.counts = counts;
             EXPECT_EQ(x.groups * x.group, n);
             EXPECT_EQ(x.groups, q.scope == QuantScope::tensor ? 1 : q.scope == QuantScope::channel ? 6 : 12);
-            quantized_tensor_refresh(x, q, mode, counts, Device());
+            quantized_tensor_refresh(x, x.master, QuantNoise(), Device());
             EXPECT_EQ(counts[0], 0);
             EXPECT_EQ(counts[1], 0);
             std::vector<int8_t> first = codes, last = first;
@@ -1138,7 +1152,7 @@ TEST(Quantizer, TensorRefreshCountsFlipsAgainstTheLastAndTheFirst) {
             for (int step = 1; step <= 3; step++) {
                 for (int64_t i = 0; i < n; i++)
                     w[i] = w[i] * (step == 2 ? 1.5f : 1.0f) + 0.01f * uniform(181 + step, (uint32_t)i);
-                quantized_tensor_refresh(x, q, mode, counts, Device());
+                quantized_tensor_refresh(x, x.master, QuantNoise(), Device());
                 int64_t flips = 0, total = 0;
                 for (int64_t i = 0; i < n; i++) flips += x.codes[i] != last[i], total += x.codes[i] != first[i];
                 EXPECT_EQ(counts[0], flips) << t;
@@ -1171,11 +1185,13 @@ TEST(Quantizer, StraightThroughRules) {
     quantized_tensor_init(x, q);
     Grid grid;
     int64_t counts[2];
-    x.grid = &grid;
-    quantized_tensor_refresh(x, q, ScaleMode::frozen, counts,
+    x.grid = &grid, x.counts = counts;
+    x.quantizer.scale_mode = ScaleMode::frozen;
+    quantized_tensor_refresh(x, x.master, QuantNoise(),
                              Device());  // s = 8/7.5 = 1.0667: 7.5 lies above 7, -7.5 within -8
-    quantized_tensor_backward(x, q, SteRule::identity, Device());
+    quantized_tensor_backward(x, x.grad, x.master, Device());
     EXPECT_EQ(d, ones);
-    quantized_tensor_backward(x, q, SteRule::clip, Device());
+    x.quantizer.ste = SteRule::clip;
+    quantized_tensor_backward(x, x.grad, x.master, Device());
     EXPECT_EQ(d, (std::vector<float>{0.0f, 1.0f, 0.0f, 1.0f}));
 }

@@ -8,6 +8,7 @@
 #include "../methods/ptq.cuh"
 #include "../train.cuh"
 #include "test_device.h"
+#include "test_rules.h"
 
 // relative difference of logits and gradients
 #if defined(PRECISION_FP32)
@@ -38,19 +39,19 @@ static Batch batch_of(const Model& m, std::vector<int> lengths) {
     return b;
 }
 
-struct Pass {
+struct Trace {
     Activations acts, scratch;
     std::vector<Batch> batches;  // of one
     std::vector<float> logits;
     std::vector<LayerInputs> inputs;  // views of acts
 };
 
-static void forward(Model& m, Pass& r, const Batch& b) {
-    model_refresh(m);
+static void forward(Model& m, Trace& r, const Batch& b) {
+    model_refresh(m, false);
     activations_allocate(r.acts, m, b.T(), ActivationMode::save_all);
-    model_forward(m, r.acts, b);
+    model_forward(m, r.acts, b, full_precision());
     r.logits.resize(b.T() * m.V());
-    gemm_nt(r.logits.data(), r.acts.hidden, m.w.head, nullptr, b.T(), m.V(), m.C());
+    gemm_nt(r.logits.data(), r.acts.hidden, m.head.work, nullptr, b.T(), m.V(), m.C());
     activations_allocate(r.scratch, m, b.T(), ActivationMode::inference);
     r.batches = {b};
     r.inputs.clear();
@@ -63,12 +64,19 @@ static void forward(Model& m, Pass& r, const Batch& b) {
                             &r.scratch});
 }
 
-static void quantizer_of(Model& m, const char* text, bool codes = false) {
-    model_quantize(m, quantizer_parse(text, "weights"), ScaleMode::dynamic, SteRule::identity, "all", codes);
-    m.quantize = false;
+static void give_quantizer(Model& m, const char* text, bool codes = false) {
+    model_quantize(m, rules_of(text), codes);
 }
 
-static LayerWeights<float> masters(Model& m, int layer) { return model_views(m, m.master.data).layers[layer]; }
+static HostMasters all_masters(Model& m) {
+    HostMasters all;
+    std::vector<float> copy;
+    const Device dev = std::exchange(m.dev, Device());  // the simulated device's memory is the host's: no copy
+    host_masters(m, -1, copy, [&](const HostMasters& w) { all = w; });
+    m.dev = dev;
+    return all;
+}
+static LayerMasters masters(Model& m, int layer) { return all_masters(m).layers[layer]; }
 
 // out = Q(w) to nearest, a tensor [rows, cols]
 static void nearest(float* out, const float* w, int64_t rows, int64_t cols, const Quantizer& q) {
@@ -76,20 +84,20 @@ static void nearest(float* out, const float* w, int64_t rows, int64_t cols, cons
     t.rows = rows, t.cols = cols;
     quantized_tensor_init(t, q);
     RoundingScratch scratch;
-    RoundedLinear r = rounded_scratch(scratch, t, q);
+    RoundedLinear r = rounded_scratch(scratch, t);
     std::copy_n(w, rows * cols, r.w);
-    round_to_nearest(r, nullptr, q);
+    round_to_nearest(r, nullptr);
     std::copy_n(r.w, rows * cols, out);
 }
 
 static std::vector<float> logits_of(Model& m, const Batch& b) {
-    Pass r;
+    Trace r;
     forward(m, r, b);
     return r.logits;
 }
 
 static std::vector<float> gradients_of(Model& m, const Batch& b, bool recompute) {
-    model_refresh(m);
+    model_refresh(m, false);
     Trainer t;
     trainer_init(t, m, b.T(), recompute);
     ScoredTokens s;
@@ -98,7 +106,7 @@ static std::vector<float> gradients_of(Model& m, const Batch& b, bool recompute)
         batch_add_sequence(scored, b.tokens.data() + b.starts[i], b.starts[i + 1] - b.starts[i]);
         score_last_sequence(s, scored, 0);
     }
-    score_forward(m, t.acts, t.score, scored, s, 1.0f);
+    score_forward(m, t.acts, t.score, scored, s, 1.0f, full_precision());
     score_backward(t, std::vector<float>(s.size(), -1.0f / (float)s.size()), 1.0f);
     return std::vector<float>(t.grads.data, t.grads.data + t.grads.size);
 }
@@ -113,13 +121,12 @@ static void load(Model& m, const std::string& name) {
         c.intermediate_size = 48;
         model_allocate(m, c);
         model_init_random(m, 5);
-        Weights<float> w = model_views(m, m.master.data);
         for (size_t i = 0; i < m.num_params; i++) m.master[i] *= 3.0f;  // far from linear
-        for (LayerWeights<float>& l : w.layers)
+        for (LayerMasters& l : all_masters(m).layers)
             for (int i = 0; i < m.QKV(); i++) l.qkv_bias[i] = 0.3f * std::sin(1.0f + (float)i);
     }
-    Weights<float> w = model_views(m, m.master.data);  // norms that matter
-    for (LayerWeights<float>& l : w.layers)
+    HostMasters w = all_masters(m);  // norms that matter
+    for (LayerMasters& l : w.layers)
         for (int i = 0; i < m.C(); i++)
             l.ln1[i] *= 1.0f + 0.5f * std::sin((float)i), l.ln2[i] *= 1.0f + 0.5f * std::cos((float)i);
     for (int i = 0; i < m.C(); i++) w.norm[i] *= 1.0f + 0.3f * std::sin(2.0f * (float)i);
@@ -274,8 +281,7 @@ TEST(Rotation, ConfigurationsThatCannotBeAreRefused) {
     EXPECT_THROW(rotation_apply(m, online), Error);
     Model quantized;
     load(quantized, "llama");
-    model_quantize(quantized, quantizer_parse("int4:channel:sym", "weights"), ScaleMode::dynamic, SteRule::identity,
-                   "all", false);
+    model_quantize(quantized, rules_of("int4:channel:sym", "all"), false);
     model_refresh(quantized);
     EXPECT_THROW(rotation_apply(quantized, RotationConfig()), Error);
 }
@@ -296,9 +302,8 @@ static double weight_error(const Model& m, const char* quantizer) {
 TEST(Rotation, OutliersThatWerePlantedSpread) {
     Model m;
     load(m, "llama");
-    Weights<float> w = model_views(m, m.master.data);
-    for (LayerWeights<float>& l : w.layers)
-        for (int i = 0; i < 2 * m.F(); i++) l.gate_up[i * m.C() + 5] *= 20.0f;  // a hidden channel
+    for (LayerMasters& l : all_masters(m).layers)
+        for (int i = 0; i < 2 * m.F(); i++) l.weight[(int)Product::gate_up][i * m.C() + 5] *= 20.0f;  // a hidden channel
     Batch b = batch_of(m, {24});
     std::vector<float> before = logits_of(m, b);
     double plain = weight_error(m, "int4:channel:sym");
@@ -328,25 +333,24 @@ TEST_P(Transforms, SmoothQuantLeavesTheFunctionAndBalancesTheMaxima) {
     Model m;
     load(m, GetParam());
     Batch b = batch_of(m, {9, 1, 17});
-    Pass before, after;
+    Trace before, after;
     forward(m, before, b);
-    for (int l = 0; l < m.L(); l++) smoothquant_layer(m, masters(m, l), before.inputs[l], 0.5);
+    for (int l = 0; l < m.L(); l++) smoothquant_layer(m.layers[l], masters(m, l), before.inputs[l], 0.5);
     forward(m, after, b);
     EXPECT_LE(relative(after.logits, before.logits), CLOSE);
-    Weights<float> w = model_views(m, m.master.data);
     for (int l = 0; l < m.L(); l++)
         for (int i : {0, 2}) {
-            const float* weight = projection_weight(w.layers[l], (Projection)i);
+            const float* weight = masters(m, l).weight[i];
             for (int64_t j = 0; j < m.C(); j++) {
                 float xmax = 0, wmax = 0;
                 for (int64_t t = 0; t < b.T(); t++)
                     xmax = std::fmax(xmax, std::fabs((float)after.inputs[l].x[i][t * m.C() + j]));
-                for (int64_t r = 0; r < product_shapes(m)[i].rows; r++)
+                for (int64_t r = 0; r < layer_linears(m.layers[l])[i]->rows; r++)
                     wmax = std::fmax(wmax, std::fabs(weight[r * m.C() + j]));
                 ASSERT_NEAR(xmax, wmax, CLOSE * 4 * wmax) << l << ", " << i << ", " << j;
             }
         }
-    EXPECT_THROW(smoothquant_layer(m, masters(m, 0), before.inputs[0], 1.5), Error);
+    EXPECT_THROW(smoothquant_layer(m.layers[0], masters(m, 0), before.inputs[0], 1.5), Error);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -394,7 +398,7 @@ TEST(RoundToNearest, IsTheDefinitionOfTheFormats) {
 // What a layer gives behind product i, in float: attention and o for q,k,v, the MLP for gate and up, else the product
 static std::vector<float> module_of(Model& m, const LayerInputs& in, int layer, int i) {
     std::vector<float> out;
-    AwqProduct p = awq_product(m, masters(m, layer), layer, (Projection)i);
+    AwqLinear p = awq_linear(m, masters(m, layer), layer, (Product)i);
     awq_module(m, p, in, in.tokens,
                [&](const floatX* y, int64_t, int64_t T) { out.insert(out.end(), y, y + T * m.C()); });
     return out;
@@ -402,13 +406,13 @@ static std::vector<float> module_of(Model& m, const LayerInputs& in, int layer, 
 
 // mean squared error of the module with product i rounded as the masters are now, against `exact`
 static double module_error(Model& m, const std::vector<float>& exact, const LayerInputs& in, int layer, int i) {
-    for (const QuantizedTensor* t : awq_product(m, masters(m, layer), layer, (Projection)i).tensors) {
+    for (const LinearPart* t : awq_linear(m, masters(m, layer), layer, (Product)i).parts) {
         std::vector<float> Q(t->rows * t->cols);
-        nearest(Q.data(), m.master.data + t->offset, t->rows, t->cols, m.quantizer);
+        nearest(Q.data(), m.master.data + t->offset, t->rows, t->cols, t->quantizer);
         for (size_t k = 0; k < Q.size(); k++) t->work[k] = floatX(Q[k]);
     }
     std::vector<float> now = module_of(m, in, layer, i);
-    model_refresh(m);
+    model_refresh(m, false);
     double sum = 0;
     for (size_t k = 0; k < now.size(); k++) sum += (now[k] - exact[k]) * (now[k] - exact[k]);
     return sum / (double)now.size();
@@ -422,11 +426,10 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
         load(m, GetParam());
         if (std::string(text) == "int4:g8:asym" && m.F() % 8) continue;
         if (std::string(text) == "nvfp4" && m.F() % 16) continue;
-        quantizer_of(m, text);
+        give_quantizer(m, text);
         Batch b = batch_of(m, {9, 1, 30});
-        Weights<float> w = model_views(m, m.master.data);
-        for (LayerWeights<float>& l : w.layers) l.ln1[3] *= 15.0f, l.ln2[7] *= 15.0f;  // activations with outliers
-        Pass before, after;
+        for (LayerMasters& l : all_masters(m).layers) l.ln1[3] *= 15.0f, l.ln2[7] *= 15.0f;  // activations with outliers
+        Trace before, after;
         forward(m, before, b);
         AwqConfig config;
         config.clip = false;
@@ -439,7 +442,7 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
                 plain[l][i] = module_error(m, exact[l][i], before.inputs[l], l, i);
             }
         for (int l = 0; l < m.L(); l++)
-            results.push_back(awq_layer(m, masters(m, l), l, before.inputs[l], m.quantizer, config));
+            results.push_back(awq_layer(m, masters(m, l), l, before.inputs[l], config));
         forward(m, after, b);
         EXPECT_LE(relative(after.logits, before.logits), 4 * CLOSE) << text;
         int scaled = 0, compared = 0;
@@ -472,28 +475,29 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
 TEST(Awq, SearchesBehindAttention) {
     Model m;
     load(m, "llama");
-    quantizer_of(m, "int3:channel:sym");
+    give_quantizer(m, "int3:channel:sym");
     const int64_t queries = (int64_t)m.NH() * m.HD() * m.C(), keys = (int64_t)m.NKV() * m.HD() * m.C();
-    for (LayerWeights<float>& l : model_views(m, m.master.data).layers) {
-        for (int64_t k = 0; k < queries; k++) l.qkv[k] *= 30.0f;
-        for (int64_t k = 0; k < keys; k++) l.qkv[queries + k] = 0.0f;
+    for (LayerMasters& l : all_masters(m).layers) {
+        float* qkv = l.weight[(int)Product::qkv];
+        for (int64_t k = 0; k < queries; k++) qkv[k] *= 30.0f;
+        for (int64_t k = 0; k < keys; k++) qkv[queries + k] = 0.0f;
     }
     Batch b = batch_of(m, {40});
-    Pass pass;
+    Trace pass;
     forward(m, pass, b);
     std::vector<float> work(m.work.data, m.work.data + m.num_params);
-    AwqProduct p = awq_product(m, masters(m, 0), 0, Projection::qkv);
-    ASSERT_EQ(p.tensors.size(), 3u);
-    const std::vector<const QuantizedTensor*> tensors = p.tensors;
-    AwqResult all = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
+    AwqLinear p = awq_linear(m, masters(m, 0), 0, Product::qkv);
+    ASSERT_EQ(p.parts.size(), 3u);
+    const std::vector<const LinearPart*> parts = p.parts;
+    AwqResult all = awq_search_scale(m, p, pass.inputs[0], AwqConfig());
     EXPECT_TRUE(std::equal(work.begin(), work.end(), m.work.data)) << "the working weights are as they were";
-    p.tensors = {tensors[2]};
-    AwqResult value = awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig());
+    p.parts = {parts[2]};
+    AwqResult value = awq_search_scale(m, p, pass.inputs[0], AwqConfig());
     EXPECT_GT(value.error, 0.0);
     EXPECT_EQ(all.error, value.error);
     EXPECT_EQ(all.scales, value.scales);
-    p.tensors = {tensors[0]};
-    EXPECT_EQ(awq_search_scale(m, p, pass.inputs[0], m.quantizer, AwqConfig()).error_plain, 0.0);
+    p.parts = {parts[0]};
+    EXPECT_EQ(awq_search_scale(m, p, pass.inputs[0], AwqConfig()).error_plain, 0.0);
 }
 
 TEST(Awq, ClippingKeepsWhatActivationsWeigh) {
@@ -539,13 +543,13 @@ TEST(Awq, ClipsAllButQueriesAndKeys) {
     Model m;
     load(m, "mha");
     Batch b = batch_of(m, {40});
-    Pass before;
+    Trace before;
     forward(m, before, b);
     std::vector<float> old(m.master.data, m.master.data + m.num_params);
     AwqConfig config;
     config.scale = false;
-    quantizer_of(m, "int2:g8:asym");
-    awq_layer(m, masters(m, 0), 0, before.inputs[0], m.quantizer, config);
+    give_quantizer(m, "int2:g8:asym");
+    awq_layer(m, masters(m, 0), 0, before.inputs[0], config);
     for (const ParamTensor& t : m.tensors) {
         bool changed = memcmp(m.master.data + t.offset, old.data() + t.offset, t.count() * sizeof(float)) != 0;
         bool clipped = t.layer == 0 && t.kind == ParamKind::linear && t.name.find("q_proj") == std::string::npos &&
@@ -568,13 +572,12 @@ TEST(Transforms, OnTheDeviceAsOnTheHost) {
             Model m;
             if (device) m.dev = model_device();
             load(m, model);
-            quantizer_of(m, weights, true);
+            give_quantizer(m, weights, true);
             PtqConfig config;
             PtqPlan plan = ptq_parse(method, config);
             PtqMemory memory;
             ptq_allocate(memory, m, plan, 96, 16, 40);
-            ptq_run(m, memory, plan, config, windows,
-                    [](int, const PtqLayer& r) { EXPECT_LT(r.product[0].error, 0.1); });
+            ptq_run(m, memory, plan, windows, [](int, const PtqLayer& r) { EXPECT_LT(r.linear[0].error, 0.1); });
             device_synchronize(m.dev);
             result[device].assign(m.master.data, m.master.data + m.num_params);
         }

@@ -1,7 +1,8 @@
 // The model of tests that train, sample or quantize: a Qwen3 whose heads are wider than C / NH, with a vocabulary that no
 // tile divides.
 #pragma once
-#include "../parameters.cuh"
+#include "../model/parameters.cuh"
+#include "test_rules.h"
 
 inline ModelConfig tiny_config(int layers) {
     ModelConfig c;

@@ -34,29 +34,29 @@ struct LoraConfig {
     bool on() const { return r > 0; }
 };
 
-// The adapter of one weight: rows row0 ... row0 + rows - 1 of the product that reads the weight
+// The adapter of one weight
 struct LoraTensor {
     std::string name;  // the weight's: model.layers.0.self_attn.q_proj.weight
-    int product = 0;
-    int64_t row0 = 0, rows = 0, cols = 0;
-    size_t a = 0, b = 0;  // offsets of A [r,cols] and B [rows,r]
+    int part = 0;                          // the weight, among the parts of its linear
+    int64_t row0 = 0, rows = 0, cols = 0;  // its rows there
+    size_t a = 0, b = 0;                   // offsets of A [r,cols] and B [rows,r]
+};
+
+// The adapters of one linear: neighbours among the tensors. number: of the linear in the model, a key of its dropout
+struct LoraSpan {
+    int first = 0, count = 0;
+    uint32_t number = 0;
 };
 
 struct Lora {
     LoraConfig config;
     float scale = 0.0f;
-    bool enabled = true;    // false: the base alone, which is the reference policy
-    bool training = false;  // dropout is active
     uint64_t seed = 0;
-    uint32_t pass = 0;  // forward passes of training, which draw their own dropout
     std::vector<LoraTensor> tensors;
-    struct Span {
-        int first = 0, count = 0;
-    };
-    std::vector<Span> of_product;  // tensors of each product
     size_t num_params = 0;
-    Buffer<float> master;  // [num_params]
-    Buffer<floatX> work;   // [num_params]
+    Buffer<float> master;   // [num_params]
+    Buffer<floatX> work;    // [num_params]
+    float* grads = nullptr;  // [num_params], the trainer's
     // scratch
     Buffer<float> sums, delta;  // [LORA_ROWS, parts r]; [LORA_ROWS, widest]
     Buffer<floatX> h, dh;       // [LORA_ROWS, parts r]
@@ -68,41 +68,36 @@ struct Lora {
     bool inside() const { return config.on() && config.inside_quantizer; }
 };
 
-// what an adapter is to be put on: a weight of a product, in the order of memory, parts of a product side by side
+// A linear that an adapter is to be put on, with the weights of it that get one: name, row0, rows and cols. Receives
+// their span.
 struct LoraPlace {
-    std::string name;
-    int product;
-    int64_t row0, rows, cols;
+    LoraSpan* span;
+    std::vector<LoraTensor> tensors;
 };
 
-// products: how many there are
-inline void lora_allocate(Lora& l, const LoraConfig& config, const std::vector<LoraPlace>& places, int products,
-                          uint64_t seed, bool training, Device dev) {
+inline void lora_allocate(Lora& l, const LoraConfig& config, const std::vector<LoraPlace>& places, uint64_t seed,
+                          bool training, Device dev) {
     const int64_t r = config.r;
     l.config = config;
     l.seed = seed;
     l.scale = (float)(config.rslora ? config.alpha / std::sqrt((double)r) : config.alpha / (double)r);
     l.tensors.clear();
-    l.of_product.assign(products, {});
     size_t end = 0;
     int64_t parts = 0, widest_in = 0, widest_out = 0, largest = 0;
-    for (size_t i = 0; i < places.size();) {
-        size_t n = i;
-        while (n < places.size() && places[n].product == places[i].product) n++;
-        Lora::Span& span = l.of_product[places[i].product];
-        span.first = (int)i, span.count = (int)(n - i);
-        parts = std::max(parts, (int64_t)span.count);
-        const size_t a = end = (end + 31) / 32 * 32;
-        end += (size_t)(span.count * r * places[i].cols);
-        for (size_t k = i; k < n; k++) {
-            const LoraPlace& p = places[k];
+    for (const LoraPlace& place : places) {
+        place.span->first = (int)l.tensors.size(), place.span->count = (int)place.tensors.size();
+        parts = std::max(parts, (int64_t)place.tensors.size());
+        size_t a = end = (end + 31) / 32 * 32;
+        for (const LoraTensor& t : place.tensors) end += (size_t)(r * t.cols);
+        for (LoraTensor t : place.tensors) {
             end = (end + 31) / 32 * 32;
-            l.tensors.push_back({p.name, p.product, p.row0, p.rows, p.cols, a + (k - i) * (size_t)(r * p.cols), end});
-            end += (size_t)(p.rows * r);
-            widest_in = std::max(widest_in, p.cols), widest_out = std::max(widest_out, p.rows);
-            largest = std::max(largest, p.rows * p.cols);
+            t.a = a, t.b = end;
+            a += (size_t)(r * t.cols);
+            end += (size_t)(t.rows * r);
+            l.tensors.push_back(t);
+            widest_in = std::max(widest_in, t.cols), widest_out = std::max(widest_out, t.rows);
+            largest = std::max(largest, t.rows * t.cols);
         }
-        i = n;
     }
     l.num_params = (end + 31) / 32 * 32;
     l.master.allocate(l.num_params, "adapters, fp32", "lower --lora_r", dev);
@@ -146,15 +141,16 @@ inline void lora_refresh(Lora& l, Device dev) {
 // ---------------------------------------------------------------------------------------------------------------------
 // beside the base
 
-inline LoraDropout lora_dropout_of(const Lora& l, int product, int64_t row0) {
+// pass: the number of the pass whose dropout it is; 0: none
+inline LoraDropout lora_dropout_of(const Lora& l, LoraSpan span, uint32_t pass, int64_t row0) {
     LoraDropout d;
-    if (!l.training || l.config.dropout == 0.0) return d;
-    d.p = (float)l.config.dropout, d.seed = l.seed, d.pass = l.pass, d.product = (uint32_t)product, d.row0 = row0;
+    if (!pass || l.config.dropout == 0.0) return d;
+    d.p = (float)l.config.dropout, d.seed = l.seed, d.pass = pass, d.product = span.number, d.row0 = row0;
     return d;
 }
 
 // l.h = floatX(s x A^T) for `rows` rows of inp; returns x, which is inp or what dropout left of it
-inline const floatX* lora_down(const Lora& l, const floatX* inp, const LoraDropout& d, Lora::Span span, int64_t rows,
+inline const floatX* lora_down(const Lora& l, const floatX* inp, const LoraDropout& d, LoraSpan span, int64_t rows,
                                int64_t C, Device dev) {
     const int64_t n = (int64_t)span.count * l.config.r;
     const floatX* x = inp;
@@ -167,15 +163,14 @@ inline const floatX* lora_down(const Lora& l, const floatX* inp, const LoraDropo
     return x;
 }
 
-// out [T,OC] += s (inp A^T) B^T for the parts of the product that have an adapter; inp [T,C]
-inline void lora_forward(const Lora& l, floatX* out, const floatX* inp, int product, int64_t T, int64_t C, int64_t OC,
-                         Device dev) {
-    const Lora::Span span = l.of_product[product];
+// out [T,OC] += s (inp A^T) B^T for the parts of the linear that have an adapter; inp [T,C]; pass: see lora_dropout_of
+inline void lora_forward(const Lora& l, LoraSpan span, floatX* out, const floatX* inp, uint32_t pass, int64_t T,
+                         int64_t C, int64_t OC, Device dev) {
     const int64_t r = l.config.r, n = span.count * r;
     if (span.count == 0) return;
     for (int64_t t0 = 0; t0 < T; t0 += LORA_ROWS) {
         const int64_t rows = std::min(LORA_ROWS, T - t0);
-        lora_down(l, inp + t0 * C, lora_dropout_of(l, product, t0), span, rows, C, dev);
+        lora_down(l, inp + t0 * C, lora_dropout_of(l, span, pass, t0), span, rows, C, dev);
         for (int i = 0; i < span.count; i++) {
             const LoraTensor& p = l.tensors[span.first + i];
             matmul_nt(l.delta.data, p.rows, l.h.data + i * r, n, l.work.data + p.b, r, (const floatX*)nullptr, rows,
@@ -185,16 +180,16 @@ inline void lora_forward(const Lora& l, floatX* out, const floatX* inp, int prod
     }
 }
 
-// dinp [T,C] += dh A, and the gradients of A and B, which accumulate in grads [num_params]; dout [T,OC], inp [T,C]
-inline void lora_backward(const Lora& l, float* grads, floatX* dinp, const floatX* dout, const floatX* inp, int product,
-                          int64_t T, int64_t C, int64_t OC, Device dev) {
-    const Lora::Span span = l.of_product[product];
+// dinp [T,C] += dh A, and the gradients of A and B, which accumulate in l.grads; dout [T,OC], inp [T,C]
+inline void lora_backward(const Lora& l, LoraSpan span, floatX* dinp, const floatX* dout, const floatX* inp,
+                          uint32_t pass, int64_t T, int64_t C, int64_t OC, Device dev) {
+    float* grads = l.grads;
     const int64_t r = l.config.r, n = span.count * r;
     if (span.count == 0) return;
     const size_t a = l.tensors[span.first].a;
     for (int64_t t0 = 0; t0 < T; t0 += LORA_ROWS) {
         const int64_t rows = std::min(LORA_ROWS, T - t0);
-        const LoraDropout d = lora_dropout_of(l, product, t0);
+        const LoraDropout d = lora_dropout_of(l, span, pass, t0);
         const floatX* x = lora_down(l, inp + t0 * C, d, span, rows, C, dev);
         for (int i = 0; i < span.count; i++) {
             const LoraTensor& p = l.tensors[span.first + i];
@@ -224,8 +219,9 @@ inline void lora_combine(const Lora& l, float* out, const float* w0, const LoraT
     matmul_nn(out, t.cols, l.scaled_b.data, r, l.work.data + t.a, t.cols, t.rows, r, t.cols, true, dev);
 }
 
-// From dweight [rows,cols] = M(dWq) and l.scaled_b of this tensor: the gradients of A and B, accumulated in grads
-inline void lora_inside_backward(const Lora& l, float* grads, const float* dweight, const LoraTensor& t, Device dev) {
+// From dweight [rows,cols] = M(dWq) and l.scaled_b of this tensor: the gradients of A and B, accumulated in l.grads
+inline void lora_inside_backward(const Lora& l, const float* dweight, const LoraTensor& t, Device dev) {
+    float* grads = l.grads;
     const int64_t r = l.config.r;
     floatX* dw = l.dweight_work.data;
     convert_forward(dw, dweight, t.rows * t.cols, dev);

@@ -1,0 +1,245 @@
+// A Linear: one of the four matrix products of a layer (q,k,v together, o, gate and up together, down), with its weights,
+// its quantizers, its packed codes and its adapter.
+//
+//   out [T,rows] = Q_x(x) Q(W)^T + bias + s (x A^T) B^T             Q_x, adapter: if it has them
+//   dx = dout Q(W) through the rule of Q_x;  dW += dout^T Q_x(x), the gradient of Q(W)
+//
+// Its parts are tensors of the checkpoint, one above the other, each with a quantizer of its own. What the forward reads
+// is one of: the working weight [rows,cols]; while it generates, the weight laid out for that; and of a frozen base,
+// which is a Linear without masters, packed codes alone. All give the same bits, since a column of the output meets one
+// row of Q(W) in one order of summation.
+//
+// Hooks: what a method does to a weight at the fixed moments of its life, see WeightHook.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+#include "../kernels/hadamard.cuh"
+#include "../kernels/linear.cuh"
+#include "../quant.cuh"
+#include "adapter.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what a forward does
+
+// The backward does the same as its forward
+struct Pass {
+    bool quantized = true;  // with Q(W) and Q_x; false: full precision. The KV cache keeps its quantizer either way.
+    bool adapter = true;    // false: the base alone, which is the reference policy of an adapter
+    bool packed = false;    // weights as model_pack laid them out
+    uint32_t dropout = 0;   // the number of the pass, which keys the adapter's dropout; 0: none
+};
+
+inline Pass full_precision() {
+    Pass p;
+    p.quantized = false;
+    return p;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what a linear is
+
+// Where a parameter lies. Views; null where there is none
+struct Param {
+    float* master = nullptr;
+    floatX* work = nullptr;
+    float* grad = nullptr;
+};
+
+struct LinearPart;
+
+// An optimizer's step, for what comes after it
+struct StepInfo {
+    double learning_rate = 0.0;
+    int64_t step = 0;  // of those that have been done, this one included
+};
+
+// Any of the three may be empty. Hooks run in the order in which they were added, those at the gradient in reverse.
+struct WeightHook {
+    // before it is quantized: the numbers [rows,cols] to quantize instead of w, which may be changed in place if it is
+    // not the master
+    std::function<const float*(LinearPart&, const float* w)> before_quantize;
+    // dw [rows,cols], the gradient of Q(w) after the quantizer's own rule: in place
+    std::function<void(LinearPart&, float* dw)> at_gradient;
+    // after the step has moved part.master and before it is quantized again; part.work is still the Q(w) of before
+    std::function<void(LinearPart&, const StepInfo&)> after_step;
+};
+
+struct LinearPart : QuantizedTensor {
+    const char* label = "";  // q, k, v, o, gate, up, down; embed, head
+    int layer = -1;
+    int64_t row0 = 0;  // of the linear
+    std::vector<WeightHook> hooks;
+};
+
+// Rows of a linear that are packed as one: neighbours with the same quantizer
+struct PackedRows {
+    int first_part = 0, parts = 0;
+    int64_t row0 = 0, rows = 0;
+    bool can_pack = false;        // all of its parts are quantized
+    QuantizedWeight codes;        // N 0: none, the working weight is read
+    PackedWeight<floatX> layout;  // CPU: the working weight as its product wants it, while the model generates
+};
+
+struct Linear {
+    const char* name = "";  // of its parts, as in a report: "q,k,v"
+    int layer = -1;
+    int64_t rows = 0, cols = 0;
+    std::vector<LinearPart> parts;
+    Param weight;  // [rows,cols]: its parts, which are neighbours; work is null if some part is packed codes alone
+    Param bias;    // [rows], of q,k,v; or null
+    Quantizer input;     // Q_x, one scale a row or group of it
+    Hadamard transform;  // R4 (methods/rotation.cuh): x is multiplied with it before anything else, in place
+    bool frozen = false;  // the codes of `packed` are all there is where a run has some
+    std::vector<PackedRows> packed;
+    const Lora* lora = nullptr;  // the model's adapter
+    LoraSpan adapter;
+};
+
+inline bool has_adapter(const Linear& l, const Pass& pass) { return l.lora->on() && pass.adapter; }
+
+// neighbours with the same quantizer, in l.packed; after the parts got theirs
+inline void linear_plan_packing(Linear& l) {
+    l.packed.clear();
+    for (size_t i = 0; i < l.parts.size(); i++) {
+        const LinearPart& p = l.parts[i];
+        const bool joins = i > 0 && p.quantizer.on() == l.parts[i - 1].quantizer.on() &&
+                           quantizer_text(p.quantizer) == quantizer_text(l.parts[i - 1].quantizer);
+        if (!joins) {
+            l.packed.emplace_back();
+            l.packed.back().first_part = (int)i, l.packed.back().row0 = p.row0;
+            l.packed.back().can_pack = p.quantizer.on();
+        }
+        l.packed.back().parts++;
+        l.packed.back().rows += p.rows;
+    }
+}
+
+// the packed codes of a run that can_pack, without memory
+inline QuantizedWeight packed_rows_codes(const Linear& l, const PackedRows& r, Device dev) {
+    const Quantizer& q = l.parts[r.first_part].quantizer;
+    const bool grouped = q.scope == QuantScope::group || q.scope == QuantScope::block;
+    QuantizedRows rows = {0, 0, 0};
+    for (int i = 0; i < r.parts; i++) rows[i] = l.parts[r.first_part + i].rows;
+    return quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), rows, l.cols,
+                            grouped ? q.group : l.cols, quantized_layout(dev));
+}
+inline size_t packed_rows_bytes(const Linear& l, const PackedRows& r, Device dev) {
+    return (quantized_weight_bytes(packed_rows_codes(l, r, dev)) + 255) / 256 * 256;
+}
+
+// what packing reads of a quantized tensor
+inline QuantizedSource quantized_source(const QuantizedTensor& t) {
+    QuantizedSource s;
+    s.codes = t.codes, s.grid = t.grid;
+    s.grid_rows = t.quantizer.scope == QuantScope::tensor ? t.rows : 1;  // a 128 x 128 tile's is stored in each row
+    s.tensor = t.state.tensor, s.scale_codes = t.state.codes, s.nested = t.state.absmax;
+    return s;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// forward
+
+// x [T,cols] = H x in place, if the linear has a transform; before linear_forward, and what the backward reads
+inline void linear_transform(const Linear& l, floatX* x, int64_t T, Device dev) {
+    if (l.transform.on()) hadamard_forward(x, l.cols, l.transform, T, l.cols / l.transform.N(), dev);
+}
+inline void linear_transform_backward(const Linear& l, floatX* dx, int64_t T, Device dev) {
+    if (l.transform.on()) hadamard_backward(dx, l.cols, l.transform, T, l.cols / l.transform.N(), dev);
+}
+
+// The numbers the product multiplies with: inp, or its fake-quantized copy in `quantized` [T,cols]
+inline const floatX* linear_input(const Linear& l, floatX* quantized, const floatX* inp, int64_t T, const Pass& pass,
+                                  Device dev) {
+    if (!pass.quantized || !l.input.on()) return inp;
+    fake_quant_rows(quantized, inp, T, l.cols, l.input, dev);
+    return quantized;
+}
+
+// out [T,rows] of the whole linear; inp [T,cols]; bias: [rows] or null; quantized: scratch [T,cols] for Q_x(inp), not
+// touched without a quantizer of the inputs
+inline void linear_forward(const Linear& l, floatX* out, const floatX* inp, const floatX* bias, floatX* quantized,
+                           int64_t T, const Pass& pass, Device dev) {
+    const floatX* x = linear_input(l, quantized, inp, T, pass, dev);
+    if (!pass.packed && !l.frozen)
+        linear_forward(out, l.rows, x, l.weight.work, bias, nullptr, nullptr, T, l.cols, l.rows, dev);
+    else
+        for (const PackedRows& r : l.packed)
+            linear_forward(out + r.row0, l.rows, x, l.parts[r.first_part].work, bias ? bias + r.row0 : nullptr,
+                           pass.packed && r.layout.N ? &r.layout : nullptr, r.codes.N ? &r.codes : nullptr, T, l.cols,
+                           r.rows, dev);
+    if (has_adapter(l, pass) && !l.lora->inside())
+        lora_forward(*l.lora, l.adapter, out, inp, pass.dropout, T, l.cols, l.rows, dev);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// backward
+
+// What is quantized of a part: its master, or what its hooks make of that
+inline const float* part_source(LinearPart& p) {
+    const float* w = p.master;
+    for (const WeightHook& h : p.hooks)
+        if (h.before_quantize) w = h.before_quantize(p, w);
+    return w;
+}
+
+// dw, the gradient of Q(w), becomes that of w and of whatever w is made of. w: part_source(p)
+inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantized, Device dev) {
+    if (quantized && p.quantizer.on()) quantized_tensor_backward(p, dw, w, dev);
+    for (size_t i = p.hooks.size(); i-- > 0;)
+        if (p.hooks[i].at_gradient) p.hooks[i].at_gradient(p, dw);
+}
+
+// dinp [T,cols] = dout [T,rows] Q(W) for a weight that is not trained itself
+inline void linear_backward_input(const Linear& l, floatX* dinp, const floatX* dout, int64_t T, Device dev) {
+    if (l.packed.size() == 1 && l.packed[0].codes.N) {
+        linear_backward_input_quantized(dinp, dout, l.packed[0].codes, T, dev);
+        return;
+    }
+    if (l.weight.work) {
+        matmul_nn(dinp, l.cols, dout, l.rows, l.weight.work, l.cols, T, l.rows, l.cols, false, dev);
+        return;
+    }
+    // parts in several formats: the sum runs over the rows of all of them, so they are expanded together
+    Scratch scratch((size_t)CEIL_DIV(l.rows * l.cols * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
+    floatX* whole = reinterpret_cast<floatX*>(scratch.data);
+    for (const PackedRows& r : l.packed) {
+        floatX* to = whole + r.row0 * l.cols;
+        if (r.codes.N) quantized_weight_unpack(to, l.cols, r.codes, 0, r.rows, dev);
+        else copy_on_device(to, l.parts[r.first_part].work, (size_t)(r.rows * l.cols) * sizeof(floatX), dev);
+    }
+    matmul_nn(dinp, l.cols, dout, l.rows, whole, l.cols, T, l.rows, l.cols, false, dev);
+}
+
+// the adapter's part of the backward: dA and dB, and dinp of the whole; x: what the product multiplied with
+inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout, const floatX* inp, const floatX* x,
+                                    int64_t T, const Pass& pass, Device dev) {
+    const Lora& lora = *l.lora;
+    const int64_t C = l.cols;
+    linear_backward_input(l, dinp, dout, T, dev);
+    if (x != inp) fake_quant_rows_backward(dinp, inp, T, C, l.input, dev);
+    if (!lora.inside()) {
+        lora_backward(lora, l.adapter, dinp, dout, inp, pass.dropout, T, C, l.rows, dev);
+        return;
+    }
+    for (int i = 0; i < l.adapter.count; i++) {  // dW is not kept: its rule and its hooks run at once
+        const LoraTensor& t = lora.tensors[l.adapter.first + i];
+        set_zero(lora.dweight.data, (size_t)(t.rows * C) * sizeof(float), dev);
+        matmul_tn(lora.dweight.data, C, dout + t.row0, l.rows, x, C, T, t.rows, C, dev);
+        LinearPart& p = l.parts[t.part];
+        part_gradient(p, lora.dweight.data, part_source(p), pass.quantized, dev);
+    }
+}
+
+// dinp [T,cols] = dout [T,rows] Q(W) through the straight-through rule of Q_x; the gradients of weight and bias, or of
+// the adapter, accumulate in their views. inp, quantized: as in the forward (the quantized copy is made again, not kept)
+inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const floatX* inp, floatX* quantized, int64_t T,
+                            const Pass& pass, Device dev) {
+    const floatX* x = linear_input(l, quantized, inp, T, pass, dev);
+    if (l.lora->on()) {
+        linear_backward_adapted(l, dinp, dout, inp, x, T, pass, dev);
+        return;
+    }
+    linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, T, l.cols, l.rows, dev);
+    if (x != inp) fake_quant_rows_backward(dinp, inp, T, l.cols, l.input, dev);
+}

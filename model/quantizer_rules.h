@@ -1,0 +1,189 @@
+// Which weight gets which quantizer: the text of --weights, --activations and --kv_cache.
+//
+//   RULES     QUANTIZER | QUANTIZER; RULE; RULE ...        the first, without '=', is for all linears; else none is
+//   RULE      WHERE, WHERE ... = QUANTIZER                 a later rule wins over an earlier one
+//   WHERE     q | k | v | o | gate | up | down             these parts of every layer
+//             layers.5 | layers.2-7 | layers.0.down        a layer, a range of them, a part of it
+//             head | embed                                 which no rule names by itself
+//             *.mlp.* | layers.*.q                         a pattern with *, of layers.5.q or of the checkpoint's name
+// as in  "int3:g128:asym; down=int4:g128:asym; layers.0,layers.29=int8:channel". --quantize_layers q,v with a single
+// quantizer is "none; q,v=QUANTIZER".
+//
+// The keys and values of a layer are layers.5; activations, the inputs of a product, go by its parts, which share them.
+#pragma once
+#include <string>
+#include <vector>
+#include "../quant.cuh"
+
+struct QuantizerRule {
+    std::vector<std::string> where;  // empty: every linear
+    Quantizer quantizer;
+};
+
+struct QuantizerRules {
+    std::string flag = "weights";
+    std::vector<QuantizerRule> rules;
+    bool on() const {
+        for (const QuantizerRule& r : rules)
+            if (r.quantizer.on()) return true;
+        return false;
+    }
+};
+
+// What a rule can name: a weight, an input of a product, or the cache of a layer
+struct QuantizerPlace {
+    int layer = -1;
+    std::string part;  // q, k, ... down; embed, head; "" for the cache of a layer
+    std::string name;  // the checkpoint's
+};
+
+inline std::string place_text(const QuantizerPlace& p) {
+    if (p.layer < 0) return p.part;
+    return "layers." + std::to_string(p.layer) + (p.part.empty() ? "" : "." + p.part);
+}
+
+inline std::string trim(const std::string& s) {
+    const size_t first = s.find_first_not_of(" \t\n"), last = s.find_last_not_of(" \t\n");
+    return first == s.npos ? "" : s.substr(first, last - first + 1);
+}
+
+// the items between separators, without spaces around them; "" has none
+inline std::vector<std::string> split_list(const std::string& text, char separator) {
+    std::vector<std::string> items;
+    for (size_t at = 0; at <= text.size() && !trim(text).empty();) {
+        const size_t end = std::min(text.find(separator, at), text.size());
+        items.push_back(trim(text.substr(at, end - at)));
+        at = end + 1;
+    }
+    return items;
+}
+
+// does `text` match `pattern`, in which * stands for any characters?
+inline bool glob_match(const char* pattern, const char* text) {
+    if (*pattern == '*') return glob_match(pattern + 1, text) || (*text && glob_match(pattern, text + 1));
+    return *pattern == *text && (!*text || glob_match(pattern + 1, text + 1));
+}
+
+// "layers.5", "layers.2-7", either with .PART behind; false: it is not of that form
+inline bool layers_selector(const std::string& where, int* first, int* last, std::string* part) {
+    int end = 0;
+    if (sscanf(where.c_str(), "layers.%d%n", first, &end) != 1 || end == 0) return false;
+    *last = *first;
+    size_t at = (size_t)end;
+    if (at < where.size() && where[at] == '-') {
+        if (sscanf(where.c_str() + at, "-%d%n", last, &end) != 1) return false;
+        at += (size_t)end;
+    }
+    *part = at < where.size() ? where.substr(at + 1) : "";
+    return at == where.size() || where[at] == '.';
+}
+
+inline bool place_matches(const std::string& where, const QuantizerPlace& p) {
+    int first = 0, last = 0;
+    std::string part;
+    if (where.find('*') != where.npos)
+        return glob_match(where.c_str(), place_text(p).c_str()) || glob_match(where.c_str(), p.name.c_str());
+    if (layers_selector(where, &first, &last, &part))
+        return p.layer >= first && p.layer <= last && (part.empty() || part == p.part);
+    return where == p.part || where == p.name;
+}
+
+inline bool rule_matches(const QuantizerRule& r, const QuantizerPlace& p) {
+    if (r.where.empty()) return p.layer >= 0;
+    for (const std::string& w : r.where)
+        if (place_matches(w, p)) return true;
+    return false;
+}
+
+// the quantizer of a place: that of the last rule that names it
+inline Quantizer quantizer_of(const QuantizerRules& rules, const QuantizerPlace& p) {
+    Quantizer q;
+    for (const QuantizerRule& r : rules.rules)
+        if (rule_matches(r, p)) q = r.quantizer;
+    return q;
+}
+
+// the quantizer of all that is quantized; off where there are several, or none
+inline Quantizer single_quantizer(const QuantizerRules& rules) {
+    Quantizer one;
+    for (const QuantizerRule& r : rules.rules) {
+        if (!r.quantizer.on()) continue;
+        if (one.on() && quantizer_text(one) != quantizer_text(r.quantizer)) return Quantizer();
+        one = r.quantizer;
+    }
+    return one;
+}
+
+// text of a flag; layers: --quantize_layers, which restricts a single quantizer ("all": no restriction)
+inline QuantizerRules rules_parse(const std::string& text, const char* flag, const std::string& layers = "all") {
+    QuantizerRules out;
+    out.flag = flag;
+    for (const std::string& item : split_list(text, ';')) {
+        QuantizerRule r;
+        const size_t equals = item.find('=');
+        if (equals != item.npos) {
+            r.where = split_list(item.substr(0, equals), ',');
+            for (const std::string& w : r.where)
+                if (w.empty()) fail_usage("--%s %s: an empty name before =", flag, item.c_str());
+            if (r.where.empty()) fail_usage("--%s %s: nothing is named before =", flag, item.c_str());
+        } else if (!out.rules.empty()) {
+            fail_usage("--%s %s: only the first quantizer can stand without names; write NAMES=%s", flag, text.c_str(),
+                       item.c_str());
+        }
+        r.quantizer = quantizer_parse(equals == item.npos ? item : trim(item.substr(equals + 1)), flag);
+        out.rules.push_back(r);
+    }
+    if (out.rules.empty()) fail_usage("--%s: no quantizer; give none, or one such as int4:g32", flag);
+    if (layers == "all") return out;
+    if (out.rules.size() > 1 || !out.rules[0].where.empty())
+        fail_usage("--quantize_layers %s is for a single quantizer; name the layers in --%s instead", layers.c_str(),
+                   flag);
+    out.rules[0].where = split_list(layers, ',');
+    return out;
+}
+
+// the canonical text
+inline std::string rules_text(const QuantizerRules& rules) {
+    std::string text;
+    if (!rules.on()) return "none";
+    for (const QuantizerRule& r : rules.rules) {
+        if (!text.empty()) text += "; ";
+        else if (!r.where.empty()) text = "none; ";
+        for (size_t i = 0; i < r.where.size(); i++) text += (i ? "," : "") + r.where[i];
+        text += (r.where.empty() ? "" : "=") + quantizer_text(r.quantizer, rules.flag == "weights" ? "channel" : "token");
+    }
+    return text;
+}
+
+// Fails if a rule names none of the places
+inline void rules_check(const QuantizerRules& rules, const std::vector<QuantizerPlace>& places) {
+    for (const QuantizerRule& r : rules.rules)
+        for (const std::string& w : r.where) {
+            bool found = false;
+            for (const QuantizerPlace& p : places) found = found || place_matches(w, p);
+            if (!found)
+                fail_usage("--%s: '%s' names nothing of this model; there are %s", rules.flag.c_str(), w.c_str(),
+                           rules.flag == "kv_cache" ? "layers.0, layers.0-3 ..., and * for any characters"
+                                                    : "q, k, v, o, gate, up, down, layers.0, layers.0-3, layers.0.down "
+                                                      "..., head, embed, and * for any characters");
+        }
+}
+
+// What the user should know of rules that meet: one line for each place rule that a later one overrides
+inline std::vector<std::string> rules_overridden(const QuantizerRules& rules, const std::vector<QuantizerPlace>& places) {
+    std::vector<std::string> notes;
+    for (size_t a = 0; a < rules.rules.size(); a++)
+        for (size_t b = a + 1; b < rules.rules.size(); b++) {
+            int both = 0;
+            std::string example;
+            for (const QuantizerPlace& p : places) {
+                if (rules.rules[a].where.empty() || !rule_matches(rules.rules[a], p) || !rule_matches(rules.rules[b], p))
+                    continue;
+                if (both++ == 0) example = place_text(p);
+            }
+            if (!both) continue;
+            notes.push_back(format("--%s: rules %zu and %zu both name %s%s; the later one wins", rules.flag.c_str(),
+                                   a + 1, b + 1, example.c_str(), both > 1 ? format(" and %d more", both - 1).c_str() : ""));
+        }
+    return notes;
+}
