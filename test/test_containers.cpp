@@ -262,7 +262,7 @@ TEST(Export, EveryFormatKeepsQOfWToTheBit) {
             // and it is written again from the folder to the same file, with no model at all
             TempDir e;
             ModelFile file = model_file_open(d.path);
-            export_folder(export_source(file, model_config(d.path), Quantizer(), "all"), e.path, format, "bfloat16",
+            export_folder(export_source(file, model_config(d.path), rules_of("none")), e.path, format, "bfloat16",
                           nothing);
             EXPECT_EQ(read_file(e.path + "/model.safetensors"), read_file(d.path + "/model.safetensors"));
         }
@@ -283,7 +283,7 @@ TEST(Export, GridsThatAreWrittenAsAnother) {
         TempDir d;
         save_quantized(m, d.path, c.format, "", nothing);
         load_stored(again, d.path);
-        EXPECT_EQ(quantizer_text(again.quantizer), c.as);
+        EXPECT_EQ(rules_text(again.weight_rules), c.as);
         for (size_t i = 0; i < m.num_params; i++) ASSERT_EQ((float)again.work.data[i], (float)m.work.data[i]) << i;
     }
 }

@@ -16,8 +16,9 @@ static const char* const quantizers[] = {
 static KvQuant kv_quant(const std::string& text, int NKV, int HD) {
     Model m;
     m.config.num_key_value_heads = NKV, m.config.head_dim = HD;
-    m.kv_cache = quantizer_parse(text, "kv_cache");
-    return model_kv_quant(m);
+    m.layers.resize(1);
+    m.layers[0].kv = quantizer_parse(text, "kv_cache");
+    return layer_kv_quant(m, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -507,7 +508,7 @@ TEST(KvModels, RefusesWhatDoesNotFit) {
     qwen3.head_dim = 20, qwen3.qk_norm = true;
     auto message = [](const ModelConfig& c, const char* text, bool pre_bias) -> std::string {
         try {
-            check_kv_cache(c, quantizer_parse(text, "kv_cache"), pre_bias);
+            check_kv_rules(c, rules_for("kv_cache", text), pre_bias);
         } catch (const Error& e) { return e.what(); }
         return "";
     };

@@ -417,7 +417,7 @@ TEST(Ptq, Transforms) {
         }
         for (const ParamTensor& t : m.tensors) {
             bool norm = t.name.find("input_layernorm") != std::string::npos;
-            bool behind = quantizes("q,k,v", t);
+            bool behind = t.kind == ParamKind::linear && t.product == Product::qkv;
             for (int64_t i = 0; t.layer == l && (norm || behind) && i < t.count(); i++)
                 m.master[t.offset + i] *= norm ? 0.5f : 2.0f;
         }
@@ -430,7 +430,7 @@ TEST(Ptq, Transforms) {
 
 TEST(Ptq, Methods) {
     EXPECT_FALSE(ptq_parse("rtn", {}).needs_calibration());
-    EXPECT_TRUE(ptq_parse("gptq", {}).gptq);
+    EXPECT_TRUE(ptq_parse("gptq", {}).needs_calibration());
     for (const char* bad : {"", "gpt", "gptq+", "+rtn", "gptq+gptq", "gptq rtn"})
         EXPECT_THROW(ptq_parse(bad, {}), Error);
 }

@@ -929,7 +929,10 @@ TEST(LearnedScale, DescentLowersTheError) {
 TEST(LearnedScale, RefusedWhereItMakesNoSense) {
     auto refused = [](const char* text, LearnedScale kind, bool stochastic) {
         try {
-            check_learned(quantizer_parse(text, "weights"), kind, stochastic);
+            Quantizer q = quantizer_parse(text, "weights");
+            q.scale_mode = stochastic ? ScaleMode::dynamic : ScaleMode::learned;
+            q.learned_scale = kind, q.stochastic = stochastic;
+            check_trained(q);
             return false;
         } catch (const Error& e) {
             EXPECT_EQ(e.exit_code, 2);

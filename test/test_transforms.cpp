@@ -169,7 +169,7 @@ TEST_P(Transforms, RotationsLeaveTheFunction) {
             for (int64_t i = 0; i < t.count() && norm && c.hidden; i++) ASSERT_EQ(m.master[t.offset + i], 1.0f);
         }
         EXPECT_EQ(m.rotate_qk.N(), c.qk ? m.HD() : 0);
-        EXPECT_EQ(m.rotate_down.N(), c.down ? m.F() : 0);  // 44, 48: Paley I of 43, 47
+        EXPECT_EQ(m.layers[0].down.transform.N(), c.down ? m.F() : 0);  // 44, 48: Paley I of 43, 47
     }
 }
 
@@ -222,16 +222,11 @@ TEST_P(Transforms, ARotatedModelIsSavedLoadedAndDecodesTheBitsOfItsForward) {
 
     // whole, and over the cache: 5 tokens at once, then one at a time
     Batch b = batch_of(m, {13});
-    Pass host, whole;
+    Trace host, whole;
     forward(m, host, b), forward(back, whole, b);
     EXPECT_LE(relative(whole.logits, host.logits), CLOSE);
     KVCache cache;
-    cache.width = (int64_t)m.NKV() * m.HD();
-    for (int place : {0, 1}) {
-        cache.rows[place] = 13;
-        cache.k[place].allocate(m.L() * 13 * cache.width, "keys", "", back.dev);
-        cache.v[place].allocate(m.L() * 13 * cache.width, "values", "", back.dev);
-    }
+    for (int place : {0, 1}) kv_cache_allocate(cache, back, place, 13, "keys and values", "");
     Activations acts;
     activations_allocate(acts, back, 13, ActivationMode::inference);
     auto check = [&](int first, int n) {
@@ -242,14 +237,14 @@ TEST_P(Transforms, ARotatedModelIsSavedLoadedAndDecodesTheBitsOfItsForward) {
     Batch prompt;
     batch_add_sequence(prompt, b.tokens.data(), 5);
     for (int i = 0; i < 5; i++) prompt.writes.push_back({0, i});
-    model_forward(back, acts, prompt, &cache);
+    model_forward(back, acts, prompt, full_precision(), &cache);
     check(0, 5);
     for (int i = 5; i < 13; i++) {
         Batch one;
         KeyRange range;
         range.row0 = 0, range.n0 = 5, range.row1 = 0, range.n1 = i - 4;
         one.tokens = {b.tokens[i]}, one.positions = {i}, one.ranges = {range}, one.writes = {{1, i - 5}};
-        model_forward(back, acts, one, &cache);
+        model_forward(back, acts, one, full_precision(), &cache);
         check(i, 1);
     }
 }
