@@ -293,9 +293,11 @@ inline void attention_kv(Model& m, LayerActivations& y, int l, const BatchView& 
         kv_cache_write(k_cache, v_cache, k, QK, v, QKV, b.writes, T, cache->width, m.dev);
     }
     if (b.sequences)
-        attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, QKV}, b.ranges, b.starts, b.sequences, b.longest, T, NH,
-                          NKV, HD, m.dev);
-    else attention_decode(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, NH, NKV, HD, m.dev);
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, QKV}, {b.starts, b.sequences, b.longest, b.ranges},
+                          {T, NH, NKV, HD}, m.dev);
+    else
+        attention_decode(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, {T, NH, NKV, HD},
+                         m.dev);
 }
 
 // y.att from y.qkv: keys and values to their codes and back, into the cache, and attention. Queries are finished; keys
@@ -324,9 +326,10 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     }
     kv_quantize(q, v, m.QKV(), v, m.QKV(), nullptr, v_cache, writes, T, m.dev);
     if (b.sequences)
-        attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, m.QKV()}, b.ranges, b.starts, b.sequences, b.longest, T,
-                          m.NH(), m.NKV(), m.HD(), m.dev);
-    else attention_decode_codes(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, m.NH(), m.dev);
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, m.QKV()}, {b.starts, b.sequences, b.longest, b.ranges},
+                          {T, m.NH(), m.NKV(), m.HD()}, m.dev);
+    else
+        attention_decode_codes(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, T, m.NH(), m.dev);
 }
 
 // attention of layer l, from a.layers[l].ln1 to .att
@@ -432,9 +435,9 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         projection_backward(m, g, a.datt, a.dresidual, y.att, a.quantized, l, Projection::o, T);
         floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
         int64_t stride = m.config.qk_norm ? QK : QKV;
-        attention_backward(dqk, stride, dqk + NH * HD, stride, a.dqkv + QK, QKV, a.datt, y.att, y.lse, y.qk, QK,
-                           {y.qk + NH * HD, y.qkv + QK, QK, QKV}, b.starts, b.sequences, b.longest, T, NH, NKV, HD,
-                           m.dev);
+        attention_backward({{dqk, stride}, {dqk + NH * HD, stride}, {a.dqkv + QK, QKV}}, a.datt, y.att, y.lse,
+                           {y.qk, QK}, {y.qk + NH * HD, y.qkv + QK, QK, QKV}, {b.starts, b.sequences, b.longest},
+                           {T, NH, NKV, HD}, m.dev);
         if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
         rope_backward(dqk, stride, b.positions, m.rope, T, NH + NKV, m.dev);
         if (m.config.qk_norm) {

@@ -273,17 +273,18 @@ static void bench_attention(Bench& b, const Shapes& s) {
                    {"attention_forward",
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
-                        attention_forward(out.data, lse.data, qkv.data, QKV, kv, nullptr, starts.data, (int)s.sequences,
-                                          (int)length, T, s.NH, s.NKV, s.HD, dev);
+                        attention_forward(out.data, lse.data, {qkv.data, QKV}, kv,
+                                          {starts.data, (int)s.sequences, (int)length, nullptr}, {T, s.NH, s.NKV, s.HD},
+                                          dev);
                     },
                     2 * X * T * s.HD * heads,
                     4 * pairs * s.NH * s.HD},
                    {"attention_backward",
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
-                        attention_backward(dqkv.data, QKV, dqkv.data + Q, QKV, dqkv.data + Q + KV, QKV, dout.data,
-                                           out.data, lse.data, qkv.data, QKV, kv, starts.data, (int)s.sequences,
-                                           (int)length, T, s.NH, s.NKV, s.HD, dev);
+                        attention_backward({{dqkv.data, QKV}, {dqkv.data + Q, QKV}, {dqkv.data + Q + KV, QKV}},
+                                           dout.data, out.data, lse.data, {qkv.data, QKV}, kv,
+                                           {starts.data, (int)s.sequences, (int)length}, {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     4 * X * T * s.HD * heads,
                     10 * pairs * s.NH * s.HD},
@@ -303,8 +304,8 @@ static void bench_decode(Bench& b, const Shapes& s, int64_t R) {
     measure(b, {{"attention_decode",
                  {R, s.keys, s.NH, s.HD},
                  [&] {
-                     attention_decode(out.data, lse.data, q.data, Q, KeyValueRows(), cache, ranges.data, (int)s.keys, R,
-                                      s.NH, s.NKV, s.HD, dev);
+                     attention_decode(out.data, lse.data, {q.data, Q}, KeyValueRows(), cache,
+                                      {ranges.data, (int)s.keys}, {R, s.NH, s.NKV, s.HD}, dev);
                  },
                  2 * X * R * s.keys * KV,
                  4.0 * R * s.keys * Q}});

@@ -388,8 +388,8 @@ TEST(Attention, ForwardAgainstFloat64) {
         auto run = [&] {
             Half out(x.T * qw, CPU);
             Full lse(x.T * c.NH, CPU);
-            attention_forward_cpu(out.data, lse.data, q.data, qw, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
-                                  x.T, c.NH, c.NKV, c.HD);
+            attention_forward_cpu(out.data, lse.data, {q.data, qw}, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
+                                  {x.T, c.NH, c.NKV, c.HD});
             std::vector<float> both;
             append(both, out.get());
             append(both, lse.get());
@@ -410,8 +410,8 @@ TEST(Attention, TheSameBitsWhereverTheKeysLie) {
         const int64_t qw = (int64_t)c.NH * c.HD, kw = (int64_t)c.NKV * c.HD;
         Half q(x.q, CPU), k(x.k, CPU), v(x.v, CPU), out(x.T * qw, CPU);
         Full lse(x.T * c.NH, CPU);
-        attention_forward_cpu(out.data, lse.data, q.data, qw, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(), x.T,
-                              c.NH, c.NKV, c.HD);
+        attention_forward_cpu(out.data, lse.data, {q.data, qw}, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
+                              {x.T, c.NH, c.NKV, c.HD});
         std::vector<floatX> all = out.get();
         std::vector<float> all_lse = lse.get();
         for (size_t s = 0; s + 1 < x.starts.size(); s++) {
@@ -434,8 +434,8 @@ TEST(Attention, TheSameBitsWhereverTheKeysLie) {
                 r.row0 = 2, r.n0 = split, r.row1 = 1, r.n1 = n - split;
                 Half one(qw, CPU);
                 Full one_lse(c.NH, CPU);
-                attention_forward_cpu(one.data, one_lse.data, q.data + t * qw, qw, {k0.data(), v0.data(), s0, s0},
-                                      {k1.data(), v1.data(), s1, s1}, &r, 1, c.NH, c.NKV, c.HD);
+                attention_forward_cpu(one.data, one_lse.data, {q.data + t * qw, qw}, {k0.data(), v0.data(), s0, s0},
+                                      {k1.data(), v1.data(), s1, s1}, &r, {1, c.NH, c.NKV, c.HD});
                 EXPECT_TRUE(same_bits(one.get(), {all.begin() + t * qw, all.begin() + (t + 1) * qw}))
                     << "HD " << c.HD << ", " << split << " of " << n << " keys in place 0";
                 EXPECT_TRUE(same_bits(one_lse.get(), {all_lse.begin() + t * c.NH, all_lse.begin() + (t + 1) * c.NH}));
@@ -464,9 +464,9 @@ TEST(Attention, BackwardAgainstFloat64) {
             Half dqk(x.T * qk, CPU), dqkv(x.T * wide, CPU), dout(x.dout, CPU), out(o, CPU), q(joined, CPU),
                 v(values, CPU);
             Full l(lse, CPU);
-            attention_backward_cpu(dqk.data, qk, dqk.data + qw, qk, dqkv.data + qw + kw, wide, dout.data, out.data,
-                                   l.data, q.data, qk, {q.data + qw, v.data + qw + kw, qk, wide}, x.starts.data(),
-                                   (int)c.lengths.size(), c.NH, c.NKV, c.HD);
+            attention_backward_cpu({{dqk.data, qk}, {dqk.data + qw, qk}, {dqkv.data + qw + kw, wide}}, dout.data,
+                                   out.data, l.data, {q.data, qk}, {q.data + qw, v.data + qw + kw, qk, wide},
+                                   {x.starts.data(), (int)c.lengths.size(), 0}, {x.T, c.NH, c.NKV, c.HD});
             std::vector<floatX> all = dqk.get(), dv = dqkv.get();
             for (int64_t t = 0; t < x.T; t++)
                 for (int64_t i = 0; i < wide; i++) {
