@@ -37,7 +37,7 @@ inline void projection_forward(const Model& m, floatX* out, const floatX* inp, f
                    base              ? base
                    : g && g->codes.N ? &g->codes
                                      : nullptr,
-                   T, shape.cols, shape.rows, m.dev);
+                   {T, shape.cols, shape.rows}, m.dev);
     if (m.lora.on() && m.lora.enabled && !m.lora.inside())
         lora_forward(m.lora, out, inp, layer * 4 + (int)p, T, shape.cols, shape.rows, m.dev);
 }
@@ -51,7 +51,7 @@ inline void adapted_projection_backward(const Model& m, float* adapters, floatX*
     const floatX* weight = projection_weight(m.w.layers[layer], p);
     if (!m.base.empty() && m.base[layer][(int)p].N)
         linear_backward_input_quantized(dinp, dout, m.base[layer][(int)p], T, m.dev);
-    else matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, m.dev);
+    else matmul_nn(Rows{dinp, C}, {dout, OC}, {weight, C}, T, OC, C, false, m.dev);
     if (x != inp) fake_quant_rows_backward(dinp, inp, T, C, m.activations, m.ste, m.dev);
     if (!l.inside()) {
         lora_backward(l, adapters, dinp, dout, inp, layer * 4 + (int)p, T, C, OC, m.dev);
@@ -61,7 +61,7 @@ inline void adapted_projection_backward(const Model& m, float* adapters, floatX*
     for (int i = 0; i < span.count; i++) {
         const LoraTensor& t = l.tensors[span.first + i];
         set_zero(l.dweight.data, (size_t)(t.rows * t.cols) * sizeof(float), m.dev);
-        matmul_tn(l.dweight.data, C, dout + t.row0, OC, x, C, T, t.rows, C, m.dev);
+        matmul_tn({l.dweight.data, C}, {dout + t.row0, OC}, {x, C}, T, t.rows, C, m.dev);
         size_t offset = (size_t)(weight - m.work.data) + (size_t)(t.row0 * C);
         lora_combine(l, l.combined.data, m.master.data + offset, t, m.dev);
         for (size_t j = 0; j < m.quantized.size(); j++) {
@@ -89,6 +89,6 @@ inline void projection_backward(const Model& m, const Weights<float>& g, floatX*
     const LayerWeights<float>& d = g.layers[layer];
     ProductShape shape = product_shapes(m)[(int)p];
     linear_backward(dinp, projection_weight(d, p), p == Projection::qkv ? d.qkv_bias : nullptr, dout, x,
-                    projection_weight(m.w.layers[layer], p), T, shape.cols, shape.rows, m.dev);
+                    projection_weight(m.w.layers[layer], p), {T, shape.cols, shape.rows}, m.dev);
     if (x != inp) fake_quant_rows_backward(dinp, inp, T, shape.cols, m.activations, m.ste, m.dev);
 }

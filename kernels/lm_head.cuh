@@ -121,7 +121,7 @@ inline void lm_head_forward_cpu(float* logp,           // [T]
         for (int64_t i = 0; i < rows; i++) state[i] = SoftmaxState();
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
-            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, columns);
+            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static)
             for (int64_t i = 0; i < rows; i++) {
                 softmax_chunk(state[i], logits + i * columns, n, inverse_temperature);
@@ -157,7 +157,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
         memset(dh, 0, rows * C * sizeof(float));
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
-            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, columns);
+            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static)
             for (int64_t i = 0; i < rows; i++) {
                 const float* z = logits + i * columns;
@@ -168,8 +168,8 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
                 int64_t y = targets[t0 + i] - v0;
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));
             }
-            gemm_nn(dh, dlogits, weight + v0 * C, rows, n, C, true, C, columns);
-            if (dweight) gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, C, columns);
+            gemm_nn(dh, dlogits, weight + v0 * C, rows, n, C, true, {C, columns});
+            if (dweight) gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, {C, columns});
         }
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
@@ -324,8 +324,7 @@ inline void lm_head_forward(float* logp, float* lse, float* entropy, const float
             int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
             for (int64_t v0 = 0; v0 < V; v0 += columns) {
                 int n = (int)(V - v0 < columns ? V - v0 : columns);
-                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
-                          dev);
+                matmul_nt(Rows{logits, columns}, {hidden + t0 * C, C}, {weight + v0 * C, C}, nullptr, rows, n, C, dev);
                 LAUNCH(lm_head_softmax_chunk_kernel, rows, LM_HEAD_BLOCK, 0, dev.stream, scratch.state.data,
                        scratch.target.data, logits, targets + t0, columns, n, v0, inverse_temperature,
                        is_aligned16(logits, columns));
@@ -363,13 +362,13 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
             int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
             for (int64_t v0 = 0; v0 < V; v0 += columns) {
                 int n = (int)(V - v0 < columns ? V - v0 : columns);
-                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
-                          dev);
+                matmul_nt(Rows{logits, columns}, {hidden + t0 * C, C}, {weight + v0 * C, C}, nullptr, rows, n, C, dev);
                 LAUNCH(lm_head_dlogits_kernel, dim3(CEIL_DIV(n, LM_HEAD_BLOCK * W), rows), LM_HEAD_BLOCK, 0, dev.stream,
                        dlogits, logits, dlogp + t0, lse + t0, targets + t0, columns, n, v0, inverse_temperature,
                        aligned);
-                matmul_nn(dh, C, dlogits, columns, weight + v0 * C, C, rows, n, C, v0 > 0, dev);
-                if (dweight) matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
+                matmul_nn(Rows{dh, C}, {dlogits, columns}, {weight + v0 * C, C}, rows, n, C, v0 > 0, dev);
+                if (dweight)
+                    matmul_tn({dweight + v0 * C, C}, {dlogits, columns}, {hidden + t0 * C, C}, rows, n, C, dev);
             }
             convert_forward(dhidden + t0 * C, dh, rows * C, dev);
         }

@@ -303,7 +303,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
             if (!batches.empty()) set_zero(s.hessian.data, (size_t)(n * n) * sizeof(float), m.dev);
             each([&](const BatchView& b, int64_t first) {
                 const floatX* x = product_input(p, b, first);
-                matmul_tn(s.hessian.data, n, x, n, x, n, b.T, n, n, m.dev);
+                matmul_tn({s.hessian.data, n}, {x, n}, {x, n}, b.T, n, n, m.dev);
             });
             report.product[p] = round_product(m, s, plan, config, l, p, batches.empty() ? nullptr : s.hessian.data);
         }

@@ -323,12 +323,16 @@ static void bench_products(Bench& b, const Shapes& s, int64_t N, int64_t K) {
             {
                 {"matmul_nt_any_order (cuBLASLt)",
                  {M, N, K},
-                 [&] { matmul_nt_any_order(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+                 [&] {
+                     matmul_nt_any_order({out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+                 },
                  operands,
                  flops},
                 {"matmul_nt",
                  {M, N, K},
-                 [&] { matmul_nt(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+                 [&] {
+                     matmul_nt(Rows{out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+                 },
                  operands,
                  flops},
             },
@@ -336,12 +340,16 @@ static void bench_products(Bench& b, const Shapes& s, int64_t N, int64_t K) {
     measure(b, {
                    {"matmul_nn (cuBLASLt)",
                     {M, N, K},
-                    [&] { matmul_nn(da.data, K, out.data, N, w.data, K, M, N, K, false, dev); },
+                    [&] {
+                        matmul_nn(Rows{da.data, K}, {out.data, N}, {w.data, K}, M, N, K, false, dev);
+                    },
                     operands,
                     flops},
                    {"matmul_tn (cuBLASLt)",
                     {M, N, K},
-                    [&] { matmul_tn(dw.data, K, out.data, N, a.data, K, M, N, K, dev); },
+                    [&] {
+                        matmul_tn({dw.data, K}, {out.data, N}, {a.data, K}, M, N, K, dev);
+                    },
                     X * (M * N + M * K) + 8.0 * N * K,
                     flops},
                });
@@ -401,12 +409,16 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
     std::vector<Row> table = {
         {"matmul_nt_any_order (cuBLASLt)",
          {M, N, K},
-         [&] { matmul_nt_any_order(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+         [&] {
+             matmul_nt_any_order({out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+         },
          rows + weight,
          flops},
         {"matmul_nt",
          {M, N, K},
-         [&] { matmul_nt(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+         [&] {
+             matmul_nt(Rows{out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+         },
          rows + weight,
          flops},
     };

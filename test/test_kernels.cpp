@@ -549,11 +549,11 @@ TEST(Linear, ForwardAndBackwardAgainstFloat64) {
             const floatX* bias_or_null = with_bias ? bias.data : nullptr;
             auto forward = [&] {
                 Half out(c.T * c.OC, CPU);
-                linear_forward_cpu(out.data, inp.data, weight.data, bias_or_null, nullptr, c.T, c.C, c.OC);
+                linear_forward_cpu(out.data, inp.data, weight.data, bias_or_null, nullptr, {c.T, c.C, c.OC});
                 return out.get();
             };
             Half packed_out(c.T * c.OC, CPU);
-            linear_forward_cpu(packed_out.data, inp.data, nullptr, bias_or_null, &pack, c.T, c.C, c.OC);
+            linear_forward_cpu(packed_out.data, inp.data, nullptr, bias_or_null, &pack, {c.T, c.C, c.OC});
             std::vector<double> y(c.T * c.OC), dx(c.T * c.C), dw = widen(dw0), db = widen(db0);
             for (int64_t t = 0; t < c.T; t++)
                 for (int64_t o = 0; o < c.OC; o++) {
@@ -574,7 +574,7 @@ TEST(Linear, ForwardAndBackwardAgainstFloat64) {
                 Half dinp(c.T * c.C, CPU);
                 Full dweight(dw0, CPU), dbias(db0, CPU);
                 linear_backward_cpu(dinp.data, dweight.data, with_bias ? dbias.data : nullptr, dout.data, inp.data,
-                                    weight.data, c.T, c.C, c.OC);
+                                    weight.data, {c.T, c.C, c.OC});
                 std::vector<float> all;
                 append(all, dinp.get());
                 append(all, dweight.get());

@@ -189,7 +189,7 @@ TEST(LmHead, SamplerAndTrainerGiveTheSameBits) {
                     lse(c.T, run.dev), alone(1, run.dev), alone_lse(1, run.dev);
                 TestBuffer<int> tokens(c.T, run.dev);
                 TestBuffer<DrawKey> keys(std::vector<DrawKey>(c.T, DrawKey{1, 2, 3}), run.dev);
-                matmul_nt(logits.data, c.V, hidden.data, c.C, weight.data, c.C, (const floatX*)nullptr, c.T, c.V, c.C,
+                matmul_nt(Rows{logits.data, c.V}, {hidden.data, c.C}, {weight.data, c.C}, nullptr, c.T, c.V, c.C,
                           run.dev);
                 sample_rows(tokens.data, sampled.data, logits.data, c.T, c.V, c.V, p, DrawStream(), keys.data, run.dev);
                 lm_head_forward(logp.data, lse.data, nullptr, hidden.data, weight.data, tokens.data, c.T, c.C, c.V,
