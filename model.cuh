@@ -290,7 +290,7 @@ inline void attention_kv(Model& m, LayerActivations& y, int l, const BatchView& 
             k_cache[i] = cache->k[i].data + base, v_cache[i] = cache->v[i].data + base;
             place[i] = {k_cache[i], v_cache[i], cache->width, cache->width};
         }
-        kv_cache_write(k_cache, v_cache, k, QK, v, QKV, b.writes, T, cache->width, m.dev);
+        kv_cache_write(k_cache, v_cache, {k, QK}, {v, QKV}, b.writes, T, cache->width, m.dev);
     }
     if (b.sequences)
         attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, QKV}, {b.starts, b.sequences, b.longest, b.ranges},
@@ -320,7 +320,7 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     floatX *k = y.qk + k_at, *v = y.qkv + v_at;
     if (m.k_pre_bias) {
         kv_quantize(q, k, QK, y.qkv + k_at, m.QKV(), rotation.bias, k_cache, writes, T, m.dev);
-        rope_forward(k, QK, k, QK, b.positions, m.rope, T, m.NKV(), m.dev);
+        rope_forward({k, QK}, {k, QK}, b.positions, m.rope, T, m.NKV(), m.dev);
     } else {
         kv_quantize(q, k, QK, k, QK, nullptr, k_cache, writes, T, m.dev);
     }
@@ -348,9 +348,9 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
     if (m.config.qk_norm) {
         rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm, T, NH, HD, QK, QKV, eps, m.dev);
         rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm, T, NKV, HD, QK, QKV, eps, m.dev);
-        rope_forward(y.qk, QK, y.qk, QK, b.positions, m.rope, T, NH + NKV, m.dev);
+        rope_forward({y.qk, QK}, {y.qk, QK}, b.positions, m.rope, T, NH + NKV, m.dev);
     } else {
-        rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
+        rope_forward({y.qk, QK}, {y.qkv, QKV}, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
     }
     if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
     if (m.kv_cache.on()) attention_quantized_kv(m, y, l, b, cache);
@@ -439,7 +439,7 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
                            {y.qk, QK}, {y.qk + NH * HD, y.qkv + QK, QK, QKV}, {b.starts, b.sequences, b.longest},
                            {T, NH, NKV, HD}, m.dev);
         if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
-        rope_backward(dqk, stride, b.positions, m.rope, T, NH + NKV, m.dev);
+        rope_backward({dqk, stride}, b.positions, m.rope, T, NH + NKV, m.dev);
         if (m.config.qk_norm) {
             rmsnorm_heads_backward(a.dqkv, d.q_norm, a.dqk, y.qkv, w.q_norm, y.q_rstd, T, NH, HD, QKV, QK, QKV, false,
                                    m.dev);

@@ -237,7 +237,9 @@ static void bench_rope(Bench& b, const Shapes& s) {
     Buffer<floatX> qkv = noise<floatX>(T * stride, dev), qk = room<floatX>(T * H * s.HD, dev);
     measure(b, {{"rope_forward",
                  {T, H, s.HD},
-                 [&] { rope_forward(qk.data, H * s.HD, qkv.data, stride, positions.data, table, T, H, dev); },
+                 [&] {
+                     rope_forward({qk.data, H * s.HD}, {qkv.data, stride}, positions.data, table, T, H, dev);
+                 },
                  2 * X * T * H * s.HD,
                  0}});
 }
@@ -447,16 +449,16 @@ static void bench_lm_head(Bench& b, const Shapes& s) {
                    {"lm_head_forward",
                     {T, V, C},
                     [&] {
-                        lm_head_forward(logp.data, lse.data, entropy.data, hidden.data, w.data, targets.data, T, C, V,
-                                        1.0f, scratch, dev);
+                        lm_head_forward(logp.data, lse.data, entropy.data,
+                                        {hidden.data, w.data, targets.data, T, C, V, 1.0f}, scratch, dev);
                     },
                     X * (T + V) * C,
                     2.0 * T * V * C},
                    {"lm_head_backward",
                     {T, V, C},
                     [&] {
-                        lm_head_backward(dhidden.data, dw.data, dlogp.data, hidden.data, w.data, targets.data, lse.data,
-                                         T, C, V, 1.0f, scratch, dev);
+                        lm_head_backward(dhidden.data, dw.data, dlogp.data, lse.data,
+                                         {hidden.data, w.data, targets.data, T, C, V, 1.0f}, scratch, dev);
                     },
                     X * (2 * T + V) * C + 8.0 * V * C,
                     6.0 * T * V * C},
@@ -472,12 +474,13 @@ static void bench_sampling(Bench& b, const Shapes& s) {
     Buffer<float> logits = noise<float>(R * V, dev), logps = room<float>(R, dev);
     Buffer<int> tokens = room<int>(R, dev);
     auto row = [&](const char* name, SamplingParams p) {
-        return Row{
-            name,
-            {R, V},
-            [&, p] { sample_rows(tokens.data, logps.data, logits.data, R, V, V, p, DrawStream(), keys.data, dev); },
-            4.0 * R * V,
-            0};
+        return Row{name,
+                   {R, V},
+                   [&, p] {
+                       sample_rows(tokens.data, logps.data, logits.data, {R, V, V}, p, DrawStream(), keys.data, dev);
+                   },
+                   4.0 * R * V,
+                   0};
     };
     measure(b,
             {row("sample_rows", {1.0f, 0, 1.0f, false}), row("sample_rows greedy", {0.0f, 0, 1.0f, false}),

@@ -261,9 +261,9 @@ TEST(Rope, ForwardAndBackwardAgainstFloat64) {
         rope_extend(table, *std::max_element(positions.begin(), positions.end()) + 1);
         std::vector<floatX> x = random_values<floatX>(c.T * stride, 21), dy = random_values<floatX>(c.T * stride, 22);
         Half in(x, CPU), out(c.T * width, CPU), in_place(x, CPU), gradient(dy, CPU);
-        rope_forward_cpu(out.data, width, in.data, stride, positions.data(), table, c.T, c.H);
-        rope_forward_cpu(in_place.data, stride, in_place.data, stride, positions.data(), table, c.T, c.H);
-        rope_backward_cpu(gradient.data, stride, positions.data(), table, c.T, c.H);
+        rope_forward_cpu({out.data, width}, {in.data, stride}, positions.data(), table, c.T, c.H);
+        rope_forward_cpu({in_place.data, stride}, {in_place.data, stride}, positions.data(), table, c.T, c.H);
+        rope_backward_cpu({gradient.data, stride}, positions.data(), table, c.T, c.H);
         std::vector<floatX> y = out.get(), yy = in_place.get(), dx = gradient.get();
         for (int64_t t = 0; t < c.T; t++) {
             for (int h = 0; h < c.H; h++)
@@ -291,7 +291,7 @@ TEST(Rope, ForwardAndBackwardAgainstFloat64) {
         expect_same_for_any_threads<floatX>(
             [&] {
                 Half o(c.T * width, CPU);
-                rope_forward_cpu(o.data, width, in.data, stride, positions.data(), table, c.T, c.H);
+                rope_forward_cpu({o.data, width}, {in.data, stride}, positions.data(), table, c.T, c.H);
                 return o.get();
             },
             what);
@@ -662,8 +662,8 @@ static std::vector<float> head_forward(const HeadCase& c, const HeadData& x, LmH
                                        bool entropy = true) {
     Half hidden(x.hidden, CPU), weight(x.weight, CPU);
     Full logp(c.T, CPU), lse(c.T, CPU), e(c.T, CPU);
-    lm_head_forward_cpu(logp.data, lse.data, entropy ? e.data : nullptr, hidden.data, weight.data, x.targets.data(),
-                        c.T, c.C, c.V, c.inverse_temperature, scratch);
+    lm_head_forward_cpu(logp.data, lse.data, entropy ? e.data : nullptr,
+                        {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature}, scratch);
     std::vector<float> all;
     append(all, logp.get());
     append(all, lse.get());
@@ -729,8 +729,9 @@ TEST(LmHead, BackwardAgainstFloat64) {
             LmHeadScratch scratch;
             Half dhidden(c.T * c.C, CPU), hidden(x.hidden, CPU), weight(x.weight, CPU);
             Full dweight(before, CPU), dlogp(x.dlogp, CPU), lse(lse0, CPU);
-            lm_head_backward_cpu(dhidden.data, dweight.data, dlogp.data, hidden.data, weight.data, x.targets.data(),
-                                 lse.data, c.T, c.C, c.V, c.inverse_temperature, scratch);
+            lm_head_backward_cpu(dhidden.data, dweight.data, dlogp.data, lse.data,
+                                 {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature},
+                                 scratch);
             std::vector<float> all;
             append(all, dhidden.get());
             append(all, dweight.get());
