@@ -346,8 +346,9 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
     }
     projection_forward(m, y.qkv, y.ln1, a.quantized, l, Projection::qkv, T);
     if (m.config.qk_norm) {
-        rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm, T, NH, HD, QK, QKV, eps, m.dev);
-        rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm, T, NKV, HD, QK, QKV, eps, m.dev);
+        rmsnorm_heads_forward({y.qk, QK}, y.q_rstd, {y.qkv, QKV}, w.q_norm, {T, HD, NH}, eps, m.dev);
+        rmsnorm_heads_forward({y.qk + NH * HD, QK}, y.k_rstd, {y.qkv + NH * HD, QKV}, w.k_norm, {T, HD, NKV}, eps,
+                              m.dev);
         rope_forward({y.qk, QK}, {y.qk, QK}, b.positions, m.rope, T, NH + NKV, m.dev);
     } else {
         rope_forward({y.qk, QK}, {y.qkv, QKV}, b.positions, m.rope, T, m.k_pre_bias ? NH : NH + NKV, m.dev);
@@ -371,7 +372,7 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     LayerActivations& y = a.layers[l];
     layer_attention_forward(m, a, l, b, cache);
     projection_forward(m, a.branch, y.att, a.quantized, l, Projection::o, b.T);
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, m.w.layers[l].ln2, b.T, m.C(),
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, m.w.layers[l].ln2, {b.T, m.C()},
                                    m.config.rms_norm_eps, m.dev);
     layer_mlp_forward(m, a, l, b.T);
     projection_forward(m, a.branch, y.act, a.quantized, l, Projection::down, b.T);
@@ -385,7 +386,7 @@ inline void model_forward_view(Model& m, Activations& a, const BatchView& b, KVC
     int C = m.C(), L = m.L();
     float eps = m.config.rms_norm_eps;
     embedding_forward(a.residual[0], b.tokens, m.w.embed, T, C, m.dev);
-    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], m.w.layers[0].ln1, T, C, eps, m.dev);
+    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], m.w.layers[0].ln1, {T, C}, eps, m.dev);
     for (int l = 0; l < L; l++) {
         layer_forward(m, a, l, a.residual[l], b, cache);
         // the residual addition and the next norm in one pass
@@ -393,7 +394,7 @@ inline void model_forward_view(Model& m, Activations& a, const BatchView& b, KVC
         floatX* out = last_layer ? a.hidden : a.layers[l + 1].ln1;
         float* rstd = last_layer ? a.hidden_rstd : a.layers[l + 1].ln1_rstd;
         const floatX* weight = last_layer ? m.w.norm : m.w.layers[l + 1].ln1;
-        fused_residual_rmsnorm_forward(a.residual[l + 1], out, rstd, a.layers[l].mid, a.branch, weight, T, C, eps,
+        fused_residual_rmsnorm_forward(a.residual[l + 1], out, rstd, a.layers[l].mid, a.branch, weight, {T, C}, eps,
                                        m.dev);
     }
 }
@@ -416,13 +417,13 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
     const BatchView& b = a.view;
     int64_t T = b.T;
     int C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), QK = (NH + NKV) * HD, L = m.L();
-    rmsnorm_backward(a.dresidual, g.norm, a.dnorm, a.residual[L], m.w.norm, a.hidden_rstd, T, C, false, m.dev);
+    rmsnorm_backward(a.dresidual, g.norm, a.dnorm, a.residual[L], m.w.norm, a.hidden_rstd, {T, C}, false, m.dev);
     for (int l = L - 1; l >= 0; l--) {
         const LayerWeights<floatX>& w = m.w.layers[l];
         const LayerWeights<float>& d = g.layers[l];
         LayerActivations& y = a.layers[l];
         if (a.mode == ActivationMode::recompute) {
-            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], w.ln1, T, C, m.config.rms_norm_eps, m.dev);
+            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], w.ln1, {T, C}, m.config.rms_norm_eps, m.dev);
             layer_forward(m, a, l, a.residual[l], b, nullptr);
         }
         // MLP
@@ -430,7 +431,7 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         if (m.rotate_down.on()) hadamard_backward(a.dact, F, m.rotate_down, T, F / m.rotate_down.N(), m.dev);
         swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
         projection_backward(m, g, a.dnorm, a.dgate_up, y.ln2, a.quantized, l, Projection::gate_up, T);
-        rmsnorm_backward(a.dresidual, d.ln2, a.dnorm, y.mid, w.ln2, y.ln2_rstd, T, C, true, m.dev);
+        rmsnorm_backward(a.dresidual, d.ln2, a.dnorm, y.mid, w.ln2, y.ln2_rstd, {T, C}, true, m.dev);
         // attention
         projection_backward(m, g, a.datt, a.dresidual, y.att, a.quantized, l, Projection::o, T);
         floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
@@ -441,13 +442,13 @@ inline void model_backward(Model& m, Activations& a, const Weights<float>& g) {
         if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
         rope_backward({dqk, stride}, b.positions, m.rope, T, NH + NKV, m.dev);
         if (m.config.qk_norm) {
-            rmsnorm_heads_backward(a.dqkv, d.q_norm, a.dqk, y.qkv, w.q_norm, y.q_rstd, T, NH, HD, QKV, QK, QKV, false,
-                                   m.dev);
-            rmsnorm_heads_backward(a.dqkv + NH * HD, d.k_norm, a.dqk + NH * HD, y.qkv + NH * HD, w.k_norm, y.k_rstd, T,
-                                   NKV, HD, QKV, QK, QKV, false, m.dev);
+            rmsnorm_heads_backward({a.dqkv, QKV}, d.q_norm, {a.dqk, QK}, {y.qkv, QKV}, w.q_norm, y.q_rstd, {T, HD, NH},
+                                   false, m.dev);
+            rmsnorm_heads_backward({a.dqkv + NH * HD, QKV}, d.k_norm, {a.dqk + NH * HD, QK}, {y.qkv + NH * HD, QKV},
+                                   w.k_norm, y.k_rstd, {T, HD, NKV}, false, m.dev);
         }
         projection_backward(m, g, a.dnorm, a.dqkv, y.ln1, a.quantized, l, Projection::qkv, T);
-        rmsnorm_backward(a.dresidual, d.ln1, a.dnorm, a.residual[l], w.ln1, y.ln1_rstd, T, C, true, m.dev);
+        rmsnorm_backward(a.dresidual, d.ln1, a.dnorm, a.residual[l], w.ln1, y.ln1_rstd, {T, C}, true, m.dev);
     }
     if (g.embed) embedding_backward(g.embed, a.dresidual, b.tokens, T, C, m.dev);
 }

@@ -113,7 +113,8 @@ inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const D
         if (m.packed && !m.dev.cuda)
             gemm_nt_packed(s.logits.data, hidden + first * C, m.generation_head, nullptr, rows);
         else matmul_nt(Rows{s.logits.data, V}, {hidden + first * C, C}, {m.w.head, C}, nullptr, rows, V, C, m.dev);
-        sample_rows(s.drawn.data + first, logps + first, s.logits.data, {rows, V, config.n_allowed}, config.sampling, DrawStream{config.seed, config.stream}, keys + first, m.dev);
+        sample_rows(s.drawn.data + first, logps + first, s.logits.data, {rows, V, config.n_allowed}, config.sampling,
+                    DrawStream{config.seed, config.stream}, keys + first, m.dev);
     }
 }
 

@@ -60,8 +60,8 @@ __device__ inline void attention_load_queries(floatX* tiles, float* rows, const 
     const int NH = x.shape.NH, HD = x.shape.HD;
     const int64_t head = (int64_t)h * HD;
     attention_load_rows<S, HDP, THREADS>(tiles, attention_head(x.q, start, head), i0, n, HD, x.aligned);
-    attention_load_rows<S, HDP, THREADS>(tiles + S * attention_ld<HDP>(), attention_head(x.dout, start, head), i0,
-                                         n, HD, x.aligned);
+    attention_load_rows<S, HDP, THREADS>(tiles + S * attention_ld<HDP>(), attention_head(x.dout, start, head), i0, n,
+                                         HD, x.aligned);
     if (rows == nullptr) return;
     for (int r = threadIdx.x; r < S; r += THREADS) {
         int64_t at = (start + i0 + r) * NH + h;

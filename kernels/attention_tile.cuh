@@ -57,8 +57,8 @@ __device__ inline Rows<const floatX> attention_head(Rows<const floatX> x, int64_
 // The same of rows first ... first + ROWS - 1 of x, with zeros from the n-th on; x has one row at least
 template <int ROWS, int HDP, int THREADS>
 __device__ inline void attention_load_rows(floatX* tile, Rows<const floatX> x, int first, int n, int HD, bool aligned) {
-    attention_load_tile<ROWS, HDP, THREADS>(
-        tile, x.p, HD, aligned, [&](int r) { return first + r < n ? x.row(first + r) : nullptr; });
+    attention_load_tile<ROWS, HDP, THREADS>(tile, x.p, HD, aligned,
+                                            [&](int r) { return first + r < n ? x.row(first + r) : nullptr; });
 }
 
 // d (16,N) += a (16,K) b (N,K)^T, both in tiles of HDP = K

@@ -279,22 +279,22 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
             floatX *hidden = s.hidden.data + first * C, *attention = s.attention.data + first * Q;
             switch ((Projection)p) {
                 case Projection::qkv:
-                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, b.T, C, eps, m.dev);
+                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, {b.T, C}, eps, m.dev);
                     return y.ln1;
                 case Projection::o:
-                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, b.T, C, eps, m.dev);
+                    rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1, {b.T, C}, eps, m.dev);
                     layer_attention_forward(m, a, l, b, nullptr);
                     copy_on_device(attention, y.att, (size_t)(b.T * Q) * sizeof(floatX), m.dev);
                     return y.att;
                 case Projection::gate_up:
                     projection_forward(m, a.branch, attention, a.quantized, l, Projection::o, b.T);
-                    fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2, b.T, C, eps,
+                    fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2, {b.T, C}, eps,
                                                    m.dev);
                     return y.ln2;
                 case Projection::down:
                     break;
             }
-            rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2, b.T, C, eps, m.dev);
+            rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2, {b.T, C}, eps, m.dev);
             layer_mlp_forward(m, a, l, b.T);
             return y.act;
         };
@@ -313,7 +313,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const PtqConfig
                 const floatX* act = product_input((int)Projection::down, b, first);
                 projection_forward(m, a.branch, act, a.quantized, l, Projection::down, b.T);
                 fused_residual_rmsnorm_forward(hidden, a.layers[l].ln2, a.layers[l].ln2_rstd, hidden, a.branch, w.ln2,
-                                               b.T, C, eps, m.dev);  // for its sum; the norm is not used
+                                               {b.T, C}, eps, m.dev);  // for its sum; the norm is not used
             });
         report.seconds = wall_seconds() - start;
         on_layer(l, report);

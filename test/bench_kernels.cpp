@@ -206,22 +206,23 @@ static void bench_rmsnorm(Bench& b, const Shapes& s) {
     Buffer<floatX> x = noise<floatX>(T * C, dev), y = noise<floatX>(T * C, dev), sum = room<floatX>(T * C, dev),
                    n = room<floatX>(T * C, dev), w = noise<floatX>(C, dev);
     Buffer<float> rstd = room<float>(T, dev), dw = room<float>(C, dev);
-    measure(b,
-            {
-                {"fused_residual_rmsnorm_forward",
-                 {T, C},
-                 [&] {
-                     fused_residual_rmsnorm_forward(sum.data, n.data, rstd.data, x.data, y.data, w.data, T, (int)C,
-                                                    1e-6f, dev);
-                 },
-                 4 * X * T * C,
-                 0},
-                {"rmsnorm_backward (dinp +=)",
-                 {T, C},
-                 [&] { rmsnorm_backward(sum.data, dw.data, y.data, x.data, w.data, rstd.data, T, (int)C, true, dev); },
-                 4 * X * T * C + 8 * dweight_blocks * C,
-                 0},
-            });
+    measure(b, {
+                   {"fused_residual_rmsnorm_forward",
+                    {T, C},
+                    [&] {
+                        fused_residual_rmsnorm_forward(sum.data, n.data, rstd.data, x.data, y.data, w.data, {T, (int)C},
+                                                       1e-6f, dev);
+                    },
+                    4 * X * T * C,
+                    0},
+                   {"rmsnorm_backward (dinp +=)",
+                    {T, C},
+                    [&] {
+                        rmsnorm_backward(sum.data, dw.data, y.data, x.data, w.data, rstd.data, {T, (int)C}, true, dev);
+                    },
+                    4 * X * T * C + 8 * dweight_blocks * C,
+                    0},
+               });
 }
 
 static void bench_rope(Bench& b, const Shapes& s) {
