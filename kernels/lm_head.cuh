@@ -325,10 +325,10 @@ inline void lm_head_forward(float* logp, float* lse, float* entropy, const LmHea
                             Device dev) {
     NVTX_RANGE("lm_head_forward");
     lm_head_check("lm_head_forward", in);
-    const int64_t T = in.T, C = in.C, V = in.V;
-    if (T == 0) return;
+    if (in.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
+        const int64_t T = in.T, C = in.C, V = in.V;
         int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
         scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
         scratch.state.reserve(max_rows, "a chunk of logits", "", dev);
@@ -359,10 +359,10 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
                              const LmHeadInputs& in, LmHeadScratch& scratch, Device dev) {
     NVTX_RANGE("lm_head_backward");
     lm_head_check("lm_head_backward", in);
-    const int64_t T = in.T, C = in.C, V = in.V;
-    if (T == 0) return;
+    if (in.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
+        const int64_t T = in.T, C = in.C, V = in.V;
         constexpr int W = Pack128<floatX>::size;
         int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
         scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
