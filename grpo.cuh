@@ -254,8 +254,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
                 in.advantage[at] = advantages[i];
             }
         in = policy_inputs_send(memory.policy, R, dev);
-        policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, in.old_logp, in.ref_logp,
-                    memory.entropy.data, in.advantage, in.weight, R, c.epsilon_low, c.epsilon_high, c.beta, dev);
+        policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
+                    {c.epsilon_low, c.epsilon_high, c.beta}, dev);
         score_backward(t, R, 1.0f / c.temperature);
         out.tokens += R;
         out.forward_tokens += b.T();

@@ -39,11 +39,12 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
     }
     linear_forward(w.qkv, y.qkv, y.ln1, pre_bias ? m.bias_without_k.data : w.qkv.bias.work, a.quantized, T, pass, m.dev);
     if (m.config.qk_norm) {
-        rmsnorm_heads_forward(y.qk, y.q_rstd, y.qkv, w.q_norm.work, T, NH, HD, QK, QKV, eps, m.dev);
-        rmsnorm_heads_forward(y.qk + NH * HD, y.k_rstd, y.qkv + NH * HD, w.k_norm.work, T, NKV, HD, QK, QKV, eps, m.dev);
-        rope_forward(y.qk, QK, y.qk, QK, b.positions, m.rope, T, NH + NKV, m.dev);
+        rmsnorm_heads_forward({y.qk, QK}, y.q_rstd, {y.qkv, QKV}, w.q_norm.work, {T, HD, NH}, eps, m.dev);
+        rmsnorm_heads_forward({y.qk + NH * HD, QK}, y.k_rstd, {y.qkv + NH * HD, QKV}, w.k_norm.work, {T, HD, NKV}, eps,
+                              m.dev);
+        rope_forward({y.qk, QK}, {y.qk, QK}, b.positions, m.rope, T, NH + NKV, m.dev);
     } else {
-        rope_forward(y.qk, QK, y.qkv, QKV, b.positions, m.rope, T, pre_bias ? NH : NH + NKV, m.dev);
+        rope_forward({y.qk, QK}, {y.qkv, QKV}, b.positions, m.rope, T, pre_bias ? NH : NH + NKV, m.dev);
     }
     if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
     if (w.kv.on()) attention_quantized_kv(m, y, l, b, cache);
@@ -67,7 +68,7 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     const Layer& w = m.layers[l];
     layer_attention_forward(m, a, l, b, pass, cache);
     linear_forward(w.o, a.branch, y.att, nullptr, a.quantized, b.T, pass, m.dev);
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2.work, b.T, m.C(),
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2.work, {b.T, m.C()},
                                    m.config.rms_norm_eps, m.dev);
     layer_mlp_forward(m, a, l, b.T, pass);
     linear_forward(w.down, a.branch, y.act, nullptr, a.quantized, b.T, pass, m.dev);
@@ -81,7 +82,7 @@ inline void model_forward_view(Model& m, Activations& a, const BatchView& b, con
     int C = m.C(), L = m.L();
     float eps = m.config.rms_norm_eps;
     embedding_forward(a.residual[0], b.tokens, m.embed.work, T, C, m.dev);
-    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], m.layers[0].ln1.work, T, C, eps, m.dev);
+    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], m.layers[0].ln1.work, {T, C}, eps, m.dev);
     for (int l = 0; l < L; l++) {
         layer_forward(m, a, l, a.residual[l], b, pass, cache);
         // the residual addition and the next norm in one pass
@@ -89,7 +90,7 @@ inline void model_forward_view(Model& m, Activations& a, const BatchView& b, con
         floatX* out = last_layer ? a.hidden : a.layers[l + 1].ln1;
         float* rstd = last_layer ? a.hidden_rstd : a.layers[l + 1].ln1_rstd;
         const floatX* weight = last_layer ? m.norm.work : m.layers[l + 1].ln1.work;
-        fused_residual_rmsnorm_forward(a.residual[l + 1], out, rstd, a.layers[l].mid, a.branch, weight, T, C, eps,
+        fused_residual_rmsnorm_forward(a.residual[l + 1], out, rstd, a.layers[l].mid, a.branch, weight, {T, C}, eps,
                                        m.dev);
     }
 }
@@ -130,23 +131,24 @@ inline void layer_backward(Model& m, Activations& a, int l) {
     linear_transform_backward(w.down, a.dact, T, m.dev);
     swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
     linear_backward(w.gate_up, a.dnorm, a.dgate_up, y.ln2, a.quantized, T, a.pass, m.dev);
-    rmsnorm_backward(a.dresidual, w.ln2.grad, a.dnorm, y.mid, w.ln2.work, y.ln2_rstd, T, C, true, m.dev);
+    rmsnorm_backward(a.dresidual, w.ln2.grad, a.dnorm, y.mid, w.ln2.work, y.ln2_rstd, {T, C}, true, m.dev);
     // attention
     linear_backward(w.o, a.datt, a.dresidual, y.att, a.quantized, T, a.pass, m.dev);
     floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
     int64_t stride = m.config.qk_norm ? QK : QKV;
-    attention_backward(dqk, stride, dqk + NH * HD, stride, a.dqkv + QK, QKV, a.datt, y.att, y.lse, y.qk, QK,
-                       {y.qk + NH * HD, y.qkv + QK, QK, QKV}, b.starts, b.sequences, b.longest, T, NH, NKV, HD, m.dev);
+    attention_backward({{dqk, stride}, {dqk + NH * HD, stride}, {a.dqkv + QK, QKV}}, a.datt, y.att, y.lse, {y.qk, QK},
+                       {y.qk + NH * HD, y.qkv + QK, QK, QKV}, {b.starts, b.sequences, b.longest}, {T, NH, NKV, HD},
+                       m.dev);
     if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
-    rope_backward(dqk, stride, b.positions, m.rope, T, NH + NKV, m.dev);
+    rope_backward({dqk, stride}, b.positions, m.rope, T, NH + NKV, m.dev);
     if (m.config.qk_norm) {
-        rmsnorm_heads_backward(a.dqkv, w.q_norm.grad, a.dqk, y.qkv, w.q_norm.work, y.q_rstd, T, NH, HD, QKV, QK, QKV,
-                               false, m.dev);
-        rmsnorm_heads_backward(a.dqkv + NH * HD, w.k_norm.grad, a.dqk + NH * HD, y.qkv + NH * HD, w.k_norm.work,
-                               y.k_rstd, T, NKV, HD, QKV, QK, QKV, false, m.dev);
+        rmsnorm_heads_backward({a.dqkv, QKV}, w.q_norm.grad, {a.dqk, QK}, {y.qkv, QKV}, w.q_norm.work, y.q_rstd,
+                               {T, HD, NH}, false, m.dev);
+        rmsnorm_heads_backward({a.dqkv + NH * HD, QKV}, w.k_norm.grad, {a.dqk + NH * HD, QK}, {y.qkv + NH * HD, QKV},
+                               w.k_norm.work, y.k_rstd, {T, HD, NKV}, false, m.dev);
     }
     linear_backward(w.qkv, a.dnorm, a.dqkv, y.ln1, a.quantized, T, a.pass, m.dev);
-    rmsnorm_backward(a.dresidual, w.ln1.grad, a.dnorm, a.residual[l], w.ln1.work, y.ln1_rstd, T, C, true, m.dev);
+    rmsnorm_backward(a.dresidual, w.ln1.grad, a.dnorm, a.residual[l], w.ln1.work, y.ln1_rstd, {T, C}, true, m.dev);
 }
 
 // Gradients of every parameter from a.dnorm = dL/dhidden [T,C], for the batch and pass of the last forward; they
@@ -155,11 +157,11 @@ inline void model_backward(Model& m, Activations& a) {
     NVTX_RANGE("backward");
     const BatchView& b = a.view;
     const int C = m.C(), L = m.L();
-    rmsnorm_backward(a.dresidual, m.norm.grad, a.dnorm, a.residual[L], m.norm.work, a.hidden_rstd, b.T, C, false, m.dev);
+    rmsnorm_backward(a.dresidual, m.norm.grad, a.dnorm, a.residual[L], m.norm.work, a.hidden_rstd, {b.T, C}, false, m.dev);
     for (int l = L - 1; l >= 0; l--) {
         if (a.mode == ActivationMode::recompute) {
             LayerActivations& y = a.layers[l];
-            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], m.layers[l].ln1.work, b.T, C, m.config.rms_norm_eps, m.dev);
+            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], m.layers[l].ln1.work, {b.T, C}, m.config.rms_norm_eps, m.dev);
             layer_forward(m, a, l, a.residual[l], b, a.pass, nullptr);
         }
         layer_backward(m, a, l);

@@ -113,8 +113,8 @@ inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const D
         int64_t rows = std::min<int64_t>(RolloutState::logit_rows, n - first);
         if (config.pass.packed && !m.dev.cuda)
             gemm_nt_packed(s.logits.data, hidden + first * C, m.head_layout, nullptr, rows);
-        else matmul_nt(s.logits.data, V, hidden + first * C, C, m.head.work, C, (const floatX*)nullptr, rows, V, C, m.dev);
-        sample_rows(s.drawn.data + first, logps + first, s.logits.data, rows, V, config.n_allowed, config.sampling,
+        else matmul_nt(Rows{s.logits.data, V}, {hidden + first * C, C}, {m.head.work, C}, nullptr, rows, V, C, m.dev);
+        sample_rows(s.drawn.data + first, logps + first, s.logits.data, {rows, V, config.n_allowed}, config.sampling,
                     DrawStream{config.seed, config.stream}, keys + first, m.dev);
     }
 }

@@ -131,8 +131,9 @@ inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const B
     both.insert(both.end(), s.targets.begin(), s.targets.end());
     copy_to_device(memory.rows.data, both.data(), both.size() * sizeof(int), m.dev);
     gather_rows(memory.hidden.data, a.hidden, memory.rows.data, R, C, m.dev);
-    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data, memory.hidden.data, m.head.work,
-                    memory.rows.data + R, R, C, m.V(), inverse_temperature, memory.head, m.dev);
+    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data,
+                    {memory.hidden.data, m.head.work, memory.rows.data + R, R, C, m.V(), inverse_temperature},
+                    memory.head, m.dev);
 }
 
 // The forward of score_backward: with dropout, if the model's adapter has any
@@ -159,8 +160,9 @@ inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     int64_t C = m.C();
     {
         NVTX_RANGE("lm_head_backward");
-        lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.hidden.data, m.head.work,
-                         memory.rows.data + R, memory.lse.data, R, C, m.V(), inverse_temperature, memory.head, m.dev);
+        lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
+                         {memory.hidden.data, m.head.work, memory.rows.data + R, R, C, m.V(), inverse_temperature},
+                         memory.head, m.dev);
         scatter_rows(t.acts.dnorm, memory.dhidden.data, memory.rows.data, R, t.acts.view.T, C, m.dev);
     }
     model_backward(m, t.acts);

@@ -204,8 +204,8 @@ inline void session_open(Session& s) {
         fail_usage("WORLD_SIZE=%d: only grpo takes several ranks; start one", world_size());
     s.prompt = prompt_config(s.o);
     s.embedded_model = s.o.model.empty();
-    matmul_settings.batch_invariant = s.o.batch_invariant;
     s.m.dev = open_device(s.o.device, world_size() > 1 ? local_rank() : 0, device_probe());
+    s.m.dev.batch_invariant = s.o.batch_invariant;
     s.arena.dev = s.m.dev;
     if (s.embedded_model) {
         s.m.config = embedded_config();

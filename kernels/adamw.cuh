@@ -17,27 +17,33 @@ struct AdamWConfig {
     float learning_rate = 1e-6f, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0.0f;
 };
 
-// correct: 1 - beta^step
+// 1 - beta^step, of the first and of the second moment
+struct AdamWCorrection {
+    float m, v;
+};
+
 HOST_DEVICE void adamw_step(float* w, float* m, float* v, float grad, float grad_scale, const AdamWConfig& c,
-                            float correct1, float correct2) {
+                            AdamWCorrection correct) {
     float g = grad * grad_scale;
     *m = mul_add(c.beta1, *m, (1.0f - c.beta1) * g);
     *v = mul_add(c.beta2, *v, (1.0f - c.beta2) * g * g);
-    float update = (*m / correct1) / (sqrtf(*v / correct2) + c.epsilon);
+    float update = (*m / correct.m) / (sqrtf(*v / correct.v) + c.epsilon);
     *w = mul_add(-c.learning_rate, mul_add(c.weight_decay, *w, update), *w);
 }
 
-inline float adamw_correction(float beta, int64_t step) { return (float)(1.0 - pow((double)beta, (double)step)); }
-
 // step counts from 1
+inline AdamWCorrection adamw_correction(const AdamWConfig& c, int64_t step) {
+    return {(float)(1.0 - pow((double)c.beta1, (double)step)), (float)(1.0 - pow((double)c.beta2, (double)step))};
+}
+
 inline void adamw_update_cpu(float* w,           // [n]
                              float* m,           // [n]
                              float* v,           // [n]
                              const float* grad,  // [n]
                              int64_t n, float grad_scale, const AdamWConfig& c, int64_t step) {
-    float correct1 = adamw_correction(c.beta1, step), correct2 = adamw_correction(c.beta2, step);
+    const AdamWCorrection correct = adamw_correction(c, step);
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) adamw_step(w + i, m + i, v + i, grad[i], grad_scale, c, correct1, correct2);
+    for (int64_t i = 0; i < n; i++) adamw_step(w + i, m + i, v + i, grad[i], grad_scale, c, correct);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -48,13 +54,13 @@ static constexpr int ADAMW_BLOCK = 256;
 
 // grid: CEIL_DIV(n, ADAMW_BLOCK * 4)
 __global__ void adamw_update_kernel(float* w, float* m, float* v, const float* grad, int64_t n, float grad_scale,
-                                    AdamWConfig c, float correct1, float correct2, bool aligned) {
+                                    AdamWConfig c, AdamWCorrection correct, bool aligned) {
     int64_t first = ((int64_t)blockIdx.x * ADAMW_BLOCK + threadIdx.x) * 4;
     if (first >= n) return;
     int left = n - first < 4 ? (int)(n - first) : 4;
     Pack128<float> pw = load_pack(w + first, 0, left, aligned), pm = load_pack(m + first, 0, left, aligned);
     Pack128<float> pv = load_pack(v + first, 0, left, aligned), pg = load_pack(grad + first, 0, left, aligned);
-    for (int k = 0; k < 4; k++) adamw_step(&pw[k], &pm[k], &pv[k], pg[k], grad_scale, c, correct1, correct2);
+    for (int k = 0; k < 4; k++) adamw_step(&pw[k], &pm[k], &pv[k], pg[k], grad_scale, c, correct);
     store_pack(w + first, 0, left, aligned, pw);
     store_pack(m + first, 0, left, aligned, pm);
     store_pack(v + first, 0, left, aligned, pv);
@@ -73,7 +79,7 @@ inline void adamw_update(float* w, float* m, float* v, const float* grad, int64_
     if (dev.cuda) {
         bool aligned = is_aligned16(w, 0) && is_aligned16(m, 0) && is_aligned16(v, 0) && is_aligned16(grad, 0);
         LAUNCH(adamw_update_kernel, (unsigned)CEIL_DIV(n, ADAMW_BLOCK * 4), ADAMW_BLOCK, 0, dev.stream, w, m, v, grad,
-               n, grad_scale, c, adamw_correction(c.beta1, step), adamw_correction(c.beta2, step), aligned);
+               n, grad_scale, c, adamw_correction(c, step), aligned);
         return;
     }
 #endif

@@ -39,6 +39,9 @@ struct KeyValueRows {
     const floatX* k = nullptr;
     const floatX* v = nullptr;
     int64_t k_stride = 0, v_stride = 0;  // elements from one row to the next
+    HOST_DEVICE Rows<const floatX> rows(bool values) const {
+        return values ? Rows<const floatX>{v, v_stride} : Rows<const floatX>{k, k_stride};
+    }
 };
 
 // What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own
@@ -46,6 +49,33 @@ struct KeyValueRows {
 struct KeyRange {
     int64_t row0 = 0, row1 = 0;
     int n0 = 0, n1 = 0;
+};
+
+// What each of T queries sees, and the most keys (n0 + n1) that one of them does, at least
+struct KeyRanges {
+    const KeyRange* p;  // [T]
+    int max_keys;
+};
+
+// Sequences end to end: the s-th is rows starts[s] ... starts[s+1] - 1, and together they are all T rows. Each token
+// sees its own up to itself, which `ranges` tells row by row, for the CPU's forward.
+struct PackedSequences {
+    const int* starts;  // [count+1]
+    int count;
+    int max_length;                    // of one, at least; the CPU does not read it
+    const KeyRange* ranges = nullptr;  // [T]
+};
+
+// T rows (tokens) of NH query heads and NKV key/value heads, HD elements each
+struct AttentionShape {
+    int64_t T;
+    int NH, NKV, HD;
+    HOST_DEVICE int group() const { return NH / NKV; }  // query heads that read one key/value head
+};
+
+struct AttentionGradients {
+    Rows<floatX> dq;      // [T, NH*HD]
+    Rows<floatX> dk, dv;  // [T, NKV*HD]
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -111,14 +141,15 @@ inline float attention_row(floatX* out, const floatX* q, KeyValueRows a, KeyValu
     return lse;
 }
 
-inline void attention_forward_cpu(floatX* out,      // [T, NH*HD]
-                                  float* lse,       // [T, NH]
-                                  const floatX* q,  // [T, NH*HD] at q_stride elements a token
-                                  int64_t q_stride, KeyValueRows place0, KeyValueRows place1,
+inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
+                                  float* lse,            // [T, NH]
+                                  Rows<const floatX> q,  // [T, NH*HD]
+                                  KeyValueRows place0, KeyValueRows place1,
                                   const KeyRange* range,  // [T]
-                                  int64_t T, int NH, int NKV, int HD) {
+                                  AttentionShape shape) {
+    const int NH = shape.NH, NKV = shape.NKV, HD = shape.HD, group = shape.group();
+    const int64_t T = shape.T;
     float scale = 1.0f / sqrtf((float)HD);
-    int group = NH / NKV;
 #pragma omp parallel
     {
         std::vector<float> scratch;
@@ -128,15 +159,15 @@ inline void attention_forward_cpu(floatX* out,      // [T, NH*HD]
             int64_t t = i / NKV;
             int kv_head = (int)(i % NKV);
             for (int h = kv_head * group; h < (kv_head + 1) * group; h++)
-                lse[t * NH + h] = attention_row(out + t * NH * HD + (int64_t)h * HD, q + t * q_stride + (int64_t)h * HD,
-                                                place0, place1, range[t], kv_head, HD, scale, scratch);
+                lse[t * NH + h] = attention_row(out + t * NH * HD + (int64_t)h * HD, q.row(t) + (int64_t)h * HD, place0,
+                                                place1, range[t], kv_head, HD, scale, scratch);
         }
     }
 }
 
 // Decode over a cache of codes: each key and value is read once for the heads of its group, 64 rows at a time, and goes
 // through the sums of attention_row.
-inline void attention_decode_codes_cpu(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueCodes place0,
+inline void attention_decode_codes_cpu(floatX* out, float* lse, Rows<const floatX> q, KeyValueCodes place0,
                                        KeyValueCodes place1, const KeyRange* range, int64_t T, int NH) {
     const KvQuant quant = place0.quant;
     const int HD = quant.HD, NKV = quant.NKV, group = NH / NKV, BLOCK = 64;
@@ -162,7 +193,7 @@ inline void attention_decode_codes_cpu(floatX* out, float* lse, const floatX* q,
             if ((int64_t)scratch.size() < group * ((int64_t)n + 2 * HD))
                 scratch.resize(group * (n + n / 2 + 2 * (size_t)HD));
             float *query = scratch.data(), *acc = query + group * HD, *scores = acc + group * HD;  // (group, HD or n)
-            const floatX* from = q + t * q_stride + (int64_t)h0 * HD;
+            const floatX* from = q.row(t) + (int64_t)h0 * HD;
             for (int d = 0; d < group * HD; d++) query[d] = (float)from[d], acc[d] = 0.0f;
             auto row = [&](const uint32_t* rows0, const uint32_t* rows1, int j) {
                 return j < r.n0 ? rows0 + (r.row0 + j) * words : rows1 + (r.row1 + j - r.n0) * words;
@@ -196,79 +227,97 @@ inline void attention_decode_codes_cpu(floatX* out, float* lse, const floatX* q,
     }
 }
 
-// Backward over packed sequences; sequence s is rows [starts[s], starts[s+1]). One task owns one key/value head of one
-// sequence, so dk and dv need no atomics and the result does not depend on the number of threads.
-inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,       // [T, NH*HD]
-                                   floatX* dk, int64_t dk_stride,       // [T, NKV*HD]
-                                   floatX* dv, int64_t dv_stride,       // [T, NKV*HD]
-                                   const floatX* dout,                  // [T, NH*HD]
-                                   const floatX* out,                   // [T, NH*HD]
-                                   const float* lse,                    // [T, NH]
-                                   const floatX* q, int64_t q_stride,   // [T, NH*HD]
-                                   KeyValueRows kv, const int* starts,  // [sequences+1]
-                                   int sequences, int NH, int NKV, int HD) {
+// What one task of the backward works on: one key/value head of one sequence of n tokens, and one query at a time
+struct AttentionBackwardTask {
+    int64_t n;
+    int HD;
+    float *K, *dK, *dV;  // [n,HD]
+    // keys and values also transposed: the sums over d then run over all keys at once, without a horizontal add
+    float *K_t, *V_t;    // [HD,n]
+    float *Q, *dO, *dQ;  // [HD] of the query
+    float *P, *dP;       // [n]
+};
+
+inline AttentionBackwardTask attention_backward_task(std::vector<float>& scratch, int64_t n, int HD) {
+    scratch.assign((size_t)(6 * n * HD + 3 * HD + 2 * n), 0.0f);
+    float *K = scratch.data(), *K_t = K + 3 * n * HD, *Q = K_t + 2 * n * HD, *P = Q + 3 * HD;
+    return {n, HD, K, K + n * HD, K + 2 * n * HD, K_t, K_t + n * HD, Q, Q + HD, Q + 2 * HD, P, P + n};
+}
+
+// dQ =, dK and dV += of the query in Q, which sees the first `keys`; dO: the gradient of its output; D = dout.out
+inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys, float D, float row_lse, float scale) {
+    const int HD = x.HD;
+    const int64_t n = x.n;
+    const float *K = x.K, *Q = x.Q, *dO = x.dO;
+    float *dK = x.dK, *dV = x.dV, *dQ = x.dQ, *P = x.P, *dP = x.dP;
+    for (int d = 0; d < HD; d++) dQ[d] = 0.0f;
+    for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
+    for (int d = 0; d < HD; d++) {
+        float q = Q[d], go = dO[d];
+        const float *k = x.K_t + d * n, *v = x.V_t + d * n;
+#pragma omp simd
+        for (int64_t j = 0; j < keys; j++) {
+            P[j] += q * k[j];
+            dP[j] += go * v[j];
+        }
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < keys; j++) {
+        P[j] = exp_f(P[j] * scale - row_lse);
+        dP[j] = P[j] * (dP[j] - D) * scale;
+    }
+    for (int64_t j = 0; j < keys; j++) {
+        float p = P[j], ds = dP[j];
+#pragma omp simd
+        for (int d = 0; d < HD; d++) {
+            dQ[d] += ds * K[j * HD + d];
+            dK[j * HD + d] += ds * Q[d];
+            dV[j * HD + d] += p * dO[d];
+        }
+    }
+}
+
+// Backward over packed sequences. One task owns one key/value head of one sequence, so dk and dv need no atomics and
+// the result does not depend on the number of threads.
+inline void attention_backward_cpu(AttentionGradients d,
+                                   const floatX* dout,    // [T, NH*HD]
+                                   const floatX* out,     // [T, NH*HD]
+                                   const float* lse,      // [T, NH]
+                                   Rows<const floatX> q,  // [T, NH*HD]
+                                   KeyValueRows kv, PackedSequences sequences, AttentionShape shape) {
+    const int NH = shape.NH, NKV = shape.NKV, HD = shape.HD, group = shape.group();
     float scale = 1.0f / sqrtf((float)HD);
-    int group = NH / NKV;
 #pragma omp parallel
     {
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
-        for (int task = 0; task < sequences * NKV; task++) {
+        for (int task = 0; task < sequences.count * NKV; task++) {
             int s = task / NKV, kv_head = task % NKV;
-            int64_t start = starts[s], n = starts[s + 1] - start, head = (int64_t)kv_head * HD;
-            scratch.assign((size_t)(6 * n * HD + 3 * HD + 2 * n), 0.0f);
-            // keys and values also transposed: the sums over d then run over all keys at once, without a horizontal add
-            float *K = scratch.data(), *dK = K + n * HD, *dV = dK + n * HD;  // [n,HD] each
-            float *K_t = dV + n * HD, *V_t = K_t + n * HD;                   // [HD,n] each
-            float *Q = V_t + n * HD, *dO = Q + HD, *dQ = dO + HD, *P = dQ + HD, *dP = P + n;
+            int64_t start = sequences.starts[s], n = sequences.starts[s + 1] - start, head = (int64_t)kv_head * HD;
+            AttentionBackwardTask x = attention_backward_task(scratch, n, HD);
             for (int64_t j = 0; j < n; j++)
-                for (int d = 0; d < HD; d++) {
-                    K[j * HD + d] = K_t[d * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + d];
-                    V_t[d * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + d];
+                for (int i = 0; i < HD; i++) {
+                    x.K[j * HD + i] = x.K_t[i * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + i];
+                    x.V_t[i * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + i];
                 }
-            for (int64_t i = 0; i < n; i++)
+            for (int64_t t = start; t < start + n; t++)
                 for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-                    int64_t t = start + i, keys = i + 1;
-                    const floatX* o = out + t * NH * HD + (int64_t)h * HD;
-                    const floatX* go = dout + t * NH * HD + (int64_t)h * HD;
-                    const floatX* qrow = q + t * q_stride + (int64_t)h * HD;
-                    float D = 0.0f, row_lse = lse[t * NH + h];
-                    for (int d = 0; d < HD; d++) {
-                        Q[d] = (float)qrow[d];
-                        dO[d] = (float)go[d];
-                        dQ[d] = 0.0f;
-                        D += dO[d] * (float)o[d];
+                    const floatX* o = out + (t * NH + h) * HD;
+                    const floatX* go = dout + (t * NH + h) * HD;
+                    const floatX* qrow = q.row(t) + (int64_t)h * HD;
+                    float D = 0.0f;
+                    for (int i = 0; i < HD; i++) {
+                        x.Q[i] = (float)qrow[i];
+                        x.dO[i] = (float)go[i];
+                        D += x.dO[i] * (float)o[i];
                     }
-                    for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
-                    for (int d = 0; d < HD; d++) {
-                        float x = Q[d], y = dO[d];
-                        const float *k = K_t + d * n, *v = V_t + d * n;
-#pragma omp simd
-                        for (int64_t j = 0; j < keys; j++) {
-                            P[j] += x * k[j];
-                            dP[j] += y * v[j];
-                        }
-                    }
-#pragma omp simd
-                    for (int64_t j = 0; j < keys; j++) {
-                        P[j] = exp_f(P[j] * scale - row_lse);
-                        dP[j] = P[j] * (dP[j] - D) * scale;
-                    }
-                    for (int64_t j = 0; j < keys; j++) {
-                        float p = P[j], ds = dP[j];
-#pragma omp simd
-                        for (int d = 0; d < HD; d++) {
-                            dQ[d] += ds * K[j * HD + d];
-                            dK[j * HD + d] += ds * Q[d];
-                            dV[j * HD + d] += p * dO[d];
-                        }
-                    }
-                    for (int d = 0; d < HD; d++) dq[t * dq_stride + (int64_t)h * HD + d] = dQ[d];
+                    attention_backward_row(x, t - start + 1, D, lse[t * NH + h], scale);
+                    for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
                 }
             for (int64_t j = 0; j < n; j++)
-                for (int d = 0; d < HD; d++) {
-                    dk[(start + j) * dk_stride + head + d] = dK[j * HD + d];
-                    dv[(start + j) * dv_stride + head + d] = dV[j * HD + d];
+                for (int i = 0; i < HD; i++) {
+                    d.dk.row(start + j)[head + i] = x.dK[j * HD + i];
+                    d.dv.row(start + j)[head + i] = x.dV[j * HD + i];
                 }
         }
     }
@@ -285,11 +334,11 @@ inline void attention_backward_cpu(floatX* dq, int64_t dq_stride,       // [T, N
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void attention_check(const char* name, int64_t T, int NH, int NKV, int HD, Device dev) {
-    if (T < 0 || NH < 1 || NKV < 1 || NH % NKV != 0 || HD < 1)
-        fail("%s: bad shape: T %lld, NH %d, NKV %d (a divisor of NH), HD %d", name, (long long)T, NH, NKV, HD);
-    if (dev.cuda && (HD > 128 || HD % 2 != 0))
-        fail("%s: head_dim %d: the CUDA kernels take even numbers up to 128; use --device cpu", name, HD);
+inline void attention_check(const char* name, AttentionShape s, Device dev) {
+    if (s.T < 0 || s.NH < 1 || s.NKV < 1 || s.NH % s.NKV != 0 || s.HD < 1)
+        fail("%s: bad shape: T %lld, NH %d, NKV %d (a divisor of NH), HD %d", name, (long long)s.T, s.NH, s.NKV, s.HD);
+    if (dev.cuda && (s.HD > 128 || s.HD % 2 != 0))
+        fail("%s: head_dim %d: the CUDA kernels take even numbers up to 128; use --device cpu", name, s.HD);
 }
 
 #if HAS_KERNELS
@@ -312,36 +361,31 @@ inline bool attention_aligned(KeyValueRows kv) {
 }
 #endif
 
-// Whole sequences: token t sees its own sequence up to itself; sequence s is rows starts[s] ... starts[s+1] - 1, and
-// together they are all T rows. out: (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; kv: (T,NKV*HD) at its strides.
-// ranges: (T), the same told row by row, for the CPU; starts: (sequences+1); max_length: of a sequence, at least. All
-// pointers are the device's.
-inline void attention_forward(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueRows kv,
-                              const KeyRange* ranges, const int* starts, int sequences, int max_length, int64_t T,
-                              int NH, int NKV, int HD, Device dev) {
+// Whole sequences. out: [T,NH*HD]; lse: [T,NH]; q: [T,NH*HD]; kv: [T,NKV*HD]. All pointers are the device's.
+inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, KeyValueRows kv, PackedSequences sequences,
+                              AttentionShape shape, Device dev) {
     NVTX_RANGE("attention_forward");
-    attention_check("attention_forward", T, NH, NKV, HD, dev);
-    if (T == 0) return;
+    attention_check("attention_forward", shape, dev);
+    if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int tiles = CEIL_DIV(max_length, ATTENTION_FORWARD_WARPS * 16);
-        unsigned grid = attention_grid("attention_forward", (int64_t)sequences * NH * tiles,
+        int tiles = CEIL_DIV(sequences.max_length, ATTENTION_FORWARD_WARPS * 16);
+        unsigned grid = attention_grid("attention_forward", (int64_t)sequences.count * shape.NH * tiles,
                                        "lower --micro_batch_tokens or --rollout_batch");
-        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(out, 0) && is_aligned16(q, q_stride) &&
-                       attention_aligned(kv);
+        bool aligned =
+            shape.HD % Pack128<floatX>::size == 0 && is_aligned16(out, 0) && is_aligned16(q) && attention_aligned(kv);
         if (grid == 0) return;
-        attention_launch(HD, [&](auto width) {
+        attention_launch(shape.HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value;
             LAUNCH((attention_forward_kernel<HDP>), grid, ATTENTION_FORWARD_WARPS * 32,
-                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, q_stride,
-                   kv.k, kv.k_stride, kv.v, kv.v_stride, starts, tiles, NH, NH / NKV, HD, 1.0f / sqrtf((float)HD),
-                   aligned);
+                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv,
+                   sequences.starts, tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
         });
         return;
     }
 #endif
-    (void)dev, (void)starts, (void)sequences, (void)max_length;
-    attention_forward_cpu(out, lse, q, q_stride, kv, KeyValueRows(), ranges, T, NH, NKV, HD);
+    (void)dev;
+    attention_forward_cpu(out, lse, q, kv, KeyValueRows(), sequences.ranges, shape);
 }
 
 #if HAS_KERNELS
@@ -358,102 +402,96 @@ inline size_t attention_decode_scratch(int64_t T, int max_keys, int NH, int HD) 
 #if HAS_KERNELS
 // place0, place1: KeyValueRows, or KeyValueCodes
 template <class Place>
-inline void attention_decode_launch(floatX* out, float* lse, const floatX* q, int64_t q_stride, const Place& place0,
-                                    const Place& place1, bool aligned, const KeyRange* ranges, int max_keys, int64_t T,
-                                    int NH, int NKV, int HD, Device dev) {
-    int chunks = attention_chunks(max_keys);
+inline void attention_decode_launch(floatX* out, float* lse, Rows<const floatX> q, const Place& place0,
+                                    const Place& place1, bool aligned, KeyRanges ranges, AttentionShape shape,
+                                    Device dev) {
+    const int NH = shape.NH, HD = shape.HD, chunks = attention_chunks(ranges.max_keys);
+    const int64_t T = shape.T;
     const char* hint = "lower --rollout_batch";
-    unsigned grid = attention_grid("attention_decode", T * NKV * CEIL_DIV(NH / NKV, 16) * chunks, hint);
+    unsigned grid = attention_grid("attention_decode", T * shape.NKV * CEIL_DIV(shape.group(), 16) * chunks, hint);
     unsigned merge_grid = attention_grid("attention_decode", CEIL_DIV(T * NH, ATTENTION_MERGE_WARPS), hint);
-    aligned = aligned && HD % Pack128<floatX>::size == 0 && is_aligned16(q, q_stride);
+    aligned = aligned && HD % Pack128<floatX>::size == 0 && is_aligned16(q);
     float scale = 1.0f / sqrtf((float)HD);
-    Scratch partial(attention_decode_scratch(T, max_keys, NH, HD), dev);
+    Scratch partial(attention_decode_scratch(T, ranges.max_keys, NH, HD), dev);
     attention_launch(HD, [&](auto width) {
         constexpr int HDP = decltype(width)::value;
         LAUNCH((attention_decode_kernel<HDP, Place>), grid, 32, attention_forward_shared_bytes<HDP>(1), dev.stream,
-               partial.data, q, q_stride, place0, place1, ranges, chunks, NH, NKV, HD, scale, aligned);
+               partial.data, q, place0, place1, ranges.p, chunks, shape, scale, aligned);
     });
     LAUNCH(attention_decode_merge_kernel, merge_grid, ATTENTION_MERGE_WARPS * 32, 0, dev.stream, out, lse, partial.data,
-           ranges, chunks, T * NH, NH, HD, scale);
+           ranges.p, chunks, T * NH, NH, HD, scale);
 }
 #endif
 
 // One query a row over the cache. A row whose range is empty (an unused slot of a captured graph) gets zeros. out:
-// (T,NH*HD); lse: (T,NH); q: (T,NH*HD) at q_stride; place0, place1: (rows,NKV*HD) at their strides; ranges: (T).
-// max_keys: n0 + n1 of any row, at least. It fixes the grid, so that a captured launch may be replayed with other
-// ranges; a row with more keys (beyond the last chunk of 256 begun) gets NaN.
-inline void attention_decode(floatX* out, float* lse, const floatX* q, int64_t q_stride, KeyValueRows place0,
-                             KeyValueRows place1, const KeyRange* ranges, int max_keys, int64_t T, int NH, int NKV,
-                             int HD, Device dev) {
+// [T,NH*HD]; lse: [T,NH]; q: [T,NH*HD]; place0, place1: [rows,NKV*HD]. ranges.max_keys fixes the grid, so that a
+// captured launch may be replayed with other ranges; a row with more keys (beyond the last chunk of 256 begun) gets
+// NaN.
+inline void attention_decode(floatX* out, float* lse, Rows<const floatX> q, KeyValueRows place0, KeyValueRows place1,
+                             KeyRanges ranges, AttentionShape shape, Device dev) {
     NVTX_RANGE("attention_decode");
-    attention_check("attention_decode", T, NH, NKV, HD, dev);
-    if (T == 0) return;
+    attention_check("attention_decode", shape, dev);
+    if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        attention_decode_launch(out, lse, q, q_stride, place0, place1,
-                                attention_aligned(place0) && attention_aligned(place1), ranges, max_keys, T, NH, NKV,
-                                HD, dev);
+        bool aligned = attention_aligned(place0) && attention_aligned(place1);
+        attention_decode_launch(out, lse, q, place0, place1, aligned, ranges, shape, dev);
         return;
     }
 #endif
-    (void)dev, (void)max_keys;
-    attention_forward_cpu(out, lse, q, q_stride, place0, place1, ranges, T, NH, NKV, HD);
+    (void)dev;
+    attention_forward_cpu(out, lse, q, place0, place1, ranges.p, shape);
 }
 
-// The same over a cache of codes (kv_quant.cuh); both places have one quantizer and one rotation. The result has the
-// bits of attention_decode over the values that the codes stand for.
-inline void attention_decode_codes(floatX* out, float* lse, const floatX* q, int64_t q_stride,
-                                   const KeyValueCodes& place0, const KeyValueCodes& place1, const KeyRange* ranges,
-                                   int max_keys, int64_t T, int NH, Device dev) {
+// The same over a cache of codes (kv_quant.cuh); both places have one quantizer, which tells NKV and HD, and one
+// rotation. The result has the bits of attention_decode over the values that the codes stand for.
+inline void attention_decode_codes(floatX* out, float* lse, Rows<const floatX> q, const KeyValueCodes& place0,
+                                   const KeyValueCodes& place1, KeyRanges ranges, int64_t T, int NH, Device dev) {
     NVTX_RANGE("attention_decode");
-    const KvQuant& quant = place0.quant;
-    attention_check("attention_decode", T, NH, quant.NKV, quant.HD, dev);
+    AttentionShape shape = {T, NH, place0.quant.NKV, place0.quant.HD};
+    attention_check("attention_decode", shape, dev);
     if (T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        attention_decode_launch(out, lse, q, q_stride, place0, place1, true, ranges, max_keys, T, NH, quant.NKV,
-                                quant.HD, dev);
+        attention_decode_launch(out, lse, q, place0, place1, true, ranges, shape, dev);
         return;
     }
 #endif
-    (void)dev, (void)max_keys;
-    attention_decode_codes_cpu(out, lse, q, q_stride, place0, place1, ranges, T, NH);
+    (void)dev;
+    attention_decode_codes_cpu(out, lse, q, place0, place1, ranges.p, T, NH);
 }
 
-// Whole sequences. dq: (T,NH*HD), dk, dv: (T,NKV*HD), at their strides, assigned; dout, out: (T,NH*HD); lse: (T,NH);
-// the others as in attention_forward.
-inline void attention_backward(floatX* dq, int64_t dq_stride, floatX* dk, int64_t dk_stride, floatX* dv,
-                               int64_t dv_stride, const floatX* dout, const floatX* out, const float* lse,
-                               const floatX* q, int64_t q_stride, KeyValueRows kv, const int* starts, int sequences,
-                               int max_length, int64_t T, int NH, int NKV, int HD, Device dev) {
+// Whole sequences. d: assigned; dout, out: [T,NH*HD]; lse: [T,NH]; the others as in attention_forward.
+inline void attention_backward(AttentionGradients d, const floatX* dout, const floatX* out, const float* lse,
+                               Rows<const floatX> q, KeyValueRows kv, PackedSequences sequences, AttentionShape shape,
+                               Device dev) {
     NVTX_RANGE("attention_backward");
-    attention_check("attention_backward", T, NH, NKV, HD, dev);
-    if (T == 0) return;
+    attention_check("attention_backward", shape, dev);
+    if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int tiles = CEIL_DIV(max_length, ATTENTION_OWN);
+        const int NH = shape.NH, HD = shape.HD, tiles = CEIL_DIV(sequences.max_length, ATTENTION_OWN);
+        const int64_t rows = shape.T * NH;
         const char* hint = "lower --micro_batch_tokens";
-        unsigned grid = attention_grid("attention_backward", (int64_t)sequences * NH * tiles, hint);
-        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(dq, dq_stride) && is_aligned16(dk, dk_stride) &&
-                       is_aligned16(dv, dv_stride) && is_aligned16(dout, 0) && is_aligned16(out, 0) &&
-                       is_aligned16(q, q_stride) && attention_aligned(kv);
-        float scale = 1.0f / sqrtf((float)HD);
+        unsigned grid = attention_grid("attention_backward", (int64_t)sequences.count * NH * tiles, hint);
+        bool aligned = HD % Pack128<floatX>::size == 0 && is_aligned16(d.dq) && is_aligned16(d.dk) &&
+                       is_aligned16(d.dv) && is_aligned16(dout, 0) && is_aligned16(out, 0) && is_aligned16(q) &&
+                       attention_aligned(kv);
         if (grid == 0) return;
-        Scratch D((size_t)T * NH, dev);
-        LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(T * NH, 32), hint), 256, 0,
-               dev.stream, D.data, dout, out, T * NH, HD, aligned);
+        Scratch D((size_t)rows, dev);
+        LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(rows, 32), hint), 256, 0, dev.stream,
+               D.data, dout, out, rows, HD, aligned);
+        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences.starts, tiles, shape,
+                                      1.0f / sqrtf((float)HD),  aligned};
         attention_launch(HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value, threads = ATTENTION_BACKWARD_WARPS * 32;
             constexpr int shared = attention_backward_shared_bytes<HDP>();
-            LAUNCH((attention_dkv_kernel<HDP>), grid / NH * NKV, threads, shared, dev.stream, dk, dk_stride, dv,
-                   dv_stride, dout, lse, D.data, q, q_stride, kv, starts, tiles, NH, NKV, HD, scale, aligned);
-            LAUNCH((attention_dq_kernel<HDP>), grid, threads, shared, dev.stream, dq, dq_stride, dout, lse, D.data, q,
-                   q_stride, kv, starts, tiles, NH, NKV, HD, scale, aligned);
+            LAUNCH((attention_dkv_kernel<HDP>), grid / NH * shape.NKV, threads, shared, dev.stream, d.dk, d.dv, in);
+            LAUNCH((attention_dq_kernel<HDP>), grid, threads, shared, dev.stream, d.dq, in);
         });
         return;
     }
 #endif
-    (void)dev, (void)max_length;
-    attention_backward_cpu(dq, dq_stride, dk, dk_stride, dv, dv_stride, dout, out, lse, q, q_stride, kv, starts,
-                           sequences, NH, NKV, HD);
+    (void)dev;
+    attention_backward_cpu(d, dout, out, lse, q, kv, sequences, shape);
 }

@@ -39,53 +39,76 @@ __global__ void attention_dot_kernel(float* D, const floatX* dout, const floatX*
     if (row < rows && threadIdx.x % 8 == 0) D[row] = sum;
 }
 
+// What dk, dv and dq are computed from
+struct AttentionBackwardInputs {
+    Rows<const floatX> dout;  // [T, NH*HD]
+    const float *lse, *D;     // [T, NH]
+    Rows<const floatX> q;     // [T, NH*HD]
+    KeyValueRows kv;          // [T, NKV*HD]
+    const int* starts;        // [sequences+1]
+    int tiles;                // of the longest sequence
+    AttentionShape shape;
+    float scale;
+    bool aligned;
+};
+
+// S queries of head h of a sequence (start, n), from the i0-th on: two tiles, of q and of dout, and lse * log2(e) and D
+// of each in rows [2,S]. Zeros beyond the sequence.
+template <int S, int HDP, int THREADS>
+__device__ inline void attention_load_queries(floatX* tiles, float* rows, const AttentionBackwardInputs& x,
+                                              int64_t start, int n, int h, int i0) {
+    const int NH = x.shape.NH, HD = x.shape.HD;
+    const int64_t head = (int64_t)h * HD;
+    attention_load_rows<S, HDP, THREADS>(tiles, attention_head(x.q, start, head), i0, n, HD, x.aligned);
+    attention_load_rows<S, HDP, THREADS>(tiles + S * attention_ld<HDP>(), attention_head(x.dout, start, head), i0, n,
+                                         HD, x.aligned);
+    if (rows == nullptr) return;
+    for (int r = threadIdx.x; r < S; r += THREADS) {
+        int64_t at = (start + i0 + r) * NH + h;
+        rows[r] = i0 + r < n ? x.lse[at] * LOG2_E : 0.0f;
+        rows[S + r] = i0 + r < n ? x.D[at] : 0.0f;
+    }
+}
+
+// Of keys and values of a key/value head, two tiles
+template <int S, int HDP, int THREADS>
+__device__ inline void attention_load_keys(floatX* tiles, const AttentionBackwardInputs& x, int64_t start, int n,
+                                           int kv_head, int j0) {
+    const int HD = x.shape.HD;
+    const int64_t head = (int64_t)kv_head * HD;
+    attention_load_rows<S, HDP, THREADS>(tiles, attention_head(x.kv.rows(false), start, head), j0, n, HD, x.aligned);
+    attention_load_rows<S, HDP, THREADS>(tiles + S * attention_ld<HDP>(), attention_head(x.kv.rows(true), start, head),
+                                         j0, n, HD, x.aligned);
+}
+
 // grid: sequence, key/value head, tile of keys
 template <int HDP>
 __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
-    attention_dkv_kernel(floatX* dk, int64_t dk_stride, floatX* dv, int64_t dv_stride, const floatX* dout,
-                         const float* lse, const float* D, const floatX* q, int64_t q_stride, KeyValueRows kv,
-                         const int* starts, int tiles, int NH, int NKV, int HD, float scale, bool aligned) {
+    attention_dkv_kernel(Rows<floatX> dk, Rows<floatX> dv, AttentionBackwardInputs x) {
     constexpr int THREADS = ATTENTION_BACKWARD_WARPS * 32, S = attention_stream<HDP>(), LD = attention_ld<HDP>();
     constexpr int OWN = ATTENTION_OWN, TILE = S * LD;
     DYNAMIC_SHARED(floatX, k_tile);
+    const int tiles = x.tiles, NKV = x.shape.NKV, HD = x.shape.HD, group = x.shape.group();
     int tile = blockIdx.x % tiles, kv_head = blockIdx.x / tiles % NKV, sequence = blockIdx.x / tiles / NKV;
-    int64_t start = starts[sequence];
-    int n = starts[sequence + 1] - (int)start, j0 = tile * OWN, group = NH / NKV;
+    int64_t start = x.starts[sequence];
+    int n = x.starts[sequence + 1] - (int)start, j0 = tile * OWN;
     if (j0 >= n) return;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = j0 + warp * 16;
     floatX *v_tile = k_tile + OWN * LD, *stages = v_tile + OWN * LD;  // a stage: rows of q, rows of dout
     float* stage_rows = reinterpret_cast<float*>(stages + 4 * TILE);  // a stage: lse * log2(e), D
     float* operand = stage_rows + 4 * S + warp * attention_operand_floats<S>();
 
-    int64_t head = (int64_t)kv_head * HD;
-    attention_load_tile<OWN, HDP, THREADS>(k_tile, q, HD, aligned, [&](int r) {
-        return j0 + r < n ? kv.k + (start + j0 + r) * kv.k_stride + head : nullptr;
-    });
-    attention_load_tile<OWN, HDP, THREADS>(v_tile, q, HD, aligned, [&](int r) {
-        return j0 + r < n ? kv.v + (start + j0 + r) * kv.v_stride + head : nullptr;
-    });
+    attention_load_keys<OWN, HDP, THREADS>(k_tile, x, start, n, kv_head, j0);
     int steps_of_head = CEIL_DIV(n - j0, S), steps = group * steps_of_head;
     auto load = [&](int step) {
-        if (step < steps) {
-            int h = kv_head * group + step / steps_of_head, i0 = j0 + step % steps_of_head * S;
-            floatX* to = stages + step % 2 * 2 * TILE;
-            float* rows = stage_rows + step % 2 * 2 * S;
-            attention_load_tile<S, HDP, THREADS>(to, q, HD, aligned, [&](int r) {
-                return i0 + r < n ? q + (start + i0 + r) * q_stride + (int64_t)h * HD : nullptr;
-            });
-            attention_load_tile<S, HDP, THREADS>(to + TILE, q, HD, aligned, [&](int r) {
-                return i0 + r < n ? dout + ((start + i0 + r) * NH + h) * HD : nullptr;
-            });
-            for (int r = threadIdx.x; r < S; r += THREADS) {
-                int64_t at = (start + i0 + r) * NH + h;
-                rows[r] = i0 + r < n ? lse[at] * LOG2_E : 0.0f;
-                rows[S + r] = i0 + r < n ? D[at] : 0.0f;
-            }
-        }
+        if (step < steps)
+            attention_load_queries<S, HDP, THREADS>(stages + step % 2 * 2 * TILE, stage_rows + step % 2 * 2 * S, x,
+                                                    start, n, kv_head * group + step / steps_of_head,
+                                                    j0 + step % steps_of_head * S);
         cp_async_commit();
     };
 
-    float dk_sum[HDP / 8][4], dv_sum[HDP / 8][4], c = scale * LOG2_E;
+    float dk_sum[HDP / 8][4], dv_sum[HDP / 8][4], c = x.scale * LOG2_E;
     attention_zero<HDP>(dk_sum);
     attention_zero<HDP>(dv_sum);
     load(0);
@@ -116,59 +139,43 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     }
     if (row0 >= n) return;
     int rows = n - row0 < 16 ? n - row0 : 16;
-    float dk_factor[2] = {scale, scale}, dv_factor[2] = {1.0f, 1.0f};
-    attention_store_rows<HDP>(dk + (start + row0) * dk_stride + head, dk_stride, dk_sum, dk_factor,
-                              k_tile + warp * 16 * LD, rows, HD, aligned);
-    attention_store_rows<HDP>(dv + (start + row0) * dv_stride + head, dv_stride, dv_sum, dv_factor,
-                              v_tile + warp * 16 * LD, rows, HD, aligned);
+    float dk_factor[2] = {x.scale, x.scale}, dv_factor[2] = {1.0f, 1.0f};
+    dk.p = dk.row(start + row0) + (int64_t)kv_head * HD, dv.p = dv.row(start + row0) + (int64_t)kv_head * HD;
+    attention_store_rows<HDP>(dk, dk_sum, dk_factor, k_tile + warp * 16 * LD, rows, HD, x.aligned);
+    attention_store_rows<HDP>(dv, dv_sum, dv_factor, v_tile + warp * 16 * LD, rows, HD, x.aligned);
 }
 
 // grid: sequence, head, tile of queries, the last tile of a sequence (the longest work) first
 template <int HDP>
 __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
-    attention_dq_kernel(floatX* dq, int64_t dq_stride, const floatX* dout, const float* lse, const float* D,
-                        const floatX* q, int64_t q_stride, KeyValueRows kv, const int* starts, int tiles, int NH,
-                        int NKV, int HD, float scale, bool aligned) {
+    attention_dq_kernel(Rows<floatX> dq, AttentionBackwardInputs x) {
     constexpr int THREADS = ATTENTION_BACKWARD_WARPS * 32, S = attention_stream<HDP>(), LD = attention_ld<HDP>();
     constexpr int OWN = ATTENTION_OWN, TILE = S * LD;
     DYNAMIC_SHARED(floatX, q_tile);
+    const int tiles = x.tiles, NH = x.shape.NH, HD = x.shape.HD;
     int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH, sequence = blockIdx.x / tiles / NH;
-    int64_t start = starts[sequence];
-    int n = starts[sequence + 1] - (int)start, i0 = tile * OWN;
+    int64_t start = x.starts[sequence];
+    int n = x.starts[sequence + 1] - (int)start, i0 = tile * OWN;
     if (i0 >= n) return;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = i0 + warp * 16;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = i0 + warp * 16, kv_head = h / x.shape.group();
     floatX *dout_tile = q_tile + OWN * LD, *stages = dout_tile + OWN * LD;  // a stage: keys, values
     float* operand = reinterpret_cast<float*>(stages + 4 * TILE) + 4 * S + warp * attention_operand_floats<S>();
 
-    attention_load_tile<OWN, HDP, THREADS>(q_tile, q, HD, aligned, [&](int r) {
-        return i0 + r < n ? q + (start + i0 + r) * q_stride + (int64_t)h * HD : nullptr;
-    });
-    attention_load_tile<OWN, HDP, THREADS>(dout_tile, q, HD, aligned, [&](int r) {
-        return i0 + r < n ? dout + ((start + i0 + r) * NH + h) * HD : nullptr;
-    });
-    int64_t head = (int64_t)(h / (NH / NKV)) * HD;
+    attention_load_queries<OWN, HDP, THREADS>(q_tile, nullptr, x, start, n, h, i0);
     int last = (n < i0 + OWN ? n : i0 + OWN) - 1, steps = last / S + 1;
     auto load = [&](int step) {
-        if (step < steps) {
-            int j0 = step * S;
-            floatX* to = stages + step % 2 * 2 * TILE;
-            attention_load_tile<S, HDP, THREADS>(to, q, HD, aligned, [&](int r) {
-                return j0 + r < n ? kv.k + (start + j0 + r) * kv.k_stride + head : nullptr;
-            });
-            attention_load_tile<S, HDP, THREADS>(to + TILE, q, HD, aligned, [&](int r) {
-                return j0 + r < n ? kv.v + (start + j0 + r) * kv.v_stride + head : nullptr;
-            });
-        }
+        if (step < steps)
+            attention_load_keys<S, HDP, THREADS>(stages + step % 2 * 2 * TILE, x, start, n, kv_head, step * S);
         cp_async_commit();
     };
     float row_lse[2] = {0.0f, 0.0f}, row_D[2] = {0.0f, 0.0f};
     UNROLL
     for (int r = 0; r < 2; r++) {
         int i = row0 + lane / 4 + 8 * r;
-        if (i < n) row_lse[r] = lse[(start + i) * NH + h] * LOG2_E, row_D[r] = D[(start + i) * NH + h];
+        if (i < n) row_lse[r] = x.lse[(start + i) * NH + h] * LOG2_E, row_D[r] = x.D[(start + i) * NH + h];
     }
 
-    float dq_sum[HDP / 8][4], c = scale * LOG2_E;
+    float dq_sum[HDP / 8][4], c = x.scale * LOG2_E;
     attention_zero<HDP>(dq_sum);
     load(0);
     for (int step = 0; step < steps; step++) {
@@ -194,8 +201,9 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
         attention_multiply_nn<HDP, S>(dq_sum, ds, k_rows, operand);
     }
     if (row0 >= n) return;
-    float factor[2] = {scale, scale};
-    attention_store_rows<HDP>(dq + (start + row0) * dq_stride + (int64_t)h * HD, dq_stride, dq_sum, factor,
-                              q_tile + warp * 16 * LD, n - row0 < 16 ? n - row0 : 16, HD, aligned);
+    float factor[2] = {x.scale, x.scale};
+    dq.p = dq.row(start + row0) + (int64_t)h * HD;
+    attention_store_rows<HDP>(dq, dq_sum, factor, q_tile + warp * 16 * LD, n - row0 < 16 ? n - row0 : 16, HD,
+                              x.aligned);
 }
 #endif

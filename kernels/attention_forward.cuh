@@ -90,36 +90,48 @@ __device__ inline float attention_merge_value(float total, float acc, AttentionW
     return mul_add(total, w.before, acc * w.chunk);
 }
 
-// Runs the blocks of keys first ... end - 1, or less: this warp has queries for those before own_end only. Keys and
-// values come alternately through a ring of three tiles, two on the way while one is used: item 2b is block b's keys,
-// 2b + 1 its values. load(item, tile) starts a copy; barrier() is among the threads that load; after(block) follows
-// each block. queries: the warp's 16 rows; keys: how many rows g and g + 8 see.
+// The shared memory of attention_key_blocks
+struct AttentionTiles {
+    floatX* queries;  // the warp's 16 rows
+    floatX* ring;     // three tiles of keys or values
+    float* operand;   // attention_operand_floats<ATTENTION_KEYS>() of the warp's own
+};
+
+// Blocks of keys first ... end - 1, of which this warp has queries for those before own_end only
+struct AttentionBlocks {
+    int first, end, own_end;
+    int keys[2];  // that rows g and g + 8 see
+};
+
+// Runs the blocks. Keys and values come alternately through the ring, two tiles on the way while one is used: item 2b
+// is block b's keys, 2b + 1 its values. load(item, tile) starts a copy; barrier() is among the threads that load;
+// after(block) follows each block.
 template <int HDP, class Load, class Barrier, class After>
-__device__ inline void attention_key_blocks(AttentionChunk<HDP>& x, const floatX* queries, floatX* ring, float* operand,
-                                            int first, int end, int own_end, const int* keys, float c, Load load,
-                                            Barrier barrier, After after) {
+__device__ inline void attention_key_blocks(AttentionChunk<HDP>& x, AttentionTiles tiles, AttentionBlocks b, float c,
+                                            Load load, Barrier barrier, After after) {
     constexpr int TILE = ATTENTION_KEYS * attention_ld<HDP>();
     auto start = [&](int item) {
-        if (item < 2 * end) load(item, ring + item % 3 * TILE);
+        if (item < 2 * b.end) load(item, tiles.ring + item % 3 * TILE);
         cp_async_commit();  // an empty group too, so that the count that is waited for is the same to the end
     };
-    start(2 * first);
-    start(2 * first + 1);
-    for (int block = first; block < end; block++) {
+    start(2 * b.first);
+    start(2 * b.first + 1);
+    for (int block = b.first; block < b.end; block++) {
         cp_async_wait<1>();
         barrier();  // the keys have landed for every thread, and the tile loaded next has been read
         start(2 * block + 2);
         float s[ATTENTION_KEYS / 8][4];
-        if (block < own_end) {
+        if (block < b.own_end) {
             attention_zero<ATTENTION_KEYS>(s);
-            attention_multiply_nt<ATTENTION_KEYS, HDP>(s, queries, ring + 2 * block % 3 * TILE);
-            attention_softmax_block(x, s, block * ATTENTION_KEYS, keys, c);
+            attention_multiply_nt<ATTENTION_KEYS, HDP>(s, tiles.queries, tiles.ring + 2 * block % 3 * TILE);
+            attention_softmax_block(x, s, block * ATTENTION_KEYS, b.keys, c);
         }
         cp_async_wait<1>();
         barrier();
         start(2 * block + 3);
-        if (block < own_end) {
-            attention_multiply_nn<HDP, ATTENTION_KEYS>(x.acc, s, ring + (2 * block + 1) % 3 * TILE, operand);
+        if (block < b.own_end) {
+            attention_multiply_nn<HDP, ATTENTION_KEYS>(x.acc, s, tiles.ring + (2 * block + 1) % 3 * TILE,
+                                                       tiles.operand);
             after(block);
         }
     }
@@ -128,32 +140,27 @@ __device__ inline void attention_key_blocks(AttentionChunk<HDP>& x, const floatX
 // grid: sequence, head, tile of queries, the last tile of a sequence (the longest work) first
 template <int HDP>
 __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
-    attention_forward_kernel(floatX* out, float* lse, const floatX* q, int64_t q_stride, const floatX* k,
-                             int64_t k_stride, const floatX* v, int64_t v_stride, const int* starts, int tiles, int NH,
-                             int group, int HD, float scale, bool aligned) {
+    attention_forward_kernel(floatX* out, float* lse, Rows<const floatX> q, KeyValueRows kv, const int* starts,
+                             int tiles, AttentionShape shape, float scale, bool aligned) {
     constexpr int THREADS = ATTENTION_FORWARD_WARPS * 32, ROWS = ATTENTION_FORWARD_WARPS * 16, LD = attention_ld<HDP>();
     DYNAMIC_SHARED(floatX, q_tile);
+    const int NH = shape.NH, HD = shape.HD;
     int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH, sequence = blockIdx.x / tiles / NH;
     int64_t start = starts[sequence];
     int n = starts[sequence + 1] - (int)start, i0 = tile * ROWS;
     if (i0 >= n) return;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = i0 + warp * 16;
     floatX *queries = q_tile + warp * 16 * LD, *ring = q_tile + ROWS * LD;
-    float* operand =
-        reinterpret_cast<float*>(ring + 3 * ATTENTION_KEYS * LD) + warp * attention_operand_floats<ATTENTION_KEYS>();
+    float* operands = reinterpret_cast<float*>(ring + 3 * ATTENTION_KEYS * LD);
     float c = scale * LOG2_E;
 
-    int64_t head = (int64_t)(h / group) * HD;
-    const floatX *q_rows = q + start * q_stride + (int64_t)h * HD, *k_rows = k + start * k_stride + head;
-    const floatX* v_rows = v + start * v_stride + head;
-    attention_load_tile<ROWS, HDP, THREADS>(
-        q_tile, q, HD, aligned, [&](int r) { return i0 + r < n ? q_rows + (int64_t)(i0 + r) * q_stride : nullptr; });
+    int64_t head = (int64_t)(h / shape.group()) * HD;
+    const Rows<const floatX> k = attention_head(kv.rows(false), start, head);
+    const Rows<const floatX> v = attention_head(kv.rows(true), start, head);
+    attention_load_rows<ROWS, HDP, THREADS>(q_tile, attention_head(q, start, (int64_t)h * HD), i0, n, HD, aligned);
     auto load = [&](int item, floatX* to) {
-        const floatX* rows = item % 2 ? v_rows : k_rows;
-        int64_t stride = item % 2 ? v_stride : k_stride;
-        int j0 = item / 2 * ATTENTION_KEYS;
-        attention_load_tile<ATTENTION_KEYS, HDP, THREADS>(
-            to, q, HD, aligned, [&](int r) { return j0 + r < n ? rows + (int64_t)(j0 + r) * stride : nullptr; });
+        attention_load_rows<ATTENTION_KEYS, HDP, THREADS>(to, item % 2 ? v : k, item / 2 * ATTENTION_KEYS, n, HD,
+                                                          aligned);
     };
 
     AttentionChunk<HDP> x;
@@ -161,8 +168,8 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     float total_max[2] = {-INFINITY, -INFINITY}, total_sum[2] = {0.0f, 0.0f}, total[HDP / 8][4];
     attention_zero<HDP>(total);
     int last = (n < i0 + ROWS ? n : i0 + ROWS) - 1;  // the tile's last query
-    int blocks = last / ATTENTION_KEYS + 1, own_blocks = row0 < n ? row0 / ATTENTION_KEYS + 1 : 0;
-    int keys[2] = {row0 + lane / 4 + 1, row0 + lane / 4 + 9};
+    int own_blocks = row0 < n ? row0 / ATTENTION_KEYS + 1 : 0;
+    AttentionBlocks blocks = {0, last / ATTENTION_KEYS + 1, own_blocks, {row0 + lane / 4 + 1, row0 + lane / 4 + 9}};
     auto merge_at_end_of_chunk = [&](int block) {
         if ((block + 1) % (ATTENTION_CHUNK / ATTENTION_KEYS) != 0 && block + 1 != own_blocks) return;
         UNROLL
@@ -176,15 +183,15 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
         }
         attention_clear(x);
     };
+    AttentionTiles shared = {queries, ring, operands + warp * attention_operand_floats<ATTENTION_KEYS>()};
     attention_key_blocks(
-        x, queries, ring, operand, 0, blocks, own_blocks, keys, c, load, [] { __syncthreads(); },
-        merge_at_end_of_chunk);
+        x, shared, blocks, c, load, [] { __syncthreads(); }, merge_at_end_of_chunk);
     if (own_blocks == 0) return;
 
     float inverse[2] = {1.0f / total_sum[0], 1.0f / total_sum[1]};
     int rows = n - row0 < 16 ? n - row0 : 16;
-    attention_store_rows<HDP>(out + ((start + row0) * NH + h) * HD, (int64_t)NH * HD, total, inverse, queries, rows, HD,
-                              aligned);
+    attention_store_rows<HDP>({out + ((start + row0) * NH + h) * HD, (int64_t)NH * HD}, total, inverse, queries, rows,
+                              HD, aligned);
     UNROLL
     for (int r = 0; r < 2; r++)
         if (lane % 4 == 0 && lane / 4 + 8 * r < rows)
@@ -227,9 +234,10 @@ __device__ inline void attention_load_codes(floatX* tile, const KvQuant& quant, 
 // heads, chunk
 template <int HDP, class Place>
 __global__ void __launch_bounds__(32, 1)
-    attention_decode_kernel(float* partial, const floatX* q, int64_t q_stride, Place place0, Place place1,
-                            const KeyRange* ranges, int chunks, int NH, int NKV, int HD, float scale, bool aligned) {
+    attention_decode_kernel(float* partial, Rows<const floatX> q, Place place0, Place place1, const KeyRange* ranges,
+                            int chunks, AttentionShape shape, float scale, bool aligned) {
     DYNAMIC_SHARED(floatX, queries);
+    const int NH = shape.NH, NKV = shape.NKV, HD = shape.HD;
     int group = NH / NKV, head_tiles = CEIL_DIV(group, 16), chunk = blockIdx.x % chunks, rest = blockIdx.x / chunks;
     int head_tile = rest % head_tiles, kv_head = rest / head_tiles % NKV;
     int64_t token = rest / head_tiles / NKV;
@@ -241,20 +249,17 @@ __global__ void __launch_bounds__(32, 1)
     floatX* ring = queries + 16 * attention_ld<HDP>();
     float* operand = reinterpret_cast<float*>(ring + 3 * ATTENTION_KEYS * attention_ld<HDP>());
 
-    const floatX* q_row = q + token * q_stride + (int64_t)h0 * HD;
-    attention_load_tile<16, HDP, 32>(queries, q, HD, aligned,
-                                     [&](int r) { return r < heads ? q_row + (int64_t)r * HD : nullptr; });
+    attention_load_rows<16, HDP, 32>(queries, {q.row(token) + (int64_t)h0 * HD, HD}, 0, heads, HD, aligned);
     auto load = [&](int item, floatX* to) {
         int j0 = item / 2 * ATTENTION_KEYS;
         if constexpr (std::is_same<Place, KeyValueRows>::value) {
-            int64_t stride0 = item % 2 ? place0.v_stride : place0.k_stride, head = (int64_t)kv_head * HD;
-            int64_t stride1 = item % 2 ? place1.v_stride : place1.k_stride;
-            const floatX* rows0 = (item % 2 ? place0.v : place0.k) + range.row0 * stride0 + head;
-            const floatX* rows1 = (item % 2 ? place1.v : place1.k) + range.row1 * stride1 + head;
-            attention_load_tile<ATTENTION_KEYS, HDP, 32>(to, q, HD, aligned, [&](int r) -> const floatX* {
+            Rows<const floatX> rows0 = place0.rows(item % 2), rows1 = place1.rows(item % 2);
+            rows0.p += range.row0 * rows0.stride + (int64_t)kv_head * HD;
+            rows1.p += range.row1 * rows1.stride + (int64_t)kv_head * HD;
+            attention_load_tile<ATTENTION_KEYS, HDP, 32>(to, q.p, HD, aligned, [&](int r) -> const floatX* {
                 int j = j0 + r;
                 if (j >= n) return nullptr;
-                return j < range.n0 ? rows0 + (int64_t)j * stride0 : rows1 + (int64_t)(j - range.n0) * stride1;
+                return j < range.n0 ? rows0.row(j) : rows1.row(j - range.n0);
             });
         } else {
             int64_t words = kv_row_words(place0.quant);
@@ -270,10 +275,10 @@ __global__ void __launch_bounds__(32, 1)
     };
     AttentionChunk<HDP> x;
     attention_clear(x);
-    int keys[2] = {n, n}, blocks = CEIL_DIV(end, ATTENTION_KEYS);
+    int end_block = CEIL_DIV(end, ATTENTION_KEYS);
+    AttentionBlocks blocks = {begin / ATTENTION_KEYS, end_block, end_block, {n, n}};
     attention_key_blocks(
-        x, queries, ring, operand, begin / ATTENTION_KEYS, blocks, blocks, keys, scale * LOG2_E, load,
-        [] { __syncwarp(); }, [](int) {});
+        x, {queries, ring, operand}, blocks, scale * LOG2_E, load, [] { __syncwarp(); }, [](int) {});
 
     UNROLL
     for (int r = 0; r < 2; r++) {

@@ -49,6 +49,18 @@ __device__ inline void attention_load_tile(floatX* tile, const floatX* any, int 
     }
 }
 
+// x's rows from `start` on, columns from `column` on: a head of a sequence
+__device__ inline Rows<const floatX> attention_head(Rows<const floatX> x, int64_t start, int64_t column) {
+    return {x.row(start) + column, x.stride};
+}
+
+// The same of rows first ... first + ROWS - 1 of x, with zeros from the n-th on; x has one row at least
+template <int ROWS, int HDP, int THREADS>
+__device__ inline void attention_load_rows(floatX* tile, Rows<const floatX> x, int first, int n, int HD, bool aligned) {
+    attention_load_tile<ROWS, HDP, THREADS>(tile, x.p, HD, aligned,
+                                            [&](int r) { return first + r < n ? x.row(first + r) : nullptr; });
+}
+
 // d (16,N) += a (16,K) b (N,K)^T, both in tiles of HDP = K
 template <int N, int K>
 __device__ inline void attention_multiply_nt(float (*d)[4], const floatX* a, const floatX* b) {
@@ -129,8 +141,8 @@ __device__ inline void attention_zero(float (*d)[4]) {
 // The first `rows` rows of d (16,HDP), times factor[0] in rows 0..7 of the lane's and factor[1] in 8..15, to out. They
 // pass through staging, 16 rows of a tile that no other warp uses, so that they are stored in whole packs.
 template <int HDP>
-__device__ inline void attention_store_rows(floatX* out, int64_t stride, const float (*d)[4], const float* factor,
-                                            floatX* staging, int rows, int HD, bool aligned) {
+__device__ inline void attention_store_rows(Rows<floatX> out, const float (*d)[4], const float* factor, floatX* staging,
+                                            int rows, int HD, bool aligned) {
     constexpr int W = Pack128<floatX>::size, PACKS = HDP / W, LD = attention_ld<HDP>();
     int lane = threadIdx.x % 32;
     __syncwarp();  // the other lanes' reads of staging are over
@@ -142,7 +154,7 @@ __device__ inline void attention_store_rows(floatX* out, int64_t stride, const f
     __syncwarp();
     for (int i = lane; i < 16 * PACKS; i += 32) {
         int r = i / PACKS, c = i % PACKS * W;
-        if (r < rows && c < HD) store_pack(out + r * stride, c, HD, aligned, load128(staging + r * LD + c));
+        if (r < rows && c < HD) store_pack(out.row(r), c, HD, aligned, load128(staging + r * LD + c));
     }
 }
 #endif

@@ -155,34 +155,42 @@ inline void cublaslt_release() {
     state.handle = nullptr;
 }
 
-// d: (m,n) at ldd; a: (m,k), or (k,m) when transpose_a, at lda; b: (k,n), or (n,k), at ldb; bias: (m) or null, added to
-// every column, of d's type. accumulate: d += instead of =. All column-major.
+// Column-major, ld elements from one column to the next; transposed: the product takes its transpose
+template <class T>
+struct CublasltMatrix {
+    T* p;
+    int64_t ld;
+    bool transposed = false;
+};
+
+// d: (m,n); a: (m,k), or (k,m) when transposed; b: (k,n), or (n,k); bias: (m) or null, added to every column, of d's
+// type. accumulate: d += instead of =.
 template <class D>
-void cublaslt_matmul(D* d, int64_t ldd, const floatX* a, int64_t lda, bool transpose_a, const floatX* b, int64_t ldb,
-                     bool transpose_b, const floatX* bias, int64_t m, int64_t n, int64_t k, bool accumulate,
-                     Device dev) {
+void cublaslt_matmul(CublasltMatrix<D> d, CublasltMatrix<const floatX> a, CublasltMatrix<const floatX> b,
+                     const floatX* bias, int64_t m, int64_t n, int64_t k, bool accumulate, Device dev) {
+    constexpr bool FLOAT_D = std::is_same_v<D, float>;
     if (bias && !std::is_same_v<D, floatX>) fail("cublaslt_matmul: a bias needs an output of its own type");
     CublasltKey key = {m,
                        n,
                        k,
-                       lda,
-                       ldb,
-                       ldd,
-                       transpose_a,
-                       transpose_b,
-                       std::is_same_v<D, float>,
+                       a.ld,
+                       b.ld,
+                       d.ld,
+                       a.transposed,
+                       b.transposed,
+                       FLOAT_D,
                        accumulate,
                        bias != nullptr,
-                       cublaslt_alignment(a),
-                       cublaslt_alignment(b),
-                       cublaslt_alignment(d)};
+                       cublaslt_alignment(a.p),
+                       cublaslt_alignment(b.p),
+                       cublaslt_alignment(d.p)};
     const CublasltPlan& plan = cublaslt_plan(key);
     if (bias)
         CUBLASLT_CHECK(
             cublasLtMatmulDescSetAttribute(plan.matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)));
     Scratch workspace(CEIL_DIV(plan.workspace, sizeof(float)), dev);
     const float alpha = 1.0f, beta = accumulate ? 1.0f : 0.0f;
-    CUBLASLT_CHECK(cublasLtMatmul(cublaslt_state().handle, plan.matmul, &alpha, a, plan.a, b, plan.b, &beta, d, plan.d,
-                                  d, plan.d, &plan.algo, workspace.data, plan.workspace, dev.stream));
+    CUBLASLT_CHECK(cublasLtMatmul(cublaslt_state().handle, plan.matmul, &alpha, a.p, plan.a, b.p, plan.b, &beta, d.p,
+                                  plan.d, d.p, plan.d, &plan.algo, workspace.data, plan.workspace, dev.stream));
 }
 #endif

@@ -15,21 +15,18 @@
 #include "matmul.cuh"
 #include "matmul_quantized.cuh"
 
-// batch_invariant: on a GPU, the forward sums each output in one order whatever the batch, so that sampler and trainer
-// agree to the bit. Without it cuBLASLt computes large batches faster and the policy ratio at step 0 is 1 to rounding.
-struct MatmulSettings {
-    bool batch_invariant = true;
+struct LinearShape {
+    int64_t T, C, OC;
 };
-inline MatmulSettings matmul_settings;
 
-inline void linear_forward_cpu(floatX* out, int64_t ldo,            // [T,OC] at ldo
+inline void linear_forward_cpu(Rows<floatX> out,                    // [T,OC]
                                const floatX* inp,                   // [T,C]
                                const floatX* weight,                // [OC,C]
                                const floatX* bias,                  // [OC] or null
                                const PackedWeight<floatX>* packed,  // weight in the GEMM's own layout, or null
-                               int64_t T, int64_t C, int64_t OC) {
-    if (packed) gemm_nt_packed(out, inp, *packed, bias, T, false, ldo);
-    else gemm_nt(out, inp, weight, bias, T, OC, C, false, ldo);
+                               LinearShape s) {
+    if (packed) gemm_nt_packed(out.p, inp, *packed, bias, s.T, false, {out.stride});
+    else gemm_nt(out.p, inp, weight, bias, s.T, s.OC, s.C, false, {out.stride});
 }
 
 inline void linear_backward_cpu(floatX* dinp,          // [T,C]
@@ -38,44 +35,46 @@ inline void linear_backward_cpu(floatX* dinp,          // [T,C]
                                 const floatX* dout,    // [T,OC]
                                 const floatX* inp,     // [T,C]
                                 const floatX* weight,  // [OC,C]
-                                int64_t T, int64_t C, int64_t OC) {
-    gemm_nn(dinp, dout, weight, T, OC, C);
-    gemm_tn(dweight, dout, inp, T, OC, C);
-    if (dbias) bias_backward_cpu(dbias, dout, T, OC);
+                                LinearShape s) {
+    gemm_nn(dinp, dout, weight, s.T, s.OC, s.C);
+    gemm_tn(dweight, dout, inp, s.T, s.OC, s.C);
+    if (dbias) bias_backward_cpu(dbias, dout, s.T, s.OC);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-// out: (T,OC) at ldo; inp: (T,C); weight: (OC,C), not read (may be null) when packed or quantized stands for it; bias: (OC) or
+// out: (T,OC), rows apart; inp: (T,C); weight: (OC,C), not read (may be null) when packed or quantized stands for it; bias: (OC) or
 // null; packed: the weight in the CPU product's own layout, or null, CPU only; quantized: the weight as packed codes,
 // or null. All three give the same bits.
-inline void linear_forward(floatX* out, int64_t ldo, const floatX* inp, const floatX* weight, const floatX* bias,
-                           const PackedWeight<floatX>* packed, const QuantizedWeight* quantized, int64_t T, int64_t C,
-                           int64_t OC, Device dev) {
+inline void linear_forward(Rows<floatX> out, const floatX* inp, const floatX* weight, const floatX* bias,
+                           const PackedWeight<floatX>* packed, const QuantizedWeight* quantized, LinearShape s,
+                           Device dev) {
     NVTX_RANGE("linear_forward");
+    const int64_t T = s.T, C = s.C, OC = s.OC;
     if (quantized && (quantized->N != OC || quantized->K != C))
         fail("linear_forward: a quantized weight [%lld,%lld] for a layer [%lld,%lld]", (long long)quantized->N,
              (long long)quantized->K, (long long)OC, (long long)C);
     if (quantized) {
-        matmul_nt_quantized(out, ldo, inp, C, *quantized, bias, T, dev);
+        matmul_nt_quantized(out.p, out.stride, inp, C, *quantized, bias, T, dev);
         return;
     }
-    if (!dev.cuda) linear_forward_cpu(out, ldo, inp, weight, bias, packed, T, C, OC);
-    else if (matmul_settings.batch_invariant) matmul_nt(out, ldo, inp, C, weight, C, bias, T, OC, C, dev);
-    else matmul_nt_any_order(out, ldo, inp, C, weight, C, bias, T, OC, C, dev);
+    if (!dev.cuda) linear_forward_cpu(out, inp, weight, bias, packed, s);
+    else if (dev.batch_invariant) matmul_nt(out, {inp, C}, {weight, C}, bias, T, OC, C, dev);
+    else matmul_nt_any_order(out, {inp, C}, {weight, C}, bias, T, OC, C, dev);
 }
 
 // dinp: (T,C), =; dweight: (OC,C), +=; dbias: (OC), +=, or null; dout: (T,OC); inp: (T,C); weight: (OC,C)
 inline void linear_backward(floatX* dinp, float* dweight, float* dbias, const floatX* dout, const floatX* inp,
-                            const floatX* weight, int64_t T, int64_t C, int64_t OC, Device dev) {
+                            const floatX* weight, LinearShape s, Device dev) {
     NVTX_RANGE("linear_backward");
+    const int64_t T = s.T, C = s.C, OC = s.OC;
     if (!dev.cuda) {
-        linear_backward_cpu(dinp, dweight, dbias, dout, inp, weight, T, C, OC);
+        linear_backward_cpu(dinp, dweight, dbias, dout, inp, weight, s);
         return;
     }
-    matmul_nn(dinp, C, dout, OC, weight, C, T, OC, C, false, dev);
-    matmul_tn(dweight, C, dout, OC, inp, C, T, OC, C, dev);
+    matmul_nn(Rows{dinp, C}, {dout, OC}, {weight, C}, T, OC, C, false, dev);
+    matmul_tn({dweight, C}, {dout, OC}, {inp, C}, T, OC, C, dev);
     if (dbias) bias_backward(dbias, dout, T, OC, dev);
 }
 

@@ -78,6 +78,15 @@ HOST_DEVICE float logit_logp(float logit, float inverse_temperature, float lse) 
 #endif
 }
 
+// What both passes read
+struct LmHeadInputs {
+    const floatX* hidden;  // [T,C]
+    const floatX* weight;  // [V,C]
+    const int* targets;    // [T], in [0, V)
+    int64_t T, C, V;
+    float inverse_temperature;
+};
+
 struct LmHeadScratch {
     Buffer<float> logits;        // [LM_HEAD_ROWS, LM_HEAD_COLUMNS] or less
     Buffer<floatX> dlogits;      // the same
@@ -103,13 +112,12 @@ inline void lm_head_scratch_allocate(LmHeadScratch& s, int64_t T, int64_t C, int
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-inline void lm_head_forward_cpu(float* logp,           // [T]
-                                float* lse,            // [T]
-                                float* entropy,        // [T]; may be null
-                                const floatX* hidden,  // [T,C]
-                                const floatX* weight,  // [V,C]
-                                const int* targets,    // [T]
-                                int64_t T, int64_t C, int64_t V, float inverse_temperature, LmHeadScratch& scratch) {
+inline void lm_head_forward_cpu(float* logp,     // [T]
+                                float* lse,      // [T]
+                                float* entropy,  // [T]; may be null
+                                const LmHeadInputs& in, LmHeadScratch& scratch) {
+    const int64_t T = in.T, C = in.C, V = in.V;
+    const float inverse_temperature = in.inverse_temperature;
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
     int64_t max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
     scratch.logits.reserve(max_rows * columns, "a chunk of logits");
@@ -121,11 +129,11 @@ inline void lm_head_forward_cpu(float* logp,           // [T]
         for (int64_t i = 0; i < rows; i++) state[i] = SoftmaxState();
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
-            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, columns);
+            gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static)
             for (int64_t i = 0; i < rows; i++) {
                 softmax_chunk(state[i], logits + i * columns, n, inverse_temperature);
-                int64_t y = targets[t0 + i] - v0;
+                int64_t y = in.targets[t0 + i] - v0;
                 if (y >= 0 && y < n) target[i] = logits[i * columns + y];
             }
         }
@@ -137,14 +145,13 @@ inline void lm_head_forward_cpu(float* logp,           // [T]
     }
 }
 
-inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
-                                 float* dweight,        // [V,C] +=
-                                 const float* dlogp,    // [T] dL/dlogp
-                                 const floatX* hidden,  // [T,C]
-                                 const floatX* weight,  // [V,C]
-                                 const int* targets,    // [T]
-                                 const float* lse,      // [T] from the forward
-                                 int64_t T, int64_t C, int64_t V, float inverse_temperature, LmHeadScratch& scratch) {
+inline void lm_head_backward_cpu(floatX* dhidden,     // [T,C]
+                                 float* dweight,      // [V,C] +=
+                                 const float* dlogp,  // [T] dL/dlogp
+                                 const float* lse,    // [T] from the forward
+                                 const LmHeadInputs& in, LmHeadScratch& scratch) {
+    const int64_t T = in.T, C = in.C, V = in.V;
+    const float inverse_temperature = in.inverse_temperature;
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
     int64_t max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
     scratch.logits.reserve(max_rows * columns, "a chunk of logits");
@@ -157,7 +164,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
         memset(dh, 0, rows * C * sizeof(float));
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
-            gemm_nt(logits, hidden + t0 * C, weight + v0 * C, nullptr, rows, n, C, false, columns);
+            gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static)
             for (int64_t i = 0; i < rows; i++) {
                 const float* z = logits + i * columns;
@@ -165,11 +172,11 @@ inline void lm_head_backward_cpu(floatX* dhidden,       // [T,C]
                 float g = dlogp[t0 + i] * inverse_temperature, row_lse = lse[t0 + i];
                 INDEPENDENT
                 for (int64_t v = 0; v < n; v++) dz[v] = -g * exp_f(z[v] * inverse_temperature - row_lse);
-                int64_t y = targets[t0 + i] - v0;
+                int64_t y = in.targets[t0 + i] - v0;
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));
             }
-            gemm_nn(dh, dlogits, weight + v0 * C, rows, n, C, true, C, columns);
-            if (dweight) gemm_tn(dweight + v0 * C, dlogits, hidden + t0 * C, rows, n, C, C, columns);
+            gemm_nn(dh, dlogits, in.weight + v0 * C, rows, n, C, true, {C, columns});
+            if (dweight) gemm_tn(dweight + v0 * C, dlogits, in.hidden + t0 * C, rows, n, C, {C, columns});
         }
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
@@ -251,17 +258,24 @@ __device__ __attribute__((noinline)) inline SoftmaxState softmax_merge(const Sof
     return m;
 }
 
-// Columns v0 ... v0 + n - 1 of the rows' logits. state, target: (rows); logits: (rows,n) at stride. grid: rows
-__global__ void lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target, const float* logits,
-                                             const int* targets, int64_t stride, int n, int64_t v0,
-                                             float inverse_temperature, bool aligned) {
+// Columns v0 ... v0 + n - 1 of the logits of some rows
+struct LmHeadChunk {
+    Rows<const float> logits;  // [rows,n]
+    int n;
+    int64_t v0;
+    float inverse_temperature;
+    bool aligned;
+};
+
+// state, target, targets: (rows). grid: rows
+__global__ void lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target, LmHeadChunk c, const int* targets) {
     int64_t row = blockIdx.x;
-    SoftmaxState chunk = softmax_chunk_device(logits + row * stride, n, inverse_temperature, aligned);
+    SoftmaxState chunk = softmax_chunk_device(c.logits.row(row), c.n, c.inverse_temperature, c.aligned);
     if (threadIdx.x != 0) return;
-    state[row] = softmax_merge(v0 == 0 ? SoftmaxState() : state[row], chunk);
-    int64_t y = targets[row] - v0;
-    if (y >= 0 && y < n) target[row] = logits[row * stride + y];
-    else if (v0 == 0) target[row] = NAN;  // stays if no chunk has it
+    state[row] = softmax_merge(c.v0 == 0 ? SoftmaxState() : state[row], chunk);
+    int64_t y = targets[row] - c.v0;
+    if (y >= 0 && y < c.n) target[row] = c.logits.row(row)[y];
+    else if (c.v0 == 0) target[row] = NAN;  // stays if no chunk has it
 }
 
 // logp, lse, entropy (or null), state, target: (rows). grid: CEIL_DIV(rows, LM_HEAD_BLOCK)
@@ -274,108 +288,107 @@ __global__ void lm_head_finish_kernel(float* logp, float* lse, float* entropy, c
     if (entropy) entropy[row] = softmax_entropy(state[row]);
 }
 
-// A pack of dlogits a thread. dlogits, logits: (rows,n) at stride, columns v0 ... v0 + n - 1; dlogp, lse, targets:
-// (rows). grid: CEIL_DIV(n, LM_HEAD_BLOCK * W), rows
-__global__ void lm_head_dlogits_kernel(floatX* dlogits, const float* logits, const float* dlogp, const float* lse,
-                                       const int* targets, int64_t stride, int n, int64_t v0, float inverse_temperature,
-                                       bool aligned) {
+// A pack of dlogits a thread. dlogits: (rows,n) at the logits' stride; dlogp, lse, targets: (rows). grid: CEIL_DIV(n,
+// LM_HEAD_BLOCK * W), rows
+__global__ void lm_head_dlogits_kernel(floatX* dlogits, LmHeadChunk c, const float* dlogp, const float* lse,
+                                       const int* targets) {
     constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
     int64_t row = blockIdx.y;
     int i = (blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;
-    if (i >= n) return;
-    float g = dlogp[row] * inverse_temperature, row_lse = lse[row];
-    int64_t y = targets[row] - v0;
+    if (i >= c.n) return;
+    float g = dlogp[row] * c.inverse_temperature, row_lse = lse[row];
+    int64_t y = targets[row] - c.v0;
     Pack128<floatX> dz;
     for (int j = 0; j < W / F; j++) {
-        Pack128<float> z = load_pack(logits + row * stride, i + j * F, n, aligned);
+        Pack128<float> z = load_pack(c.logits.row(row), i + j * F, c.n, c.aligned);
         for (int k = 0; k < F; k++) {
-            float p = exp_f(logit_logp(z[k], inverse_temperature, row_lse));
+            float p = exp_f(logit_logp(z[k], c.inverse_temperature, row_lse));
             dz[j * F + k] = i + j * F + k == y ? g * (1.0f - p) : -g * p;
         }
     }
-    store_pack(dlogits + row * stride, i, n, aligned, dz);
+    store_pack(dlogits + row * c.logits.stride, i, c.n, c.aligned, dz);
 }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void lm_head_check(const char* name, int64_t T, int64_t C, int64_t V) {
+inline void lm_head_check(const char* name, const LmHeadInputs& in) {
+    const int64_t T = in.T, C = in.C, V = in.V;
     if (T < 0 || C < 1 || V < 1 || T > INT32_MAX || C > INT32_MAX || V > INT32_MAX)
         fail("%s: bad shape: T %lld, C %lld, V %lld (each must be below 2^31)", name, (long long)T, (long long)C,
              (long long)V);
 }
 
-// logp, lse: (T); entropy: (T) or null; hidden: (T,C); weight: (V,C); targets: (T), in [0, V)
-inline void lm_head_forward(float* logp, float* lse, float* entropy, const floatX* hidden, const floatX* weight,
-                            const int* targets, int64_t T, int64_t C, int64_t V, float inverse_temperature,
-                            LmHeadScratch& scratch, Device dev) {
+// logp, lse: (T); entropy: (T) or null
+inline void lm_head_forward(float* logp, float* lse, float* entropy, const LmHeadInputs& in, LmHeadScratch& scratch,
+                            Device dev) {
     NVTX_RANGE("lm_head_forward");
-    lm_head_check("lm_head_forward", T, C, V);
-    if (T == 0) return;
+    lm_head_check("lm_head_forward", in);
+    if (in.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
+        const int64_t T = in.T, C = in.C, V = in.V;
         int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
         scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
         scratch.state.reserve(max_rows, "a chunk of logits", "", dev);
         scratch.target.reserve(max_rows, "a chunk of logits", "", dev);
-        float* logits = scratch.logits.data;
+        const Rows<float> logits = {scratch.logits.data, columns};
         for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
             int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
             for (int64_t v0 = 0; v0 < V; v0 += columns) {
                 int n = (int)(V - v0 < columns ? V - v0 : columns);
-                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
-                          dev);
+                matmul_nt(logits, {in.hidden + t0 * C, C}, {in.weight + v0 * C, C}, nullptr, rows, n, C, dev);
+                LmHeadChunk c = {{logits.p, columns}, n, v0, in.inverse_temperature, is_aligned16(logits)};
                 LAUNCH(lm_head_softmax_chunk_kernel, rows, LM_HEAD_BLOCK, 0, dev.stream, scratch.state.data,
-                       scratch.target.data, logits, targets + t0, columns, n, v0, inverse_temperature,
-                       is_aligned16(logits, columns));
+                       scratch.target.data, c, in.targets + t0);
             }
             LAUNCH(lm_head_finish_kernel, CEIL_DIV(rows, LM_HEAD_BLOCK), LM_HEAD_BLOCK, 0, dev.stream, logp + t0,
                    lse + t0, entropy ? entropy + t0 : nullptr, scratch.state.data, scratch.target.data, rows,
-                   inverse_temperature);
+                   in.inverse_temperature);
         }
         return;
     }
 #endif
     (void)dev;
-    lm_head_forward_cpu(logp, lse, entropy, hidden, weight, targets, T, C, V, inverse_temperature, scratch);
+    lm_head_forward_cpu(logp, lse, entropy, in, scratch);
 }
 
-// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); hidden: (T,C); weight: (V,C); targets: (T); lse: (T) from
-// the forward
-inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const floatX* hidden,
-                             const floatX* weight, const int* targets, const float* lse, int64_t T, int64_t C,
-                             int64_t V, float inverse_temperature, LmHeadScratch& scratch, Device dev) {
+// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); lse: (T) from the forward
+inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const float* lse,
+                             const LmHeadInputs& in, LmHeadScratch& scratch, Device dev) {
     NVTX_RANGE("lm_head_backward");
-    lm_head_check("lm_head_backward", T, C, V);
-    if (T == 0) return;
+    lm_head_check("lm_head_backward", in);
+    if (in.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
+        const int64_t T = in.T, C = in.C, V = in.V;
         constexpr int W = Pack128<floatX>::size;
         int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS, max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
         scratch.logits.reserve(max_rows * columns, "a chunk of logits", "", dev);
         scratch.dlogits.reserve(max_rows * columns, "a chunk of logit gradients", "", dev);
         scratch.dhidden.reserve(max_rows * C, "the gradient of the last hidden state", "", dev);
-        float *logits = scratch.logits.data, *dh = scratch.dhidden.data;
+        const Rows<float> logits = {scratch.logits.data, columns}, dh = {scratch.dhidden.data, C};
         floatX* dlogits = scratch.dlogits.data;
-        bool aligned = is_aligned16(logits, columns) && is_aligned16(dlogits, columns);
+        bool aligned = is_aligned16(logits) && is_aligned16(dlogits, columns);
         for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
+            const floatX* hidden = in.hidden + t0 * C;
             int rows = (int)(T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS);
             for (int64_t v0 = 0; v0 < V; v0 += columns) {
+                const floatX* weight = in.weight + v0 * C;
                 int n = (int)(V - v0 < columns ? V - v0 : columns);
-                matmul_nt(logits, columns, hidden + t0 * C, C, weight + v0 * C, C, (const floatX*)nullptr, rows, n, C,
-                          dev);
+                matmul_nt(logits, {hidden, C}, {weight, C}, nullptr, rows, n, C, dev);
+                LmHeadChunk c = {{logits.p, columns}, n, v0, in.inverse_temperature, aligned};
                 LAUNCH(lm_head_dlogits_kernel, dim3(CEIL_DIV(n, LM_HEAD_BLOCK * W), rows), LM_HEAD_BLOCK, 0, dev.stream,
-                       dlogits, logits, dlogp + t0, lse + t0, targets + t0, columns, n, v0, inverse_temperature,
-                       aligned);
-                matmul_nn(dh, C, dlogits, columns, weight + v0 * C, C, rows, n, C, v0 > 0, dev);
-                if (dweight) matmul_tn(dweight + v0 * C, C, dlogits, columns, hidden + t0 * C, C, rows, n, C, dev);
+                       dlogits, c, dlogp + t0, lse + t0, in.targets + t0);
+                matmul_nn(dh, {dlogits, columns}, {weight, C}, rows, n, C, v0 > 0, dev);
+                if (dweight) matmul_tn({dweight + v0 * C, C}, {dlogits, columns}, {hidden, C}, rows, n, C, dev);
             }
-            convert_forward(dhidden + t0 * C, dh, rows * C, dev);
+            convert_forward(dhidden + t0 * C, dh.p, rows * C, dev);
         }
         return;
     }
 #endif
     (void)dev;
-    lm_head_backward_cpu(dhidden, dweight, dlogp, hidden, weight, targets, lse, T, C, V, inverse_temperature, scratch);
+    lm_head_backward_cpu(dhidden, dweight, dlogp, lse, in, scratch);
 }

@@ -58,7 +58,7 @@ __device__ inline void matmul_load_chunk(bf16* to, const bf16* from, int n, bool
 // Starts the copy of rows row0 ... row0 + ROWS - 1, columns k0 ... k0 + BK - 1 of x (rows,K) to `tile`; what lies
 // outside x is zero.
 template <int ROWS, int BK, int THREADS>
-__device__ inline void matmul_load_tile(bf16* tile, const bf16* x, int64_t ldx, int64_t row0, int64_t rows, int64_t k0,
+__device__ inline void matmul_load_tile(bf16* tile, Rows<const bf16> x, int64_t row0, int64_t rows, int64_t k0,
                                         int64_t K, bool aligned) {
     constexpr int CHUNKS = BK / 8;
     UNROLL
@@ -68,7 +68,7 @@ __device__ inline void matmul_load_tile(bf16* tile, const bf16* x, int64_t ldx, 
         int row = i / CHUNKS, chunk = i % CHUNKS;
         int64_t k = k0 + chunk * 8, left = row0 + row < rows ? K - k : 0;
         int n = left < 0 ? 0 : left > 8 ? 8 : (int)left;
-        const bf16* from = n > 0 ? x + (row0 + row) * ldx + k : x;
+        const bf16* from = n > 0 ? x.row(row0 + row) + k : x.p;
         bf16* to = tile + matmul_swizzle<BK>(row, chunk);
         matmul_load_chunk(to, from, n, aligned);
     }
@@ -93,20 +93,92 @@ constexpr int matmul_shared_bytes() {
     return tiles > out ? tiles : out;
 }
 
+// elements from one row to the next of the tile of out, which is stored through shared memory in whole packs
+template <int BN, class O>
+constexpr int matmul_out_ld() {
+    return BN + 16 / (int)sizeof(O);
+}
+
+// A warp's sums (16 MT, 8 NT) += rows warp_m ... of as (BM,BK) times rows warp_n ... of bs (BN,BK)
+template <int BK, int MT, int NT>
+__device__ inline void matmul_multiply_slice(float (&sum)[MT][NT][4], const bf16* as, const bf16* bs, int warp_m,
+                                             int warp_n) {
+    static_assert(NT == 1 || NT % 2 == 0, "b is loaded two tiles of 8 columns at a time");
+    int lane = threadIdx.x % 32;
+    UNROLL
+    for (int step = 0; step < BK / 16; step++) {
+        uint32_t af[MT][4], bf[NT * 2];
+        UNROLL
+        for (int i = 0; i < MT; i++) matmul_load_a<BK>(af[i], as, warp_m + i * 16, step);
+        if constexpr (NT == 1) {
+            ldmatrix_x2(bf, bs + matmul_swizzle<BK>(warp_n + lane % 8, step * 2 + lane / 8 % 2));
+        } else {
+            UNROLL
+            for (int j = 0; j < NT; j += 2) {
+                int row = warp_n + j * 8 + lane / 16 * 8 + lane % 8;
+                ldmatrix_x4(bf + j * 2, bs + matmul_swizzle<BK>(row, step * 2 + lane / 8 % 2));
+            }
+        }
+        UNROLL
+        for (int i = 0; i < MT; i++)
+            UNROLL
+            for (int j = 0; j < NT; j++) mma_m16n8k16_bf16(sum[i][j], af[i], bf + j * 2);
+    }
+}
+
+// A warp's sums plus bias, rounded, to its place in the tile of out; n0: its first column of N
+template <class O, int MT, int NT>
+__device__ inline void matmul_round_sums(O* tile, int ld, const float (&sum)[MT][NT][4], const bf16* bias, int64_t n0,
+                                         int64_t N) {
+    int lane = threadIdx.x % 32;
+    UNROLL
+    for (int j = 0; j < NT; j++) {
+        int col = j * 8 + lane % 4 * 2;
+        float bias0 = bias && n0 + col < N ? (float)bias[n0 + col] : 0.0f;
+        float bias1 = bias && n0 + col + 1 < N ? (float)bias[n0 + col + 1] : 0.0f;
+        UNROLL
+        for (int i = 0; i < MT; i++)
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                O* to = tile + (i * 16 + half * 8 + lane / 4) * ld + col;
+                float x0 = sum[i][j][half * 2], x1 = sum[i][j][half * 2 + 1];
+                if (bias) x0 += bias0, x1 += bias1;
+                to[0] = (O)x0;
+                to[1] = (O)x1;
+            }
+    }
+}
+
+// The tile (BM,BN) to rows m0 ..., columns n0 ... of out (M,N)
+template <int BM, int BN, int THREADS, class O>
+__device__ inline void matmul_store_tile(Rows<O> out, const O* tile, int64_t m0, int64_t M, int64_t n0, int64_t N,
+                                         bool aligned) {
+    constexpr int LD = matmul_out_ld<BN, O>(), W = Pack128<O>::size;
+    for (int i = threadIdx.x; i < BM * (BN / W); i += THREADS) {
+        int row = i / (BN / W), col = i % (BN / W) * W;
+        if (m0 + row >= M || n0 + col >= N) continue;
+        store_pack(out.row(m0 + row), (int)n0 + col, (int)N, aligned, load128(tile + row * LD + col));
+    }
+}
+
+// whether the rows of a product's matrices begin at multiples of 16 bytes
+struct MatmulAligned {
+    bool out, a, b;
+};
+
 // grid: tiles of BM x BN in one dimension; 8 tiles down, then the next column of tiles, so that the blocks that run at
 // a time share rows of a and of b in the L2
 template <int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES, class O>
 __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
-    matmul_nt_kernel(O* out, int64_t ldo, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, const bf16* bias,
-                     int64_t M, int64_t N, int64_t K, bool aligned_out, bool aligned_a, bool aligned_b) {
+    matmul_nt_kernel(Rows<O> out, Rows<const bf16> a, Rows<const bf16> b, const bf16* bias, int64_t M, int64_t N,
+                     int64_t K, MatmulAligned aligned) {
     constexpr int THREADS = WARPS_M * WARPS_N * 32, MT = BM / WARPS_M / 16, NT = BN / WARPS_N / 8;
-    static_assert(NT == 1 || NT % 2 == 0, "b is loaded two tiles of 8 columns at a time");
     DYNAMIC_SHARED(bf16, tiles);
     int64_t tiles_m = CEIL_DIV(M, BM), tiles_n = CEIL_DIV(N, BN);
     int64_t band = blockIdx.x / (8 * tiles_n), in_band = blockIdx.x % (8 * tiles_n);
     int64_t band_rows = tiles_m - band * 8 < 8 ? tiles_m - band * 8 : 8;
     int64_t m0 = (band * 8 + in_band % band_rows) * BM, n0 = in_band / band_rows * BN;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int warp = threadIdx.x / 32;
     int warp_m = warp / WARPS_N * MT * 16, warp_n = warp % WARPS_N * NT * 8;
 
     float sum[MT][NT][4];
@@ -121,8 +193,8 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
     auto load = [&](int slice) {
         bf16* stage = tiles + slice % STAGES * (BM + BN) * BK;
         if (slice < slices) {
-            matmul_load_tile<BM, BK, THREADS>(stage, a, lda, m0, M, (int64_t)slice * BK, K, aligned_a);
-            matmul_load_tile<BN, BK, THREADS>(stage + BM * BK, b, ldb, n0, N, (int64_t)slice * BK, K, aligned_b);
+            matmul_load_tile<BM, BK, THREADS>(stage, a, m0, M, (int64_t)slice * BK, K, aligned.a);
+            matmul_load_tile<BN, BK, THREADS>(stage + BM * BK, b, n0, N, (int64_t)slice * BK, K, aligned.b);
         }
         cp_async_commit();  // an empty group too, so that the count that is waited for is the same to the end
     };
@@ -132,54 +204,15 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
         __syncthreads();  // the slice has landed for every thread, and the stage loaded next has been read
         load(slice + STAGES - 1);
         const bf16 *as = tiles + slice % STAGES * (BM + BN) * BK, *bs = as + BM * BK;
-        UNROLL
-        for (int step = 0; step < BK / 16; step++) {
-            uint32_t af[MT][4], bf[NT * 2];
-            UNROLL
-            for (int i = 0; i < MT; i++) matmul_load_a<BK>(af[i], as, warp_m + i * 16, step);
-            if constexpr (NT == 1) {
-                ldmatrix_x2(bf, bs + matmul_swizzle<BK>(warp_n + lane % 8, step * 2 + lane / 8 % 2));
-            } else {
-                UNROLL
-                for (int j = 0; j < NT; j += 2) {
-                    int row = warp_n + j * 8 + lane / 16 * 8 + lane % 8;
-                    ldmatrix_x4(bf + j * 2, bs + matmul_swizzle<BK>(row, step * 2 + lane / 8 % 2));
-                }
-            }
-            UNROLL
-            for (int i = 0; i < MT; i++)
-                UNROLL
-                for (int j = 0; j < NT; j++) mma_m16n8k16_bf16(sum[i][j], af[i], bf + j * 2);
-        }
+        matmul_multiply_slice<BK>(sum, as, bs, warp_m, warp_n);
     }
     cp_async_wait<0>();
     __syncthreads();
 
-    // through shared memory, so that a row of the tile is stored in whole packs
-    constexpr int LD = BN + 16 / (int)sizeof(O), W = Pack128<O>::size;
-    O* tile = reinterpret_cast<O*>(tiles);
-    UNROLL
-    for (int j = 0; j < NT; j++) {
-        int col = warp_n + j * 8 + lane % 4 * 2;
-        float bias0 = bias && n0 + col < N ? (float)bias[n0 + col] : 0.0f;
-        float bias1 = bias && n0 + col + 1 < N ? (float)bias[n0 + col + 1] : 0.0f;
-        UNROLL
-        for (int i = 0; i < MT; i++)
-            UNROLL
-            for (int half = 0; half < 2; half++) {
-                O* to = tile + (warp_m + i * 16 + half * 8 + lane / 4) * LD + col;
-                float x0 = sum[i][j][half * 2], x1 = sum[i][j][half * 2 + 1];
-                if (bias) x0 += bias0, x1 += bias1;
-                to[0] = (O)x0;
-                to[1] = (O)x1;
-            }
-    }
+    O* tile = reinterpret_cast<O*>(tiles) + warp_m * matmul_out_ld<BN, O>() + warp_n;
+    matmul_round_sums(tile, matmul_out_ld<BN, O>(), sum, bias, n0 + warp_n, N);
     __syncthreads();
-    for (int i = threadIdx.x; i < BM * (BN / W); i += THREADS) {
-        int row = i / (BN / W), col = i % (BN / W) * W;
-        if (m0 + row >= M || n0 + col >= N) continue;
-        store_pack(out + (m0 + row) * ldo, (int)n0 + col, (int)N, aligned_out, load128(tile + row * LD + col));
-    }
+    matmul_store_tile<BM, BN, THREADS>(out, reinterpret_cast<const O*>(tiles), m0, M, n0, N, aligned.out);
 }
 #endif
 
@@ -189,12 +222,18 @@ __global__ void __launch_bounds__(WARPS_M* WARPS_N * 32)
 #if HAS_KERNELS
 static constexpr int MATMUL_FMA_TILE = 64, MATMUL_FMA_K = 16, MATMUL_FMA_BLOCK = 256;
 
+// x(i,j) = p[i * row + j * col]
+template <class T>
+struct MatmulOperand {
+    const T* p;
+    int64_t row, col;
+};
+
 // Multiply-adds on the ordinary cores, k upwards in one sum for each output. out[i,j] (+)= sum_k a(i,k) b(k,j) +
-// bias[j] with a(i,k) = a[i * a_row + k * a_k], b(k,j) = b[k * b_k + j * b_col]. A thread has 4 x 4 outputs, 16 apart.
-// grid: tiles of 64 x 64, columns first
+// bias[j]. A thread has 4 x 4 outputs, 16 apart. grid: tiles of 64 x 64, columns first
 template <class O, class T>
-__global__ void matmul_fma_kernel(O* out, int64_t ldo, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k,
-                                  int64_t b_col, const T* bias, int64_t M, int64_t N, int64_t K, bool accumulate) {
+__global__ void matmul_fma_kernel(Rows<O> out, MatmulOperand<T> a, MatmulOperand<T> b, const T* bias, int64_t M,
+                                  int64_t N, int64_t K, bool accumulate) {
     constexpr int TILE = MATMUL_FMA_TILE, TK = MATMUL_FMA_K;
     __shared__ float as[TK][TILE + 1], bs[TK][TILE + 1];
     int64_t tiles_n = CEIL_DIV(N, TILE), m0 = blockIdx.x / tiles_n * TILE, n0 = blockIdx.x % tiles_n * TILE;
@@ -206,10 +245,10 @@ __global__ void matmul_fma_kernel(O* out, int64_t ldo, const T* a, int64_t a_row
         __syncthreads();  // the reads of the last slice are over
         for (int e = threadIdx.x; e < TILE * TK; e += MATMUL_FMA_BLOCK) {
             // neighbouring threads take neighbouring addresses, whichever dimension is contiguous
-            int ai = a_k == 1 ? e / TK : e % TILE, ak = a_k == 1 ? e % TK : e / TILE;
-            int bj = b_k == 1 ? e / TK : e % TILE, bk = b_k == 1 ? e % TK : e / TILE;
-            as[ak][ai] = m0 + ai < M && k0 + ak < K ? (float)a[(m0 + ai) * a_row + (k0 + ak) * a_k] : 0.0f;
-            bs[bk][bj] = n0 + bj < N && k0 + bk < K ? (float)b[(k0 + bk) * b_k + (n0 + bj) * b_col] : 0.0f;
+            int ai = a.col == 1 ? e / TK : e % TILE, ak = a.col == 1 ? e % TK : e / TILE;
+            int bj = b.row == 1 ? e / TK : e % TILE, bk = b.row == 1 ? e % TK : e / TILE;
+            as[ak][ai] = m0 + ai < M && k0 + ak < K ? (float)a.p[(m0 + ai) * a.row + (k0 + ak) * a.col] : 0.0f;
+            bs[bk][bj] = n0 + bj < N && k0 + bk < K ? (float)b.p[(k0 + bk) * b.row + (n0 + bj) * b.col] : 0.0f;
         }
         __syncthreads();
         for (int k = 0; k < TK; k++)
@@ -221,9 +260,9 @@ __global__ void matmul_fma_kernel(O* out, int64_t ldo, const T* a, int64_t a_row
             int64_t row = m0 + ty + 16 * i, col = n0 + tx + 16 * j;
             if (row >= M || col >= N) continue;
             float x = sum[i][j];
-            if (accumulate) x = (float)out[row * ldo + col] + x;
+            if (accumulate) x = (float)out.row(row)[col] + x;
             if (bias) x += (float)bias[col];
-            out[row * ldo + col] = (O)x;
+            out.row(row)[col] = (O)x;
         }
 }
 #endif
@@ -241,11 +280,10 @@ inline void matmul_check(const char* name, int64_t M, int64_t N, int64_t K) {
 
 #if HAS_KERNELS
 template <class O, class T>
-void matmul_fma_launch(O* out, int64_t ldo, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k,
-                       int64_t b_col, const T* bias, int64_t M, int64_t N, int64_t K, bool accumulate, Device dev) {
+void matmul_fma_launch(Rows<O> out, MatmulOperand<T> a, MatmulOperand<T> b, const T* bias, int64_t M, int64_t N,
+                       int64_t K, bool accumulate, Device dev) {
     unsigned tiles = (unsigned)(CEIL_DIV(M, MATMUL_FMA_TILE) * CEIL_DIV(N, MATMUL_FMA_TILE));
-    LAUNCH((matmul_fma_kernel<O, T>), tiles, MATMUL_FMA_BLOCK, 0, dev.stream, out, ldo, a, a_row, a_k, b, b_k, b_col,
-           bias, M, N, K, accumulate);
+    LAUNCH((matmul_fma_kernel<O, T>), tiles, MATMUL_FMA_BLOCK, 0, dev.stream, out, a, b, bias, M, N, K, accumulate);
 }
 #endif
 
@@ -263,15 +301,14 @@ inline MatmulTile matmul_choose_tile(int64_t M, int64_t N) {
 }
 
 template <class O>
-void matmul_nt_launch(O* out, int64_t ldo, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, const bf16* bias,
-                      int64_t M, int64_t N, int64_t K, MatmulTile tile, Device dev) {
-    bool aligned_out = is_aligned16(out, ldo), aligned_a = is_aligned16(a, lda), aligned_b = is_aligned16(b, ldb);
+void matmul_nt_launch(Rows<O> out, Rows<const bf16> a, Rows<const bf16> b, const bf16* bias, int64_t M, int64_t N,
+                      int64_t K, MatmulTile tile, Device dev) {
+    MatmulAligned aligned = {is_aligned16(out), is_aligned16(a), is_aligned16(b)};
     auto launch = [&](auto bm, auto bn, auto bk, auto warps_m, auto warps_n, auto stages) {
         constexpr int BM = decltype(bm)::value, BN = decltype(bn)::value, BK = decltype(bk)::value;
         constexpr int WM = decltype(warps_m)::value, WN = decltype(warps_n)::value, S = decltype(stages)::value;
         LAUNCH((matmul_nt_kernel<BM, BN, BK, WM, WN, S, O>), (unsigned)(CEIL_DIV(M, BM) * CEIL_DIV(N, BN)),
-               WM * WN * 32, (matmul_shared_bytes<BM, BN, BK, S, O>()), dev.stream, out, ldo, a, lda, b, ldb, bias, M,
-               N, K, aligned_out, aligned_a, aligned_b);
+               WM * WN * 32, (matmul_shared_bytes<BM, BN, BK, S, O>()), dev.stream, out, a, b, bias, M, N, K, aligned);
     };
     if (tile == MatmulTile::automatic) tile = matmul_choose_tile(M, N);
     switch (tile) {
@@ -290,76 +327,80 @@ void matmul_nt_launch(O* out, int64_t ldo, const bf16* a, int64_t lda, const bf1
 
 // fp32 has one shape of tile
 template <class O>
-void matmul_nt_launch(O* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb, const float* bias,
-                      int64_t M, int64_t N, int64_t K, MatmulTile, Device dev) {
-    matmul_fma_launch(out, ldo, a, lda, 1, b, 1, ldb, bias, M, N, K, false, dev);
+void matmul_nt_launch(Rows<O> out, Rows<const float> a, Rows<const float> b, const float* bias, int64_t M, int64_t N,
+                      int64_t K, MatmulTile, Device dev) {
+    matmul_fma_launch<O, float>(out, {a.p, a.stride, 1}, {b.p, 1, b.stride}, bias, M, N, K, false, dev);
 }
 #endif
 
-// out: (M,N) at ldo, floatX or float; a: (M,K) at lda; b: (N,K) at ldb; bias: (N) or null. The bits of a row of out
-// depend on that row of a and on b alone, never on M.
+// out: (M,N), floatX or float; a: (M,K); b: (N,K); bias: (N) or null. The bits of a row of out depend on that row of a
+// and on b alone, never on M.
 template <class O>
-void matmul_nt(O* out, int64_t ldo, const floatX* a, int64_t lda, const floatX* b, int64_t ldb, const floatX* bias,
-               int64_t M, int64_t N, int64_t K, Device dev) {
+void matmul_nt(Rows<O> out, Rows<const floatX> a, Rows<const floatX> b, const floatX* bias, int64_t M, int64_t N,
+               int64_t K, Device dev) {
     NVTX_RANGE("matmul_nt");
     matmul_check("matmul_nt", M, N, K);
     if (M == 0 || N == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        matmul_nt_launch(out, ldo, a, lda, b, ldb, bias, M, N, K, MatmulTile::automatic, dev);
+        matmul_nt_launch(out, a, b, bias, M, N, K, MatmulTile::automatic, dev);
         return;
     }
 #endif
     (void)dev;
-    gemm_nt(out, a, b, bias, M, N, K, false, ldo, lda, ldb);
+    gemm_nt(out.p, a.p, b.p, bias, M, N, K, false, {out.stride, a.stride, b.stride});
 }
 
 // The same product by cuBLASLt: faster for large M, but the bits of a row depend on M.
-inline void matmul_nt_any_order(floatX* out, int64_t ldo, const floatX* a, int64_t lda, const floatX* b, int64_t ldb,
-                                const floatX* bias, int64_t M, int64_t N, int64_t K, Device dev) {
+inline void matmul_nt_any_order(Rows<floatX> out, Rows<const floatX> a, Rows<const floatX> b, const floatX* bias,
+                                int64_t M, int64_t N, int64_t K, Device dev) {
     NVTX_RANGE("matmul_nt_any_order");
     matmul_check("matmul_nt_any_order", M, N, K);
 #if HAS_KERNELS
     if (dev.cuda && M > 0 && N > 0 && K > 0) {
-        cublaslt_matmul(out, ldo, b, ldb, true, a, lda, false, bias, N, M, K, false, dev);
+        cublaslt_matmul<floatX>({out.p, out.stride}, {b.p, b.stride, true}, {a.p, a.stride}, bias, N, M, K, false, dev);
         return;
     }
 #endif
-    matmul_nt(out, ldo, a, lda, b, ldb, bias, M, N, K, dev);
+    matmul_nt(out, a, b, bias, M, N, K, dev);
 }
 
-// dinp: (M,K) at lddinp, floatX or float, = or += (accumulate); dout: (M,N) at lddout; w: (N,K) at ldw
+// dinp: (M,K), floatX or float, = or += (accumulate); dout: (M,N); w: (N,K)
 template <class O>
-void matmul_nn(O* dinp, int64_t lddinp, const floatX* dout, int64_t lddout, const floatX* w, int64_t ldw, int64_t M,
-               int64_t N, int64_t K, bool accumulate, Device dev) {
+void matmul_nn(Rows<O> dinp, Rows<const floatX> dout, Rows<const floatX> w, int64_t M, int64_t N, int64_t K,
+               bool accumulate, Device dev) {
     NVTX_RANGE("matmul_nn");
     matmul_check("matmul_nn", M, N, K);
     if (M == 0 || K == 0) return;
 #if HAS_KERNELS
+    if (dev.cuda && N == 0) {
+        matmul_fma_launch<O, floatX>(dinp, {dout.p, dout.stride, 1}, {w.p, w.stride, 1}, nullptr, M, K, N, accumulate,
+                                     dev);
+        return;
+    }
     if (dev.cuda) {
-        if (N == 0)
-            matmul_fma_launch(dinp, lddinp, dout, lddout, 1, w, ldw, 1, (const floatX*)nullptr, M, K, N, accumulate,
-                              dev);
-        else cublaslt_matmul(dinp, lddinp, w, ldw, false, dout, lddout, false, nullptr, K, M, N, accumulate, dev);
+        cublaslt_matmul<O>({dinp.p, dinp.stride}, {w.p, w.stride}, {dout.p, dout.stride}, nullptr, K, M, N, accumulate,
+                           dev);
         return;
     }
 #endif
     (void)dev;
-    gemm_nn(dinp, dout, w, M, N, K, accumulate, lddinp, lddout, ldw);
+    gemm_nn(dinp.p, dout.p, w.p, M, N, K, accumulate, {dinp.stride, dout.stride, w.stride});
 }
 
-// dw: (N,K) at lddw, +=; dout: (M,N) at lddout; inp: (M,K) at ldinp
-inline void matmul_tn(float* dw, int64_t lddw, const floatX* dout, int64_t lddout, const floatX* inp, int64_t ldinp,
-                      int64_t M, int64_t N, int64_t K, Device dev) {
+// dw: (N,K), +=; dout: (M,N); inp: (M,K)
+inline void matmul_tn(Rows<float> dw, Rows<const floatX> dout, Rows<const floatX> inp, int64_t M, int64_t N, int64_t K,
+                      Device dev) {
     NVTX_RANGE("matmul_tn");
     matmul_check("matmul_tn", M, N, K);
     if (M == 0 || N == 0 || K == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        cublaslt_matmul(dw, lddw, inp, ldinp, false, dout, lddout, true, nullptr, K, N, M, true, dev);
+        cublaslt_matmul<float>({dw.p, dw.stride}, {inp.p, inp.stride}, {dout.p, dout.stride, true}, nullptr, K, N, M,
+                               true, dev);
         return;
     }
 #endif
     (void)dev;
-    gemm_tn(dw, dout, inp, M, N, K, lddw, lddout, ldinp);
+    gemm_tn(dw.p, dout.p, inp.p, M, N, K, {dw.stride, dout.stride, inp.stride});
 }

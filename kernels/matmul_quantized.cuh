@@ -213,7 +213,7 @@ void matmul_nt_quantized(O* out, int64_t ldo, const floatX* a, int64_t lda, cons
     for (int64_t n = 0; n < w.N; n += panel) {
         int64_t rows = w.N - n < panel ? w.N - n : panel;
         quantized_weight_unpack(unpacked, ld, w, n, rows, dev);
-        matmul_nt(out + n, ldo, a, lda, unpacked, ld, bias ? bias + n : nullptr, M, rows, w.K, dev);
+        matmul_nt(Rows{out + n, ldo}, {a, lda}, {unpacked, ld}, bias ? bias + n : nullptr, M, rows, w.K, dev);
     }
 }
 
@@ -231,5 +231,5 @@ inline void matmul_nn_quantized(floatX* dinp, const floatX* dout, const Quantize
     Scratch scratch((size_t)CEIL_DIV(w.N * w.K * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
     floatX* unpacked = reinterpret_cast<floatX*>(scratch.data);
     quantized_weight_unpack(unpacked, w.K, w, 0, w.N, dev);
-    matmul_nn(dinp, w.K, dout, w.N, unpacked, w.K, M, w.N, w.K, false, dev);
+    matmul_nn(Rows{dinp, w.K}, {dout, w.N}, {unpacked, w.K}, M, w.N, w.K, false, dev);
 }

@@ -104,19 +104,32 @@ HOST_DEVICE void policy_sums_clip_shares(PolicySums& s, double low, double high,
     s.clip_high_max = s.clip_high_max < high ? high : s.clip_high_max;
 }
 
+// What the host knows of R tokens
+struct PolicyInputs {
+    double* weight;                          // [R]
+    float *old_logp, *ref_logp, *advantage;  // [R]; ref_logp may be null if beta is 0
+};
+
+struct PolicyConfig {
+    double epsilon_low, epsilon_high, beta;
+};
+
+HOST_DEVICE TokenLoss policy_loss_at(const PolicyInputs& in, int64_t i, float logp, const PolicyConfig& c) {
+    return policy_token_loss(logp, in.old_logp[i], in.ref_logp ? in.ref_logp[i] : 0.0f, in.advantage[i], c.epsilon_low,
+                             c.epsilon_high, c.beta);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-// dlogp: (R); sums: +=; logp, old_logp, entropy, advantage: (R); ref_logp: (R), may be null if beta is 0; weight: (R)
-inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, const float* old_logp,
-                            const float* ref_logp, const float* entropy, const float* advantage, const double* weight,
-                            int64_t R, double epsilon_low, double epsilon_high, double beta) {
+// dlogp: [R]; sums: +=; logp, entropy: [R]
+inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, const float* entropy,
+                            const PolicyInputs& in, int64_t R, const PolicyConfig& c) {
     double low = sums->clip_low, high = sums->clip_high;
     for (int64_t i = 0; i < R; i++) {
-        TokenLoss l = policy_token_loss(logp[i], old_logp[i], ref_logp ? ref_logp[i] : 0.0f, advantage[i], epsilon_low,
-                                        epsilon_high, beta);
-        dlogp[i] = (float)(weight[i] * l.dlogp);
-        policy_sums_token(*sums, l, logp[i], old_logp[i], entropy[i], weight[i]);
+        TokenLoss l = policy_loss_at(in, i, logp[i], c);
+        dlogp[i] = (float)(in.weight[i] * l.dlogp);
+        policy_sums_token(*sums, l, logp[i], in.old_logp[i], entropy[i], in.weight[i]);
     }
     policy_sums_clip_shares(*sums, sums->clip_low - low, sums->clip_high - high, R);
 }
@@ -138,18 +151,15 @@ __device__ inline void policy_block_sum(PolicySums* part, const PolicySums& s) {
 }
 
 // partial: (gridDim.x). grid: CEIL_DIV(R, POLICY_BLOCK). dynamic shared memory: PolicySums part[POLICY_BLOCK]
-__global__ void policy_loss_kernel(float* dlogp, PolicySums* partial, const float* logp, const float* old_logp,
-                                   const float* ref_logp, const float* entropy, const float* advantage,
-                                   const double* weight, int64_t R, double epsilon_low, double epsilon_high,
-                                   double beta) {
+__global__ void policy_loss_kernel(float* dlogp, PolicySums* partial, const float* logp, const float* entropy,
+                                   PolicyInputs in, int64_t R, PolicyConfig c) {
     DYNAMIC_SHARED(PolicySums, part);
     int64_t i = (int64_t)blockIdx.x * POLICY_BLOCK + threadIdx.x;
     PolicySums s;
     if (i < R) {
-        TokenLoss l = policy_token_loss(logp[i], old_logp[i], ref_logp ? ref_logp[i] : 0.0f, advantage[i], epsilon_low,
-                                        epsilon_high, beta);
-        dlogp[i] = (float)(weight[i] * l.dlogp);
-        policy_sums_token(s, l, logp[i], old_logp[i], entropy[i], weight[i]);
+        TokenLoss l = policy_loss_at(in, i, logp[i], c);
+        dlogp[i] = (float)(in.weight[i] * l.dlogp);
+        policy_sums_token(s, l, logp[i], in.old_logp[i], entropy[i], in.weight[i]);
     }
     policy_block_sum(part, s);
     if (threadIdx.x == 0) partial[blockIdx.x] = part[0];
@@ -184,12 +194,11 @@ inline void policy_sums_reset(PolicySums* sums, Device dev) {
     *sums = PolicySums();
 }
 
-// dlogp: (R); sums: +=; logp, old_logp, entropy, advantage: (R); ref_logp: (R), may be null if beta is 0; weight: (R)
-inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const float* old_logp, const float* ref_logp,
-                        const float* entropy, const float* advantage, const double* weight, int64_t R,
-                        double epsilon_low, double epsilon_high, double beta, Device dev) {
+// dlogp: [R]; sums: +=; logp, entropy: [R]. All pointers, those of `in` too, are the device's.
+inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const float* entropy, const PolicyInputs& in,
+                        int64_t R, const PolicyConfig& c, Device dev) {
     NVTX_RANGE("policy_loss");
-    if (beta > 0.0 && !ref_logp && R > 0) fail("policy_loss: beta %g needs reference log-probabilities", beta);
+    if (c.beta > 0.0 && !in.ref_logp && R > 0) fail("policy_loss: beta %g needs reference log-probabilities", c.beta);
     if (R < 0 || R > INT32_MAX) fail("policy_loss: bad shape: R %lld (must be below 2^31)", (long long)R);
     if (R == 0) return;
 #if HAS_KERNELS
@@ -198,33 +207,26 @@ inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const
         Scratch scratch(blocks * sizeof(PolicySums) / sizeof(float), dev);
         PolicySums* partial = reinterpret_cast<PolicySums*>(scratch.data);
         size_t shared = POLICY_BLOCK * sizeof(PolicySums);
-        LAUNCH(policy_loss_kernel, blocks, POLICY_BLOCK, shared, dev.stream, dlogp, partial, logp, old_logp, ref_logp,
-               entropy, advantage, weight, R, epsilon_low, epsilon_high, beta);
+        LAUNCH(policy_loss_kernel, blocks, POLICY_BLOCK, shared, dev.stream, dlogp, partial, logp, entropy, in, R, c);
         LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, blocks, R);
         return;
     }
 #endif
     (void)dev;
-    policy_loss_cpu(dlogp, sums, logp, old_logp, ref_logp, entropy, advantage, weight, R, epsilon_low, epsilon_high,
-                    beta);
+    policy_loss_cpu(dlogp, sums, logp, entropy, in, R, c);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The inputs that the host knows travel in one copy a micro-batch, the sums come back in one copy a pass:
 //   policy_sums_reset(m.sums.data, dev)
 //   for each micro-batch: PolicyInputs in = policy_inputs(m, R, dev), fill its R tokens, in = policy_inputs_send(m, R,
-//   dev) policy_loss(dlogp, m.sums.data, logp, in.old_logp, ...),  at the end copy_to_host(&sums, m.sums.data, ...)
+//   dev), policy_loss(dlogp, m.sums.data, logp, entropy, in, ...); at the end copy_to_host(&sums, m.sums.data, ...)
 
 struct PolicyMemory {
     int64_t capacity = 0;     // tokens
     Buffer<double> device;    // what PolicyInputs points into, on a device
     PinnedBuffer host;        // the same on the host
     Buffer<PolicySums> sums;  // [1]
-};
-
-struct PolicyInputs {
-    double* weight;                          // (R)
-    float *old_logp, *ref_logp, *advantage;  // (R)
 };
 
 inline void policy_memory_allocate(PolicyMemory& m, int64_t tokens, Device dev) {

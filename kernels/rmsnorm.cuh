@@ -7,10 +7,9 @@
 // before the multiplication by w. Statistics and gradients are fp32.
 //
 // Rows. A matrix (T,C) has one row of C a token. The `_heads` functions norm each head by itself (Qwen3's q_norm,
-// k_norm): row (t,h) begins at t * stride + h * C of a matrix whose tokens are `stride` elements apart, w (C) is shared
-// by the heads and rstd is (T,H). The bits of a row's output depend on that row alone, never on T, on the batch or on
-// the threads. dw is summed over a partition of the rows that depends on their number alone, in a fixed order, without
-// atomics.
+// k_norm): row (t,h) begins at t * stride + h * C of a matrix (T,H*C), w (C) is shared by the heads and rstd is (T,H).
+// The bits of a row's output depend on that row alone, never on T, on the batch or on the threads. dw is summed over a
+// partition of the rows that depends on their number alone, in a fixed order, without atomics.
 //
 // Gradients. dweight accumulates. dinp assigns, or adds to what is there if accumulate_dinp: a residual stream's
 // gradient collects the norm's part and the skip's part. The addition is fp32, rounded once.
@@ -28,8 +27,16 @@
 #include <cmath>
 #include "../runtime/device.h"
 
+// T * H rows of C: one a token, or one a head
+struct RmsnormShape {
+    int64_t T;
+    int C;
+    int H = 1;
+    HOST_DEVICE int64_t rows() const { return T * H; }
+};
+
 // The rows are cut into blocks of this many for dw: at least 32, at most 256 blocks.
-inline int64_t rmsnorm_rows_per_block(int64_t rows) {
+HOST_DEVICE int64_t rmsnorm_rows_per_block(int64_t rows) {
     int64_t n = CEIL_DIV(rows, 256);
     return n > 32 ? n : 32;
 }
@@ -74,24 +81,26 @@ inline void rmsnorm_row_cpu(floatX* __restrict__ out, const floatX* __restrict__
     }
 }
 
-// out: (T,H,C) at out_stride; rstd: (T,H); inp: (T,H,C) at inp_stride; weight: (C)
-inline void rmsnorm_forward_cpu(floatX* out, float* rstd, const floatX* inp, const floatX* weight, int64_t T, int H,
-                                int C, int64_t out_stride, int64_t inp_stride, float eps) {
+// out, inp: (T,H*C); rstd: (T,H); weight: (C)
+inline void rmsnorm_forward_cpu(Rows<floatX> out, float* rstd, Rows<const floatX> inp, const floatX* weight,
+                                RmsnormShape s, float eps) {
+    const int C = s.C, H = s.H;
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < T * H; r++) {
+    for (int64_t r = 0; r < s.rows(); r++) {
         int64_t t = r / H, h = r % H;
-        const floatX* x = inp + t * inp_stride + h * C;
+        const floatX* x = inp.row(t) + h * C;
         rstd[r] = rmsnorm_rstd_cpu(x, C, eps);
-        rmsnorm_row_cpu(out + t * out_stride + h * C, x, weight, rstd[r], C);
+        rmsnorm_row_cpu(out.row(t) + h * C, x, weight, rstd[r], C);
     }
 }
 
 // residual_out, out, residual_in, x: (T,C); rstd: (T); weight: (C)
 inline void fused_residual_rmsnorm_forward_cpu(floatX* residual_out, floatX* out, float* rstd,
                                                const floatX* residual_in, const floatX* x, const floatX* weight,
-                                               int64_t T, int C, float eps) {
+                                               RmsnormShape s, float eps) {
+    const int C = s.C;
 #pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < T; t++) {
+    for (int64_t t = 0; t < s.T; t++) {
         floatX* sum = residual_out + t * C;
         const floatX *a = residual_in + t * C, *b = x + t * C;
         for (int i = 0; i < C; i++) sum[i] = (floatX)((float)a[i] + (float)b[i]);
@@ -110,11 +119,11 @@ inline float rmsnorm_backward_mean_cpu(const floatX* dout, const floatX* x, cons
     return rmsnorm_sum_lanes(lane) * rstd / (float)C;
 }
 
-// dinp: (T,H,C) at dinp_stride; dweight: (C); dout, inp: (T,H,C) at their strides; weight: (C); rstd: (T,H)
-inline void rmsnorm_backward_cpu(floatX* dinp, float* dweight, const floatX* dout, const floatX* inp,
-                                 const floatX* weight, const float* rstd, int64_t T, int H, int C, int64_t dinp_stride,
-                                 int64_t dout_stride, int64_t inp_stride, bool accumulate_dinp) {
-    int64_t rows = T * H, rows_per_block = rmsnorm_rows_per_block(rows), blocks = CEIL_DIV(rows, rows_per_block);
+// dinp, dout, inp: (T,H*C); dweight, weight: (C); rstd: (T,H)
+inline void rmsnorm_backward_cpu(Rows<floatX> dinp, float* dweight, Rows<const floatX> dout, Rows<const floatX> inp,
+                                 const floatX* weight, const float* rstd, RmsnormShape shape, bool accumulate_dinp) {
+    const int C = shape.C, H = shape.H;
+    int64_t rows = shape.rows(), rows_per_block = rmsnorm_rows_per_block(rows), blocks = CEIL_DIV(rows, rows_per_block);
     Scratch scratch((size_t)blocks * C, Device());
     float* partial = scratch.data;  // (blocks,C)
 #pragma omp parallel for schedule(static)
@@ -124,9 +133,9 @@ inline void rmsnorm_backward_cpu(floatX* dinp, float* dweight, const floatX* dou
         int64_t end = (block + 1) * rows_per_block < rows ? (block + 1) * rows_per_block : rows;
         for (int64_t r = block * rows_per_block; r < end; r++) {
             int64_t t = r / H, h = r % H;
-            const floatX* __restrict__ dy = dout + t * dout_stride + h * C;
-            const floatX* __restrict__ x = inp + t * inp_stride + h * C;
-            floatX* __restrict__ dx = dinp + t * dinp_stride + h * C;
+            const floatX* __restrict__ dy = dout.row(t) + h * C;
+            const floatX* __restrict__ x = inp.row(t) + h * C;
+            floatX* __restrict__ dx = dinp.row(t) + h * C;
             float s = rstd[r], mean = rmsnorm_backward_mean_cpu(dy, x, weight, s, C);
             for (int i = 0; i < C; i++) {
                 float xhat = (float)x[i] * s, g = (float)dy[i];
@@ -150,9 +159,10 @@ inline void rmsnorm_backward_cpu(floatX* dinp, float* dweight, const floatX* dou
 #if HAS_KERNELS
 static constexpr int RMSNORM_BLOCK = 256;
 
-// offset of row r = t * H + h
-__device__ inline int64_t rmsnorm_row(int r, int H, int C, int64_t stride) {
-    return r / H * stride + (int64_t)(r % H) * C;
+// row r = t * H + h
+template <class T>
+__device__ inline T* rmsnorm_row(Rows<T> x, int r, RmsnormShape s) {
+    return x.row(r / s.H) + (int64_t)(r % s.H) * s.C;
 }
 
 template <int LANES>
@@ -161,22 +171,23 @@ __device__ inline float rmsnorm_group_sum(float x) {
     else return group_reduce_sum<LANES>(x);
 }
 
-// LANES threads a row. With RESIDUAL (H is 1) the row is the rounded sum inp + x, which goes to residual_out.
-// grid: CEIL_DIV(rows, RMSNORM_BLOCK / LANES)
+// LANES threads a row. With RESIDUAL (H is 1) the row is the rounded sum inp + x, which goes to residual_out; both are
+// as inp. grid: CEIL_DIV(rows, RMSNORM_BLOCK / LANES)
 template <int LANES, bool RESIDUAL>
-__global__ void rmsnorm_forward_kernel(floatX* residual_out, floatX* out, float* rstd, const floatX* inp,
-                                       const floatX* x, const floatX* weight, int rows, int H, int C,
-                                       int64_t out_stride, int64_t inp_stride, float eps, bool aligned) {
+__global__ void rmsnorm_forward_kernel(floatX* residual_out, Rows<floatX> out, float* rstd, Rows<const floatX> inp,
+                                       const floatX* x, const floatX* weight, RmsnormShape shape, float eps,
+                                       bool aligned) {
     constexpr int W = Pack128<floatX>::size;
+    const int C = shape.C;
     int64_t r = (int64_t)blockIdx.x * (RMSNORM_BLOCK / LANES) + threadIdx.x / LANES;
-    bool live = r < rows;  // the others still take part in the warp's sums
+    bool live = r < shape.rows();  // the others still take part in the warp's sums
     int first = threadIdx.x % LANES * W, end = live ? C : 0;
-    int64_t inp_row = live ? rmsnorm_row((int)r, H, C, inp_stride) : 0;
-    const floatX* row = RESIDUAL ? residual_out + inp_row : inp + inp_row;
+    int64_t inp_row = live ? rmsnorm_row(inp, (int)r, shape) - inp.p : 0;
+    const floatX* row = RESIDUAL ? residual_out + inp_row : inp.p + inp_row;
 
     float sum = 0.0f;
     for (int i = first; i < end; i += LANES * W) {
-        Pack128<floatX> a = load_pack(inp + inp_row, i, C, aligned);
+        Pack128<floatX> a = load_pack(inp.p + inp_row, i, C, aligned);
         if constexpr (RESIDUAL) {
             Pack128<floatX> b = load_pack(x + inp_row, i, C, aligned);
             for (int k = 0; k < W; k++) a[k] = (floatX)((float)a[k] + (float)b[k]);
@@ -187,7 +198,7 @@ __global__ void rmsnorm_forward_kernel(floatX* residual_out, floatX* out, float*
     float s = 1.0f / sqrtf(rmsnorm_group_sum<LANES>(sum) / (float)C + eps);
     if (live && first == 0) rstd[r] = s;
 
-    floatX* out_row = out + (live ? rmsnorm_row((int)r, H, C, out_stride) : 0);
+    floatX* out_row = live ? rmsnorm_row(out, (int)r, shape) : out.p;
     for (int i = first; i < end; i += LANES * W) {
         Pack128<floatX> a = load_pack(row, i, C, aligned), w = load_pack(weight, i, C, aligned);
         for (int k = 0; k < W; k++) a[k] = (floatX)((float)(floatX)((float)a[k] * s) * (float)w[k]);
@@ -198,14 +209,27 @@ __global__ void rmsnorm_forward_kernel(floatX* residual_out, floatX* out, float*
 // The number of threads a pack of columns gets in the backward, each with its own sum for dw: 1 if C fills the block.
 HOST_DEVICE int rmsnorm_backward_groups(int packs) { return packs < RMSNORM_BLOCK ? RMSNORM_BLOCK / packs : 1; }
 
-// One block takes rows_per_block rows, RMSNORM_BLOCK / LANES of them at a time, and leaves its part of dw in partial.
-// dynamic shared memory: float acc[groups][packs * W]; partial: (gridDim.x,C)
+// This lane's part of the row's sum of dout * weight * inp; LANES lanes share a row of C
 template <int LANES>
-__global__ void rmsnorm_backward_kernel(floatX* dinp, float* partial, const floatX* dout, const floatX* inp,
-                                        const floatX* weight, const float* rstd, int rows, int rows_per_block, int H,
-                                        int C, int64_t dinp_stride, int64_t dout_stride, int64_t inp_stride,
-                                        bool accumulate_dinp, bool aligned) {
+__device__ inline float rmsnorm_dot(const floatX* dout, const floatX* inp, const floatX* weight, int C, bool aligned) {
+    constexpr int W = Pack128<floatX>::size;
+    float sum = 0.0f;
+    for (int i = threadIdx.x % LANES * W; i < C; i += LANES * W) {
+        Pack128<floatX> g = load_pack(dout, i, C, aligned), a = load_pack(inp, i, C, aligned);
+        Pack128<floatX> w = load_pack(weight, i, C, aligned);
+        for (int k = 0; k < W; k++) sum += (float)g[k] * (float)w[k] * (float)a[k];
+    }
+    return sum;
+}
+
+// One block takes rmsnorm_rows_per_block rows, RMSNORM_BLOCK / LANES of them at a time, and leaves its part of dw in
+// partial (gridDim.x,C). dynamic shared memory: float acc[groups][packs * W]
+template <int LANES>
+__global__ void rmsnorm_backward_kernel(Rows<floatX> dinp, float* partial, Rows<const floatX> dout,
+                                        Rows<const floatX> inp, const floatX* weight, const float* rstd,
+                                        RmsnormShape shape, bool accumulate_dinp, bool aligned) {
     constexpr int W = Pack128<floatX>::size, BATCH = RMSNORM_BLOCK / LANES;
+    const int C = shape.C, rows = (int)shape.rows(), rows_per_block = (int)rmsnorm_rows_per_block(rows);
     __shared__ float batch_rstd[BATCH], batch_mean[BATCH];
     DYNAMIC_SHARED(float, acc);
     int packs = CEIL_DIV(C, W), columns = packs < RMSNORM_BLOCK ? packs : RMSNORM_BLOCK;
@@ -220,13 +244,8 @@ __global__ void rmsnorm_backward_kernel(floatX* dinp, float* partial, const floa
         int j = threadIdx.x / LANES, lane = threadIdx.x % LANES, r = batch + j;
         float sum = 0.0f, s = 0.0f;
         if (r < end) {
-            const floatX *dy = dout + rmsnorm_row(r, H, C, dout_stride), *x = inp + rmsnorm_row(r, H, C, inp_stride);
             s = rstd[r];
-            for (int i = lane * W; i < C; i += LANES * W) {
-                Pack128<floatX> g = load_pack(dy, i, C, aligned), a = load_pack(x, i, C, aligned);
-                Pack128<floatX> w = load_pack(weight, i, C, aligned);
-                for (int k = 0; k < W; k++) sum += (float)g[k] * (float)w[k] * (float)a[k];
-            }
+            sum = rmsnorm_dot<LANES>(rmsnorm_row(dout, r, shape), rmsnorm_row(inp, r, shape), weight, C, aligned);
         }
         sum = group_reduce_sum<LANES>(sum);
         __syncthreads();  // the last batch's reads of batch_rstd and batch_mean are over
@@ -243,10 +262,9 @@ __global__ void rmsnorm_backward_kernel(floatX* dinp, float* partial, const floa
                 for (int k = 0; k < W; k++) dw[k] = a_dw[k];
                 Pack128<floatX> w = load_pack(weight, p * W, C, aligned);
                 for (int j = group; j < BATCH && batch + j < end; j += groups) {
-                    floatX* dx_row = dinp + rmsnorm_row(batch + j, H, C, dinp_stride);
-                    Pack128<floatX> g = load_pack(dout + rmsnorm_row(batch + j, H, C, dout_stride), p * W, C, aligned);
-                    Pack128<floatX> a = load_pack(inp + rmsnorm_row(batch + j, H, C, inp_stride), p * W, C, aligned),
-                                    dx;
+                    floatX* dx_row = rmsnorm_row(dinp, batch + j, shape);
+                    Pack128<floatX> g = load_pack(rmsnorm_row(dout, batch + j, shape), p * W, C, aligned);
+                    Pack128<floatX> a = load_pack(rmsnorm_row(inp, batch + j, shape), p * W, C, aligned), dx;
                     if (accumulate_dinp) dx = load_pack(dx_row, p * W, C, aligned);
                     for (int k = 0; k < W; k++) {
                         float xhat = (float)a[k] * batch_rstd[j];
@@ -287,46 +305,42 @@ __global__ void rmsnorm_dweight_kernel(float* dweight, const float* partial, int
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void rmsnorm_check(const char* name, int64_t T, int H, int C) {
-    if (T < 0 || H < 1 || C < 1 || T * H > INT32_MAX)
-        fail("%s: bad shape: T %lld, H %d, C %d (T * H must be below 2^31)", name, (long long)T, H, C);
+inline void rmsnorm_check(const char* name, RmsnormShape s) {
+    if (s.T < 0 || s.H < 1 || s.C < 1 || s.rows() > INT32_MAX)
+        fail("%s: bad shape: T %lld, H %d, C %d (T * H must be below 2^31)", name, (long long)s.T, s.H, s.C);
 }
 
 #if HAS_KERNELS
 template <bool RESIDUAL>
-inline void rmsnorm_forward_launch(floatX* residual_out, floatX* out, float* rstd, const floatX* inp, const floatX* x,
-                                   const floatX* weight, int64_t T, int H, int C, int64_t out_stride,
-                                   int64_t inp_stride, float eps, Device dev) {
-    int rows = (int)(T * H);
+inline void rmsnorm_forward_launch(floatX* residual_out, Rows<floatX> out, float* rstd, Rows<const floatX> inp,
+                                   const floatX* x, const floatX* weight, RmsnormShape s, float eps, Device dev) {
+    int rows = (int)s.rows();
     if (rows == 0) return;
-    bool aligned = C % Pack128<floatX>::size == 0 && is_aligned16(inp, inp_stride) && is_aligned16(out, out_stride) &&
+    bool aligned = s.C % Pack128<floatX>::size == 0 && is_aligned16(inp) && is_aligned16(out) &&
                    is_aligned16(weight, 0) && is_aligned16(x, 0) && is_aligned16(residual_out, 0);
     auto launch = [&](auto lanes) {
         constexpr int LANES = decltype(lanes)::value;
         LAUNCH((rmsnorm_forward_kernel<LANES, RESIDUAL>), CEIL_DIV(rows, RMSNORM_BLOCK / LANES), RMSNORM_BLOCK, 0,
-               dev.stream, residual_out, out, rstd, inp, x, weight, rows, H, C, out_stride, inp_stride, eps, aligned);
+               dev.stream, residual_out, out, rstd, inp, x, weight, s, eps, aligned);
     };
-    if (C <= 128) launch(Int<8>());
-    else if (C <= 1024) launch(Int<32>());
+    if (s.C <= 128) launch(Int<8>());
+    else if (s.C <= 1024) launch(Int<32>());
     else launch(Int<RMSNORM_BLOCK>());
 }
 
-inline void rmsnorm_backward_launch(floatX* dinp, float* dweight, const floatX* dout, const floatX* inp,
-                                    const floatX* weight, const float* rstd, int64_t T, int H, int C,
-                                    int64_t dinp_stride, int64_t dout_stride, int64_t inp_stride, bool accumulate_dinp,
+inline void rmsnorm_backward_launch(Rows<floatX> dinp, float* dweight, Rows<const floatX> dout, Rows<const floatX> inp,
+                                    const floatX* weight, const float* rstd, RmsnormShape s, bool accumulate_dinp,
                                     Device dev) {
-    int rows = (int)(T * H), rows_per_block = (int)rmsnorm_rows_per_block(rows);
-    int blocks = CEIL_DIV(rows, rows_per_block);
+    const int C = s.C, rows = (int)s.rows(), blocks = (int)CEIL_DIV(rows, rmsnorm_rows_per_block(rows));
     if (rows == 0) return;
-    bool aligned = C % Pack128<floatX>::size == 0 && is_aligned16(dinp, dinp_stride) &&
-                   is_aligned16(dout, dout_stride) && is_aligned16(inp, inp_stride) && is_aligned16(weight, 0);
+    bool aligned = C % Pack128<floatX>::size == 0 && is_aligned16(dinp) && is_aligned16(dout) && is_aligned16(inp) &&
+                   is_aligned16(weight, 0);
     int packs = CEIL_DIV(C, Pack128<floatX>::size);
     size_t shared = sizeof(float) * rmsnorm_backward_groups(packs) * packs * Pack128<floatX>::size;
     Scratch partial((size_t)blocks * C, dev);
     auto launch = [&](auto lanes) {
         LAUNCH(rmsnorm_backward_kernel<decltype(lanes)::value>, blocks, RMSNORM_BLOCK, shared, dev.stream, dinp,
-               partial.data, dout, inp, weight, rstd, rows, rows_per_block, H, C, dinp_stride, dout_stride, inp_stride,
-               accumulate_dinp, aligned);
+               partial.data, dout, inp, weight, rstd, s, accumulate_dinp, aligned);
     };
     if (C <= 128) launch(Int<8>());
     else launch(Int<32>());
@@ -334,68 +348,63 @@ inline void rmsnorm_backward_launch(floatX* dinp, float* dweight, const floatX* 
 }
 #endif
 
-// y of each head by itself. out: (T,H,C) at out_stride; rstd: (T,H); inp: (T,H,C) at inp_stride; weight: (C).
-// out must not overlap inp.
-inline void rmsnorm_heads_forward(floatX* out, float* rstd, const floatX* inp, const floatX* weight, int64_t T, int H,
-                                  int C, int64_t out_stride, int64_t inp_stride, float eps, Device dev) {
+// y of each head by itself. out, inp: (T,H*C); rstd: (T,H); weight: (C). out must not overlap inp.
+inline void rmsnorm_heads_forward(Rows<floatX> out, float* rstd, Rows<const floatX> inp, const floatX* weight,
+                                  RmsnormShape s, float eps, Device dev) {
     NVTX_RANGE("rmsnorm_forward");
-    rmsnorm_check("rmsnorm_forward", T, H, C);
+    rmsnorm_check("rmsnorm_forward", s);
 #if HAS_KERNELS
     if (dev.cuda) {
-        rmsnorm_forward_launch<false>(nullptr, out, rstd, inp, nullptr, weight, T, H, C, out_stride, inp_stride, eps,
-                                      dev);
+        rmsnorm_forward_launch<false>(nullptr, out, rstd, inp, nullptr, weight, s, eps, dev);
         return;
     }
 #endif
     (void)dev;
-    rmsnorm_forward_cpu(out, rstd, inp, weight, T, H, C, out_stride, inp_stride, eps);
+    rmsnorm_forward_cpu(out, rstd, inp, weight, s, eps);
 }
 
 // out: (T,C); rstd: (T); inp: (T,C); weight: (C). out must not overlap inp.
-inline void rmsnorm_forward(floatX* out, float* rstd, const floatX* inp, const floatX* weight, int64_t T, int C,
+inline void rmsnorm_forward(floatX* out, float* rstd, const floatX* inp, const floatX* weight, RmsnormShape s,
                             float eps, Device dev) {
-    rmsnorm_heads_forward(out, rstd, inp, weight, T, 1, C, C, C, eps, dev);
+    rmsnorm_heads_forward({out, s.C}, rstd, {inp, s.C}, weight, s, eps, dev);
 }
 
 // residual_out = residual_in + x, out = norm of the rounded residual_out. residual_out, out, residual_in, x: (T,C);
 // rstd: (T); weight: (C). residual_out may be residual_in; out overlaps nothing.
 inline void fused_residual_rmsnorm_forward(floatX* residual_out, floatX* out, float* rstd, const floatX* residual_in,
-                                           const floatX* x, const floatX* weight, int64_t T, int C, float eps,
+                                           const floatX* x, const floatX* weight, RmsnormShape s, float eps,
                                            Device dev) {
     NVTX_RANGE("fused_residual_rmsnorm_forward");
-    rmsnorm_check("fused_residual_rmsnorm_forward", T, 1, C);
+    rmsnorm_check("fused_residual_rmsnorm_forward", s);
 #if HAS_KERNELS
     if (dev.cuda) {
-        rmsnorm_forward_launch<true>(residual_out, out, rstd, residual_in, x, weight, T, 1, C, C, C, eps, dev);
+        rmsnorm_forward_launch<true>(residual_out, {out, s.C}, rstd, {residual_in, s.C}, x, weight, s, eps, dev);
         return;
     }
 #endif
     (void)dev;
-    fused_residual_rmsnorm_forward_cpu(residual_out, out, rstd, residual_in, x, weight, T, C, eps);
+    fused_residual_rmsnorm_forward_cpu(residual_out, out, rstd, residual_in, x, weight, s, eps);
 }
 
-// dinp: (T,H,C) at dinp_stride; dweight: (C), +=; dout: (T,H,C) at dout_stride; inp: (T,H,C) at inp_stride; weight:
-// (C); rstd: (T,H) from the forward. accumulate_dinp: dinp += instead of =. dinp must not overlap dout or inp.
-inline void rmsnorm_heads_backward(floatX* dinp, float* dweight, const floatX* dout, const floatX* inp,
-                                   const floatX* weight, const float* rstd, int64_t T, int H, int C,
-                                   int64_t dinp_stride, int64_t dout_stride, int64_t inp_stride, bool accumulate_dinp,
+// dinp: (T,H*C); dweight: (C), +=; dout, inp: (T,H*C); weight: (C); rstd: (T,H) from the forward. accumulate_dinp: dinp
+// += instead of =. dinp must not overlap dout or inp.
+inline void rmsnorm_heads_backward(Rows<floatX> dinp, float* dweight, Rows<const floatX> dout, Rows<const floatX> inp,
+                                   const floatX* weight, const float* rstd, RmsnormShape s, bool accumulate_dinp,
                                    Device dev) {
     NVTX_RANGE("rmsnorm_backward");
-    rmsnorm_check("rmsnorm_backward", T, H, C);
+    rmsnorm_check("rmsnorm_backward", s);
 #if HAS_KERNELS
     if (dev.cuda) {
-        rmsnorm_backward_launch(dinp, dweight, dout, inp, weight, rstd, T, H, C, dinp_stride, dout_stride, inp_stride,
-                                accumulate_dinp, dev);
+        rmsnorm_backward_launch(dinp, dweight, dout, inp, weight, rstd, s, accumulate_dinp, dev);
         return;
     }
 #endif
     (void)dev;
-    rmsnorm_backward_cpu(dinp, dweight, dout, inp, weight, rstd, T, H, C, dinp_stride, dout_stride, inp_stride,
-                         accumulate_dinp);
+    rmsnorm_backward_cpu(dinp, dweight, dout, inp, weight, rstd, s, accumulate_dinp);
 }
 
 // dinp: (T,C); dweight: (C), +=; dout, inp: (T,C); weight: (C); rstd: (T)
 inline void rmsnorm_backward(floatX* dinp, float* dweight, const floatX* dout, const floatX* inp, const floatX* weight,
-                             const float* rstd, int64_t T, int C, bool accumulate_dinp, Device dev) {
-    rmsnorm_heads_backward(dinp, dweight, dout, inp, weight, rstd, T, 1, C, C, C, C, accumulate_dinp, dev);
+                             const float* rstd, RmsnormShape s, bool accumulate_dinp, Device dev) {
+    rmsnorm_heads_backward({dinp, s.C}, dweight, {dout, s.C}, {inp, s.C}, weight, rstd, s, accumulate_dinp, dev);
 }

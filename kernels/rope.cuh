@@ -109,9 +109,9 @@ HOST_DEVICE RopePair rope_rotate(float x1, float x2, float c, float s) {
 // CPU loops
 
 // direction +1 forward, -1 backward. out may be inp.
-inline void rope_cpu(floatX* out, int64_t out_stride,        // [T, H*HD] at out_stride elements a token
-                     const floatX* inp, int64_t inp_stride,  // the same at inp_stride
-                     const int* positions,                   // [T]
+inline void rope_cpu(Rows<floatX> out,        // [T, H*HD]
+                     Rows<const floatX> inp,  // [T, H*HD]
+                     const int* positions,    // [T]
                      const RopeTable& r, int64_t T, int H, float direction) {
     int half = r.HD / 2;
 #pragma omp parallel for schedule(static)
@@ -119,8 +119,8 @@ inline void rope_cpu(floatX* out, int64_t out_stride,        // [T, H*HD] at out
         const float* c = r.cos.data() + (size_t)positions[t] * half;
         const float* s = r.sin.data() + (size_t)positions[t] * half;
         for (int h = 0; h < H; h++) {
-            const floatX* x = inp + t * inp_stride + (int64_t)h * r.HD;
-            floatX* y = out + t * out_stride + (int64_t)h * r.HD;
+            const floatX* x = inp.row(t) + (int64_t)h * r.HD;
+            floatX* y = out.row(t) + (int64_t)h * r.HD;
             INDEPENDENT
             for (int i = 0; i < half; i++) {
                 RopePair q = rope_rotate((float)x[i], (float)x[i + half], c[i], direction * s[i]);
@@ -131,15 +131,14 @@ inline void rope_cpu(floatX* out, int64_t out_stride,        // [T, H*HD] at out
     }
 }
 
-inline void rope_forward_cpu(floatX* out, int64_t out_stride, const floatX* inp, int64_t inp_stride,
-                             const int* positions, const RopeTable& r, int64_t T, int H) {
-    rope_cpu(out, out_stride, inp, inp_stride, positions, r, T, H, 1.0f);
+inline void rope_forward_cpu(Rows<floatX> out, Rows<const floatX> inp, const int* positions, const RopeTable& r,
+                             int64_t T, int H) {
+    rope_cpu(out, inp, positions, r, T, H, 1.0f);
 }
 
 // in place on the gradient of the rotated rows
-inline void rope_backward_cpu(floatX* dout, int64_t stride, const int* positions, const RopeTable& r, int64_t T,
-                              int H) {
-    rope_cpu(dout, stride, dout, stride, positions, r, T, H, -1.0f);
+inline void rope_backward_cpu(Rows<floatX> dout, const int* positions, const RopeTable& r, int64_t T, int H) {
+    rope_cpu(dout, {dout.p, dout.stride}, positions, r, T, H, -1.0f);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -149,16 +148,15 @@ inline void rope_backward_cpu(floatX* dout, int64_t stride, const int* positions
 static constexpr int ROPE_BLOCK = 256;
 
 // aligned: x1 and x2 of every head begin at a multiple of 16 bytes. grid: T
-__global__ void rope_kernel(floatX* out, int64_t out_stride, const floatX* inp, int64_t inp_stride,
-                            const int* positions, const float* cos, const float* sin, int H, int half, float direction,
-                            bool aligned) {
+__global__ void rope_kernel(Rows<floatX> out, Rows<const floatX> inp, const int* positions, const float* cos,
+                            const float* sin, int H, int half, float direction, bool aligned) {
     constexpr int W = Pack128<floatX>::size;
     int64_t t = blockIdx.x, table = (int64_t)positions[t] * half;
     int packs = CEIL_DIV(half, W);
     for (int p = threadIdx.x; p < H * packs; p += blockDim.x) {
         int h = p / packs, i = p % packs * W;
-        const floatX* x = inp + t * inp_stride + (int64_t)h * 2 * half;
-        floatX* y = out + t * out_stride + (int64_t)h * 2 * half;
+        const floatX* x = inp.row(t) + (int64_t)h * 2 * half;
+        floatX* y = out.row(t) + (int64_t)h * 2 * half;
         Pack128<floatX> x1 = load_pack(x, i, half, aligned), x2 = load_pack(x + half, i, half, aligned);
         for (int k = 0; k < W; k += 4) {
             Pack128<float> c = load_pack(cos + table, i + k, half, aligned);
@@ -178,8 +176,8 @@ __global__ void rope_kernel(floatX* out, int64_t out_stride, const floatX* inp, 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void rope_launch(floatX* out, int64_t out_stride, const floatX* inp, int64_t inp_stride, const int* positions,
-                        const RopeTable& r, int64_t T, int H, float direction, Device dev) {
+inline void rope_launch(Rows<floatX> out, Rows<const floatX> inp, const int* positions, const RopeTable& r, int64_t T,
+                        int H, float direction, Device dev) {
     if (T < 0 || T > INT32_MAX || H < 1 || r.HD < 2 || r.HD % 2)
         fail("rope: bad shape: T %lld, H %d, HD %d (HD must be even)", (long long)T, H, r.HD);
     if (T == 0) return;
@@ -187,27 +185,25 @@ inline void rope_launch(floatX* out, int64_t out_stride, const floatX* inp, int6
     if (dev.cuda) {
         int half = r.HD / 2, threads = CEIL_DIV(H * CEIL_DIV(half, Pack128<floatX>::size), 32) * 32;
         if (!r.device_positions) fail("rope: the table is not on the device: call rope_extend first");
-        bool aligned =
-            half % Pack128<floatX>::size == 0 && is_aligned16(inp, inp_stride) && is_aligned16(out, out_stride);
-        LAUNCH(rope_kernel, (unsigned)T, threads < ROPE_BLOCK ? threads : ROPE_BLOCK, 0, dev.stream, out, out_stride,
-               inp, inp_stride, positions, r.device_cos.data, r.device_sin.data, H, half, direction, aligned);
+        bool aligned = half % Pack128<floatX>::size == 0 && is_aligned16(inp) && is_aligned16(out);
+        LAUNCH(rope_kernel, (unsigned)T, threads < ROPE_BLOCK ? threads : ROPE_BLOCK, 0, dev.stream, out, inp,
+               positions, r.device_cos.data, r.device_sin.data, H, half, direction, aligned);
         return;
     }
 #endif
     (void)dev;
-    rope_cpu(out, out_stride, inp, inp_stride, positions, r, T, H, direction);
+    rope_cpu(out, inp, positions, r, T, H, direction);
 }
 
-// out, inp: [T, H*HD] at their strides; positions: [T], each below what rope_extend tabulated. out may be inp.
-inline void rope_forward(floatX* out, int64_t out_stride, const floatX* inp, int64_t inp_stride, const int* positions,
-                         const RopeTable& r, int64_t T, int H, Device dev) {
+// out, inp: [T, H*HD]; positions: [T], each below what rope_extend tabulated. out may be inp.
+inline void rope_forward(Rows<floatX> out, Rows<const floatX> inp, const int* positions, const RopeTable& r, int64_t T,
+                         int H, Device dev) {
     NVTX_RANGE("rope_forward");
-    rope_launch(out, out_stride, inp, inp_stride, positions, r, T, H, 1.0f, dev);
+    rope_launch(out, inp, positions, r, T, H, 1.0f, dev);
 }
 
-// in place on the gradient of the rotated rows. dout: [T, H*HD] at stride
-inline void rope_backward(floatX* dout, int64_t stride, const int* positions, const RopeTable& r, int64_t T, int H,
-                          Device dev) {
+// in place on the gradient of the rotated rows. dout: [T, H*HD]
+inline void rope_backward(Rows<floatX> dout, const int* positions, const RopeTable& r, int64_t T, int H, Device dev) {
     NVTX_RANGE("rope_backward");
-    rope_launch(dout, stride, dout, stride, positions, r, T, H, -1.0f, dev);
+    rope_launch(dout, {dout.p, dout.stride}, positions, r, T, H, -1.0f, dev);
 }

@@ -38,16 +38,15 @@ inline void scatter_rows_cpu(floatX* out,        // [T,C]
     for (int64_t r = 0; r < R; r++) memcpy(out + rows[r] * C, inp + r * C, C * sizeof(floatX));
 }
 
-inline void kv_cache_write_cpu(floatX* const k[2], floatX* const v[2],  // [rows of the place, width]
-                               const floatX* k_rows, int64_t k_stride,  // [T,width] at k_stride
-                               const floatX* v_rows, int64_t v_stride,  // [T,width] at v_stride
+inline void kv_cache_write_cpu(floatX* const k[2], floatX* const v[2],                // [rows of the place, width]
+                               Rows<const floatX> k_rows, Rows<const floatX> v_rows,  // [T,width]
                                const CacheRow* writes, int64_t T, int64_t width) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < T; t++) {
         if (writes[t].row < 0) continue;
         int64_t at = writes[t].row * width;
-        memcpy(k[writes[t].place] + at, k_rows + t * k_stride, width * sizeof(floatX));
-        memcpy(v[writes[t].place] + at, v_rows + t * v_stride, width * sizeof(floatX));
+        memcpy(k[writes[t].place] + at, k_rows.row(t), width * sizeof(floatX));
+        memcpy(v[writes[t].place] + at, v_rows.row(t), width * sizeof(floatX));
     }
 }
 
@@ -75,14 +74,13 @@ __global__ void scatter_rows_kernel(floatX* out, const floatX* inp, const int* r
 }
 
 // grid: (T, 2): keys, values
-__global__ void kv_cache_write_kernel(floatX* k0, floatX* k1, floatX* v0, floatX* v1, const floatX* k_rows,
-                                      int64_t k_stride, const floatX* v_rows, int64_t v_stride, const CacheRow* writes,
-                                      int width, bool aligned) {
+__global__ void kv_cache_write_kernel(floatX* k0, floatX* k1, floatX* v0, floatX* v1, Rows<const floatX> k_rows,
+                                      Rows<const floatX> v_rows, const CacheRow* writes, int width, bool aligned) {
     CacheRow to = writes[blockIdx.x];
     if (to.row < 0) return;
     int64_t t = blockIdx.x, at = to.row * width;
-    if (blockIdx.y == 0) copy_row((to.place ? k1 : k0) + at, k_rows + t * k_stride, width, aligned);
-    else copy_row((to.place ? v1 : v0) + at, v_rows + t * v_stride, width, aligned);
+    if (blockIdx.y == 0) copy_row((to.place ? k1 : k0) + at, k_rows.row(t), width, aligned);
+    else copy_row((to.place ? v1 : v0) + at, v_rows.row(t), width, aligned);
 }
 
 inline int rows_block(int64_t C) {
@@ -133,22 +131,20 @@ inline void scatter_rows(floatX* out, const floatX* inp, const int* rows, int64_
     scatter_rows_cpu(out, inp, rows, R, T, C);
 }
 
-// k, v: one layer's base of each place, [rows of the place, width]; k_rows, v_rows: [T,width] at their strides; writes:
-// [T], distinct
-inline void kv_cache_write(floatX* const k[2], floatX* const v[2], const floatX* k_rows, int64_t k_stride,
-                           const floatX* v_rows, int64_t v_stride, const CacheRow* writes, int64_t T, int64_t width,
-                           Device dev) {
+// k, v: one layer's base of each place, [rows of the place, width]; k_rows, v_rows: [T,width]; writes: [T], distinct
+inline void kv_cache_write(floatX* const k[2], floatX* const v[2], Rows<const floatX> k_rows, Rows<const floatX> v_rows,
+                           const CacheRow* writes, int64_t T, int64_t width, Device dev) {
     rows_check("kv_cache_write", T, width);
     if (T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
         bool aligned = is_aligned16(k[0], width) && is_aligned16(k[1], width) && is_aligned16(v[0], width) &&
-                       is_aligned16(v[1], width) && is_aligned16(k_rows, k_stride) && is_aligned16(v_rows, v_stride);
+                       is_aligned16(v[1], width) && is_aligned16(k_rows) && is_aligned16(v_rows);
         LAUNCH(kv_cache_write_kernel, dim3((unsigned)T, 2), rows_block(width), 0, dev.stream, k[0], k[1], v[0], v[1],
-               k_rows, k_stride, v_rows, v_stride, writes, (int)width, aligned);
+               k_rows, v_rows, writes, (int)width, aligned);
         return;
     }
 #endif
     (void)dev;
-    kv_cache_write_cpu(k, v, k_rows, k_stride, v_rows, v_stride, writes, T, width);
+    kv_cache_write_cpu(k, v, k_rows, v_rows, writes, T, width);
 }

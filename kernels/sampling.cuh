@@ -213,9 +213,15 @@ inline float sampling_inverse_temperature(const SamplingParams& p) {
     return p.temperature > 0.0f ? 1.0f / p.temperature : 1.0f;
 }
 
+// Rows of V logits, of which the first n_allowed may be drawn
+struct SampleShape {
+    int64_t rows, V, n_allowed;
+};
+
 // tokens, logps, keys: [rows]; logits: [rows,V]
-inline void sample_rows_cpu(int* tokens, float* logps, const float* logits, int64_t rows, int64_t V, int64_t n_allowed,
-                            const SamplingParams& p, DrawStream stream, const DrawKey* keys) {
+inline void sample_rows_cpu(int* tokens, float* logps, const float* logits, SampleShape shape, const SamplingParams& p,
+                            DrawStream stream, const DrawKey* keys) {
+    const int64_t rows = shape.rows, V = shape.V, n_allowed = shape.n_allowed;
     const float inverse = sampling_inverse_temperature(p);
 #pragma omp parallel
     {
@@ -251,9 +257,10 @@ inline SampleMethod sample_method(const SamplingParams& p, int64_t n_allowed) {
 
 // tokens, logps: (rows); logits: (rows,V); keys: (rows). The log-probability is that of the whole softmax (greedy: at
 // temperature 1), to the bit what lm_head_forward gives for the same logits on the same device.
-inline void sample_rows(int* tokens, float* logps, const float* logits, int64_t rows, int64_t V, int64_t n_allowed,
-                        const SamplingParams& p, DrawStream stream, const DrawKey* keys, Device dev) {
+inline void sample_rows(int* tokens, float* logps, const float* logits, SampleShape shape, const SamplingParams& p,
+                        DrawStream stream, const DrawKey* keys, Device dev) {
     NVTX_RANGE("sample_rows");
+    const int64_t rows = shape.rows, V = shape.V, n_allowed = shape.n_allowed;
     if (rows < 0 || n_allowed < 1 || n_allowed > V || V > SAMPLE_MAX_V)
         fail("sample_rows: bad shape: rows %lld, V %lld, n_allowed %lld (in 1 ... V, V at most %lld)", (long long)rows,
              (long long)V, (long long)n_allowed, (long long)SAMPLE_MAX_V);
@@ -286,5 +293,5 @@ inline void sample_rows(int* tokens, float* logps, const float* logits, int64_t 
     }
 #endif
     (void)dev;
-    sample_rows_cpu(tokens, logps, logits, rows, V, n_allowed, p, stream, keys);
+    sample_rows_cpu(tokens, logps, logits, shape, p, stream, keys);
 }

@@ -356,14 +356,39 @@ __device__ inline int sample_in_chunk(const float* x, int allowed, float max, ui
     return index;
 }
 
+// a chunk and a mass in it, relative to its max
+struct SampleChunkPlace {
+    int chunk;
+    uint64_t target;
+};
+
+// The place at a quantile of a row. chunk_mass: [row_chunks], relative to the row's max
+__device__ inline SampleChunkPlace sample_chunk_at(const SampleChunk* chunks, const double* chunk_mass, int row_chunks,
+                                                   double quantile) {
+    SampleChunkPlace at = {0, 0};
+    double total = 0.0, before = 0.0, sum = 0.0;
+    for (int i = 0; i < row_chunks; i++) total += chunk_mass[i];
+    for (int i = 0; i < row_chunks && sum <= quantile * total; i++) {
+        if (chunk_mass[i] == 0.0) continue;
+        at.chunk = i;
+        before = sum;
+        sum += chunk_mass[i];
+    }
+    double share = (quantile * total - before) / chunk_mass[at.chunk];
+    uint64_t mass = chunks[at.chunk].mass;
+    at.target = share > 0.0 ? (uint64_t)(share * (double)mass) : 0;
+    if (at.target >= mass && at.target > 0) at.target = mass - 1;
+    return at;
+}
+
 // tokens, logps, keys: (rows); chunks: (rows,row_chunks) of sample_chunk_kernel; logits: (rows,V). grid: rows
 // dynamic shared memory: two SampleHistogram (masked), or double chunk_mass[row_chunks]
 __global__ void sample_row_kernel(int* tokens, float* logps, const SampleChunk* chunks, const float* logits,
                                   const DrawKey* keys, int row_chunks, SampleConfig c) {
     DYNAMIC_SHARED(unsigned char, memory);
     __shared__ float row_lse;
-    __shared__ int token, chunk;
-    __shared__ uint64_t target;
+    __shared__ int token;
+    __shared__ SampleChunkPlace place;
     int64_t r = blockIdx.x;
     const float* row = logits + r * c.V;
     chunks += r * row_chunks;
@@ -388,27 +413,13 @@ __global__ void sample_row_kernel(int* tokens, float* logps, const SampleChunk* 
         }
         row_lse = softmax_lse(s);
         token = best == ~(uint64_t)0 ? 0 : (int)(uint32_t)best;
-        chunk = 0;
-        target = 0;
-        if (c.method == SampleMethod::inverse) {
-            double total = 0.0, before = 0.0, sum = 0.0;
-            for (int i = 0; i < row_chunks; i++) total += chunk_mass[i];
-            for (int i = 0; i < row_chunks && sum <= quantile * total; i++) {
-                if (chunk_mass[i] == 0.0) continue;
-                chunk = i;
-                before = sum;
-                sum += chunk_mass[i];
-            }
-            double share = (quantile * total - before) / chunk_mass[chunk];
-            target = share > 0.0 ? (uint64_t)(share * (double)chunks[chunk].mass) : 0;
-            if (target >= chunks[chunk].mass && target > 0) target = chunks[chunk].mass - 1;
-        }
+        if (c.method == SampleMethod::inverse) place = sample_chunk_at(chunks, chunk_mass, row_chunks, quantile);
     }
     __syncthreads();
     if (c.method == SampleMethod::inverse) {
-        int v0 = chunk * (int)LM_HEAD_COLUMNS;
+        int v0 = place.chunk * (int)LM_HEAD_COLUMNS;
         int allowed = c.n_allowed - v0 < LM_HEAD_COLUMNS ? c.n_allowed - v0 : (int)LM_HEAD_COLUMNS;
-        int v = v0 + sample_in_chunk(row + v0, allowed, chunks[chunk].max, target, c);
+        int v = v0 + sample_in_chunk(row + v0, allowed, chunks[place.chunk].max, place.target, c);
         if (threadIdx.x == 0) token = v;
     }
     if (c.method == SampleMethod::masked || c.method == SampleMethod::masked_gumbel) {

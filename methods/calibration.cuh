@@ -141,7 +141,7 @@ inline LayerInputs layer_inputs(Model& m, Activations& a, LayerInputsMemory& s, 
     for (int p = 0; p < 4; p++) in.cols[p] = layer_linears(m.layers[l])[p]->cols;
     for (const Batch& b : batches) {
         BatchView view = batch_view(a.batch, b, m.dev);
-        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.layers[l].ln1.work, b.T(), (int)C, m.config.rms_norm_eps, m.dev);
+        rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, m.layers[l].ln1.work, {b.T(), (int)C}, m.config.rms_norm_eps, m.dev);
         layer_forward(m, a, l, hidden, view, full_precision(), nullptr);
         for (int p = 0; p < 4; p++)
             copy_on_device(s.x[p].data + in.tokens * in.cols[p], from[p], (size_t)(b.T() * in.cols[p]) * sizeof(floatX),

@@ -228,7 +228,7 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
                 for (int64_t j = i + 1; j < i2; j++) w[j] += e * U[i * n + j];
             }
         }
-        if (i2 < n) gemm_nn(work + i2, g.errors.data, U + i1 * n + i2, rows, i2 - i1, n - i2, true, n, GPTQ_BLOCK, n);
+        if (i2 < n) gemm_nn(work + i2, g.errors.data, U + i1 * n + i2, rows, i2 - i1, n - i2, true, {n, GPTQ_BLOCK, n});
     }
 #pragma omp parallel
     {

@@ -230,21 +230,21 @@ inline const floatX* product_input(Model& m, Activations& a, int l, Product p, c
     LayerActivations& y = a.layers[l];
     switch (p) {
         case Product::qkv:
-            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, b.T, C, eps, m.dev);
+            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, {b.T, C}, eps, m.dev);
             return y.ln1;
         case Product::o:
-            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, b.T, C, eps, m.dev);
+            rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, {b.T, C}, eps, m.dev);
             layer_attention_forward(m, a, l, b, pass, nullptr);
             copy_on_device(attention, y.att, (size_t)(b.T * w.o.cols) * sizeof(floatX), m.dev);
             return y.att;
         case Product::gate_up:
             linear_forward(w.o, a.branch, attention, nullptr, a.quantized, b.T, pass, m.dev);
-            fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, b.T, C, eps, m.dev);
+            fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, {b.T, C}, eps, m.dev);
             return y.ln2;
         case Product::down:
             break;
     }
-    rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2.work, b.T, C, eps, m.dev);
+    rmsnorm_forward(y.ln2, y.ln2_rstd, hidden, w.ln2.work, {b.T, C}, eps, m.dev);
     layer_mlp_forward(m, a, l, b.T, pass);
     return y.act;
 }
@@ -296,7 +296,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
             if (!batches.empty()) set_zero(s.hessian.data, (size_t)(n * n) * sizeof(float), m.dev);
             each([&](const BatchView& b, floatX* hidden, floatX* attention) {
                 const floatX* x = product_input(m, a, l, (Product)p, b, hidden, attention);
-                matmul_tn(s.hessian.data, n, x, n, x, n, b.T, n, n, m.dev);
+                matmul_tn({s.hessian.data, n}, {x, n}, {x, n}, b.T, n, n, m.dev);
             });
             report.linear[p] = round_linear(m, s, plan, linear, batches.empty() ? nullptr : s.hessian.data);
         }
@@ -306,7 +306,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
                 const Layer& w = m.layers[l];
                 linear_forward(w.down, a.branch, act, nullptr, a.quantized, b.T, full_precision(), m.dev);
                 fused_residual_rmsnorm_forward(hidden, a.layers[l].ln2, a.layers[l].ln2_rstd, hidden, a.branch,
-                                               w.ln2.work, b.T, C, m.config.rms_norm_eps,
+                                               w.ln2.work, {b.T, C}, m.config.rms_norm_eps,
                                                m.dev);  // for its sum; the norm is not used
             });
         report.seconds = wall_seconds() - start;

@@ -158,7 +158,7 @@ inline const floatX* lora_down(const Lora& l, const floatX* inp, const LoraDropo
         lora_dropout(l.dropped.data, inp, d, rows, C, dev);
         x = l.dropped.data;
     }
-    matmul_nt(l.sums.data, n, x, C, l.work.data + l.tensors[span.first].a, C, (const floatX*)nullptr, rows, n, C, dev);
+    matmul_nt(Rows{l.sums.data, n}, {x, C}, {l.work.data + l.tensors[span.first].a, C}, nullptr, rows, n, C, dev);
     lora_scale(l.h.data, l.sums.data, l.scale, rows * n, dev);
     return x;
 }
@@ -173,8 +173,8 @@ inline void lora_forward(const Lora& l, LoraSpan span, floatX* out, const floatX
         lora_down(l, inp + t0 * C, lora_dropout_of(l, span, pass, t0), span, rows, C, dev);
         for (int i = 0; i < span.count; i++) {
             const LoraTensor& p = l.tensors[span.first + i];
-            matmul_nt(l.delta.data, p.rows, l.h.data + i * r, n, l.work.data + p.b, r, (const floatX*)nullptr, rows,
-                      p.rows, r, dev);
+            matmul_nt(Rows{l.delta.data, p.rows}, {l.h.data + i * r, n}, {l.work.data + p.b, r}, nullptr, rows, p.rows,
+                      r, dev);
             lora_add(out + t0 * OC + p.row0, l.delta.data, 1.0f, LoraDropout(), OC, rows, p.rows, dev);
         }
     }
@@ -194,15 +194,15 @@ inline void lora_backward(const Lora& l, LoraSpan span, floatX* dinp, const floa
         for (int i = 0; i < span.count; i++) {
             const LoraTensor& p = l.tensors[span.first + i];
             const floatX* dy = dout + t0 * OC + p.row0;
-            matmul_tn(grads + p.b, r, dy, OC, l.h.data + i * r, n, rows, p.rows, r, dev);
-            matmul_nn(l.sums.data + i * r, n, dy, OC, l.work.data + p.b, r, rows, p.rows, r, false, dev);
+            matmul_tn({grads + p.b, r}, {dy, OC}, {l.h.data + i * r, n}, rows, p.rows, r, dev);
+            matmul_nn(Rows{l.sums.data + i * r, n}, {dy, OC}, {l.work.data + p.b, r}, rows, p.rows, r, false, dev);
         }
         lora_scale(l.dh.data, l.sums.data, l.scale, rows * n, dev);
-        matmul_tn(grads + a, C, l.dh.data, n, x, C, rows, n, C, dev);
+        matmul_tn({grads + a, C}, {l.dh.data, n}, {x, C}, rows, n, C, dev);
         if (d.p == 0.0f) {
-            matmul_nn(dinp + t0 * C, C, l.dh.data, n, l.work.data + a, C, rows, n, C, true, dev);
+            matmul_nn(Rows{dinp + t0 * C, C}, {l.dh.data, n}, {l.work.data + a, C}, rows, n, C, true, dev);
         } else {
-            matmul_nn(l.delta.data, C, l.dh.data, n, l.work.data + a, C, rows, n, C, false, dev);
+            matmul_nn(Rows{l.delta.data, C}, {l.dh.data, n}, {l.work.data + a, C}, rows, n, C, false, dev);
             lora_add(dinp + t0 * C, l.delta.data, 1.0f, d, C, rows, C, dev);
         }
     }
@@ -216,7 +216,7 @@ inline void lora_combine(const Lora& l, float* out, const float* w0, const LoraT
     const int64_t r = l.config.r;
     copy_on_device(out, w0, (size_t)(t.rows * t.cols) * sizeof(float), dev);
     lora_scale(l.scaled_b.data, l.master.data + t.b, l.scale, t.rows * r, dev);
-    matmul_nn(out, t.cols, l.scaled_b.data, r, l.work.data + t.a, t.cols, t.rows, r, t.cols, true, dev);
+    matmul_nn(Rows{out, t.cols}, {l.scaled_b.data, r}, {l.work.data + t.a, t.cols}, t.rows, r, t.cols, true, dev);
 }
 
 // From dweight [rows,cols] = M(dWq) and l.scaled_b of this tensor: the gradients of A and B, accumulated in l.grads
@@ -225,7 +225,7 @@ inline void lora_inside_backward(const Lora& l, const float* dweight, const Lora
     const int64_t r = l.config.r;
     floatX* dw = l.dweight_work.data;
     convert_forward(dw, dweight, t.rows * t.cols, dev);
-    matmul_tn(grads + t.a, t.cols, l.scaled_b.data, r, dw, t.cols, t.rows, r, t.cols, dev);
-    matmul_nt(l.delta.data, r, dw, t.cols, l.work.data + t.a, t.cols, (const floatX*)nullptr, t.rows, r, t.cols, dev);
+    matmul_tn({grads + t.a, t.cols}, {l.scaled_b.data, r}, {dw, t.cols}, t.rows, r, t.cols, dev);
+    matmul_nt(Rows{l.delta.data, r}, {dw, t.cols}, {l.work.data + t.a, t.cols}, nullptr, t.rows, r, t.cols, dev);
     lora_add(grads + t.b, l.delta.data, l.scale, LoraDropout(), r, t.rows, r, dev);
 }

@@ -88,12 +88,14 @@ inline void attention_kv(Model& m, LayerActivations& y, int l, const BatchView& 
             k_cache[i] = cache->k[i].data + base, v_cache[i] = cache->v[i].data + base;
             place[i] = {k_cache[i], v_cache[i], cache->width, cache->width};
         }
-        kv_cache_write(k_cache, v_cache, k, QK, v, QKV, b.writes, T, cache->width, m.dev);
+        kv_cache_write(k_cache, v_cache, {k, QK}, {v, QKV}, b.writes, T, cache->width, m.dev);
     }
     if (b.sequences)
-        attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, QKV}, b.ranges, b.starts, b.sequences, b.longest, T, NH,
-                          NKV, HD, m.dev);
-    else attention_decode(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, NH, NKV, HD, m.dev);
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, QKV}, {b.starts, b.sequences, b.longest, b.ranges},
+                          {T, NH, NKV, HD}, m.dev);
+    else
+        attention_decode(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, {T, NH, NKV, HD},
+                         m.dev);
 }
 
 // y.att from y.qkv: keys and values to their codes and back, into the cache, and attention. Queries are finished; keys
@@ -116,13 +118,14 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     floatX *k = y.qk + k_at, *v = y.qkv + v_at;
     if (m.k_pre_bias) {
         kv_quantize(q, k, QK, y.qkv + k_at, m.QKV(), rotation.bias, k_cache, writes, T, m.dev);
-        rope_forward(k, QK, k, QK, b.positions, m.rope, T, m.NKV(), m.dev);
+        rope_forward({k, QK}, {k, QK}, b.positions, m.rope, T, m.NKV(), m.dev);
     } else {
         kv_quantize(q, k, QK, k, QK, nullptr, k_cache, writes, T, m.dev);
     }
     kv_quantize(q, v, m.QKV(), v, m.QKV(), nullptr, v_cache, writes, T, m.dev);
     if (b.sequences)
-        attention_forward(y.att, y.lse, y.qk, QK, {k, v, QK, m.QKV()}, b.ranges, b.starts, b.sequences, b.longest, T,
-                          m.NH(), m.NKV(), m.HD(), m.dev);
-    else attention_decode_codes(y.att, y.lse, y.qk, QK, place[0], place[1], b.ranges, b.most_keys, T, m.NH(), m.dev);
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, m.QKV()}, {b.starts, b.sequences, b.longest, b.ranges},
+                          {T, m.NH(), m.NKV(), m.HD()}, m.dev);
+    else
+        attention_decode_codes(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, T, m.NH(), m.dev);
 }

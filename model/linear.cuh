@@ -162,12 +162,12 @@ inline void linear_forward(const Linear& l, floatX* out, const floatX* inp, cons
                            int64_t T, const Pass& pass, Device dev) {
     const floatX* x = linear_input(l, quantized, inp, T, pass, dev);
     if (!pass.packed && !l.frozen)
-        linear_forward(out, l.rows, x, l.weight.work, bias, nullptr, nullptr, T, l.cols, l.rows, dev);
+        linear_forward({out, l.rows}, x, l.weight.work, bias, nullptr, nullptr, {T, l.cols, l.rows}, dev);
     else
         for (const PackedRows& r : l.packed)
-            linear_forward(out + r.row0, l.rows, x, l.parts[r.first_part].work, bias ? bias + r.row0 : nullptr,
-                           pass.packed && r.layout.N ? &r.layout : nullptr, r.codes.N ? &r.codes : nullptr, T, l.cols,
-                           r.rows, dev);
+            linear_forward({out + r.row0, l.rows}, x, l.parts[r.first_part].work, bias ? bias + r.row0 : nullptr,
+                           pass.packed && r.layout.N ? &r.layout : nullptr, r.codes.N ? &r.codes : nullptr,
+                           {T, l.cols, r.rows}, dev);
     if (has_adapter(l, pass) && !l.lora->inside())
         lora_forward(*l.lora, l.adapter, out, inp, pass.dropout, T, l.cols, l.rows, dev);
 }
@@ -197,7 +197,7 @@ inline void linear_backward_input(const Linear& l, floatX* dinp, const floatX* d
         return;
     }
     if (l.weight.work) {
-        matmul_nn(dinp, l.cols, dout, l.rows, l.weight.work, l.cols, T, l.rows, l.cols, false, dev);
+        matmul_nn(Rows{dinp, l.cols}, {dout, l.rows}, {l.weight.work, l.cols}, T, l.rows, l.cols, false, dev);
         return;
     }
     // parts in several formats: the sum runs over the rows of all of them, so they are expanded together
@@ -208,7 +208,7 @@ inline void linear_backward_input(const Linear& l, floatX* dinp, const floatX* d
         if (r.codes.N) quantized_weight_unpack(to, l.cols, r.codes, 0, r.rows, dev);
         else copy_on_device(to, l.parts[r.first_part].work, (size_t)(r.rows * l.cols) * sizeof(floatX), dev);
     }
-    matmul_nn(dinp, l.cols, dout, l.rows, whole, l.cols, T, l.rows, l.cols, false, dev);
+    matmul_nn(Rows{dinp, l.cols}, {dout, l.rows}, {whole, l.cols}, T, l.rows, l.cols, false, dev);
 }
 
 // the adapter's part of the backward: dA and dB, and dinp of the whole; x: what the product multiplied with
@@ -225,7 +225,7 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
     for (int i = 0; i < l.adapter.count; i++) {  // dW is not kept: its rule and its hooks run at once
         const LoraTensor& t = lora.tensors[l.adapter.first + i];
         set_zero(lora.dweight.data, (size_t)(t.rows * C) * sizeof(float), dev);
-        matmul_tn(lora.dweight.data, C, dout + t.row0, l.rows, x, C, T, t.rows, C, dev);
+        matmul_tn({lora.dweight.data, C}, {dout + t.row0, l.rows}, {x, C}, T, t.rows, C, dev);
         LinearPart& p = l.parts[t.part];
         part_gradient(p, lora.dweight.data, part_source(p), pass.quantized, dev);
     }
@@ -240,6 +240,6 @@ inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const f
         linear_backward_adapted(l, dinp, dout, inp, x, T, pass, dev);
         return;
     }
-    linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, T, l.cols, l.rows, dev);
+    linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, {T, l.cols, l.rows}, dev);
     if (x != inp) fake_quant_rows_backward(dinp, inp, T, l.cols, l.input, dev);
 }

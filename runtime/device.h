@@ -29,19 +29,34 @@
 struct Arena;         // runtime/arena.h: the memory plan
 struct ScratchStack;  // below: memory for one operator
 
+// batch_invariant: on a GPU, a Linear's forward sums each output in one order whatever the batch, so that sampler and
+// trainer agree to the bit. Without it cuBLASLt computes large batches faster and the policy ratio at step 0 is 1 to
+// rounding.
 #if HAS_KERNELS
 struct Device {
     bool cuda = false;
     cudaStream_t stream = nullptr;
     Arena* arena = nullptr;
     ScratchStack* scratch = nullptr;
+    bool batch_invariant = true;
 };
 #else
 struct Device {
     static constexpr bool cuda = false;
     Arena* arena = nullptr;
+    bool batch_invariant = true;
 };
 #endif
+
+// A matrix: its first row and the elements from one row to the next. Rows{p, stride} has the T of p.
+template <class T>
+struct Rows {
+    T* p = nullptr;
+    int64_t stride = 0;
+    HOST_DEVICE T* row(int64_t i) const { return p + i * stride; }
+};
+template <class T>
+Rows(T*, int64_t) -> Rows<T>;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // checks, range markers, launches
@@ -351,6 +366,10 @@ __device__ inline void store_pack(T* row, int i, int C, bool aligned, const Pack
 template <class T>
 inline bool is_aligned16(const T* p, int64_t stride) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % Pack128<T>::size == 0;
+}
+template <class T>
+inline bool is_aligned16(Rows<T> x) {
+    return is_aligned16(x.p, x.stride);
 }
 
 // Sums over groups of LANES neighbouring lanes (a power of two, at most 32); every lane of the group gets the same

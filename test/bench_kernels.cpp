@@ -206,22 +206,23 @@ static void bench_rmsnorm(Bench& b, const Shapes& s) {
     Buffer<floatX> x = noise<floatX>(T * C, dev), y = noise<floatX>(T * C, dev), sum = room<floatX>(T * C, dev),
                    n = room<floatX>(T * C, dev), w = noise<floatX>(C, dev);
     Buffer<float> rstd = room<float>(T, dev), dw = room<float>(C, dev);
-    measure(b,
-            {
-                {"fused_residual_rmsnorm_forward",
-                 {T, C},
-                 [&] {
-                     fused_residual_rmsnorm_forward(sum.data, n.data, rstd.data, x.data, y.data, w.data, T, (int)C,
-                                                    1e-6f, dev);
-                 },
-                 4 * X * T * C,
-                 0},
-                {"rmsnorm_backward (dinp +=)",
-                 {T, C},
-                 [&] { rmsnorm_backward(sum.data, dw.data, y.data, x.data, w.data, rstd.data, T, (int)C, true, dev); },
-                 4 * X * T * C + 8 * dweight_blocks * C,
-                 0},
-            });
+    measure(b, {
+                   {"fused_residual_rmsnorm_forward",
+                    {T, C},
+                    [&] {
+                        fused_residual_rmsnorm_forward(sum.data, n.data, rstd.data, x.data, y.data, w.data, {T, (int)C},
+                                                       1e-6f, dev);
+                    },
+                    4 * X * T * C,
+                    0},
+                   {"rmsnorm_backward (dinp +=)",
+                    {T, C},
+                    [&] {
+                        rmsnorm_backward(sum.data, dw.data, y.data, x.data, w.data, rstd.data, {T, (int)C}, true, dev);
+                    },
+                    4 * X * T * C + 8 * dweight_blocks * C,
+                    0},
+               });
 }
 
 static void bench_rope(Bench& b, const Shapes& s) {
@@ -237,7 +238,9 @@ static void bench_rope(Bench& b, const Shapes& s) {
     Buffer<floatX> qkv = noise<floatX>(T * stride, dev), qk = room<floatX>(T * H * s.HD, dev);
     measure(b, {{"rope_forward",
                  {T, H, s.HD},
-                 [&] { rope_forward(qk.data, H * s.HD, qkv.data, stride, positions.data, table, T, H, dev); },
+                 [&] {
+                     rope_forward({qk.data, H * s.HD}, {qkv.data, stride}, positions.data, table, T, H, dev);
+                 },
                  2 * X * T * H * s.HD,
                  0}});
 }
@@ -273,17 +276,18 @@ static void bench_attention(Bench& b, const Shapes& s) {
                    {"attention_forward",
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
-                        attention_forward(out.data, lse.data, qkv.data, QKV, kv, nullptr, starts.data, (int)s.sequences,
-                                          (int)length, T, s.NH, s.NKV, s.HD, dev);
+                        attention_forward(out.data, lse.data, {qkv.data, QKV}, kv,
+                                          {starts.data, (int)s.sequences, (int)length, nullptr}, {T, s.NH, s.NKV, s.HD},
+                                          dev);
                     },
                     2 * X * T * s.HD * heads,
                     4 * pairs * s.NH * s.HD},
                    {"attention_backward",
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
-                        attention_backward(dqkv.data, QKV, dqkv.data + Q, QKV, dqkv.data + Q + KV, QKV, dout.data,
-                                           out.data, lse.data, qkv.data, QKV, kv, starts.data, (int)s.sequences,
-                                           (int)length, T, s.NH, s.NKV, s.HD, dev);
+                        attention_backward({{dqkv.data, QKV}, {dqkv.data + Q, QKV}, {dqkv.data + Q + KV, QKV}},
+                                           dout.data, out.data, lse.data, {qkv.data, QKV}, kv,
+                                           {starts.data, (int)s.sequences, (int)length}, {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     4 * X * T * s.HD * heads,
                     10 * pairs * s.NH * s.HD},
@@ -303,8 +307,8 @@ static void bench_decode(Bench& b, const Shapes& s, int64_t R) {
     measure(b, {{"attention_decode",
                  {R, s.keys, s.NH, s.HD},
                  [&] {
-                     attention_decode(out.data, lse.data, q.data, Q, KeyValueRows(), cache, ranges.data, (int)s.keys, R,
-                                      s.NH, s.NKV, s.HD, dev);
+                     attention_decode(out.data, lse.data, {q.data, Q}, KeyValueRows(), cache,
+                                      {ranges.data, (int)s.keys}, {R, s.NH, s.NKV, s.HD}, dev);
                  },
                  2 * X * R * s.keys * KV,
                  4.0 * R * s.keys * Q}});
@@ -322,12 +326,16 @@ static void bench_products(Bench& b, const Shapes& s, int64_t N, int64_t K) {
             {
                 {"matmul_nt_any_order (cuBLASLt)",
                  {M, N, K},
-                 [&] { matmul_nt_any_order(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+                 [&] {
+                     matmul_nt_any_order({out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+                 },
                  operands,
                  flops},
                 {"matmul_nt",
                  {M, N, K},
-                 [&] { matmul_nt(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+                 [&] {
+                     matmul_nt(Rows{out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+                 },
                  operands,
                  flops},
             },
@@ -335,12 +343,16 @@ static void bench_products(Bench& b, const Shapes& s, int64_t N, int64_t K) {
     measure(b, {
                    {"matmul_nn (cuBLASLt)",
                     {M, N, K},
-                    [&] { matmul_nn(da.data, K, out.data, N, w.data, K, M, N, K, false, dev); },
+                    [&] {
+                        matmul_nn(Rows{da.data, K}, {out.data, N}, {w.data, K}, M, N, K, false, dev);
+                    },
                     operands,
                     flops},
                    {"matmul_tn (cuBLASLt)",
                     {M, N, K},
-                    [&] { matmul_tn(dw.data, K, out.data, N, a.data, K, M, N, K, dev); },
+                    [&] {
+                        matmul_tn({dw.data, K}, {out.data, N}, {a.data, K}, M, N, K, dev);
+                    },
                     X * (M * N + M * K) + 8.0 * N * K,
                     flops},
                });
@@ -400,12 +412,16 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
     std::vector<Row> table = {
         {"matmul_nt_any_order (cuBLASLt)",
          {M, N, K},
-         [&] { matmul_nt_any_order(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+         [&] {
+             matmul_nt_any_order({out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+         },
          rows + weight,
          flops},
         {"matmul_nt",
          {M, N, K},
-         [&] { matmul_nt(out.data, N, a.data, K, w.data, K, no_bias, M, N, K, dev); },
+         [&] {
+             matmul_nt(Rows{out.data, N}, {a.data, K}, {w.data, K}, no_bias, M, N, K, dev);
+         },
          rows + weight,
          flops},
     };
@@ -434,16 +450,16 @@ static void bench_lm_head(Bench& b, const Shapes& s) {
                    {"lm_head_forward",
                     {T, V, C},
                     [&] {
-                        lm_head_forward(logp.data, lse.data, entropy.data, hidden.data, w.data, targets.data, T, C, V,
-                                        1.0f, scratch, dev);
+                        lm_head_forward(logp.data, lse.data, entropy.data,
+                                        {hidden.data, w.data, targets.data, T, C, V, 1.0f}, scratch, dev);
                     },
                     X * (T + V) * C,
                     2.0 * T * V * C},
                    {"lm_head_backward",
                     {T, V, C},
                     [&] {
-                        lm_head_backward(dhidden.data, dw.data, dlogp.data, hidden.data, w.data, targets.data, lse.data,
-                                         T, C, V, 1.0f, scratch, dev);
+                        lm_head_backward(dhidden.data, dw.data, dlogp.data, lse.data,
+                                         {hidden.data, w.data, targets.data, T, C, V, 1.0f}, scratch, dev);
                     },
                     X * (2 * T + V) * C + 8.0 * V * C,
                     6.0 * T * V * C},
@@ -459,12 +475,13 @@ static void bench_sampling(Bench& b, const Shapes& s) {
     Buffer<float> logits = noise<float>(R * V, dev), logps = room<float>(R, dev);
     Buffer<int> tokens = room<int>(R, dev);
     auto row = [&](const char* name, SamplingParams p) {
-        return Row{
-            name,
-            {R, V},
-            [&, p] { sample_rows(tokens.data, logps.data, logits.data, R, V, V, p, DrawStream(), keys.data, dev); },
-            4.0 * R * V,
-            0};
+        return Row{name,
+                   {R, V},
+                   [&, p] {
+                       sample_rows(tokens.data, logps.data, logits.data, {R, V, V}, p, DrawStream(), keys.data, dev);
+                   },
+                   4.0 * R * V,
+                   0};
     };
     measure(b,
             {row("sample_rows", {1.0f, 0, 1.0f, false}), row("sample_rows greedy", {0.0f, 0, 1.0f, false}),

@@ -99,10 +99,10 @@ static AttentionResult run_attention(const AttentionCase& c, const AttentionData
     TestBuffer<KeyRange> ranges(x.ranges, dev);
     TestBuffer<int> starts(x.starts, dev);
     KeyValueRows kv = {k.data, v.data, ks, ks};
-    attention_forward(out.data, lse.data, q.data, qs, kv, ranges.data, starts.data, sequences, longest, x.T, c.NH,
-                      c.NKV, c.HD, dev);
-    attention_backward(dq.data, qs, dk.data, ks, dv.data, ks, dout.data, out.data, lse.data, q.data, qs, kv,
-                       starts.data, sequences, longest, x.T, c.NH, c.NKV, c.HD, dev);
+    attention_forward(out.data, lse.data, {q.data, qs}, kv, {starts.data, sequences, longest, ranges.data},
+                      {x.T, c.NH, c.NKV, c.HD}, dev);
+    attention_backward({{dq.data, qs}, {dk.data, ks}, {dv.data, ks}}, dout.data, out.data, lse.data, {q.data, qs}, kv,
+                       {starts.data, sequences, longest}, {x.T, c.NH, c.NKV, c.HD}, dev);
     return {out.get(), gathered(dq.get(), qw, c.gap, what), gathered(dk.get(), kw, c.gap, what),
             gathered(dv.get(), kw, c.gap, what), lse.get()};
 }
@@ -214,8 +214,8 @@ TEST(Attention, DecodeGivesTheBitsOfForward) {
             for (int max_keys : {longest, longest + 300}) {
                 TestBuffer<floatX> out(rows * qw, run.dev);
                 TestBuffer<float> lse(rows * c.NH, run.dev);
-                attention_decode(out.data, lse.data, q.data, qs, {k0.data, v0.data, ks, ks},
-                                 {k1.data, v1.data, width1, width1}, range.data, max_keys, rows, c.NH, c.NKV, c.HD,
+                attention_decode(out.data, lse.data, {q.data, qs}, {k0.data, v0.data, ks, ks},
+                                 {k1.data, v1.data, width1, width1}, {range.data, max_keys}, {rows, c.NH, c.NKV, c.HD},
                                  run.dev);
                 std::vector<floatX> got = out.get();
                 std::vector<float> got_lse = lse.get();
@@ -246,7 +246,7 @@ TEST(Attention, MoreKeysThanTheGridIsForGiveNaN) {
         TestBuffer<float> lse(1, run.dev);
         TestBuffer<KeyRange> ranges(std::vector<KeyRange>{range}, run.dev);
         KeyValueRows kv = {k.data, k.data, 8, 8};
-        attention_decode(out.data, lse.data, q.data, 8, kv, kv, ranges.data, 200, 1, 1, 1, 8, run.dev);
+        attention_decode(out.data, lse.data, {q.data, 8}, kv, kv, {ranges.data, 200}, {1, 1, 1, 8}, run.dev);
         for (floatX e : out.get()) EXPECT_TRUE(std::isnan((float)e)) << run.name;
         EXPECT_TRUE(std::isnan(lse.get()[0])) << run.name;
     }
@@ -257,8 +257,9 @@ TEST(Attention, RefusesWhatItCannotDo) {
         select_backend(run);
         auto message = [&](int NH, int NKV, int HD) -> std::string {
             try {
-                attention_decode(nullptr, nullptr, nullptr, 0, {}, {}, nullptr, 1, 0, NH, NKV, HD, run.dev);
-                attention_forward(nullptr, nullptr, nullptr, 0, {}, nullptr, nullptr, 0, 0, 0, NH, NKV, HD, run.dev);
+                attention_decode(nullptr, nullptr, {nullptr, 0}, {}, {}, {nullptr, 1}, {0, NH, NKV, HD}, run.dev);
+                attention_forward(nullptr, nullptr, {nullptr, 0}, {}, {nullptr, 0, 0, nullptr}, {0, NH, NKV, HD},
+                                  run.dev);
             } catch (const std::exception& e) { return e.what(); }
             return "";
         };

@@ -99,24 +99,24 @@ static void check_shape(int64_t M, int64_t N, int64_t K, int64_t gap, Fill fill)
         const auto before = random_matrix<TC>((M - 1) * ldn + N, fill);
         auto Y = before, Y2 = before;
         const TC* old = accumulate ? before.data() : no_old;
-        gemm_nt(Y.data(), X.data(), W.data(), accumulate ? no_bias : bias.data(), M, N, K, accumulate, ldn, ldk, ldk);
+        gemm_nt(Y.data(), X.data(), W.data(), accumulate ? no_bias : bias.data(), M, N, K, accumulate, {ldn, ldk, ldk});
         expect_product(Y.data(), ldn, old, ldn, X.data(), ldk, 1, W.data(), 1, ldk, accumulate ? no_bias : bias.data(),
                        M, N, K, exact, "gemm_nt");
         EXPECT_TRUE(poison(Y, before, M, N, ldn));
-        gemm_nt_packed(Y2.data(), X.data(), packed, accumulate ? no_bias : bias.data(), M, accumulate, ldn, ldk);
+        gemm_nt_packed(Y2.data(), X.data(), packed, accumulate ? no_bias : bias.data(), M, accumulate, {ldn, ldk});
         EXPECT_TRUE(same_bits(Y.data(), Y2.data(), (int64_t)Y.size())) << "packed differs from unpacked";
         // bias and accumulate together, and nullptr as a literal
         Y = before;
-        gemm_nt(Y.data(), X.data(), W.data(), bias.data(), M, N, K, true, ldn, ldk, ldk);
+        gemm_nt(Y.data(), X.data(), W.data(), bias.data(), M, N, K, true, {ldn, ldk, ldk});
         expect_product(Y.data(), ldn, before.data(), ldn, X.data(), ldk, 1, W.data(), 1, ldk, bias.data(), M, N, K,
                        exact, "gemm_nt bias+old");
-        gemm_nt(Y.data(), X.data(), W.data(), nullptr, M, N, K, false, ldn, ldk, ldk);
+        gemm_nt(Y.data(), X.data(), W.data(), nullptr, M, N, K, false, {ldn, ldk, ldk});
         expect_product(Y.data(), ldn, no_old, 0, X.data(), ldk, 1, W.data(), 1, ldk, no_bias, M, N, K, exact,
                        "gemm_nt plain");
 
         const auto before_x = random_matrix<TC>((M - 1) * ldk + K, fill);
         auto dX = before_x;
-        gemm_nn(dX.data(), dY.data(), W.data(), M, N, K, accumulate, ldk, ldn, ldk);
+        gemm_nn(dX.data(), dY.data(), W.data(), M, N, K, accumulate, {ldk, ldn, ldk});
         expect_product(dX.data(), ldk, accumulate ? before_x.data() : no_old, ldk, dY.data(), ldn, 1, W.data(), ldk, 1,
                        no_bias, M, K, N, exact, "gemm_nn");
         EXPECT_TRUE(poison(dX, before_x, M, K, ldk));
@@ -124,7 +124,7 @@ static void check_shape(int64_t M, int64_t N, int64_t K, int64_t gap, Fill fill)
     const auto before_w = random_matrix<float>((N - 1) * ldk + K, fill);
     auto dW = before_w;
     auto X2 = random_matrix<TB>((M - 1) * ldk + K, fill);
-    gemm_tn(dW.data(), dY.data(), X2.data(), M, N, K, ldk, ldn, ldk);
+    gemm_tn(dW.data(), dY.data(), X2.data(), M, N, K, {ldk, ldn, ldk});
     expect_product(dW.data(), ldk, before_w.data(), ldk, dY.data(), 1, ldn, X2.data(), ldk, 1, no_bias, N, K, M, exact,
                    "gemm_tn");
     EXPECT_TRUE(poison(dW, before_w, N, K, ldk));
@@ -248,7 +248,7 @@ static void check_invariance(int64_t N, int64_t K) {
         }
         const int64_t k0 = K / 3, k = K - k0;
         std::vector<TC> x((size_t)(M * k));
-        gemm_nn(x.data(), dY.data(), W.data() + k0, M, N, k, false, 0, 0, K);
+        gemm_nn(x.data(), dY.data(), W.data() + k0, M, N, k, false, {0, 0, K});
         for (int64_t i = 0; i < M; i++)
             ASSERT_TRUE(same_bits(&x[(size_t)(i * k)], &dX[(size_t)(i * K + k0)], k)) << "gemm_nn columns from " << k0;
     }
@@ -295,8 +295,8 @@ TEST(Gemm, WeightGradientIsDeterministic) {
             // the rows of dW in two calls: a sharded weight
             const int64_t n = N / 3;
             again = old;
-            gemm_tn(again.data(), dY.data(), X.data(), M, n, K, 0, N);
-            gemm_tn(again.data() + n * K, dY.data() + n, X.data(), M, N - n, K, 0, N);
+            gemm_tn(again.data(), dY.data(), X.data(), M, n, K, {0, N});
+            gemm_tn(again.data() + n * K, dY.data() + n, X.data(), M, N - n, K, {0, N});
             EXPECT_TRUE(same_bits(dW.data(), again.data(), N * K)) << threads << " threads, split";
         }
     }

@@ -261,9 +261,9 @@ TEST(Rope, ForwardAndBackwardAgainstFloat64) {
         rope_extend(table, *std::max_element(positions.begin(), positions.end()) + 1);
         std::vector<floatX> x = random_values<floatX>(c.T * stride, 21), dy = random_values<floatX>(c.T * stride, 22);
         Half in(x, CPU), out(c.T * width, CPU), in_place(x, CPU), gradient(dy, CPU);
-        rope_forward_cpu(out.data, width, in.data, stride, positions.data(), table, c.T, c.H);
-        rope_forward_cpu(in_place.data, stride, in_place.data, stride, positions.data(), table, c.T, c.H);
-        rope_backward_cpu(gradient.data, stride, positions.data(), table, c.T, c.H);
+        rope_forward_cpu({out.data, width}, {in.data, stride}, positions.data(), table, c.T, c.H);
+        rope_forward_cpu({in_place.data, stride}, {in_place.data, stride}, positions.data(), table, c.T, c.H);
+        rope_backward_cpu({gradient.data, stride}, positions.data(), table, c.T, c.H);
         std::vector<floatX> y = out.get(), yy = in_place.get(), dx = gradient.get();
         for (int64_t t = 0; t < c.T; t++) {
             for (int h = 0; h < c.H; h++)
@@ -291,7 +291,7 @@ TEST(Rope, ForwardAndBackwardAgainstFloat64) {
         expect_same_for_any_threads<floatX>(
             [&] {
                 Half o(c.T * width, CPU);
-                rope_forward_cpu(o.data, width, in.data, stride, positions.data(), table, c.T, c.H);
+                rope_forward_cpu({o.data, width}, {in.data, stride}, positions.data(), table, c.T, c.H);
                 return o.get();
             },
             what);
@@ -388,8 +388,8 @@ TEST(Attention, ForwardAgainstFloat64) {
         auto run = [&] {
             Half out(x.T * qw, CPU);
             Full lse(x.T * c.NH, CPU);
-            attention_forward_cpu(out.data, lse.data, q.data, qw, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
-                                  x.T, c.NH, c.NKV, c.HD);
+            attention_forward_cpu(out.data, lse.data, {q.data, qw}, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
+                                  {x.T, c.NH, c.NKV, c.HD});
             std::vector<float> both;
             append(both, out.get());
             append(both, lse.get());
@@ -410,8 +410,8 @@ TEST(Attention, TheSameBitsWhereverTheKeysLie) {
         const int64_t qw = (int64_t)c.NH * c.HD, kw = (int64_t)c.NKV * c.HD;
         Half q(x.q, CPU), k(x.k, CPU), v(x.v, CPU), out(x.T * qw, CPU);
         Full lse(x.T * c.NH, CPU);
-        attention_forward_cpu(out.data, lse.data, q.data, qw, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(), x.T,
-                              c.NH, c.NKV, c.HD);
+        attention_forward_cpu(out.data, lse.data, {q.data, qw}, rows_of(k, v, kw), KeyValueRows(), x.ranges.data(),
+                              {x.T, c.NH, c.NKV, c.HD});
         std::vector<floatX> all = out.get();
         std::vector<float> all_lse = lse.get();
         for (size_t s = 0; s + 1 < x.starts.size(); s++) {
@@ -434,8 +434,8 @@ TEST(Attention, TheSameBitsWhereverTheKeysLie) {
                 r.row0 = 2, r.n0 = split, r.row1 = 1, r.n1 = n - split;
                 Half one(qw, CPU);
                 Full one_lse(c.NH, CPU);
-                attention_forward_cpu(one.data, one_lse.data, q.data + t * qw, qw, {k0.data(), v0.data(), s0, s0},
-                                      {k1.data(), v1.data(), s1, s1}, &r, 1, c.NH, c.NKV, c.HD);
+                attention_forward_cpu(one.data, one_lse.data, {q.data + t * qw, qw}, {k0.data(), v0.data(), s0, s0},
+                                      {k1.data(), v1.data(), s1, s1}, &r, {1, c.NH, c.NKV, c.HD});
                 EXPECT_TRUE(same_bits(one.get(), {all.begin() + t * qw, all.begin() + (t + 1) * qw}))
                     << "HD " << c.HD << ", " << split << " of " << n << " keys in place 0";
                 EXPECT_TRUE(same_bits(one_lse.get(), {all_lse.begin() + t * c.NH, all_lse.begin() + (t + 1) * c.NH}));
@@ -464,9 +464,9 @@ TEST(Attention, BackwardAgainstFloat64) {
             Half dqk(x.T * qk, CPU), dqkv(x.T * wide, CPU), dout(x.dout, CPU), out(o, CPU), q(joined, CPU),
                 v(values, CPU);
             Full l(lse, CPU);
-            attention_backward_cpu(dqk.data, qk, dqk.data + qw, qk, dqkv.data + qw + kw, wide, dout.data, out.data,
-                                   l.data, q.data, qk, {q.data + qw, v.data + qw + kw, qk, wide}, x.starts.data(),
-                                   (int)c.lengths.size(), c.NH, c.NKV, c.HD);
+            attention_backward_cpu({{dqk.data, qk}, {dqk.data + qw, qk}, {dqkv.data + qw + kw, wide}}, dout.data,
+                                   out.data, l.data, {q.data, qk}, {q.data + qw, v.data + qw + kw, qk, wide},
+                                   {x.starts.data(), (int)c.lengths.size(), 0}, {x.T, c.NH, c.NKV, c.HD});
             std::vector<floatX> all = dqk.get(), dv = dqkv.get();
             for (int64_t t = 0; t < x.T; t++)
                 for (int64_t i = 0; i < wide; i++) {
@@ -549,11 +549,11 @@ TEST(Linear, ForwardAndBackwardAgainstFloat64) {
             const floatX* bias_or_null = with_bias ? bias.data : nullptr;
             auto forward = [&] {
                 Half out(c.T * c.OC, CPU);
-                linear_forward_cpu(out.data, c.OC, inp.data, weight.data, bias_or_null, nullptr, c.T, c.C, c.OC);
+                linear_forward_cpu({out.data, c.OC}, inp.data, weight.data, bias_or_null, nullptr, {c.T, c.C, c.OC});
                 return out.get();
             };
             Half packed_out(c.T * c.OC, CPU);
-            linear_forward_cpu(packed_out.data, c.OC, inp.data, nullptr, bias_or_null, &pack, c.T, c.C, c.OC);
+            linear_forward_cpu({packed_out.data, c.OC}, inp.data, nullptr, bias_or_null, &pack, {c.T, c.C, c.OC});
             std::vector<double> y(c.T * c.OC), dx(c.T * c.C), dw = widen(dw0), db = widen(db0);
             for (int64_t t = 0; t < c.T; t++)
                 for (int64_t o = 0; o < c.OC; o++) {
@@ -574,7 +574,7 @@ TEST(Linear, ForwardAndBackwardAgainstFloat64) {
                 Half dinp(c.T * c.C, CPU);
                 Full dweight(dw0, CPU), dbias(db0, CPU);
                 linear_backward_cpu(dinp.data, dweight.data, with_bias ? dbias.data : nullptr, dout.data, inp.data,
-                                    weight.data, c.T, c.C, c.OC);
+                                    weight.data, {c.T, c.C, c.OC});
                 std::vector<float> all;
                 append(all, dinp.get());
                 append(all, dweight.get());
@@ -662,8 +662,8 @@ static std::vector<float> head_forward(const HeadCase& c, const HeadData& x, LmH
                                        bool entropy = true) {
     Half hidden(x.hidden, CPU), weight(x.weight, CPU);
     Full logp(c.T, CPU), lse(c.T, CPU), e(c.T, CPU);
-    lm_head_forward_cpu(logp.data, lse.data, entropy ? e.data : nullptr, hidden.data, weight.data, x.targets.data(),
-                        c.T, c.C, c.V, c.inverse_temperature, scratch);
+    lm_head_forward_cpu(logp.data, lse.data, entropy ? e.data : nullptr,
+                        {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature}, scratch);
     std::vector<float> all;
     append(all, logp.get());
     append(all, lse.get());
@@ -729,8 +729,9 @@ TEST(LmHead, BackwardAgainstFloat64) {
             LmHeadScratch scratch;
             Half dhidden(c.T * c.C, CPU), hidden(x.hidden, CPU), weight(x.weight, CPU);
             Full dweight(before, CPU), dlogp(x.dlogp, CPU), lse(lse0, CPU);
-            lm_head_backward_cpu(dhidden.data, dweight.data, dlogp.data, hidden.data, weight.data, x.targets.data(),
-                                 lse.data, c.T, c.C, c.V, c.inverse_temperature, scratch);
+            lm_head_backward_cpu(dhidden.data, dweight.data, dlogp.data, lse.data,
+                                 {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature},
+                                 scratch);
             std::vector<float> all;
             append(all, dhidden.get());
             append(all, dweight.get());

@@ -247,8 +247,8 @@ TEST(KvAttention, DecodeOverCodesGivesTheBitsOfDecodeOverTheValues) {
                     TestBuffer<KeyRange> ranges(c.ranges, run.dev);
                     KeyRotation rotation;
                     if (pre_bias) rotation = {bias.data, cos.data, sin.data};
-                    attention_decode_codes(out.data, lse.data, queries.data, qw, {k0.data, v0.data, q, rotation},
-                                           {k1.data, v1.data, q, rotation}, ranges.data, most, T, c.NH, run.dev);
+                    attention_decode_codes(out.data, lse.data, {queries.data, qw}, {k0.data, v0.data, q, rotation},
+                                           {k1.data, v1.data, q, rotation}, {ranges.data, most}, T, c.NH, run.dev);
                     std::vector<floatX> got = out.get();
                     std::vector<float> got_lse = lse.get();
                     for (int64_t t = 0; t < T; t++) {
@@ -263,9 +263,9 @@ TEST(KvAttention, DecodeOverCodesGivesTheBitsOfDecodeOverTheValues) {
                         }
                         TestBuffer<floatX> fk0(keys[0], run.dev), fk1(keys[1], run.dev), want(qw, run.dev);
                         TestBuffer<float> want_lse(c.NH, run.dev);
-                        attention_decode(want.data, want_lse.data, queries.data + t * qw, qw,
+                        attention_decode(want.data, want_lse.data, {queries.data + t * qw, qw},
                                          {fk0.data, fv0.data, width, width}, {fk1.data, fv1.data, width, width},
-                                         ranges.data + t, most, 1, c.NH, c.NKV, c.HD, run.dev);
+                                         {ranges.data + t, most}, {1, c.NH, c.NKV, c.HD}, run.dev);
                         ASSERT_EQ(memcmp(want.get().data(), got.data() + t * qw, qw * sizeof(floatX)), 0)
                             << what << ", row " << t;
                         ASSERT_EQ(memcmp(want_lse.get().data(), got_lse.data() + t * c.NH, c.NH * 4), 0)

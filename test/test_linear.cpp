@@ -116,8 +116,8 @@ static std::vector<O> run_nt(const MatmulCase& c, const MatmulInput& in, bool bi
     TestBuffer<floatX> a(in.a, run.dev), b(in.b, run.dev), bias_buffer(in.bias, run.dev);
     TestBuffer<O> out(c.M * (c.N + c.pad), run.dev);
     std::vector<O> before = out.get();
-    matmul_nt(out.data, c.N + c.pad, a.data, c.K + c.pad, b.data, c.K + c.pad, bias ? bias_buffer.data : nullptr, c.M,
-              c.N, c.K, run.dev);
+    matmul_nt(Rows{out.data, c.N + c.pad}, {a.data, c.K + c.pad}, {b.data, c.K + c.pad},
+              bias ? bias_buffer.data : nullptr, c.M, c.N, c.K, run.dev);
     return dense(out.get(), before, c.M, c.N, c.pad, text(c, run));
 }
 
@@ -189,10 +189,10 @@ TEST(Matmul, EveryTileGivesTheSameBits) {
             for (MatmulTile tile : tiles) {
                 TestBuffer<floatX> out(c.M * c.N, dev);
                 TestBuffer<float> out_float(c.M * c.N, dev);
-                matmul_nt_launch(out.data, c.N, a.data, c.K + c.pad, b.data, c.K + c.pad, bias.data, c.M, c.N, c.K,
-                                 tile, dev);
-                matmul_nt_launch(out_float.data, c.N, a.data, c.K + c.pad, b.data, c.K + c.pad, (const floatX*)nullptr,
-                                 c.M, c.N, c.K, tile, dev);
+                matmul_nt_launch(Rows{out.data, c.N}, {a.data, c.K + c.pad}, {b.data, c.K + c.pad}, bias.data, c.M, c.N,
+                                 c.K, tile, dev);
+                matmul_nt_launch(Rows{out_float.data, c.N}, {a.data, c.K + c.pad}, {b.data, c.K + c.pad}, nullptr, c.M,
+                                 c.N, c.K, tile, dev);
                 if (first.empty()) first = out.get(), first_float = out_float.get();
                 EXPECT_TRUE(same_bits(first, out.get()) && same_bits(first_float, out_float.get()))
                     << text(c, runs[r]) << ", tile " << (int)tile;
@@ -233,11 +233,11 @@ TEST(Matmul, GradientsAgreeWithFloat64) {
             TestBuffer<float> sum_float(skip_float, dev), dw_b(dw, dev), assigned_float(c.M * ldk, dev);
             std::vector<floatX> poison = assigned.get();
             std::vector<float> poison_float = assigned_float.get();
-            matmul_nn(assigned.data, ldk, dout_b.data, ldn, w_b.data, ldk, c.M, c.N, c.K, false, dev);
-            matmul_nn(assigned_float.data, ldk, dout_b.data, ldn, w_b.data, ldk, c.M, c.N, c.K, false, dev);
-            matmul_nn(sum.data, ldk, dout_b.data, ldn, w_b.data, ldk, c.M, c.N, c.K, true, dev);
-            matmul_nn(sum_float.data, ldk, dout_b.data, ldn, w_b.data, ldk, c.M, c.N, c.K, true, dev);
-            matmul_tn(dw_b.data, ldk, dout_b.data, ldn, inp_b.data, ldk, c.M, c.N, c.K, dev);
+            matmul_nn(Rows{assigned.data, ldk}, {dout_b.data, ldn}, {w_b.data, ldk}, c.M, c.N, c.K, false, dev);
+            matmul_nn(Rows{assigned_float.data, ldk}, {dout_b.data, ldn}, {w_b.data, ldk}, c.M, c.N, c.K, false, dev);
+            matmul_nn(Rows{sum.data, ldk}, {dout_b.data, ldn}, {w_b.data, ldk}, c.M, c.N, c.K, true, dev);
+            matmul_nn(Rows{sum_float.data, ldk}, {dout_b.data, ldn}, {w_b.data, ldk}, c.M, c.N, c.K, true, dev);
+            matmul_tn({dw_b.data, ldk}, {dout_b.data, ldn}, {inp_b.data, ldk}, c.M, c.N, c.K, dev);
             std::vector<floatX> dinp = dense(assigned.get(), poison, c.M, c.K, c.pad, what);
             expect_sums(dinp, plain, c.N, what + ", dinp");
             expect_sums(dense(assigned_float.get(), poison_float, c.M, c.K, c.pad, what), plain, c.N,
@@ -265,7 +265,7 @@ TEST(Cublaslt, OneShapeIsOnePlanAndTheSameBits) {
         std::vector<float> first;
         for (int i = 0; i < 3; i++) {
             TestBuffer<float> dw(std::vector<float>(N * K, 1.0f), dev);
-            matmul_tn(dw.data, K, dout.data, N, inp.data, K, M, N, K, dev);
+            matmul_tn({dw.data, K}, {dout.data, N}, {inp.data, K}, M, N, K, dev);
             if (i == 0) first = dw.get();
             EXPECT_TRUE(same_bits(first, dw.get())) << runs[r].name;
             EXPECT_EQ(cublaslt_state().plans.size(), 1u) << runs[r].name;
@@ -275,11 +275,11 @@ TEST(Cublaslt, OneShapeIsOnePlanAndTheSameBits) {
             }
         }
         TestBuffer<float> dw(std::vector<float>(N * K, 1.0f), dev);
-        matmul_tn(dw.data, K, dout.data, N, inp.data, K, M - 1, N, K, dev);
+        matmul_tn({dw.data, K}, {dout.data, N}, {inp.data, K}, M - 1, N, K, dev);
         EXPECT_EQ(cublaslt_state().plans.size(), 2u) << runs[r].name;
         float* unaligned = dw.data + 1;
-        matmul_tn(unaligned, K, dout.data, N, inp.data, K, M - 1, N, K - 1, dev);
-        matmul_tn(unaligned + 3, K, dout.data, N, inp.data, K, M - 1, N, K - 1, dev);
+        matmul_tn({unaligned, K}, {dout.data, N}, {inp.data, K}, M - 1, N, K - 1, dev);
+        matmul_tn({unaligned + 3, K}, {dout.data, N}, {inp.data, K}, M - 1, N, K - 1, dev);
         EXPECT_EQ(cublaslt_state().plans.size(), 4u) << runs[r].name;
         dw.get();  // looks behind the end
     }
@@ -290,20 +290,20 @@ TEST(Matmul, NoRowsIsNoWorkAndNoInnerDimensionIsZero) {
     for (const Backend& run : all_backends()) {
         select_backend(run);
         floatX* none = nullptr;
-        matmul_nt(none, 8, none, 8, none, 8, nullptr, 0, 8, 8, run.dev);
-        matmul_nn(none, 8, none, 8, none, 8, 0, 8, 8, false, run.dev);
+        matmul_nt(Rows{none, 8}, {none, 8}, {none, 8}, nullptr, 0, 8, 8, run.dev);
+        matmul_nn(Rows{none, 8}, {none, 8}, {none, 8}, 0, 8, 8, false, run.dev);
         TestBuffer<float> dw(std::vector<float>(64, 2.0f), run.dev);
-        matmul_tn(dw.data, 8, none, 8, none, 8, 0, 8, 8, run.dev);
+        matmul_tn({dw.data, 8}, {none, 8}, {none, 8}, 0, 8, 8, run.dev);
         EXPECT_TRUE(same_bits(dw.get(), std::vector<float>(64, 2.0f))) << run.name;
         TestBuffer<floatX> out(6, run.dev), dinp(6, run.dev), bias(random_values<floatX>(3, 1), run.dev), a(8, run.dev);
-        matmul_nt(out.data, 3, a.data, 0, a.data, 0, bias.data, 2, 3, 0, run.dev);
-        matmul_nn(dinp.data, 3, a.data, 0, a.data, 3, 2, 0, 3, false, run.dev);
+        matmul_nt(Rows{out.data, 3}, {a.data, 0}, {a.data, 0}, bias.data, 2, 3, 0, run.dev);
+        matmul_nn(Rows{dinp.data, 3}, {a.data, 0}, {a.data, 3}, 2, 0, 3, false, run.dev);
         for (int i = 0; i < 6; i++) {
             EXPECT_EQ((float)out.get()[i], (float)bias.get()[i % 3]) << run.name;
             EXPECT_EQ((float)dinp.get()[i], 0.0f) << run.name;
         }
-        EXPECT_THROW(matmul_nt(none, 8, none, 8, none, 8, nullptr, -1, 8, 8, run.dev), Error);
-        EXPECT_THROW(matmul_nt(none, 8, none, 8, none, 8, nullptr, 1ll << 31, 8, 8, run.dev), Error);
+        EXPECT_THROW(matmul_nt(Rows{none, 8}, {none, 8}, {none, 8}, nullptr, -1, 8, 8, run.dev), Error);
+        EXPECT_THROW(matmul_nt(Rows{none, 8}, {none, 8}, {none, 8}, nullptr, 1ll << 31, 8, 8, run.dev), Error);
     }
 }
 
@@ -333,19 +333,19 @@ TEST(Linear, LayersAgreeWithFloat64) {
             TestBuffer<floatX> inp(in.a, run.dev), w(in.b, run.dev), bias(in.bias, run.dev), dy(dout, run.dev);
             TestBuffer<floatX> y(T * OC, run.dev), other(T * OC, run.dev), dx(T * C, run.dev);
             TestBuffer<float> dw_b(dw, run.dev), db_b(db, run.dev);
-            linear_forward(y.data, OC, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
+            linear_forward({y.data, OC}, inp.data, w.data, bias.data, nullptr, nullptr, {T, C, OC}, run.dev);
             expect_sums(y.get(), out, C, what + ", forward");
-            matmul_settings.batch_invariant = false;
-            linear_forward(other.data, OC, inp.data, w.data, bias.data, nullptr, nullptr, T, C, OC, run.dev);
-            matmul_settings.batch_invariant = true;
+            Device any_order = run.dev;
+            any_order.batch_invariant = false;
+            linear_forward({other.data, OC}, inp.data, w.data, bias.data, nullptr, nullptr, {T, C, OC}, any_order);
             expect_sums(other.get(), out, C, what + ", forward in any order");
             if (!run.dev.cuda) {
                 PackedWeight<floatX> packed = pack_weight_nt(w.data, OC, C);
                 TestBuffer<floatX> packed_y(T * OC, run.dev);
-                linear_forward(packed_y.data, OC, inp.data, nullptr, bias.data, &packed, nullptr, T, C, OC, run.dev);
+                linear_forward({packed_y.data, OC}, inp.data, nullptr, bias.data, &packed, nullptr, {T, C, OC}, run.dev);
                 EXPECT_TRUE(same_bits(y.get(), packed_y.get())) << what;
             }
-            linear_backward(dx.data, dw_b.data, db_b.data, dy.data, inp.data, w.data, T, C, OC, run.dev);
+            linear_backward(dx.data, dw_b.data, db_b.data, dy.data, inp.data, w.data, {T, C, OC}, run.dev);
             expect_sums(dx.get(), dinp, OC, what + ", dinp");
             expect_sums(dw_b.get(), dweight, T, what + ", dweight");
             expect_sums(db_b.get(), dbias, T, what + ", dbias");

@@ -72,15 +72,15 @@ static HeadResult run_head(const HeadCase& c, const HeadInput& in, const Backend
     TestBuffer<floatX> hidden(in.hidden, dev), weight(in.weight, dev), dhidden(c.T * c.C, dev);
     TestBuffer<int> targets(in.targets, dev);
     TestBuffer<float> logp(c.T, dev), lse(c.T, dev), entropy(c.T, dev), dlogp(in.dlogp, dev), dweight(in.dweight, dev);
-    lm_head_forward(logp.data, lse.data, entropy.data, hidden.data, weight.data, targets.data, c.T, c.C, c.V,
-                    c.inverse_temperature, scratch, dev);
-    lm_head_backward(dhidden.data, dweight.data, dlogp.data, hidden.data, weight.data, targets.data, lse.data, c.T, c.C,
-                     c.V, c.inverse_temperature, scratch, dev);
+    lm_head_forward(logp.data, lse.data, entropy.data,
+                    {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, scratch, dev);
+    lm_head_backward(dhidden.data, dweight.data, dlogp.data, lse.data,
+                     {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, scratch, dev);
     TestBuffer<float> logp2(c.T, dev), lse2(c.T, dev);
     LmHeadScratch planned;
     lm_head_scratch_allocate(planned, c.T, c.C, c.V, false, dev);
-    lm_head_forward(logp2.data, lse2.data, nullptr, hidden.data, weight.data, targets.data, c.T, c.C, c.V,
-                    c.inverse_temperature, planned, dev);
+    lm_head_forward(logp2.data, lse2.data, nullptr,
+                    {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, planned, dev);
     HeadResult r = {logp.get(), lse.get(), entropy.get(), dweight.get(), dhidden.get()};
     EXPECT_TRUE(same_bits(r.logp, logp2.get()) && same_bits(r.lse, lse2.get())) << text(c, run) << ": without entropy";
     return r;
@@ -189,15 +189,19 @@ TEST(LmHead, SamplerAndTrainerGiveTheSameBits) {
                     lse(c.T, run.dev), alone(1, run.dev), alone_lse(1, run.dev);
                 TestBuffer<int> tokens(c.T, run.dev);
                 TestBuffer<DrawKey> keys(std::vector<DrawKey>(c.T, DrawKey{1, 2, 3}), run.dev);
-                matmul_nt(logits.data, c.V, hidden.data, c.C, weight.data, c.C, (const floatX*)nullptr, c.T, c.V, c.C,
+                matmul_nt(Rows{logits.data, c.V}, {hidden.data, c.C}, {weight.data, c.C}, nullptr, c.T, c.V, c.C,
                           run.dev);
-                sample_rows(tokens.data, sampled.data, logits.data, c.T, c.V, c.V, p, DrawStream(), keys.data, run.dev);
-                lm_head_forward(logp.data, lse.data, nullptr, hidden.data, weight.data, tokens.data, c.T, c.C, c.V,
-                                c.inverse_temperature, scratch, run.dev);
+                sample_rows(tokens.data, sampled.data, logits.data, {c.T, c.V, c.V}, p, DrawStream(), keys.data,
+                            run.dev);
+                lm_head_forward(logp.data, lse.data, nullptr,
+                                {hidden.data, weight.data, tokens.data, c.T, c.C, c.V, c.inverse_temperature}, scratch,
+                                run.dev);
                 EXPECT_TRUE(same_bits(sampled.get(), logp.get())) << text(c, run) << " top_k " << p.top_k;
                 int64_t t = c.T - 1;
-                lm_head_forward(alone.data, alone_lse.data, nullptr, hidden.data + t * c.C, weight.data,
-                                tokens.data + t, 1, c.C, c.V, c.inverse_temperature, scratch, run.dev);
+                lm_head_forward(
+                    alone.data, alone_lse.data, nullptr,
+                    {hidden.data + t * c.C, weight.data, tokens.data + t, 1, c.C, c.V, c.inverse_temperature}, scratch,
+                    run.dev);
                 EXPECT_EQ(float_bits(alone.get()[0]), float_bits(logp.get()[t])) << text(c, run);
                 EXPECT_EQ(float_bits(alone_lse.get()[0]), float_bits(lse.get()[t])) << text(c, run);
             }
@@ -216,8 +220,8 @@ TEST(LmHead, LogProbabilityDoesNotDependOnTheAddress) {
             TestBuffer<int> token_a(1, run.dev), token_b(1, run.dev);
             TestBuffer<DrawKey> key(std::vector<DrawKey>(1), run.dev);
             for (SamplingParams p : {SamplingParams(), {1.0f, 0, 0.9f, true}, {1.0f, 50, 0.9f, false}}) {
-                sample_rows(token_a.data, logp_a.data, a.data, 1, V, V, p, DrawStream(), key.data, run.dev);
-                sample_rows(token_b.data, logp_b.data, b.data + 1, 1, V, V, p, DrawStream(), key.data, run.dev);
+                sample_rows(token_a.data, logp_a.data, a.data, {1, V, V}, p, DrawStream(), key.data, run.dev);
+                sample_rows(token_b.data, logp_b.data, b.data + 1, {1, V, V}, p, DrawStream(), key.data, run.dev);
                 EXPECT_EQ(token_a.get()[0], token_b.get()[0]) << V;
                 EXPECT_TRUE(same_bits(logp_a.get(), logp_b.get())) << V;
             }
@@ -228,14 +232,14 @@ TEST(LmHead, LogProbabilityDoesNotDependOnTheAddress) {
 TEST(LmHead, NoTokensIsNoWorkAndBadShapesAreRefused) {
     for (const Backend& run : all_backends()) {
         LmHeadScratch scratch;
-        lm_head_forward(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 8, 67, 1.0f, scratch, run.dev);
-        lm_head_backward(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 8, 67, 1.0f, scratch,
+        lm_head_forward(nullptr, nullptr, nullptr, {nullptr, nullptr, nullptr, 0, 8, 67, 1.0f}, scratch, run.dev);
+        lm_head_backward(nullptr, nullptr, nullptr, nullptr, {nullptr, nullptr, nullptr, 0, 8, 67, 1.0f}, scratch,
                          run.dev);
         EXPECT_THROW(
-            lm_head_forward(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 0, 67, 1.0f, scratch, run.dev),
+            lm_head_forward(nullptr, nullptr, nullptr, {nullptr, nullptr, nullptr, 1, 0, 67, 1.0f}, scratch, run.dev),
             Error);
-        EXPECT_THROW(lm_head_backward(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 8, 1ll << 31,
-                                      1.0f, scratch, run.dev),
+        EXPECT_THROW(lm_head_backward(nullptr, nullptr, nullptr, nullptr,
+                                      {nullptr, nullptr, nullptr, 1, 8, 1ll << 31, 1.0f}, scratch, run.dev),
                      Error);
     }
 }
@@ -262,7 +266,7 @@ static Drawn run_sample(const std::vector<float>& logits, int64_t rows, int64_t 
     TestBuffer<float> x(logits, run.dev), logps(rows, run.dev);
     TestBuffer<int> tokens(rows, run.dev);
     TestBuffer<DrawKey> k(keys, run.dev);
-    sample_rows(tokens.data, logps.data, x.data, rows, V, n_allowed, p, STREAM, k.data, run.dev);
+    sample_rows(tokens.data, logps.data, x.data, {rows, V, n_allowed}, p, STREAM, k.data, run.dev);
     return {tokens.get(), logps.get()};
 }
 
@@ -488,10 +492,10 @@ TEST(Sampling, GumbelDrawsFollowTheDistribution) {
 TEST(Sampling, NoRowsIsNoWorkAndBadShapesAreRefused) {
     for (const Backend& run : all_backends()) {
         SamplingParams p;
-        sample_rows(nullptr, nullptr, nullptr, 0, 5, 5, p, STREAM, nullptr, run.dev);
-        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, 1, 5, 0, p, STREAM, nullptr, run.dev), Error);
-        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, 1, 5, 6, p, STREAM, nullptr, run.dev), Error);
-        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, 1, 1ll << 40, 6, p, STREAM, nullptr, run.dev), Error);
+        sample_rows(nullptr, nullptr, nullptr, {0, 5, 5}, p, STREAM, nullptr, run.dev);
+        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 5, 0}, p, STREAM, nullptr, run.dev), Error);
+        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 5, 6}, p, STREAM, nullptr, run.dev), Error);
+        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 1ll << 40, 6}, p, STREAM, nullptr, run.dev), Error);
     }
 }
 
@@ -550,8 +554,9 @@ static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta
             host.advantage[i] = in.advantage[start + i];
         }
         PolicyInputs at = policy_inputs_send(memory, n, dev);
-        policy_loss(dlogp.data + start, sums.data, logp.data + start, at.old_logp, with_ref ? at.ref_logp : nullptr,
-                    entropy.data + start, at.advantage, at.weight, n, 0.2, 0.3, beta, dev);
+        if (!with_ref) at.ref_logp = nullptr;
+        policy_loss(dlogp.data + start, sums.data, logp.data + start, entropy.data + start, at, n, {0.2, 0.3, beta},
+                    dev);
     }
     EXPECT_THROW(policy_inputs(memory, R + 1, dev), Error);
     return {dlogp.get(), sums.get()[0]};
@@ -625,6 +630,6 @@ TEST(PolicyLoss, NanReachesTheLossAndBetaNeedsAReference) {
     for (const Backend& run : all_backends()) {
         EXPECT_TRUE(std::isnan(run_policy(in, false, 0.0, run).sums.loss)) << run.name;
         EXPECT_THROW(run_policy(in, false, 0.1, run), Error);
-        policy_loss(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0.2, 0.2, 0.1, run.dev);
+        policy_loss(nullptr, nullptr, nullptr, nullptr, PolicyInputs(), 0, {0.2, 0.2, 0.1}, run.dev);
     }
 }

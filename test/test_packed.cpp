@@ -228,7 +228,7 @@ template <class O>
 static void expect_packed_product(const PackCase& c, const PackedOnDevice& p, const floatX* a, const floatX* w,
                                   const floatX* bias, int64_t M, const Backend& run) {
     TestBuffer<O> plain(M * (c.N + 3), run.dev), packed(M * (c.N + 3), run.dev);
-    matmul_nt(plain.data, c.N + 3, a, c.K, w, c.K, bias, M, c.N, c.K, run.dev);
+    matmul_nt(Rows{plain.data, c.N + 3}, {a, c.K}, {w, c.K}, bias, M, c.N, c.K, run.dev);
     matmul_nt_quantized(packed.data, c.N + 3, a, c.K, p.w, bias, M, run.dev);
     EXPECT_TRUE(same_bits(plain.get(), packed.get()))
         << text(c) << ", M " << M << (sizeof(O) == 4 ? ", float, " : ", ") << run.name;
@@ -267,7 +267,7 @@ TEST(PackedWeight, GradientOfTheInputHasTheBitsOfTheWorkingWeights) {
             for (int64_t T : {1, 19}) {
                 TestBuffer<floatX> dout(random_values<floatX>(T * c.N, 23), run.dev);
                 TestBuffer<floatX> plain(T * c.K, run.dev), packed(T * c.K, run.dev);
-                matmul_nn(plain.data, c.K, dout.data, c.N, w.data, c.K, T, c.N, c.K, false, run.dev);
+                matmul_nn(Rows{plain.data, c.K}, {dout.data, c.N}, {w.data, c.K}, T, c.N, c.K, false, run.dev);
                 linear_backward_input_quantized(packed.data, dout.data, p.w, T, run.dev);
                 EXPECT_TRUE(same_bits(plain.get(), packed.get())) << text(c) << ", T " << T << ", " << run.name;
             }
@@ -283,10 +283,11 @@ TEST(PackedWeight, LinearTakesItAndRefusesOthers) {
         PackedOnDevice p(c, s, run.dev);
         TestBuffer<floatX> w(s.working, run.dev), a(random_values<floatX>(5 * c.K, 22), run.dev);
         TestBuffer<floatX> plain(5 * c.N, run.dev), packed(5 * c.N, run.dev);
-        linear_forward(plain.data, c.N, a.data, w.data, nullptr, nullptr, nullptr, 5, c.K, c.N, run.dev);
-        linear_forward(packed.data, c.N, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, c.N, run.dev);
+        linear_forward({plain.data, c.N}, a.data, w.data, nullptr, nullptr, nullptr, {5, c.K, c.N}, run.dev);
+        linear_forward({packed.data, c.N}, a.data, nullptr, nullptr, nullptr, &p.w, {5, c.K, c.N}, run.dev);
         EXPECT_TRUE(same_bits(plain.get(), packed.get())) << run.name;
-        EXPECT_THROW(linear_forward(packed.data, c.N, a.data, nullptr, nullptr, nullptr, &p.w, 5, c.K, 16, run.dev), Error);
+        EXPECT_THROW(linear_forward({packed.data, c.N}, a.data, nullptr, nullptr, nullptr, &p.w, {5, c.K, 16}, run.dev),
+                     Error);
         EXPECT_THROW(quantized_weight_pack(p.w, QuantizedSources(), run.dev), Error);
         EXPECT_THROW(quantized_weight_unpack(packed.data, c.K, p.w, 20, 5, run.dev), Error);
         PackedOnDevice other(c, s, run.dev, run.dev.cuda ? WeightLayout::panels : WeightLayout::fragments);

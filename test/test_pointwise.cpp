@@ -105,7 +105,7 @@ TEST(Rows, KeysAndValuesGoToTheirPlaceAndNowhereElse) {
             for (int t = 0; t < c.T; t++) writes.push_back(t % 3 == 1 ? CacheRow{1, at1[t]} : CacheRow{0, at0[t]});
             TestBuffer<CacheRow> to(writes, run.dev);
             floatX *k[2] = {k0.data, k1.data}, *v[2] = {v0.data, v1.data};
-            kv_cache_write(k, v, k_rows.data, k_stride, v_rows.data, v_stride, to.data, c.T, c.width, run.dev);
+            kv_cache_write(k, v, {k_rows.data, k_stride}, {v_rows.data, v_stride}, to.data, c.T, c.width, run.dev);
             std::vector<floatX> got_k[2] = {k0.get(), k1.get()}, got_v[2] = {v0.get(), v1.get()};
             std::map<std::pair<int, int64_t>, int64_t> written;
             for (int64_t t = 0; t < c.T; t++) written[{writes[t].place, writes[t].row}] = t;
@@ -222,9 +222,9 @@ TEST(Rope, EveryBackendGivesTheBitsOfTheLoops) {
             rope_extend(table, 3000, run.dev);
             TestBuffer<int> at(positions, run.dev);
             Half in(x, run.dev), out(c.T * width, run.dev), in_place(x, run.dev), gradient(dy, run.dev);
-            rope_forward(out.data, width, in.data, stride, at.data, table, c.T, c.H, run.dev);
-            rope_forward(in_place.data, stride, in_place.data, stride, at.data, table, c.T, c.H, run.dev);
-            rope_backward(gradient.data, stride, at.data, table, c.T, c.H, run.dev);
+            rope_forward({out.data, width}, {in.data, stride}, at.data, table, c.T, c.H, run.dev);
+            rope_forward({in_place.data, stride}, {in_place.data, stride}, at.data, table, c.T, c.H, run.dev);
+            rope_backward({gradient.data, stride}, at.data, table, c.T, c.H, run.dev);
             std::vector<floatX> y = out.get(), yy = in_place.get(), dx = gradient.get();
             for (int64_t t = 0; t < c.T; t++) {
                 EXPECT_EQ(memcmp(&y[t * width], &yy[t * stride], width * sizeof(floatX)), 0)
@@ -279,7 +279,7 @@ TEST(Rope, TheTableOnTheDeviceGrowsAndAReservedOneStays) {
         rope_extend(host_only, 10);
         Half x(random_values<floatX>(8, 23), run.dev);
         TestBuffer<int> at(std::vector<int>{0}, run.dev);
-        EXPECT_THROW(rope_backward(x.data, 8, at.data, host_only, 1, 1, run.dev), std::exception);
+        EXPECT_THROW(rope_backward({x.data, 8}, at.data, host_only, 1, 1, run.dev), std::exception);
         rope_extend(host_only, 10, run.dev);  // tabulated before, not yet on the device
         EXPECT_GE(host_only.device_positions, 10);
     }
@@ -440,7 +440,7 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         rope_init(rope, 8, 10000.0, false, 1, 1, 4, 0);
         embedding_forward(nullptr, nullptr, nullptr, 0, 8, dev);
         embedding_backward(nullptr, nullptr, nullptr, 0, 8, dev);
-        rope_backward(nullptr, 8, nullptr, rope, 0, 1, dev);
+        rope_backward({nullptr, 8}, nullptr, rope, 0, 1, dev);
         swiglu_forward(nullptr, nullptr, 0, 8, dev);
         bias_backward(nullptr, nullptr, 0, 8, dev);
         adamw_update(nullptr, nullptr, nullptr, nullptr, 0, 1.0f, AdamWConfig(), 1, dev);

@@ -110,11 +110,12 @@ static NormResult run_norm(const NormCase& c, const NormInput& in, const Backend
         dinp(c.T * c.stride, dev);
     TestBuffer<floatX> dinp_added(in.skip, dev);
     TestBuffer<float> rstd(c.T * c.H, dev), dweight(in.dweight, dev), dweight_again(in.dweight, dev);
-    rmsnorm_heads_forward(out.data, rstd.data, inp.data, weight.data, c.T, c.H, c.C, c.H * c.C, c.stride, EPS, dev);
-    rmsnorm_heads_backward(dinp.data, dweight.data, dout.data, inp.data, weight.data, rstd.data, c.T, c.H, c.C,
-                           c.stride, c.H * c.C, c.stride, false, dev);
-    rmsnorm_heads_backward(dinp_added.data, dweight_again.data, dout.data, inp.data, weight.data, rstd.data, c.T, c.H,
-                           c.C, c.stride, c.H * c.C, c.stride, true, dev);
+    rmsnorm_heads_forward({out.data, c.H * c.C}, rstd.data, {inp.data, c.stride}, weight.data, {c.T, c.C, c.H}, EPS,
+                          dev);
+    rmsnorm_heads_backward({dinp.data, c.stride}, dweight.data, {dout.data, c.H * c.C}, {inp.data, c.stride},
+                           weight.data, rstd.data, {c.T, c.C, c.H}, false, dev);
+    rmsnorm_heads_backward({dinp_added.data, c.stride}, dweight_again.data, {dout.data, c.H * c.C},
+                           {inp.data, c.stride}, weight.data, rstd.data, {c.T, c.C, c.H}, true, dev);
     NormResult result;
     result.out = out.get();
     result.rstd = rstd.get();
@@ -195,11 +196,11 @@ TEST(Rmsnorm, FusedIsAdditionThenNorm) {
                 TestBuffer<floatX> residual(n, run.dev), out(n, run.dev), plain(n, run.dev), in_place(a, run.dev),
                     out2(n, run.dev);
                 TestBuffer<float> rstd(T, run.dev), rstd2(T, run.dev), rstd3(T, run.dev);
-                fused_residual_rmsnorm_forward(residual.data, out.data, rstd.data, inp.data, x.data, w.data, T, C, EPS,
-                                               run.dev);
-                rmsnorm_forward(plain.data, rstd2.data, plain_in.data, w.data, T, C, EPS, run.dev);
-                fused_residual_rmsnorm_forward(in_place.data, out2.data, rstd3.data, in_place.data, x.data, w.data, T,
-                                               C, EPS, run.dev);
+                fused_residual_rmsnorm_forward(residual.data, out.data, rstd.data, inp.data, x.data, w.data, {T, C},
+                                               EPS, run.dev);
+                rmsnorm_forward(plain.data, rstd2.data, plain_in.data, w.data, {T, C}, EPS, run.dev);
+                fused_residual_rmsnorm_forward(in_place.data, out2.data, rstd3.data, in_place.data, x.data, w.data,
+                                               {T, C}, EPS, run.dev);
                 EXPECT_TRUE(same_bits(residual.get(), sum)) << what;
                 EXPECT_TRUE(same_bits(out.get(), plain.get()) && same_bits(rstd.get(), rstd2.get())) << what;
                 EXPECT_TRUE(same_bits(in_place.get(), sum) && same_bits(out2.get(), out.get())) << what << ", in place";
@@ -224,11 +225,11 @@ TEST(Rmsnorm, BitsOfARowDependOnTheRowAlone) {
             TestBuffer<floatX> dinp((size_t)T * C, run.dev), alone_dinp(C, run.dev);
             TestBuffer<float> rstd(T, run.dev), alone_rstd(1, run.dev), dw(std::vector<float>(C), run.dev),
                 alone_dw(std::vector<float>(C), run.dev);
-            rmsnorm_forward(out.data, rstd.data, inp.data, w.data, T, C, EPS, run.dev);
-            rmsnorm_forward(alone_out.data, alone_rstd.data, alone.data + 1, w.data, 1, C, EPS, run.dev);
-            rmsnorm_backward(dinp.data, dw.data, dout.data, inp.data, w.data, rstd.data, T, C, false, run.dev);
+            rmsnorm_forward(out.data, rstd.data, inp.data, w.data, {T, C}, EPS, run.dev);
+            rmsnorm_forward(alone_out.data, alone_rstd.data, alone.data + 1, w.data, {1, C}, EPS, run.dev);
+            rmsnorm_backward(dinp.data, dw.data, dout.data, inp.data, w.data, rstd.data, {T, C}, false, run.dev);
             rmsnorm_backward(alone_dinp.data, alone_dw.data, alone_dout.data + 1, alone.data + 1, w.data,
-                             alone_rstd.data, 1, C, false, run.dev);
+                             alone_rstd.data, {1, C}, false, run.dev);
             std::vector<floatX> y = out.get(), dx = dinp.get();
             std::vector<floatX> y_row(y.begin() + t * C, y.begin() + (t + 1) * C),
                 dx_row(dx.begin() + t * C, dx.begin() + (t + 1) * C);
@@ -271,7 +272,7 @@ TEST(Rmsnorm, RoundsBeforeTheWeight) {
         TestBuffer<floatX> out(2, run.dev), inp({floatX(2.0f), floatX(1.0f)}, run.dev);
         TestBuffer<floatX> w({floatX(1.046875f), floatX(1.046875f)}, run.dev);
         TestBuffer<float> rstd(1, run.dev);
-        rmsnorm_forward(out.data, rstd.data, inp.data, w.data, 1, 2, 0.0f, run.dev);
+        rmsnorm_forward(out.data, rstd.data, inp.data, w.data, {1, 2}, 0.0f, run.dev);
         std::vector<floatX> y = out.get();
         EXPECT_EQ((float)y[0], 1.328125f) << run.name;
         EXPECT_EQ((float)y[1], 0.6640625f) << run.name;
@@ -282,14 +283,14 @@ TEST(Rmsnorm, RoundsBeforeTheWeight) {
 TEST(Rmsnorm, NoRowsIsNoWork) {
     for (const Backend& run : all_backends()) {
         TestBuffer<float> dw(std::vector<float>(8, 2.0f), run.dev);
-        rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, 0, 8, EPS, run.dev);
-        rmsnorm_backward(nullptr, dw.data, nullptr, nullptr, nullptr, nullptr, 0, 8, false, run.dev);
+        rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, {0, 8}, EPS, run.dev);
+        rmsnorm_backward(nullptr, dw.data, nullptr, nullptr, nullptr, nullptr, {0, 8}, false, run.dev);
         EXPECT_TRUE(same_bits(dw.get(), std::vector<float>(8, 2.0f)));
     }
 }
 
 TEST(Rmsnorm, RefusesBadShapes) {
-    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, 1, 0, EPS, Device()), Error);
-    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, -1, 8, EPS, Device()), Error);
-    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, 1ll << 31, 8, EPS, Device()), Error);
+    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, {1, 0}, EPS, Device()), Error);
+    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, {-1, 8}, EPS, Device()), Error);
+    EXPECT_THROW(rmsnorm_forward(nullptr, nullptr, nullptr, nullptr, {1ll << 31, 8}, EPS, Device()), Error);
 }

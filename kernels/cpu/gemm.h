@@ -177,20 +177,26 @@ void gemm_pack_a_columns(uint32_t* dst, int64_t words, const TA* A, int64_t lda,
 // Makes a panel of B that is stored otherwise (gemm_quantized.h), as gemm_pack_b does: dst[steps][width]
 typedef void (*GemmExpand)(uint32_t* dst, const void* stored, int64_t n0, int width, int64_t k0, int64_t kc);
 
-// C[M,N] (+)= A B. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N]. One for all threads of a
-// call.
-template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
-struct GemmJob {
+// What is asked: C[M,N] (+)= A B + bias. A is [M,K], or [K,M] with A_IS_KM; B is [N,K] with B_IS_NK, else [K,N].
+template <class TC, class TA, class TB>
+struct GemmProduct {
     TC* C;
     const TA* A;
-    const TB* B;             // null when packed or stored otherwise
-    const uint32_t* packed;  // all panels over the whole of K, or null
-    GemmExpand expand;       // null, or what makes panels of `stored`: in each task if `own_panels`, else in shared_b
-    const void* stored;
-    bool own_panels;         // one task has all rows, so no other needs its panels
-    const TB* bias;          // [N] or null
-    int64_t M, N, K, ldc, lda, ldb;
-    bool accumulate;
+    const TB* B;     // null when packed or stored otherwise
+    const TB* bias;  // [N] or null
+    int64_t M, N, K;
+    int64_t ldc, lda, ldb;
+    bool accumulate = false;
+    const uint32_t* packed = nullptr;  // all panels of B over the whole of K, or null
+    GemmExpand expand = nullptr;       // null, or what makes panels of `stored`
+    const void* stored = nullptr;
+};
+
+// How it is done: one for all threads of a call
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
+struct GemmJob : GemmProduct<TC, TA, TB> {
+    bool
+        own_panels;  // B is expanded in each task, not to shared_b: one task has all rows, so no other needs its panels
     int64_t chunk_rows, chunk_panels;  // what is worked on between two barriers
     uint32_t *shared_a, *shared_b;     // packed A of one task for each thread; packed B of one chunk
     int64_t a_words;                   // of packed A for each thread
@@ -203,6 +209,33 @@ struct GemmBlock {
     int64_t m0, m1, p0, p1;
 };
 
+// The sums of k block `kb` over the block `at`, one panel wide, to C or to where they wait for the next k block
+template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
+void gemm_finish_tile(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk, const float* tile,
+                      GemmBlock at, int64_t kb) {
+    const GemmPanels panels(job.N);
+    const bool first = kb == 0, last = (kb + 1) * GEMM_KC >= job.K;
+    const int64_t n0 = panels.column(at.p0);
+    const int rows = (int)(at.m1 - at.m0), cols = (int)gemm_min(panels.width(at.p0), job.N - n0);
+    TC* c = job.C + at.m0 * job.ldc + n0;
+    const TC* old = job.accumulate ? c : nullptr;
+    const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
+    if (first && last) {
+        gemm_finish(c, job.ldc, old, job.ldc, tile, bias, rows, cols);
+        return;
+    }
+    // block sums are carried in float: in C itself if it is float
+    float* sum = (float*)(void*)c;
+    int64_t ld = job.ldc;
+    if (sizeof(TC) == 2) {
+        ld = panels.column(chunk.p1) - panels.column(chunk.p0);
+        sum = job.sums + (at.m0 - chunk.m0) * ld + n0 - panels.column(chunk.p0);
+    }
+    if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, rows, cols);
+    else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, rows, cols);
+    else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, rows, cols);
+}
+
 // One task: the block `part` of `chunk`, for k block `kb`. B's panels come from the packed weight, from shared_b, or
 // are made here.
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
@@ -212,7 +245,6 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     const GemmPanels panels(job.N);
     const int64_t k0 = kb * GEMM_KC, kc = gemm_min(GEMM_KC, job.K - k0), steps = gemm_steps<TB>(kc);
     const int64_t words = KIND == GEMM_PAIRS_WIDEN ? 2 * steps : steps;  // of A in a row
-    const bool first = k0 == 0, last = k0 + kc >= job.K;
     const int64_t rows = part.m1 - part.m0, tiles = gemm_ceil_div(rows, GEMM_MR);
 
     // A: the words the tile reads, where they stand if they are just that
@@ -230,25 +262,7 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
                       : (const char*)(packed_a + (A_IS_KM ? t * gemm_a_panel(words) : row(t) * words));
     };
     auto finish = [&](const float* tile, int64_t t, int64_t p) {
-        const int64_t n0 = panels.column(p), r0 = row(t);
-        const int mr = (int)(row(t + 1) - r0), cols = (int)gemm_min(panels.width(p), job.N - n0);
-        TC* c = job.C + (part.m0 + r0) * job.ldc + n0;
-        const TC* old = job.accumulate ? c : nullptr;
-        const TB *bias = job.bias ? job.bias + n0 : nullptr, *no_bias = nullptr;
-        if (first && last) {
-            gemm_finish(c, job.ldc, old, job.ldc, tile, bias, mr, cols);
-            return;
-        }
-        // block sums are carried in float: in C itself if it is float
-        float* sum = (float*)(void*)c;
-        int64_t ld = job.ldc;
-        if (sizeof(TC) == 2) {
-            ld = panels.column(chunk.p1) - panels.column(chunk.p0);
-            sum = job.sums + (part.m0 - chunk.m0 + r0) * ld + n0 - panels.column(chunk.p0);
-        }
-        if (first) gemm_finish(sum, ld, old, job.ldc, tile, no_bias, mr, cols);
-        else if (!last) gemm_finish(sum, ld, (const float*)sum, ld, tile, no_bias, mr, cols);
-        else gemm_finish(c, job.ldc, (const float*)sum, ld, tile, bias, mr, cols);
+        gemm_finish_tile(job, chunk, tile, {part.m0 + row(t), part.m0 + row(t + 1), p, p + 1}, kb);
     };
 
     if (job.own_panels) {  // a piece of a panel at a time, which stays in L1 for all tiles
@@ -357,15 +371,12 @@ void gemm_thread(GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, int thread, int thr
 }
 
 template <bool A_IS_KM, bool B_IS_NK, class TC, class TA, class TB>
-void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB* bias, int64_t M, int64_t N, int64_t K,
-              bool accumulate, int64_t ldc, int64_t lda, int64_t ldb, GemmExpand expand = nullptr,
-              const void* stored = nullptr) {
+void gemm_run(const GemmProduct<TC, TA, TB>& product) {
+    const int64_t M = product.M, N = product.N, K = product.K;
     if (M <= 0 || N <= 0) return;
     GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB> job;
-    job.C = C, job.A = A, job.B = B, job.packed = packed, job.bias = bias;
-    job.expand = expand, job.stored = stored, job.own_panels = expand && M <= GEMM_TASK_ROWS;
-    job.M = M, job.N = N, job.K = K, job.ldc = ldc, job.lda = lda, job.ldb = ldb;
-    job.accumulate = accumulate;
+    static_cast<GemmProduct<TC, TA, TB>&>(job) = product;
+    job.own_panels = job.expand && M <= GEMM_TASK_ROWS;
     job.next_task.store(0, std::memory_order_relaxed);
     int threads = 1;
 #if defined(_OPENMP)
@@ -377,7 +388,7 @@ void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB*
     job.chunk_rows = M;
     job.chunk_panels = GemmPanels(N).count;
     job.shared_b = nullptr, job.sums = nullptr;
-    if (!packed && !job.own_panels) {
+    if (!job.packed && !job.own_panels) {
         job.chunk_panels = gemm_min(job.chunk_panels, gemm_max(1, GEMM_SHARED_BYTES / panel_bytes));
         job.shared_b = (uint32_t*)gemm_scratch(GEMM_SCRATCH_B).get((size_t)(job.chunk_panels * panel_bytes));
     }
@@ -402,9 +413,8 @@ void gemm_run(TC* C, const TA* A, const TB* B, const uint32_t* packed, const TB*
 }
 
 // ---- the interface ----
-// All matrices are row-major; a leading dimension (ld*) counts elements from one row to the next, 0 means dense.
-// Outputs are bf16 or float, inputs too, in any mix. Not to be called from two threads at once with overlapping
-// outputs.
+// All matrices are row-major. Outputs are bf16 or float, inputs too, in any mix. Not to be called from two threads at
+// once with overlapping outputs.
 
 // keeps a parameter out of template deduction, so that nullptr may be passed
 template <class T>
@@ -412,29 +422,33 @@ struct GemmSame {
     typedef T type;
 };
 
+// Elements from one row to the next of a product's matrices, as they stand among its parameters; 0: dense
+struct GemmStrides {
+    int64_t out = 0, left = 0, right = 0;
+};
+
 // Y[M,N] (+)= X[M,K] W[N,K]^T + bias[N]; bias may be null. M = 0 does nothing.
 template <class TY, class TX, class TW>
 void gemm_nt(TY* Y, const TX* X, const TW* W, const typename GemmSame<TW>::type* bias, int64_t M, int64_t N, int64_t K,
-             bool accumulate = false, int64_t ldy = 0, int64_t ldx = 0, int64_t ldw = 0) {
-    gemm_run<false, true>(Y, X, W, nullptr, bias, M, N, K, accumulate, ldy ? ldy : N, ldx ? ldx : K, ldw ? ldw : K);
+             bool accumulate = false, GemmStrides ld = {}) {
+    ld = {ld.out ? ld.out : N, ld.left ? ld.left : K, ld.right ? ld.right : K};
+    gemm_run<false, true>(GemmProduct<TY, TX, TW>{Y, X, W, bias, M, N, K, ld.out, ld.left, ld.right, accumulate});
 }
 
 // dX[M,K] (+)= dY[M,N] W[N,K]. M = 0 does nothing.
 template <class TX, class TY, class TW>
 void gemm_nn(TX* dX, const TY* dY, const TW* W, int64_t M, int64_t N, int64_t K, bool accumulate = false,
-             int64_t lddx = 0, int64_t lddy = 0, int64_t ldw = 0) {
-    const TW* no_bias = nullptr;
-    gemm_run<false, false>(dX, dY, W, nullptr, no_bias, M, K, N, accumulate, lddx ? lddx : K, lddy ? lddy : N,
-                           ldw ? ldw : K);
+             GemmStrides ld = {}) {
+    ld = {ld.out ? ld.out : K, ld.left ? ld.left : N, ld.right ? ld.right : K};
+    gemm_run<false, false>(GemmProduct<TX, TY, TW>{dX, dY, W, nullptr, M, K, N, ld.out, ld.left, ld.right, accumulate});
 }
 
 // dW[N,K] += dY[M,N]^T X[M,K], dW float. M = 0 does nothing.
 template <class TY, class TX>
-void gemm_tn(float* dW, const TY* dY, const TX* X, int64_t M, int64_t N, int64_t K, int64_t lddw = 0, int64_t lddy = 0,
-             int64_t ldx = 0) {
+void gemm_tn(float* dW, const TY* dY, const TX* X, int64_t M, int64_t N, int64_t K, GemmStrides ld = {}) {
     if (M <= 0) return;
-    const TX* no_bias = nullptr;
-    gemm_run<true, false>(dW, dY, X, nullptr, no_bias, N, K, M, true, lddw ? lddw : K, lddy ? lddy : N, ldx ? ldx : K);
+    ld = {ld.out ? ld.out : K, ld.left ? ld.left : N, ld.right ? ld.right : K};
+    gemm_run<true, false>(GemmProduct<float, TY, TX>{dW, dY, X, nullptr, N, K, M, ld.out, ld.left, ld.right, true});
 }
 
 // A weight [N,K] in the order the tile reads it, for the thousands of products of a generation. N is rounded up to a
@@ -493,7 +507,9 @@ PackedWeight<TW> pack_weight_nt(const TW* W, int64_t N, int64_t K, int64_t ldw =
 // Y[M,N] (+)= X[M,K] W^T + bias[N]: the bits of gemm_nt with the weight that was packed.
 template <class TY, class TX, class TW>
 void gemm_nt_packed(TY* Y, const TX* X, const PackedWeight<TW>& W, const typename GemmSame<TW>::type* bias, int64_t M,
-                    bool accumulate = false, int64_t ldy = 0, int64_t ldx = 0) {
-    const TW* unpacked = nullptr;
-    gemm_run<false, true>(Y, X, unpacked, W.words, bias, M, W.N, W.K, accumulate, ldy ? ldy : W.N, ldx ? ldx : W.K, 0);
+                    bool accumulate = false, GemmStrides ld = {}) {
+    GemmProduct<TY, TX, TW> product = {
+        Y, X, nullptr, bias, M, W.N, W.K, ld.out ? ld.out : W.N, ld.left ? ld.left : W.K, 0, accumulate};
+    product.packed = W.words;
+    gemm_run<false, true>(product);
 }

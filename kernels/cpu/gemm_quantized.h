@@ -262,9 +262,9 @@ inline void quantized_unpack_panels(floatX* out, int64_t ldo, const QuantizedWei
 template <class O>
 void gemm_nt_quantized(O* out, const floatX* a, const QuantizedWeight& w, const floatX* bias, int64_t M,
                        int64_t ldo = 0, int64_t lda = 0) {
-    const floatX* unpacked = nullptr;
-    gemm_run<false, true>(out, a, unpacked, nullptr, bias, M, w.N, w.K, false, ldo ? ldo : w.N, lda ? lda : w.K, 0,
-                          quantized_expander(w), &w);
+    GemmProduct<O, floatX, floatX> product = {out, a, nullptr, bias, M, w.N, w.K, ldo ? ldo : w.N, lda ? lda : w.K, 0};
+    product.expand = quantized_expander(w), product.stored = &w;
+    gemm_run<false, true>(product);
 }
 
 // dinp: (M,w.K); dout: (M,w.N). The bits of gemm_nn with the working weight.
@@ -277,6 +277,6 @@ inline void gemm_nn_quantized(floatX* dinp, const floatX* dout, const QuantizedW
     for (int64_t k = 0; k < w.K; k += columns) {
         const int64_t n = gemm_min(columns, w.K - k);
         quantized_unpack_panels(unpacked.data(), ld, w, 0, w.N, k, n);
-        gemm_nn(dinp + k, dout, unpacked.data(), M, w.N, n, false, w.K, w.N, ld);
+        gemm_nn(dinp + k, dout, unpacked.data(), M, w.N, n, false, {w.K, w.N, ld});
     }
 }
