@@ -12,12 +12,12 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "formats/hf_config.h"
 #include "kernels/convert.cuh"
 #include "kernels/hadamard.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/rope.cuh"
 #include "methods/lora.cuh"
+#include "model/config.h"
 #include "quant.cuh"
 #include "runtime/rng.h"
 

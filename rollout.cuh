@@ -9,9 +9,9 @@
 #include <chrono>
 #include <functional>
 #include <vector>
-#include "decode_graph.cuh"
 #include "kernels/sampling.cuh"
 #include "model.cuh"
+#include "model/decode_graph.cuh"
 
 struct RolloutConfig {
     SamplingParams sampling;

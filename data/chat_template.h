@@ -19,7 +19,7 @@
 #include <string_view>
 #include <vector>
 #include <nlohmann/json.hpp>
-#include "runtime/error.h"
+#include "../runtime/error.h"
 
 enum class ChatTemplate {
     none,            // the model has no template (a base model)

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 #include "gguf_blocks.h"
-#include "hf_config.h"
+#include "../model/config.h"
 #include "../runtime/file_io.h"
 
 // ----------------------------------------------------------------------------------------------------------------

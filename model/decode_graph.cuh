@@ -3,8 +3,8 @@
 #pragma once
 #include <functional>
 #include <vector>
-#include "kernels/sampling.cuh"
-#include "runtime/device.h"
+#include "../kernels/sampling.cuh"
+#include "../runtime/device.h"
 
 // What a captured step depends on besides the memory it reads
 struct DecodeGraphKey {

@@ -867,6 +867,7 @@ TEST(GgufExport, TokenizerAndStopTokens) {
     m.config.eos_token_ids = {258, 256};
     Tokenizer tok = tokenizer_byte_level();
     tok.use_nfc = false;
+    tok.chat_text = "{{ x }}";
     for (PreTokenizer pre : {PreTokenizer::gpt2, PreTokenizer::qwen2, PreTokenizer::llama3, PreTokenizer::smollm}) {
         tok.pre = pre;
         gguf_export(m, tok, dir / "m.gguf", "BF16");
