@@ -198,7 +198,7 @@ tests: $(TEST_BINARIES)
 test: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
-	@COVERAGE="$(COVERAGE)" test/run $(TEST_BINARIES) -- test/coverage
+	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" test/run $(TEST_BINARIES) -- test/coverage test/rooms
 
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
