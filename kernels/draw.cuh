@@ -1,5 +1,5 @@
-// The random numbers of sampling.cuh, on either device: one uniform number a row, or Gumbel noise for each word. Their keys
-// are told there.
+// The random numbers of sampling.cuh, on either device: one uniform number a row, or Gumbel noise for each word. Their
+// keys are told there.
 #pragma once
 #include <cstdint>
 #include "../runtime/math.h"
