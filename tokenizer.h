@@ -527,10 +527,9 @@ inline int tokenizer_put_special(Tokenizer& t, const std::string& where, const s
     return token.id;
 }
 
-// checks the vocabulary and merges and builds every derived table
-inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
-    const char* file = where.c_str();
-    size_t V = t.text.size();
+// what each token decodes to, and the tokens of single bytes. Returns which tokens BPE can reach.
+inline std::vector<char> tokenizer_index_bytes(Tokenizer& t, const char* file) {
+    const size_t V = t.text.size();
     t.bytes.assign(V, "");
     std::fill(std::begin(t.byte_id), std::end(t.byte_id), -1);
     std::vector<char> shows_bytes(V, 0);
@@ -541,10 +540,12 @@ inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
         t.byte_id[(unsigned char)t.bytes[id][0]] = (int)id;
         byte_tokens++;
     }
-    if (byte_tokens < 128) {
+    if (byte_tokens < 128)
         fail("%s: only %d of the 256 bytes have a token; this is not a byte-level BPE vocabulary", file, byte_tokens);
-    }
+    return shows_bytes;
+}
 
+inline void tokenizer_index_merges(Tokenizer& t, const char* file) {
     size_t size = 16;
     while (size < 2 * t.merges.size() + 2) size *= 2;
     t.merge_slots.assign(size, Merge());
@@ -567,12 +568,15 @@ inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
         m.rank = (uint32_t)rank;  // of a merge listed twice the last one counts, as in HF
         m.id = tokenizer_id(t, left + right);
     }
+}
 
-    size = 16;
-    while (size < 2 * V + 2) size *= 2;
+// the word cache: tokens whose merges lead to them
+inline void tokenizer_index_words(Tokenizer& t, const std::vector<char>& shows_bytes) {
+    size_t size = 16;
+    while (size < 2 * t.text.size() + 2) size *= 2;
     t.word_slots.assign(size, 0);
     std::vector<int> ids;
-    for (size_t id = 0; id < V; id++) {
+    for (size_t id = 0; id < t.text.size(); id++) {
         if (!shows_bytes[id]) continue;
         ids.clear();
         if (!t.ignore_merges) bpe_merge(t, t.bytes[id], ids);
@@ -581,7 +585,9 @@ inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
         while (t.word_slots[k]) k = (k + 1) & (size - 1);
         t.word_slots[k] = (int)id + 1;
     }
+}
 
+inline void tokenizer_index_added(Tokenizer& t) {
     for (int b = 0; b < 256; b++) t.added_raw[b].clear(), t.added_nfc[b].clear();
     for (size_t k = 0; k < t.added.size(); k++) {
         auto* table = t.added[k].normalized ? t.added_nfc : t.added_raw;
@@ -596,8 +602,17 @@ inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
             });
         }
     }
+}
+
+// checks the vocabulary and merges and builds every derived table
+inline void tokenizer_finish(Tokenizer& t, const std::string& where) {
+    const char* file = where.c_str();
+    std::vector<char> shows_bytes = tokenizer_index_bytes(t, file);
+    tokenizer_index_merges(t, file);
+    tokenizer_index_words(t, shows_bytes);
+    tokenizer_index_added(t);
     auto check = [&](int id, const char* what) {
-        if (id < -1 || id >= (int)V || (id >= 0 && !t.flags[(size_t)id]))
+        if (id < -1 || id >= tokenizer_vocab_size(t) || (id >= 0 && !t.flags[(size_t)id]))
             fail("%s: the %s token has id %d, which is not in the vocabulary", file, what, id);
     };
     check(t.bos, "bos");

@@ -1,7 +1,7 @@
-// A tokenizer's files as Hugging Face has them: tokenizer.json, or vocab.json and merges.txt, with tokenizer_config.json,
-// special_tokens_map.json, generation_config.json and chat_template.jinja beside them; tokenizer_save writes the first
-// and tokenizer_config.json. What tokenizer.h cannot compute (other models than BPE, other splits, normalizers or
-// post-processors) is refused, never ignored. A GGUF file's arrays go through tokenizer_from_parts instead.
+// A tokenizer's files as Hugging Face has them: tokenizer.json, or vocab.json and merges.txt, and beside them
+// tokenizer_config.json, special_tokens_map.json, generation_config.json and chat_template.jinja. tokenizer_save writes
+// tokenizer.json and tokenizer_config.json. What tokenizer.h cannot compute (other models than BPE, other splits,
+// normalizers or post-processors) is refused, never ignored. A GGUF file's arrays go through tokenizer_from_parts.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -356,6 +356,38 @@ inline void tokenizer_write_file(const std::filesystem::path& path, const std::s
     if (!file || error) fail("%s: cannot be written", path.c_str());
 }
 
+// Byte-level BPE's post-processor, with BOS before the text if the tokenizer adds one
+inline nlohmann::ordered_json post_processor_json(const Tokenizer& t, const nlohmann::ordered_json& bytes) {
+    using J = nlohmann::ordered_json;
+    if (!t.add_bos) return bytes;
+    const std::string& name = t.text[(size_t)t.bos];
+    J bos = {{"SpecialToken", {{"id", name}, {"type_id", 0}}}};
+    auto sequence = [](const char* id, int type) { return J{{"Sequence", {{"id", id}, {"type_id", type}}}}; };
+    J token = {{"id", name}, {"ids", J::array({t.bos})}, {"tokens", J::array({name})}};
+    J single = J::array({bos, sequence("A", 0)}), pair = J::array({bos, sequence("A", 0), sequence("B", 1)});
+    J specials = J::object();
+    specials[name] = token;
+    J with_bos = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", specials}};
+    return {{"type", "Sequence"}, {"processors", J::array({bytes, with_bos})}};
+}
+
+// HF numbers added tokens that its vocabulary lacks from the vocabulary's size on. If that would give another id, the
+// added tokens are written into the vocabulary as well. added: by id
+inline nlohmann::ordered_json vocab_json(const Tokenizer& t, const std::vector<AddedToken>& added) {
+    using J = nlohmann::ordered_json;
+    int64_t next = std::count_if(t.flags.begin(), t.flags.end(), [](uint8_t f) { return f & kTokenVocab; });
+    bool in_vocab = false;
+    for (const AddedToken& a : added) {
+        if (!(t.flags[(size_t)a.id] & kTokenVocab)) in_vocab = in_vocab || a.id != next++;
+    }
+    J vocab = J::object();
+    auto& entries = vocab.get_ref<J::object_t&>();  // push_back: ordered_json's own insertion searches linearly
+    for (size_t id = 0; id < t.text.size(); id++) {
+        if ((t.flags[id] & kTokenVocab) || (in_vocab && t.flags[id])) entries.push_back({t.text[id], J(id)});
+    }
+    return vocab;
+}
+
 // tokenizer.json and tokenizer_config.json in dir (created if needed), for Hugging Face tokenizers and transformers
 inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
     using J = nlohmann::ordered_json;
@@ -363,21 +395,9 @@ inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
     std::filesystem::create_directories(dir, error);
     if (error) fail("%s: cannot be created: %s", dir.c_str(), error.message().c_str());
 
-    // HF numbers added tokens that its vocabulary lacks from the vocabulary's size on. If that would give another id,
-    // the added tokens are written into the vocabulary as well.
     std::vector<AddedToken> added = t.added;
     std::sort(added.begin(), added.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
-    int64_t next = std::count_if(t.flags.begin(), t.flags.end(), [](uint8_t f) { return f & kTokenVocab; });
-    bool in_vocab = false;
-    for (const AddedToken& a : added) {
-        if (!(t.flags[(size_t)a.id] & kTokenVocab)) in_vocab = in_vocab || a.id != next++;
-    }
-    J vocab = J::object(), merges = J::array(), added_list = J::array(), decoder = J::object();
-    auto& entries = vocab.get_ref<J::object_t&>();  // push_back: ordered_json's own insertion searches linearly
-    for (size_t id = 0; id < t.text.size(); id++) {
-        if ((t.flags[id] & kTokenVocab) || (in_vocab && t.flags[id])) entries.push_back({t.text[id], J(id)});
-    }
-    for (const std::string& m : t.merges) merges.push_back(m);
+    J added_list = J::array(), decoder = J::object();
     for (const AddedToken& a : added) {
         added_list.push_back(added_token_json(a, true));
         decoder[std::to_string(a.id)] = added_token_json(a, false);
@@ -389,17 +409,7 @@ inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
     j["normalizer"] = t.use_nfc ? J{{"type", "NFC"}} : J();
     j["pre_tokenizer"] = pre_tokenizer_json(t.pre);
     J bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
-    j["post_processor"] = bytes;
-    if (t.add_bos) {
-        J bos = {{"SpecialToken", {{"id", name(t.bos)}, {"type_id", 0}}}};
-        auto sequence = [](const char* id, int type) { return J{{"Sequence", {{"id", id}, {"type_id", type}}}}; };
-        J token = {{"id", name(t.bos)}, {"ids", J::array({t.bos})}, {"tokens", J::array({name(t.bos)})}};
-        J single = J::array({bos, sequence("A", 0)}), pair = J::array({bos, sequence("A", 0), sequence("B", 1)});
-        J specials = J::object();
-        specials[t.text[(size_t)t.bos]] = token;
-        J with_bos = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", specials}};
-        j["post_processor"] = {{"type", "Sequence"}, {"processors", J::array({bytes, with_bos})}};
-    }
+    j["post_processor"] = post_processor_json(t, bytes);
     j["decoder"] = bytes;
     J model = {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", name(t.unk)}};
     model["continuing_subword_prefix"] = nullptr;
@@ -407,8 +417,8 @@ inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
     model["fuse_unk"] = false;
     model["byte_fallback"] = false;
     model["ignore_merges"] = t.ignore_merges;
-    model["vocab"] = std::move(vocab);
-    model["merges"] = std::move(merges);
+    model["vocab"] = vocab_json(t, added);
+    model["merges"] = J(t.merges);
     j["model"] = std::move(model);
 
     J config = {{"add_bos_token", t.add_bos}, {"add_prefix_space", false}};
