@@ -179,7 +179,8 @@ struct RolloutSlots {
 };
 
 // of the longest prompt; fails unless every completion fits behind it
-inline int64_t rollout_check(const std::vector<std::vector<int>>& prompts, const Model& m, const RolloutConfig& config) {
+inline int64_t rollout_check(const std::vector<std::vector<int>>& prompts, const Model& m,
+                             const RolloutConfig& config) {
     int64_t longest = 0;
     for (const std::vector<int>& p : prompts) {
         if (p.empty())
