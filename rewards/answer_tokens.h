@@ -232,6 +232,21 @@ inline bool command_argument(const std::string& s, size_t& p, std::string& conte
     return true;
 }
 
+// What a command of fonts or boxes holds, at s[p], which then is one past it. The real numbers are an interval.
+inline void lex_group(AnswerLexer& lx, const std::string& s, size_t& p, const std::string& name, bool text) {
+    std::string content;
+    if (name == "R" || (name == "mathbb" && (text_at(s, p, "{R}") || text_at(s, p, " R")))) {
+        if (name != "R") p += text_at(s, p, "{R}") ? 3 : 2;
+        lex_answer(lx, "(-\\infty,\\infty)", false);
+    } else if (command_argument(s, p, content) && lx.nesting < 8) {
+        bool words =
+            !in_word_list(" mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb ", name);
+        lx.nesting++;
+        lex_answer(lx, content, words || text);
+        lx.nesting--;
+    }
+}
+
 // A command at s[i] (a backslash); returns one past what it used up.
 inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
     size_t p = i + 1;
@@ -257,17 +272,7 @@ inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool 
                             "operatorname emph"
                             " mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb R ",
                             name)) {
-        bool real = name == "R" || (name == "mathbb" && (text_at(s, p, "{R}") || text_at(s, p, " R")));
-        if (real) {  // the real numbers are an interval
-            if (name != "R") p += text_at(s, p, "{R}") ? 3 : 2;
-            lex_answer(lx, "(-\\infty,\\infty)", false);
-        } else if (argument(content) && lx.nesting < 8) {
-            bool words =
-                !in_word_list(" mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb ", name);
-            lx.nesting++;
-            lex_answer(lx, content, words || text);
-            lx.nesting--;
-        }
+        lex_group(lx, s, p, name, text);
     } else if (name == "begin" || name == "end") {
         argument(content);
         bool matrix = content.find("matrix") != std::string::npos || content == "array";
