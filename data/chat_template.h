@@ -34,15 +34,6 @@ enum class ChatTemplate {
     llama3           // <|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|> (3.0; not 3.1's dates and tools)
 };
 
-inline const char* chat_template_name(ChatTemplate kind) {
-    static const char* const names[] = {"none",    "unknown",      "chatml", "smollm2",        "qwen2",
-                                        "qwen2.5", "qwen2.5-math", "qwen3",  "qwen3-instruct", "llama3"};
-    return names[(int)kind];
-}
-
-static constexpr const char* kChatMLTemplate =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
-    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 static constexpr const char* kSmolLM2System =
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // no full stop: as published
 static constexpr const char* kQwen2System = "You are a helpful assistant.";

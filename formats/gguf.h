@@ -370,24 +370,21 @@ static constexpr const char* gguf_global_names[][2] = {
     {"output.weight", "lm_head.weight"},
 };
 
-// One direction of the tables: from = 0 maps GGUF to Hugging Face, from = 1 back. "" for a name that is in neither.
-inline std::string gguf_translate_name(const std::string& name, int from) {
-    const std::string prefix[2] = {"blk.", "model.layers."};
+// "" for a name that is in neither table
+inline std::string hf_to_gguf_name(const std::string& name) {
+    const std::string prefix = "model.layers.";
     for (auto& pair : gguf_global_names)
-        if (name == pair[from]) return pair[1 - from];
-    if (name.compare(0, prefix[from].size(), prefix[from]) != 0) return "";
-    size_t begin = prefix[from].size(), dot = name.find('.', begin);
+        if (name == pair[1]) return pair[0];
+    if (name.compare(0, prefix.size(), prefix) != 0) return "";
+    size_t begin = prefix.size(), dot = name.find('.', begin);
     if (dot == std::string::npos || dot == begin || dot - begin > 4 ||
         name.find_first_not_of("0123456789", begin) != dot)
         return "";
     std::string layer = name.substr(begin, dot - begin), rest = name.substr(dot + 1);
     for (auto& pair : gguf_layer_names)
-        if (rest == pair[from]) return prefix[1 - from] + layer + "." + pair[1 - from];
+        if (rest == pair[1]) return "blk." + layer + "." + pair[0];
     return "";
 }
-
-inline std::string gguf_to_hf_name(const std::string& name) { return gguf_translate_name(name, 0); }
-inline std::string hf_to_gguf_name(const std::string& name) { return gguf_translate_name(name, 1); }
 
 // What llama.cpp does to the q and k projections of architecture "llama": row 2i + s of a head (s = 0, 1; the pairs of
 // interleaved RoPE) is row s * HD/2 + i of Hugging Face's (the halves of rotate_half RoPE). The row of Hugging Face's

@@ -334,16 +334,6 @@ inline StWriteTensor st_from_callback(const std::string& name, const std::string
             }};
 }
 
-// Bytes that are already in dtype's layout: bf16 weights, packed codes, integers. data must outlive the write.
-inline StWriteTensor st_from_bytes(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
-                                   const void* data) {
-    int d = st_dtype_index(dtype);
-    int bits = d < 0 ? 8 : st_dtypes[d].bits;  // st_layout refuses the unknown type
-    return {name, dtype, shape, [bits, data](int64_t first, int64_t n, uint8_t* dst) {
-                memcpy(dst, (const uint8_t*)data + first * bits / 8, (size_t)(n * bits / 8));
-            }};
-}
-
 // bytes of each tensor, all of them checked
 inline std::vector<uint64_t> st_layout(const std::string& path, const std::vector<StWriteTensor>& tensors) {
     std::vector<uint64_t> bytes(tensors.size());

@@ -21,11 +21,6 @@ struct ExtractedAnswer {
     AnswerRule rule = AnswerRule::none;
 };
 
-inline const char* answer_rule_name(AnswerRule rule) {
-    static const char* const names[] = {"none", "boxed", "hash", "phrase", "math", "number"};
-    return names[(int)rule];
-}
-
 inline bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 inline bool is_ascii_digit(char c) { return c >= '0' && c <= '9'; }
 inline bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }

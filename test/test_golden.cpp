@@ -10,8 +10,8 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#include "../formats/checkpoint.h"
 #include "../train.cuh"
+#include "load_model.h"
 #include "test_device.h"
 
 // fp32: what two orders of summation may differ by. bf16: 8 bits of mantissa against transformers' fp32.

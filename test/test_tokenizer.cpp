@@ -11,6 +11,9 @@
 
 using Json = nlohmann::ordered_json;
 static const std::string kQwen3 = "../shared/tokenizer/qwen3";
+static constexpr const char* kChatMLTemplate =
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 struct TempDir {
     std::filesystem::path path;
