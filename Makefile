@@ -73,7 +73,7 @@ ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
 
-SOURCES := $(wildcard *.cu *.cuh *.h model/*.cuh model/*.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
+SOURCES := $(filter-out test/%,$(wildcard *.cu *.cuh *.h */*.cuh */*.h */*/*.cuh */*/*.h))
 
 all: train_qrl
 
@@ -198,7 +198,7 @@ tests: $(TEST_BINARIES)
 test: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
-	@COVERAGE="$(COVERAGE)" test/run $(TEST_BINARIES) -- test/coverage
+	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" test/run $(TEST_BINARIES) -- test/coverage test/rooms
 
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
@@ -225,16 +225,16 @@ bench: deps
 
 # the CUDA operators, where there is a GPU
 BENCH_KERNELS := $(if $(USE_NVCC),$(BUILD)/bench_kernels)
-$(BUILD)/bench_kernels: test/bench_kernels.cpp $(SOURCES)
+$(BUILD)/bench_kernels: bench/bench_kernels.cpp $(SOURCES)
 	@mkdir -p $(BUILD)
 	$(NVCC) $(NVCCFLAGS) $(DEFINES) -x cu $< -o $@ $(LIBS) $(CUDA_LIBS)
 
 # every line of it once, simulated, in make test
-$(BUILD)/bench_kernels@simt: test/bench_kernels.cpp $(TEST_SOURCES)
+$(BUILD)/bench_kernels@simt: bench/bench_kernels.cpp $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
 	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) $< -o $@
 
-$(BUILD)/bench_%: test/bench_%.cpp $(SOURCES)
+$(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 	@mkdir -p $(BUILD)
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) $< -o $@ $(LIBS)
 

@@ -215,6 +215,36 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
     return out;
 }
 
+// Sums over the completions of all ranks, of the gradients too, and the means that are logged
+inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, const GrpoConfig& c) {
+    if (c.comm && c.comm->world > 1) {
+        comm_sum(*c.comm, t.grads.data, t.grads.size);
+        double tokens = (double)out.tokens, forward = (double)out.forward_tokens;
+        comm_reduce(*c.comm,
+                    {&sums.loss, &sums.kl, &sums.entropy, &sums.logp_difference, &sums.ratio, &sums.clip_low,
+                     &sums.clip_high, &tokens, &forward},
+                    Reduce::sum);
+        comm_reduce(*c.comm, {&sums.ratio_min, &sums.clip_low_min}, Reduce::min);
+        comm_reduce(*c.comm, {&sums.logp_difference_max, &sums.ratio_max, &sums.clip_high_max}, Reduce::max);
+        out.tokens = (int64_t)tokens;
+        out.forward_tokens = (int64_t)forward;
+    }
+    if (out.tokens == 0) return;
+    const double n = (double)out.tokens;
+    out.loss = sums.loss;
+    out.kl = sums.kl / n;
+    out.entropy = sums.entropy / n;
+    out.logp_difference_mean = sums.logp_difference / n;
+    out.logp_difference_max = sums.logp_difference_max;
+    out.ratio_min = sums.ratio_min;
+    out.ratio_max = sums.ratio_max;
+    out.ratio_mean = sums.ratio / n;
+    out.clip_low = sums.clip_low / n;
+    out.clip_high = sums.clip_high / n;
+    out.clip_low_min = sums.clip_low_min;
+    out.clip_high_max = sums.clip_high_max;
+}
+
 // Forward, loss and backward over all completions: gradients accumulate in t.grads, which several ranks must enter with
 // zeros, because they add it up at the end. ref: reference log-probabilities, empty when beta is 0.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
@@ -262,31 +292,6 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     }
     PolicySums sums;
     copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
-    if (c.comm && c.comm->world > 1) {
-        comm_sum(*c.comm, t.grads.data, t.grads.size);
-        double tokens = (double)out.tokens, forward = (double)out.forward_tokens;
-        comm_reduce(*c.comm,
-                    {&sums.loss, &sums.kl, &sums.entropy, &sums.logp_difference, &sums.ratio, &sums.clip_low,
-                     &sums.clip_high, &tokens, &forward},
-                    Reduce::sum);
-        comm_reduce(*c.comm, {&sums.ratio_min, &sums.clip_low_min}, Reduce::min);
-        comm_reduce(*c.comm, {&sums.logp_difference_max, &sums.ratio_max, &sums.clip_high_max}, Reduce::max);
-        out.tokens = (int64_t)tokens;
-        out.forward_tokens = (int64_t)forward;
-    }
-    if (out.tokens == 0) return out;
-    const double n = (double)out.tokens;
-    out.loss = sums.loss;
-    out.kl = sums.kl / n;
-    out.entropy = sums.entropy / n;
-    out.logp_difference_mean = sums.logp_difference / n;
-    out.logp_difference_max = sums.logp_difference_max;
-    out.ratio_min = sums.ratio_min;
-    out.ratio_max = sums.ratio_max;
-    out.ratio_mean = sums.ratio / n;
-    out.clip_low = sums.clip_low / n;
-    out.clip_high = sums.clip_high / n;
-    out.clip_low_min = sums.clip_low_min;
-    out.clip_high_max = sums.clip_high_max;
+    policy_pass_finish(out, sums, t, c);
     return out;
 }

@@ -6,12 +6,13 @@
 // --rollout_batch bounds the memory whatever P x G is. Which slot or batch a sample runs in does not change its tokens:
 // the draw is keyed by (seed, step, prompt, sample, token) and the forward is batch invariant.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <vector>
-#include "model/decode_graph.cuh"
 #include "kernels/sampling.cuh"
 #include "model.cuh"
+#include "model/decode_graph.cuh"
 
 struct RolloutConfig {
     SamplingParams sampling;
@@ -157,16 +158,31 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
     step(batch_view(s.decode, b, m.dev));
 }
 
-// on_token(completion index, token) is called after each draw; returning false ends the rollout early (the completions
-// are then incomplete). prompts[p] must not be empty.
-inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vector<std::vector<int>>& prompts, int G,
-                                       const RolloutConfig& config, RolloutStats* stats = nullptr,
-                                       const std::function<bool(int, int)>& on_token = nullptr) {
-    NVTX_RANGE("rollout");
-    auto start_time = std::chrono::steady_clock::now();
-    const int P = (int)prompts.size(), total = P * G, C = m.C();
-    std::vector<Completion> done(total);
-    if (total == 0) return done;
+// Which sample is in which slot of the cache, and which prompt in which region of `longest` rows
+struct RolloutSlots {
+    struct Slot {
+        int completion = -1, region = 0;
+    };
+    std::vector<Slot> slot;
+    std::vector<int> region_of;                   // [P], -1: not in the cache
+    std::vector<int> region_left, region_prompt;  // [regions] samples that have not ended, and of which prompt
+    std::vector<int> starting, running;  // slots of this step: those with a prompt just run, and those with a new token
+    std::vector<Completion> done;        // [P * G], prompt by prompt
+    int next = 0;                        // the next of them to start
+    int G = 1;
+    int64_t longest = 0;
+    Pass pass;
+    RolloutStats stats;
+
+    DrawKey draw_key(int i, const RolloutConfig& config) const {
+        const Completion& c = done[slot[i].completion];
+        return {config.step, (uint32_t)((config.first_prompt + c.prompt) * G + c.sample), (uint32_t)c.tokens.size()};
+    }
+};
+
+// of the longest prompt; fails unless every completion fits behind it
+inline int64_t rollout_check(const std::vector<std::vector<int>>& prompts, const Model& m,
+                             const RolloutConfig& config) {
     int64_t longest = 0;
     for (const std::vector<int>& p : prompts) {
         if (p.empty())
@@ -176,126 +192,154 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     if (longest + config.max_completion_length > m.config.max_position_embeddings)
         fail("a prompt of %lld tokens and --max_completion_length %d exceed the model's context of %d; shorten one",
              (long long)longest, config.max_completion_length, m.config.max_position_embeddings);
-    const RolloutShape shape = rollout_shape(P, G, longest, config);
-    const int slots = shape.slots, max_new = config.max_completion_length, regions = shape.regions;
-    if (!rollout_fits(s.shape, shape)) rollout_allocate(s, m, rollout_larger(s.shape, shape));
-    rope_extend(m.rope, (int)longest + max_new, m.dev);
+    return longest;
+}
 
-    struct Slot {
-        int completion = -1, region = 0;
-    };
-    std::vector<Slot> slot(slots);
-    std::vector<int> region_of(P, -1), region_left(regions, 0), region_prompt(regions, -1);
-    std::vector<int> starting, running;  // slots of this step: those with a prompt just run, and those with a new token
-    int next = 0;                        // next completion to start, in the order prompt by prompt
-    int64_t prompt_tokens = 0, completion_tokens = 0;
-    auto draw_key = [&](int i) {
-        const Completion& c = done[slot[i].completion];
-        return DrawKey{config.step, (uint32_t)((config.first_prompt + c.prompt) * G + c.sample), (uint32_t)c.tokens.size()};
-    };
+// Prompts through the model into their regions, and the hidden state of each one's last token to s.last
+inline void rollout_prefill(Model& m, RolloutState& s, RolloutSlots& r, Batch& prefill, std::vector<int>& regions) {
+    if (prefill.tokens.empty()) return;
+    const int64_t C = m.C();
+    model_forward(m, s.acts, prefill, r.pass, &s.cache);
+    for (size_t i = 0; i < regions.size(); i++)
+        copy_on_device(s.last.data + regions[i] * C, s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C,
+                       C * sizeof(floatX), m.dev);
+    r.stats.prompt_tokens += prefill.T();
+    prefill = Batch();
+    regions.clear();
+}
 
-    for (;;) {
-        // fill free slots; prompts not yet in the cache are run together, up to prefill_tokens at a time
-        starting.clear();
-        Batch prefill;
-        std::vector<int> prefill_regions;
-        auto run_prefill = [&]() {
-            if (prefill.tokens.empty()) return;
-            model_forward(m, s.acts, prefill, config.pass, &s.cache);
-            for (size_t i = 0; i < prefill_regions.size(); i++)
-                copy_on_device(s.last.data + (int64_t)prefill_regions[i] * C,
-                               s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C, C * sizeof(floatX), m.dev);
-            prompt_tokens += prefill.T();
-            prefill = Batch();
-            prefill_regions.clear();
-        };
-        for (int i = 0; i < slots && next < total; i++) {
-            if (slot[i].completion >= 0) continue;
-            int p = next / G;
-            if (region_of[p] < 0) {
-                int r = 0;
-                while (r < regions && region_left[r] > 0) r++;
-                if (r == regions) break;  // every region is in use: wait for a prompt's last sample
-                const std::vector<int>& tokens = prompts[p];
-                if (prefill.T() + (int64_t)tokens.size() > s.acts.capacity) run_prefill();
-                batch_add_sequence(prefill, tokens.data(), (int)tokens.size());
-                for (size_t j = 0; j < tokens.size(); j++) prefill.writes.push_back({0, r * longest + (int64_t)j});
-                prefill_regions.push_back(r);
-                region_of[p] = r;
-                region_left[r] = G;
-                region_prompt[r] = p;
-            }
-            done[next].prompt = p;
-            done[next].sample = next % G;
-            slot[i].completion = next++;
-            slot[i].region = region_of[p];
-            starting.push_back(i);
+// Fills free slots. Prompts that are not yet in the cache are run together, up to prefill_tokens at a time.
+inline void rollout_fill(Model& m, RolloutState& s, RolloutSlots& r, const std::vector<std::vector<int>>& prompts) {
+    r.starting.clear();
+    Batch prefill;
+    std::vector<int> regions;
+    for (int i = 0; i < (int)r.slot.size() && r.next < (int)r.done.size(); i++) {
+        if (r.slot[i].completion >= 0) continue;
+        const int p = r.next / r.G;
+        if (r.region_of[p] < 0) {
+            auto free = std::find(r.region_left.begin(), r.region_left.end(), 0);
+            if (free == r.region_left.end()) break;  // every region is in use: wait for a prompt's last sample
+            const int region = (int)(free - r.region_left.begin());
+            const std::vector<int>& tokens = prompts[p];
+            if (prefill.T() + (int64_t)tokens.size() > s.acts.capacity) rollout_prefill(m, s, r, prefill, regions);
+            batch_add_sequence(prefill, tokens.data(), (int)tokens.size());
+            for (size_t j = 0; j < tokens.size(); j++) prefill.writes.push_back({0, region * r.longest + (int64_t)j});
+            regions.push_back(region);
+            r.region_of[p] = region;
+            r.region_left[region] = r.G;
+            r.region_prompt[region] = p;
         }
-        run_prefill();
-        if (running.empty() && starting.empty()) break;
+        r.done[r.next].prompt = p;
+        r.done[r.next].sample = r.next % r.G;
+        r.slot[i] = {r.next++, r.region_of[p]};
+        r.starting.push_back(i);
+    }
+    rollout_prefill(m, s, r, prefill, regions);
+}
 
-        // one token forward for the running ones, and the next drawn; the first drawn for the others
+// The last token of every running sample: where its keys are, where it goes, and the key of the next draw
+inline Batch rollout_batch(const RolloutSlots& r, const std::vector<std::vector<int>>& prompts,
+                           const RolloutConfig& config) {
+    Batch b;
+    for (int i : r.running) {
+        const Completion& c = r.done[r.slot[i].completion];
+        const int n = (int)c.tokens.size(), prompt_length = (int)prompts[c.prompt].size();
+        KeyRange range;
+        range.row0 = r.slot[i].region * r.longest;
+        range.n0 = prompt_length;
+        range.row1 = (int64_t)i * config.max_completion_length;
+        range.n1 = n;
+        b.tokens.push_back(c.tokens.back());
+        b.positions.push_back(prompt_length + n - 1);
+        b.ranges.push_back(range);
+        b.writes.push_back({1, range.row1 + n - 1});
+        b.draws.push_back(r.draw_key(i, config));
+    }
+    return b;
+}
+
+// The first token of every starting sample, from its prompt's last hidden state; drawn into s.drawn
+inline void rollout_draw_first(Model& m, RolloutState& s, const RolloutSlots& r, const RolloutConfig& config) {
+    Batch b;  // only its draws
+    std::vector<int> rows;
+    for (int i : r.starting) {
+        rows.push_back(r.slot[i].region);
+        b.draws.push_back(r.draw_key(i, config));
+    }
+    copy_to_device(s.index.data, rows.data(), rows.size() * sizeof(int), m.dev);
+    gather_rows(s.hidden.data, s.last.data, s.index.data, (int64_t)rows.size(), m.C(), m.dev);
+    draw_tokens(m, s, s.hidden.data, batch_view(s.decode, b, m.dev).draws, (int64_t)rows.size(), config);
+}
+
+// Appends what was drawn for the running and then the starting samples; slots and regions of those that end are free
+// again. False: on_token wants no more.
+inline bool rollout_take(RolloutSlots& r, const std::vector<int>& tokens, const std::vector<float>& logps,
+                         const RolloutConfig& config, const std::function<bool(int, int)>& on_token) {
+    std::vector<int> active = std::move(r.running);
+    active.insert(active.end(), r.starting.begin(), r.starting.end());
+    r.running.clear();
+    bool more = true;
+    for (size_t k = 0; k < active.size(); k++) {
+        RolloutSlots::Slot& slot = r.slot[active[k]];
+        Completion& c = r.done[slot.completion];
+        c.tokens.push_back(tokens[k]);
+        c.logps.push_back(logps[k]);
+        r.stats.completion_tokens++;
+        c.finished =
+            std::find(config.stop_tokens.begin(), config.stop_tokens.end(), tokens[k]) != config.stop_tokens.end();
+        if (on_token && !on_token(slot.completion, tokens[k])) more = false;
+        if (!c.finished && (int)c.tokens.size() < config.max_completion_length) {
+            r.running.push_back(active[k]);
+            continue;
+        }
+        if (--r.region_left[slot.region] == 0) r.region_of[r.region_prompt[slot.region]] = -1;
+        slot.completion = -1;
+    }
+    return more;
+}
+
+// on_token(completion index, token) is called after each draw; returning false ends the rollout early (the completions
+// are then incomplete). prompts[p] must not be empty.
+inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vector<std::vector<int>>& prompts, int G,
+                                       const RolloutConfig& config, RolloutStats* stats = nullptr,
+                                       const std::function<bool(int, int)>& on_token = nullptr) {
+    NVTX_RANGE("rollout");
+    auto start_time = std::chrono::steady_clock::now();
+    const int P = (int)prompts.size();
+    if (P * G == 0) return {};
+    RolloutSlots r;
+    r.G = G;
+    r.pass = config.pass;
+    r.longest = rollout_check(prompts, m, config);
+    const RolloutShape shape = rollout_shape(P, G, r.longest, config);
+    if (!rollout_fits(s.shape, shape)) rollout_allocate(s, m, rollout_larger(s.shape, shape));
+    rope_extend(m.rope, (int)r.longest + config.max_completion_length, m.dev);
+    r.slot.resize(shape.slots);
+    r.region_of.resize(P, -1);
+    r.region_left.resize(shape.regions, 0);
+    r.region_prompt.resize(shape.regions, -1);
+    r.done.resize((size_t)P * G);
+
+    for (bool more = true; more;) {
+        rollout_fill(m, s, r, prompts);
+        if (r.running.empty() && r.starting.empty()) break;
         std::vector<int> tokens;
         std::vector<float> logps;
-        if (!running.empty()) {
-            Batch b;
-            for (int i : running) {
-                const Completion& c = done[slot[i].completion];
-                const int n = (int)c.tokens.size(), prompt_length = (int)prompts[c.prompt].size();
-                KeyRange range;
-                range.row0 = (int64_t)slot[i].region * longest;
-                range.n0 = prompt_length;
-                range.row1 = (int64_t)i * max_new;
-                range.n1 = n;
-                b.tokens.push_back(c.tokens.back());
-                b.positions.push_back(prompt_length + n - 1);
-                b.ranges.push_back(range);
-                b.writes.push_back({1, range.row1 + n - 1});
-                b.draws.push_back(draw_key(i));
-            }
+        if (!r.running.empty()) {
+            Batch b = rollout_batch(r, prompts, config);
             decode_step(m, s, b, config);
-            fetch_drawn(s, (int64_t)running.size(), tokens, logps, m.dev);
+            fetch_drawn(s, (int64_t)r.running.size(), tokens, logps, m.dev);
         }
-        if (!starting.empty()) {
-            Batch b;  // only its draws
-            std::vector<int> rows;
-            for (int i : starting) {
-                rows.push_back(slot[i].region);
-                b.draws.push_back(draw_key(i));
-            }
-            copy_to_device(s.index.data, rows.data(), rows.size() * sizeof(int), m.dev);
-            gather_rows(s.hidden.data, s.last.data, s.index.data, (int64_t)rows.size(), C, m.dev);
-            draw_tokens(m, s, s.hidden.data, batch_view(s.decode, b, m.dev).draws, (int64_t)rows.size(), config);
-            fetch_drawn(s, (int64_t)rows.size(), tokens, logps, m.dev);
+        if (!r.starting.empty()) {
+            rollout_draw_first(m, s, r, config);
+            fetch_drawn(s, (int64_t)r.starting.size(), tokens, logps, m.dev);
         }
-        std::vector<int> active = running;
-        active.insert(active.end(), starting.begin(), starting.end());
-
-        running.clear();
-        bool stop = false;
-        for (size_t k = 0; k < active.size(); k++) {
-            int i = active[k], token = tokens[k];
-            Completion& c = done[slot[i].completion];
-            c.tokens.push_back(token);
-            c.logps.push_back(logps[k]);
-            completion_tokens++;
-            c.finished =
-                std::find(config.stop_tokens.begin(), config.stop_tokens.end(), token) != config.stop_tokens.end();
-            if (on_token && !on_token(slot[i].completion, token)) stop = true;
-            if (!c.finished && (int)c.tokens.size() < max_new) {
-                running.push_back(i);
-                continue;
-            }
-            int r = slot[i].region;
-            if (--region_left[r] == 0) region_of[region_prompt[r]] = -1;
-            slot[i].completion = -1;
-        }
-        if (stop) break;
+        more = rollout_take(r, tokens, logps, config, on_token);
     }
     if (stats) {
-        stats->prompt_tokens += prompt_tokens;
-        stats->completion_tokens += completion_tokens;
+        stats->prompt_tokens += r.stats.prompt_tokens;
+        stats->completion_tokens += r.stats.completion_tokens;
         stats->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_time).count();
     }
-    return done;
+    return std::move(r.done);
 }

@@ -7,12 +7,12 @@
 #include "../eval/pass_at_k.h"
 #include "../formats/export_model.h"
 #include "../formats/merged_adapter.h"
+#include "../formats/tokenizer_file.h"
 #include "../rollout.cuh"
 #include "../runtime/comm.h"
 #include "../runtime/open_device.h"
 #include "../runtime/options.h"
 #include "../runtime/run_dir.h"
-#include "../tokenizer.h"
 #include "../train.cuh"
 
 struct Session {
@@ -209,14 +209,13 @@ inline void session_open(Session& s) {
     s.arena.dev = s.m.dev;
     if (s.embedded_model) {
         s.m.config = embedded_config();
-        s.tok = tokenizer_byte_level();
-        s.tok.chat = ChatTemplate::none;  // the task's prompts are plain text; a template would cost more than they do
-        s.tok.chat_text.clear();          // nor may the checkpoint wrap them
+        s.tok = tokenizer_byte_level();  // without a template: it would cost more tokens than the task's plain prompts
         s.m.config.eos_token_ids = s.tok.eos;
         if (!s.o.tokenizer.empty()) fail_usage("--tokenizer: the embedded model has its own; give --model too");
     } else {
         std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
+        s.prompt.chat = chat_template_detect(s.tok.chat_text);
         s.m.config = model_config(s.o.model);
         session_stored_quantizer(s.o, s.m.config);
         if (s.o.lora_r > 0 && !s.o.given("weights") && s.o.weights == "none" && !s.o.lora_inside_quantizer)

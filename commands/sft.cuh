@@ -53,7 +53,7 @@ inline void append_tokens(const Tokenizer& tok, const std::string& text, std::ve
 // prompt's own rendering are learnt.
 inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
     SftTokens t;
-    bool chat = use_chat(s.tok, s.prompt);
+    bool chat = use_chat(s.prompt);
     if (e.messages.is_null() && (!chat || e.prompt.empty())) {
         if (!e.prompt.empty()) append_tokens(s.tok, problem_text(s.prompt, e.prompt, e.bare, chat), t.ids);
         t.first = (int)t.ids.size();
@@ -71,8 +71,8 @@ inline SftTokens sft_tokens(const Session& s, const SftExample& e) {
             messages.push_back({{"role", "assistant"}, {"content", e.completion}});
         }
         nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
-        std::string prompt = chat_render(s.tok.chat, before, nullptr, true, s.prompt.enable_thinking);
-        std::string all = chat_render(s.tok.chat, messages, nullptr, false, s.prompt.enable_thinking);
+        std::string prompt = chat_render(s.prompt.chat, before, nullptr, true, s.prompt.enable_thinking);
+        std::string all = chat_render(s.prompt.chat, messages, nullptr, false, s.prompt.enable_thinking);
         if (all.compare(0, prompt.size(), prompt) != 0)
             fail(
                 "%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "

@@ -44,6 +44,7 @@ inline std::string text_field_of(const nlohmann::ordered_json& j, const std::str
 inline int tokenize_command(const Options& o) {
     std::string path = o.tokenizer.empty() ? o.model : o.tokenizer;
     Tokenizer tok = path.empty() ? tokenizer_byte_level() : load_tokenizer(path);
+    ChatTemplate chat = path.empty() ? ChatTemplate::chatml : chat_template_detect(tok.chat_text);
     for_each_input(o, [&](const nlohmann::ordered_json& j, const std::string& where) {
         nlohmann::ordered_json out;
         if (o.decode) {
@@ -59,8 +60,8 @@ inline int tokenize_command(const Options& o) {
                                   j["add_generation_prompt"].get<bool>();
                 try {
                     text =
-                        chat_render(tok.chat, j["messages"],
-                                    j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
+                        chat_render(chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
+                                    generation, thinking);
                 } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
                 out["text"] = text;
             } else {

@@ -3,13 +3,15 @@
 #include <string>
 #include <vector>
 #include "../tokenizer.h"
+#include "chat_template.h"
 #include "dataset.h"
 
 struct PromptConfig {
     std::string prompt_template;  // "{question}" or "{prompt}" is replaced by the problem; empty: see problem_text
     std::string system_prompt;
-    std::string chat_template = "auto";  // auto: if the tokenizer brings one; on; off
-    int enable_thinking = -1;            // -1: not passed to the template
+    std::string chat_template = "auto";      // auto: if the tokenizer brings one; on; off
+    ChatTemplate chat = ChatTemplate::none;  // the one it brings: chat_template_detect(Tokenizer::chat_text)
+    int enable_thinking = -1;                // -1: not passed to the template
 };
 
 // What the policy is asked, ready to run
@@ -34,10 +36,10 @@ inline std::string problem_text(const PromptConfig& c, const std::string& proble
     fail_usage("--prompt_template: neither {question} nor {prompt} is in it");
 }
 
-inline bool use_chat(const Tokenizer& tok, const PromptConfig& c) {
+inline bool use_chat(const PromptConfig& c) {
     if (c.chat_template == "off") return false;
-    if (c.chat_template == "auto") return tok.chat != ChatTemplate::none;
-    if (tok.chat == ChatTemplate::none) fail_usage("--chat_template on: this tokenizer has no chat template");
+    if (c.chat_template == "auto") return c.chat != ChatTemplate::none;
+    if (c.chat == ChatTemplate::none) fail_usage("--chat_template on: this tokenizer has no chat template");
     return true;
 }
 
@@ -51,11 +53,11 @@ inline nlohmann::ordered_json prompt_messages(const std::string& text, const Pro
 inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const PromptConfig& c) {
     Prompt p;
     p.gold = problem.gold;
-    bool chat = use_chat(tok, c);
+    bool chat = use_chat(c);
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;
         if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
-        p.text = chat_render(tok.chat, messages, nullptr, true, c.enable_thinking);
+        p.text = chat_render(c.chat, messages, nullptr, true, c.enable_thinking);
     } else if (!problem.messages.is_null()) {
         fail(
             "%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "

@@ -147,11 +147,6 @@ inline void model_load_weights(Model& m, const std::string& path) {
     }
 }
 
-inline void model_load(Model& m, const std::string& path) {
-    model_allocate(m, model_config(path));
-    model_load_weights(m, path);
-}
-
 // Runs fill(folder) for a folder that gets the name dir when it is complete, in place of one that was there
 inline void replace_folder(const std::string& dir, const std::function<void(const std::string&)>& fill) {
     namespace fs = std::filesystem;

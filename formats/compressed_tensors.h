@@ -6,8 +6,9 @@
 //       X.weight_zero_point  I32 [out b / 32 up, in / g]   asymmetric: the stream of z along the outputs
 //       X.weight_shape       I64 [2]
 //   int-quantized          X.weight I8 [out, in], X.weight_scale [out, 1]; activations int8, a scale a token
-//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or tiles of 128 x
-//   128 mxfp8-quantized        X.weight F8_E4M3 [out, in], X.weight_scale U8 [out, in / 32], an exponent plus 127
+//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or tiles
+//                          of 128 x 128
+//   mxfp8-quantized        X.weight F8_E4M3 [out, in], X.weight_scale U8 [out, in / 32], an exponent plus 127
 //   nvfp4-pack-quantized   X.weight_packed U8 [out, in / 2], the earlier code in the low nibble; X.weight_scale F8_E4M3
 //                          [out, in / 16]; X.weight_global_scale F32 [1] = t;  W = e2m1 weight_scale / t
 //   mxfp4-pack-quantized   the same codes, X.weight_scale U8 [out, in / 32], an exponent plus 127
@@ -18,6 +19,7 @@
 // weight_packed tells them apart. The dense stream of today is written, both are read.
 #pragma once
 #include <regex>
+#include "hf_config.h"
 #include "quantized_linear.h"
 
 // ---------------------------------------------------------------------------------------------------------------------

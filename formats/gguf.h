@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 #include "gguf_blocks.h"
-#include "hf_config.h"
+#include "../model/config.h"
 #include "../runtime/file_io.h"
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -152,6 +152,17 @@ inline void gguf_parse_tensor(GgufCursor& c, GgufTensor* t, uint64_t* offset) {
     *offset = c.u64(what);
 }
 
+// where tensors may begin: multiples of it
+inline uint64_t gguf_alignment(const GgufFile& f) {
+    auto it = f.values.find("general.alignment");
+    if (it == f.values.end()) return 32;
+    uint32_t a = 0;
+    if (it->second.type == GGUF_U32) memcpy(&a, it->second.data, 4);
+    if (a < 1 || a > (1u << 20) || (a & (a - 1)) != 0)
+        fail("%s: general.alignment is not a power of two up to 2^20; the file is damaged", f.path.c_str());
+    return a;
+}
+
 // The header of data [size] into f->values and f->tensors, which then point into data. f->path is for messages.
 inline void gguf_parse(const uint8_t* data, uint64_t size, GgufFile* f) {
     const char* path = f->path.c_str();
@@ -173,15 +184,7 @@ inline void gguf_parse(const uint8_t* data, uint64_t size, GgufFile* f) {
         if (!f->values.emplace(key, value).second)
             fail("%s: the key %s appears twice; the file is damaged", path, shown(key).c_str());
     }
-    uint64_t alignment = 32;
-    auto it = f->values.find("general.alignment");
-    if (it != f->values.end()) {
-        uint32_t a = 0;
-        if (it->second.type == GGUF_U32) memcpy(&a, it->second.data, 4);
-        if (a < 1 || a > (1u << 20) || (a & (a - 1)) != 0)
-            fail("%s: general.alignment is not a power of two up to 2^20; the file is damaged", path);
-        alignment = a;
-    }
+    const uint64_t alignment = gguf_alignment(*f);
     struct Span {
         uint64_t offset;
         GgufTensor* tensor;
@@ -367,24 +370,21 @@ static constexpr const char* gguf_global_names[][2] = {
     {"output.weight", "lm_head.weight"},
 };
 
-// One direction of the tables: from = 0 maps GGUF to Hugging Face, from = 1 back. "" for a name that is in neither.
-inline std::string gguf_translate_name(const std::string& name, int from) {
-    const std::string prefix[2] = {"blk.", "model.layers."};
+// "" for a name that is in neither table
+inline std::string hf_to_gguf_name(const std::string& name) {
+    const std::string prefix = "model.layers.";
     for (auto& pair : gguf_global_names)
-        if (name == pair[from]) return pair[1 - from];
-    if (name.compare(0, prefix[from].size(), prefix[from]) != 0) return "";
-    size_t begin = prefix[from].size(), dot = name.find('.', begin);
+        if (name == pair[1]) return pair[0];
+    if (name.compare(0, prefix.size(), prefix) != 0) return "";
+    size_t begin = prefix.size(), dot = name.find('.', begin);
     if (dot == std::string::npos || dot == begin || dot - begin > 4 ||
         name.find_first_not_of("0123456789", begin) != dot)
         return "";
     std::string layer = name.substr(begin, dot - begin), rest = name.substr(dot + 1);
     for (auto& pair : gguf_layer_names)
-        if (rest == pair[from]) return prefix[1 - from] + layer + "." + pair[1 - from];
+        if (rest == pair[1]) return "blk." + layer + "." + pair[0];
     return "";
 }
-
-inline std::string gguf_to_hf_name(const std::string& name) { return gguf_translate_name(name, 0); }
-inline std::string hf_to_gguf_name(const std::string& name) { return gguf_translate_name(name, 1); }
 
 // What llama.cpp does to the q and k projections of architecture "llama": row 2i + s of a head (s = 0, 1; the pairs of
 // interleaved RoPE) is row s * HD/2 + i of Hugging Face's (the halves of rotate_half RoPE). The row of Hugging Face's
@@ -500,6 +500,24 @@ inline void gguf_read_rope_freqs(const GgufFile& f, ModelConfig* c) {
     if (c->factor == 1) c->rope_scaling = RopeScaling::none;
 }
 
+// Ids that end a text or fill a batch
+inline void gguf_read_token_ids(const GgufFile& f, ModelConfig* c) {
+    auto token = [&](const char* key) {
+        int64_t id = gguf_int(f, std::string("tokenizer.ggml.") + key, -1);
+        if (id < -1 || id >= c->vocab_size)
+            fail("%s: tokenizer.ggml.%s is %lld, outside the vocabulary of %d", f.path.c_str(), key, (long long)id,
+                 c->vocab_size);
+        return (int)id;
+    };
+    c->bos_token_id = token("bos_token_id");
+    c->pad_token_id = token("padding_token_id");
+    for (const char* key : {"eos_token_id", "eot_token_id", "eom_token_id"}) {
+        int id = token(key);
+        if (id >= 0 && std::find(c->eos_token_ids.begin(), c->eos_token_ids.end(), id) == c->eos_token_ids.end())
+            c->eos_token_ids.push_back(id);
+    }
+}
+
 // The model's shape from the metadata; V from the embedding and tie_word_embeddings from the absence of output.weight.
 inline ModelConfig config_from_gguf(const GgufFile& f) {
     const char* path = f.path.c_str();
@@ -547,20 +565,7 @@ inline ModelConfig config_from_gguf(const GgufFile& f) {
         if (gguf_find(f, bias) && !(c.qkv_bias && std::string(bias) == "blk.0.attn_q.bias"))
             fail("%s: the tensor %s is a bias that %s does not have here", path, bias, c.model_type.c_str());
     gguf_read_rope_freqs(f, &c);
-
-    auto token = [&](const char* key) {
-        int64_t id = gguf_int(f, std::string("tokenizer.ggml.") + key, -1);
-        if (id < -1 || id >= c.vocab_size)
-            fail("%s: tokenizer.ggml.%s is %lld, outside the vocabulary of %d", path, key, (long long)id, c.vocab_size);
-        return (int)id;
-    };
-    c.bos_token_id = token("bos_token_id");
-    c.pad_token_id = token("padding_token_id");
-    for (const char* key : {"eos_token_id", "eot_token_id", "eom_token_id"}) {
-        int id = token(key);
-        if (id >= 0 && std::find(c.eos_token_ids.begin(), c.eos_token_ids.end(), id) == c.eos_token_ids.end())
-            c.eos_token_ids.push_back(id);
-    }
+    gguf_read_token_ids(f, &c);
     config_check(c, f.path);
     return c;
 }

@@ -302,6 +302,30 @@ inline void gguf_write_tensor(AtomicFile& file, const Model& m, const ParamTenso
     GgufWriter::padding(file);
 }
 
+// Fails unless blocks of type k hold t, whose quantizer is q or null
+inline void gguf_check_type(const Model& m, const ParamTensor& t, const QuantizedTensor* q, const GgufType& k,
+                            const std::string& path) {
+    std::vector<Grid> grid;
+    std::string why;
+    if (q && k.block > 1) why = gguf_cannot_hold(k, gguf_grid_of(m, *q, &grid));
+    else if (!k.make) why = "its scales are only known of a model trained with --weights nvfp4";
+    else if (t.cols % k.block) why = format("its rows of %lld are not whole blocks of %d", (long long)t.cols, k.block);
+    if (!why.empty())
+        fail("%s: GGUF type %s cannot hold tensor %s: %s; choose another type (auto finds one)", path.c_str(), k.name,
+             t.name.c_str(), why.c_str());
+}
+
+inline void gguf_write_general(GgufWriter& w, const std::string& architecture, const std::string& path,
+                               const GgufType& linear) {
+    size_t slash = path.rfind('/');
+    std::string name = path.substr(slash == std::string::npos ? 0 : slash + 1);
+    w.text("general.architecture", architecture);
+    w.text("general.type", "model");
+    w.text("general.name", name.substr(0, name.rfind(".gguf")));
+    w.u32("general.file_type", linear.file_type);
+    w.u32("general.quantization_version", 2);
+}
+
 // Writes m with its tokenizer to path. type: see GgufTypes. Codes and scales of quantized linears are those of the last
 // model_refresh, exactly. Fails, with nothing written, naming the tensor and the reason if a type cannot hold one.
 inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string& path, const std::string& type) {
@@ -317,28 +341,10 @@ inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string&
         bool rest = t.kind != ParamKind::linear || (quantized && !quantized_tensor(t));
         return rest ? types.rest : types.linear;
     };
-    for (const ParamTensor& t : m.tensors) {
-        const GgufType& k = *type_of(t);
-        const QuantizedTensor* q = quantized_tensor(t);
-        std::vector<Grid> grid;
-        std::string why;
-        if (q && k.block > 1) why = gguf_cannot_hold(k, gguf_grid_of(m, *q, &grid));
-        else if (!k.make) why = "its scales are only known of a model trained with --weights nvfp4";
-        else if (t.cols % k.block)
-            why = format("its rows of %lld are not whole blocks of %d", (long long)t.cols, k.block);
-        if (!why.empty())
-            fail("%s: GGUF type %s cannot hold tensor %s: %s; choose another type (auto finds one)", path.c_str(),
-                 k.name, t.name.c_str(), why.c_str());
-    }
+    for (const ParamTensor& t : m.tensors) gguf_check_type(m, t, quantized_tensor(t), *type_of(t), path);
 
     GgufWriter w;
-    size_t slash = path.rfind('/');
-    std::string name = path.substr(slash == std::string::npos ? 0 : slash + 1);
-    w.text("general.architecture", m.config.model_type);
-    w.text("general.type", "model");
-    w.text("general.name", name.substr(0, name.rfind(".gguf")));
-    w.u32("general.file_type", types.linear->file_type);
-    w.u32("general.quantization_version", 2);
+    gguf_write_general(w, m.config.model_type, path, *types.linear);
     gguf_write_config(w, m.config);
     gguf_write_tokenizer(w, tok, m.config);
     std::vector<float> divisors;

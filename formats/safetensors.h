@@ -78,6 +78,67 @@ struct SafetensorsSet {
 // ----------------------------------------------------------------------------------------------------------------
 // reading
 
+// One entry of a header: where in the data_bytes at `base` the tensor lies
+inline StTensor st_parse_tensor(const std::string& name, const nlohmann::json& info, const uint8_t* base,
+                                uint64_t data_bytes, const std::string& path) {
+    std::string where = path + ": tensor " + shown(name);
+    const char* w = where.c_str();
+    if (!info.is_object() || !info.contains("dtype") || !info["dtype"].is_string() || !info.contains("shape") ||
+        !info["shape"].is_array() || !info.contains("data_offsets") || !info["data_offsets"].is_array() ||
+        info["data_offsets"].size() != 2)
+        fail("%s needs dtype, shape and two data_offsets; the file is damaged", w);
+    StTensor t;
+    t.name = name;
+    t.path = path;
+    t.dtype = info["dtype"].get<std::string>();
+    int dtype = st_dtype_index(t.dtype);
+    if (dtype < 0) fail("%s has the unknown dtype %s", w, shown(t.dtype).c_str());
+    for (auto& d : info["shape"]) {
+        if (!d.is_number_unsigned() || d.get<uint64_t>() > INT64_MAX)
+            fail("%s has a shape entry that is not a size; the file is damaged", w);
+        t.shape.push_back(d.get<int64_t>());
+    }
+    uint64_t offset[2], count, bytes;
+    for (int i = 0; i < 2; i++) {
+        auto& o = info["data_offsets"][i];
+        if (!o.is_number_unsigned()) fail("%s has a data offset that is not an offset; the file is damaged", w);
+        offset[i] = o.get<uint64_t>();
+    }
+    if (offset[0] > offset[1] || offset[1] > data_bytes)
+        fail("%s lies at bytes %llu to %llu of %llu; the file is truncated or damaged, copy it again", w,
+             (unsigned long long)offset[0], (unsigned long long)offset[1], (unsigned long long)data_bytes);
+    if (!st_extent(t.shape, st_dtypes[dtype].bits, &count, &bytes))
+        fail("%s: no file can hold a %s of shape %s", w, t.dtype.c_str(), shape_text(t.shape).c_str());
+    if (bytes != offset[1] - offset[0])
+        fail("%s: a %s of shape %s needs %llu bytes, the header gives it %llu; the file is damaged", w, t.dtype.c_str(),
+             shape_text(t.shape).c_str(), (unsigned long long)bytes, (unsigned long long)(offset[1] - offset[0]));
+    t.data = base + offset[0];
+    t.bytes = bytes;
+    t.count = (int64_t)count;
+    return t;
+}
+
+// Fails unless the tensors, in the order of their places, fill data_bytes at `base` without hole or overlap
+inline void st_check_tiling(const std::map<std::string, StTensor>& tensors, const uint8_t* base, uint64_t data_bytes,
+                            const char* file) {
+    std::vector<const StTensor*> order;
+    for (const auto& [name, t] : tensors) order.push_back(&t);
+    std::sort(order.begin(), order.end(), [](const StTensor* a, const StTensor* b) {
+        return a->data != b->data ? a->data < b->data : a->bytes < b->bytes;
+    });
+    uint64_t end = 0;
+    for (const StTensor* t : order) {
+        const uint64_t begin = (uint64_t)(t->data - base);
+        if (begin != end)
+            fail("%s: tensor %s %s; the file is damaged", file, shown(t->name).c_str(),
+                 begin < end ? "overlaps the one before it" : "leaves a hole before it");
+        end = begin + t->bytes;
+    }
+    if (end != data_bytes)
+        fail("%s: %llu bytes behind the last tensor belong to none; the file is damaged", file,
+             (unsigned long long)(data_bytes - end));
+}
+
 // The header of data [size]; path is for messages. Fails with one line on anything the format does not allow.
 inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path,
                      std::map<std::string, StTensor>* tensors, std::map<std::string, std::string>* metadata) {
@@ -95,73 +156,21 @@ inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path
              (unsigned long long)n, (unsigned long long)size);
     if (data[8] != '{') fail("%s: the header does not begin with '{'; this is not a safetensors file", file);
     const uint8_t* base = data + 8 + n;
-    uint64_t data_bytes = size - 8 - n;
+    const uint64_t data_bytes = size - 8 - n;
 
     nlohmann::json header = json_parse(std::string((const char*)data + 8, (size_t)n), path);
-    struct Span {
-        uint64_t begin, end;
-        const std::string* name;
-        bool operator<(const Span& o) const { return begin != o.begin ? begin < o.begin : end < o.end; }
-    };
-    std::vector<Span> spans;
     for (auto& [name, info] : header.items()) {
-        std::string where = path + ": tensor " + shown(name);
-        const char* w = where.c_str();
-        if (name == "__metadata__") {
-            if (!info.is_object()) fail("%s: __metadata__ is not an object; the file is damaged", file);
-            for (auto& [key, value] : info.items()) {
-                if (!value.is_string()) fail("%s: __metadata__ %s is not a string", file, shown(key).c_str());
-                (*metadata)[key] = value.get<std::string>();
-            }
+        if (name != "__metadata__") {  // json_parse has refused a second tensor of this name
+            tensors->emplace(name, st_parse_tensor(name, info, base, data_bytes, path));
             continue;
         }
-        if (!info.is_object() || !info.contains("dtype") || !info["dtype"].is_string() || !info.contains("shape") ||
-            !info["shape"].is_array() || !info.contains("data_offsets") || !info["data_offsets"].is_array() ||
-            info["data_offsets"].size() != 2)
-            fail("%s needs dtype, shape and two data_offsets; the file is damaged", w);
-        StTensor t;
-        t.name = name;
-        t.path = path;
-        t.dtype = info["dtype"].get<std::string>();
-        int dtype = st_dtype_index(t.dtype);
-        if (dtype < 0) fail("%s has the unknown dtype %s", w, shown(t.dtype).c_str());
-        for (auto& d : info["shape"]) {
-            if (!d.is_number_unsigned() || d.get<uint64_t>() > INT64_MAX)
-                fail("%s has a shape entry that is not a size; the file is damaged", w);
-            t.shape.push_back(d.get<int64_t>());
+        if (!info.is_object()) fail("%s: __metadata__ is not an object; the file is damaged", file);
+        for (auto& [key, value] : info.items()) {
+            if (!value.is_string()) fail("%s: __metadata__ %s is not a string", file, shown(key).c_str());
+            (*metadata)[key] = value.get<std::string>();
         }
-        uint64_t offset[2], count, bytes;
-        for (int i = 0; i < 2; i++) {
-            auto& o = info["data_offsets"][i];
-            if (!o.is_number_unsigned()) fail("%s has a data offset that is not an offset; the file is damaged", w);
-            offset[i] = o.get<uint64_t>();
-        }
-        if (offset[0] > offset[1] || offset[1] > data_bytes)
-            fail("%s lies at bytes %llu to %llu of %llu; the file is truncated or damaged, copy it again", w,
-                 (unsigned long long)offset[0], (unsigned long long)offset[1], (unsigned long long)data_bytes);
-        if (!st_extent(t.shape, st_dtypes[dtype].bits, &count, &bytes))
-            fail("%s: no file can hold a %s of shape %s", w, t.dtype.c_str(), shape_text(t.shape).c_str());
-        if (bytes != offset[1] - offset[0])
-            fail("%s: a %s of shape %s needs %llu bytes, the header gives it %llu; the file is damaged", w,
-                 t.dtype.c_str(), shape_text(t.shape).c_str(), (unsigned long long)bytes,
-                 (unsigned long long)(offset[1] - offset[0]));
-        t.data = base + offset[0];
-        t.bytes = bytes;
-        t.count = (int64_t)count;
-        auto inserted = tensors->emplace(name, std::move(t));  // json_parse has refused a second one of this name
-        spans.push_back({offset[0], offset[1], &inserted.first->first});
     }
-    std::sort(spans.begin(), spans.end());
-    uint64_t end = 0;
-    for (const Span& s : spans) {
-        if (s.begin != end)
-            fail("%s: tensor %s %s; the file is damaged", file, shown(*s.name).c_str(),
-                 s.begin < end ? "overlaps the one before it" : "leaves a hole before it");
-        end = s.end;
-    }
-    if (end != data_bytes)
-        fail("%s: %llu bytes behind the last tensor belong to none; the file is damaged", file,
-             (unsigned long long)(data_bytes - end));
+    st_check_tiling(*tensors, base, data_bytes, file);
 }
 
 inline SafetensorsFile st_open(const std::string& path) {
@@ -322,16 +331,6 @@ inline StWriteTensor st_from_callback(const std::string& name, const std::string
                 std::vector<float> buffer((size_t)n);
                 fill(first, n, buffer.data());
                 st_encode_float(dtype, buffer.data(), n, dst);
-            }};
-}
-
-// Bytes that are already in dtype's layout: bf16 weights, packed codes, integers. data must outlive the write.
-inline StWriteTensor st_from_bytes(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
-                                   const void* data) {
-    int d = st_dtype_index(dtype);
-    int bits = d < 0 ? 8 : st_dtypes[d].bits;  // st_layout refuses the unknown type
-    return {name, dtype, shape, [bits, data](int64_t first, int64_t n, uint8_t* dst) {
-                memcpy(dst, (const uint8_t*)data + first * bits / 8, (size_t)(n * bits / 8));
             }};
 }
 

@@ -1,4 +1,4 @@
-// The kernels of sampling.cuh, which includes this file.
+// The kernels of sampling.cuh.
 //
 // Logits (rows,V). sample_chunk_kernel has a block for each chunk of LM_HEAD_COLUMNS of each row: the trainer's own
 // softmax_chunk_device, and the chunk's part of the draw. sample_row_kernel has a block a row: it merges the chunks in
@@ -12,6 +12,10 @@
 // words with equal logits have equal mass, so their rank follows by division. Masses are integers (fixed point, the
 // largest is 2^45 at V <= 2^17), so sums are exact and do not depend on the order of the threads.
 #pragma once
+#include "../runtime/device.h"
+#include "../runtime/math.h"
+#include "draw.cuh"
+#include "lm_head.cuh"
 
 #if HAS_KERNELS
 // What a draw needs besides the logits; the same in every step of a rollout

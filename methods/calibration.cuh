@@ -51,8 +51,8 @@ inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig
     if (messages) p.messages = messages_field(row, kind);
     else p.question = text_field(row, kind);
     p.bare = name == "question" || name == "problem";
-    if (name == "messages" && use_chat(tok, config)) {  // a whole conversation: nothing is left to answer
-        tokenizer_encode(tok, chat_render(tok.chat, p.messages, nullptr, false, config.enable_thinking), ids);
+    if (name == "messages" && use_chat(config)) {  // a whole conversation: nothing is left to answer
+        tokenizer_encode(tok, chat_render(config.chat, p.messages, nullptr, false, config.enable_thinking), ids);
         return ids;
     }
     ids = make_prompt(tok, p, config).tokens;

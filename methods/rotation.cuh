@@ -3,13 +3,13 @@
 // quantized with smaller steps; the full-precision function stays, since R^T R = 1.
 //
 //   h' = R h,  R = H D,  D random signs, H Hadamard (kernels/hadamard.cuh)
-//   W that reads h   W' = W R^T: each row becomes R row          W that writes h   W' = R W: each column becomes R
-//   column R1  hidden state    read by q,k,v,gate,up and the head, written by embedding, o and down. RMSNorm commutes
-//   with R only
-//                       if its weights are 1: they are folded into the columns of what reads it first
+//   W that reads h    W' = W R^T: each row becomes R row
+//   W that writes h   W' = R W: each column becomes R column
+//
+//   R1  hidden state    read by q,k,v,gate,up and the head, written by embedding, o and down. RMSNorm commutes with R
+//                       only if its weights are 1: they are folded into the columns of what reads it first
 //   R2  values          a rotation for each kv head, written by v (with its bias), read by o in the blocks of every
-//   query
-//                       head of that kv head
+//                       query head of that kv head
 //   R3  q and k         online after RoPE, which does not commute with a rotation; for a quantized KV cache
 //   R4  input of down   online after SwiGLU, down' = down H^T
 // R1 and R2 leave an ordinary model. R3 and R4 (H without signs) are part of the forward and backward of model.cuh, and

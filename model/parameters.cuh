@@ -14,9 +14,9 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "../formats/hf_config.h"
 #include "../kernels/rope.cuh"
 #include "../runtime/rng.h"
+#include "config.h"
 #include "linear.cuh"
 #include "quantizer_rules.h"
 

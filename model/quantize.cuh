@@ -216,15 +216,13 @@ inline void model_forget_grids(Model& m) {
 // On the linears that config.target names ("all", or a list of q,k,v,o,gate,up,down). Inside the quantizer it is a hook:
 // what is quantized is W + s B A, and the gradient of that goes to A and B (L4Q).
 inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool training) {
-    const std::vector<std::string> targets = split_list(config.target, ',');
     std::vector<LoraPlace> places;
     for (Layer& layer : m.layers)
         for (Linear* l : layer_linears(layer)) {
             LoraPlace place = {&l->adapter, {}};
             for (size_t i = 0; i < l->parts.size(); i++) {
                 const LinearPart& p = l->parts[i];
-                if (config.target != "all" && std::find(targets.begin(), targets.end(), p.label) == targets.end())
-                    continue;
+                if (!list_has(config.target, p.label)) continue;
                 place.tensors.push_back({p.name, (int)i, p.row0, p.rows, p.cols, 0, 0});
             }
             if (!place.tensors.empty()) places.push_back(place);

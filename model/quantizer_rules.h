@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 #include "../quant.cuh"
+#include "../runtime/words.h"
 
 struct QuantizerRule {
     std::vector<std::string> where;  // empty: every linear
@@ -40,22 +41,6 @@ struct QuantizerPlace {
 inline std::string place_text(const QuantizerPlace& p) {
     if (p.layer < 0) return p.part;
     return "layers." + std::to_string(p.layer) + (p.part.empty() ? "" : "." + p.part);
-}
-
-inline std::string trim(const std::string& s) {
-    const size_t first = s.find_first_not_of(" \t\n"), last = s.find_last_not_of(" \t\n");
-    return first == s.npos ? "" : s.substr(first, last - first + 1);
-}
-
-// the items between separators, without spaces around them; "" has none
-inline std::vector<std::string> split_list(const std::string& text, char separator) {
-    std::vector<std::string> items;
-    for (size_t at = 0; at <= text.size() && !trim(text).empty();) {
-        const size_t end = std::min(text.find(separator, at), text.size());
-        items.push_back(trim(text.substr(at, end - at)));
-        at = end + 1;
-    }
-    return items;
 }
 
 // does `text` match `pattern`, in which * stands for any characters?
@@ -118,27 +103,25 @@ inline Quantizer single_quantizer(const QuantizerRules& rules) {
 inline QuantizerRules rules_parse(const std::string& text, const char* flag, const std::string& layers = "all") {
     QuantizerRules out;
     out.flag = flag;
-    for (const std::string& item : split_list(text, ';')) {
+    for (const std::string& item : split_words(text, ";")) {
         QuantizerRule r;
         const size_t equals = item.find('=');
         if (equals != item.npos) {
-            r.where = split_list(item.substr(0, equals), ',');
+            r.where = split_words(item.substr(0, equals));
             for (const std::string& w : r.where)
                 if (w.empty()) fail_usage("--%s %s: an empty name before =", flag, item.c_str());
-            if (r.where.empty()) fail_usage("--%s %s: nothing is named before =", flag, item.c_str());
         } else if (!out.rules.empty()) {
             fail_usage("--%s %s: only the first quantizer can stand without names; write NAMES=%s", flag, text.c_str(),
                        item.c_str());
         }
-        r.quantizer = quantizer_parse(equals == item.npos ? item : trim(item.substr(equals + 1)), flag);
+        r.quantizer = quantizer_parse(equals == item.npos ? item : split_words(item.substr(equals + 1), ";")[0], flag);
         out.rules.push_back(r);
     }
-    if (out.rules.empty()) fail_usage("--%s: no quantizer; give none, or one such as int4:g32", flag);
     if (layers == "all") return out;
     if (out.rules.size() > 1 || !out.rules[0].where.empty())
         fail_usage("--quantize_layers %s is for a single quantizer; name the layers in --%s instead", layers.c_str(),
                    flag);
-    out.rules[0].where = split_list(layers, ',');
+    out.rules[0].where = split_words(layers);
     return out;
 }
 

@@ -81,19 +81,13 @@ inline void push_token(AnswerLexer& lx, char kind, const std::string& s, bool sp
     lx.tokens.push_back({kind, s, space, text});
 }
 
-// A number at s[i]; returns one past it. Thousands: groups of three digits after "," (not inside brackets, where it
-// separates coordinates), "{,}", ",\!", "\,", "\!", "~" or one space; the first group has one to three digits and is
-// not 0.
-inline size_t lex_number(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
-    auto digits = [&](size_t p) {
-        while (p < s.size() && is_ascii_digit(s[p])) p++;
-        return p;
-    };
-    size_t e = digits(i);
-    std::string number = s.substr(i, e - i);
+// Groups of thousands from s[e] on, appended to number; returns one past them. Groups of three digits after "," (not
+// inside brackets, where it separates coordinates), "{,}", ",\!", "\,", "\!", "~" or one space; the first group has one
+// to three digits and is not 0.
+inline size_t lex_thousands(AnswerLexer& lx, const std::string& s, size_t e, std::string& number) {
     size_t zeros = number.find_first_not_of('0');
-    bool groups = zeros != std::string::npos && number.size() - zeros <= 3;
-    while (groups) {
+    if (zeros == std::string::npos || number.size() - zeros > 3) return e;
+    for (;;) {
         size_t p = e;
         bool comma = p < s.size() && s[p] == ',', bare = false;
         if (text_at(s, p, "{,}")) p += 3;
@@ -108,32 +102,44 @@ inline size_t lex_number(AnswerLexer& lx, const std::string& s, size_t i, bool s
         } else if (text_at(s, p, "\\ ") && p == e) {
             p += 2;
         }
-        size_t q = digits(p);
-        if (p == e || q != p + 3 || (bare && (lx.brackets > 0 || lx.list_commas))) break;
-        if (!comma && q < s.size() && s[q] == '/') break;  // 7 345/400
+        size_t q = digits_end(s, p);
+        if (p == e || q != p + 3 || (bare && (lx.brackets > 0 || lx.list_commas))) return e;
+        if (!comma && q < s.size() && s[q] == '/') return e;  // 7 345/400
         lx.bare_commas = lx.bare_commas || bare;
         number += s.substr(p, 3);
         e = q;
     }
-    if (e < s.size() && s[e] == '.' && e + 1 < s.size() && (is_ascii_digit(s[e + 1]) || s[e + 1] == '\\')) {
-        size_t q = digits(e + 1), r = q;
-        std::string repeat;
-        for (const char* mark : {"\\overline{", "\\bar{", "\\dot{", "\\overline", "\\bar", "\\dot"}) {
-            if (!text_at(s, q, mark)) continue;
-            size_t b = q + strlen(mark), d = digits(b);
-            bool brace = mark[strlen(mark) - 1] == '{';
-            if (d == b || (brace && !text_at(s, d, "}"))) break;
-            repeat = s.substr(b, d - b);
-            r = d + brace;
-            break;
-        }
-        if (q > e + 1 || !repeat.empty()) number += "." + s.substr(e + 1, q - e - 1);
-        if (!repeat.empty()) number += "r" + repeat;
-        if (q > e + 1 || !repeat.empty()) e = r;
+}
+
+// Decimals from s[e] on, appended to number; returns one past them. Repeating ones (\overline{3}) come after an r.
+inline size_t lex_decimals(const std::string& s, size_t e, std::string& number) {
+    if (e + 1 >= s.size() || s[e] != '.' || !(is_ascii_digit(s[e + 1]) || s[e + 1] == '\\')) return e;
+    size_t q = digits_end(s, e + 1), r = q;
+    std::string repeat;
+    for (const char* mark : {"\\overline{", "\\bar{", "\\dot{", "\\overline", "\\bar", "\\dot"}) {
+        if (!text_at(s, q, mark)) continue;
+        size_t b = q + strlen(mark), d = digits_end(s, b);
+        bool brace = mark[strlen(mark) - 1] == '{';
+        if (d == b || (brace && !text_at(s, d, "}"))) break;
+        repeat = s.substr(b, d - b);
+        r = d + brace;
+        break;
     }
+    if (q == e + 1 && repeat.empty()) return e;
+    number += "." + s.substr(e + 1, q - e - 1);
+    if (!repeat.empty()) number += "r" + repeat;
+    return r;
+}
+
+// A number at s[i]; returns one past it.
+inline size_t lex_number(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
+    size_t e = digits_end(s, i);
+    std::string number = s.substr(i, e - i);
+    e = lex_thousands(lx, s, e, number);
+    e = lex_decimals(s, e, number);
     if (number[0] == '.') number = "0" + number;
     if (e < s.size() && (s[e] == 'e' || s[e] == 'E') && number.find('r') == std::string::npos) {
-        size_t b = e + 1 + (e + 1 < s.size() && (s[e + 1] == '-' || s[e + 1] == '+')), q = digits(b);
+        size_t b = e + 1 + (e + 1 < s.size() && (s[e + 1] == '-' || s[e + 1] == '+')), q = digits_end(s, b);
         if (q > b && q - b <= 3 && (q == s.size() || !is_ascii_letter(s[q]))) {
             number += "e" + s.substr(e + 1, q - e - 1);
             e = q;
@@ -186,8 +192,8 @@ inline void lex_letters(AnswerLexer& lx, const std::string& run, bool space, boo
 
 inline void lex_answer(AnswerLexer& lx, const std::string& s, bool text);
 
-// A command at s[i] (a backslash); returns one past what it used up.
-inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
+// the token of a command that is one operator, 0: it is none
+inline char operator_kind(const std::string& name) {
     // clang-format off
     static const std::map<std::string, char> operators = {
         {"cdot", '*'}, {"times", '*'}, {"ast", '*'}, {"div", '/'}, {"le", 'l'}, {"leq", 'l'}, {"leqslant", 'l'},
@@ -198,31 +204,60 @@ inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool 
         {"langle", 'A'}, {"rangle", 'a'}, {"degree", 'o'}, {"circ", 'o'}, {"deg", 'o'}, {"prime", '\''},
         {"equiv", '='}, {"lbrack", '['}, {"rbrack", ']'}};
     // clang-format on
+    auto it = operators.find(name);
+    return it == operators.end() ? 0 : it->second;
+}
+
+// A command of one character that is no letter, c
+inline void lex_symbol(AnswerLexer& lx, char c, bool space, bool text) {
+    if (c == '{' || c == '}') {
+        lx.brackets += c == '{' ? 1 : -1;
+        push_token(lx, c == '{' ? 'S' : 's', "", space, text);
+    } else if (c == '%' || c == '|' || c == '_') {
+        push_token(lx, c, std::string(1, c), space, text);
+    } else if (c == '\\' && lx.matrices > 0) {
+        push_token(lx, 'R', "", space, text);
+    }
+}
+
+// {...} at s[p], which then is one past it; false: there is none
+inline bool command_argument(const std::string& s, size_t& p, std::string& content) {
+    size_t q = p;
+    while (q < s.size() && is_ascii_space(s[q])) q++;
+    if (q >= s.size() || s[q] != '{') return false;
+    size_t close = matching_brace(s, q, s.size());
+    if (close == s.size()) return false;
+    content = s.substr(q + 1, close - q - 1);
+    p = close + 1;
+    return true;
+}
+
+// What a command of fonts or boxes holds, at s[p], which then is one past it. The real numbers are an interval.
+inline void lex_group(AnswerLexer& lx, const std::string& s, size_t& p, const std::string& name, bool text) {
+    std::string content;
+    if (name == "R" || (name == "mathbb" && (text_at(s, p, "{R}") || text_at(s, p, " R")))) {
+        if (name != "R") p += text_at(s, p, "{R}") ? 3 : 2;
+        lex_answer(lx, "(-\\infty,\\infty)", false);
+    } else if (command_argument(s, p, content) && lx.nesting < 8) {
+        bool words =
+            !in_word_list(" mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb ", name);
+        lx.nesting++;
+        lex_answer(lx, content, words || text);
+        lx.nesting--;
+    }
+}
+
+// A command at s[i] (a backslash); returns one past what it used up.
+inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
     size_t p = i + 1;
     while (p < s.size() && is_ascii_letter(s[p])) p++;
     std::string name = s.substr(i + 1, p - i - 1);
     if (name.empty()) {
-        char c = p < s.size() ? s[p] : 0;
-        if (c == '{' || c == '}') {
-            lx.brackets += c == '{' ? 1 : -1;
-            push_token(lx, c == '{' ? 'S' : 's', "", space, text);
-        } else if (c == '%' || c == '|' || c == '_') {
-            push_token(lx, c, std::string(1, c), space, text);
-        } else if (c == '\\' && lx.matrices > 0) {
-            push_token(lx, 'R', "", space, text);
-        }
-        return c ? p + 1 : p;
+        if (p == s.size()) return p;
+        lex_symbol(lx, s[p], space, text);
+        return s[p] ? p + 1 : p;
     }
-    auto argument = [&](std::string& content) {  // {...} after the name; false: there is none
-        size_t q = p;
-        while (q < s.size() && is_ascii_space(s[q])) q++;
-        if (q >= s.size() || s[q] != '{') return false;
-        size_t close = matching_brace(s, q, s.size());
-        if (close == s.size()) return false;
-        content = s.substr(q + 1, close - q - 1);
-        p = close + 1;
-        return true;
-    };
+    auto argument = [&](std::string& content) { return command_argument(s, p, content); };
     std::string content;
     if (name == "left" || name == "right") {
         if (p < s.size() && s[p] == '.') p++;
@@ -237,25 +272,14 @@ inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool 
                             "operatorname emph"
                             " mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb R ",
                             name)) {
-        bool real = name == "R" || (name == "mathbb" && (text_at(s, p, "{R}") || text_at(s, p, " R")));
-        if (real) {  // the real numbers are an interval
-            if (name != "R") p += text_at(s, p, "{R}") ? 3 : 2;
-            lex_answer(lx, "(-\\infty,\\infty)", false);
-        } else if (argument(content) && lx.nesting < 8) {
-            bool words =
-                !in_word_list(" mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb ", name);
-            lx.nesting++;
-            lex_answer(lx, content, words || text);
-            lx.nesting--;
-        }
+        lex_group(lx, s, p, name, text);
     } else if (name == "begin" || name == "end") {
         argument(content);
         bool matrix = content.find("matrix") != std::string::npos || content == "array";
         if (content == "array" && name == "begin") argument(content);
         if (matrix) push_token(lx, name == "begin" ? 'B' : 'E', content == "vmatrix" ? "det" : "", space, text);
         if (matrix) lx.matrices += name == "begin" ? 1 : -1;
-    } else if (operators.count(name)) {
-        char kind = operators.at(name);
+    } else if (char kind = operator_kind(name)) {
         if (kind == 'S' || kind == 'A' || kind == '[') lx.brackets++;
         if (kind == 's' || kind == 'a' || kind == ']') lx.brackets--;
         push_token(lx, kind, kind == ',' ? "and" : "", space, text);

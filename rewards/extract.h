@@ -21,11 +21,6 @@ struct ExtractedAnswer {
     AnswerRule rule = AnswerRule::none;
 };
 
-inline const char* answer_rule_name(AnswerRule rule) {
-    static const char* const names[] = {"none", "boxed", "hash", "phrase", "math", "number"};
-    return names[(int)rule];
-}
-
 inline bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 inline bool is_ascii_digit(char c) { return c >= '0' && c <= '9'; }
 inline bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -117,70 +112,82 @@ inline BoxedText last_box(const std::string& s) {
     return BoxedText();
 }
 
+// one past the digits at s[i]
+inline size_t digits_end(const std::string& s, size_t i) {
+    while (i < s.size() && is_ascii_digit(s[i])) i++;
+    return i;
+}
+
+// one past \frac{..}{..} or \sqrt{..} at s[i]; i if there is none
+inline size_t latex_number_end(const std::string& s, size_t i) {
+    if (i >= s.size() || s[i] != '\\') return i;
+    size_t q = i + 1 + (i + 1 < s.size() && strchr("dtc", s[i + 1]) && s[i + 1] && text_at(s, i + 2, "frac"));
+    int args = text_at(s, q, "frac") ? 2 : text_at(s, q, "sqrt") ? 1 : 0;
+    if (args == 0) return i;
+    for (q += 4; args > 0; args--) {
+        while (q < s.size() && s[q] == ' ') q++;
+        if (q < s.size() && is_ascii_digit(s[q])) {
+            q++;
+            continue;
+        }
+        if (q >= s.size() || s[q] != '{') return i;
+        size_t limit = q + 256 < s.size() ? q + 256 : s.size(), close = matching_brace(s, q, limit);
+        if (close == limit) return i;
+        q = close + 1;
+    }
+    return q;
+}
+
+// one past the digits at s[i] and the groups and decimals behind them: 1,234.50, 1{,}234
+inline size_t grouped_digits_end(const std::string& s, size_t i) {
+    for (size_t e = digits_end(s, i);;) {
+        size_t q = e;
+        if (q < s.size() && (s[q] == ',' || s[q] == '.')) q++;
+        else if (text_at(s, q, "{,}")) q += 3;
+        else if (text_at(s, q, ",\\!") || text_at(s, q, "\\,")) q += text_at(s, q, "\\,") ? 2 : 3;
+        if (q == e || digits_end(s, q) == q) return e;
+        e = digits_end(s, q);
+    }
+}
+
+// what belongs to a number whose digits end at e: a fraction, a time, an exponent, a factor, a percent sign
+inline size_t number_tail_end(const std::string& s, size_t e) {
+    auto digit = [&](size_t i) { return i < s.size() && is_ascii_digit(s[i]); };
+    if (e < s.size() && (s[e] == '/' || s[e] == ':') && digit(e + 1)) e = digits_end(s, e + 1);
+    else if (e < s.size() && s[e] == ' ' && digit(e + 1)) {
+        size_t q = digits_end(s, e + 1);
+        if (q < s.size() && s[q] == '/' && digit(q + 1)) e = digits_end(s, q + 1);
+    } else if (e < s.size() && s[e] == '^') {
+        if (digit(e + 1)) e = digits_end(s, e + 1);
+        else if (e + 1 < s.size() && s[e + 1] == '{') {
+            size_t limit = e + 257 < s.size() ? e + 257 : s.size(), close = matching_brace(s, e + 1, limit);
+            if (close < limit) e = close + 1;
+        }
+    }
+    e = latex_number_end(s, e);
+    if (text_at(s, e, "\\pi")) e += 3;
+    if (e < s.size() && s[e] == '%') e++;
+    else if (text_at(s, e, "\\%")) e += 2;
+    return e;
+}
+
 // The next number at or after `p`: 18, -1,234.50, 3/4, 7 3/4, 12:00, 25%, 10^{6}, \frac{2}{5}, 2\sqrt{3}. Digits inside
 // a name (x2) and exponents (m^2) are not numbers. false: there is none.
 inline bool next_number(const std::string& s, size_t p, size_t& begin, size_t& end) {
     auto digit = [&](size_t i) { return i < s.size() && is_ascii_digit(s[i]); };
-    auto digits = [&](size_t i) {
-        while (digit(i)) i++;
-        return i;
-    };
-    auto latex = [&](size_t i) {  // one past \frac{..}{..} or \sqrt{..}; i if there is none
-        if (i >= s.size() || s[i] != '\\') return i;
-        size_t q = i + 1 + (i + 1 < s.size() && strchr("dtc", s[i + 1]) && s[i + 1] && text_at(s, i + 2, "frac"));
-        int args = text_at(s, q, "frac") ? 2 : text_at(s, q, "sqrt") ? 1 : 0;
-        if (args == 0) return i;
-        for (q += 4; args > 0; args--) {
-            while (q < s.size() && s[q] == ' ') q++;
-            if (digit(q)) {
-                q++;
-                continue;
-            }
-            if (q >= s.size() || s[q] != '{') return i;
-            size_t limit = q + 256 < s.size() ? q + 256 : s.size(), close = matching_brace(s, q, limit);
-            if (close == limit) return i;
-            q = close + 1;
-        }
-        return q;
-    };
     for (size_t i = p; i < s.size(); i++) {
-        size_t e = i;
-        if (s[i] == '\\' && (e = latex(i)) > i) {
-            begin = i;
-        } else if (digit(i) || (s[i] == '.' && digit(i + 1))) {
+        size_t e = latex_number_end(s, i);
+        begin = i;
+        if (e == i) {
+            if (!digit(i) && !(s[i] == '.' && digit(i + 1))) continue;
             bool name = i > p && (is_ascii_letter(s[i - 1]) || s[i - 1] == '_' || s[i - 1] == '^');
             name = name || (i > p + 1 && s[i - 1] == '{' && strchr("^_", s[i - 2]));
-            begin = i;
-            e = digits(i);
-            for (;;) {
-                size_t q = e;
-                if (q < s.size() && (s[q] == ',' || s[q] == '.')) q++;
-                else if (text_at(s, q, "{,}")) q += 3;
-                else if (text_at(s, q, ",\\!") || text_at(s, q, "\\,")) q += text_at(s, q, "\\,") ? 2 : 3;
-                if (q == e || !digit(q)) break;
-                e = digits(q);
-            }
+            e = grouped_digits_end(s, i);
             if (name) {
                 i = e - 1;
                 continue;
             }
-            if (e < s.size() && (s[e] == '/' || s[e] == ':') && digit(e + 1)) e = digits(e + 1);
-            else if (e < s.size() && s[e] == ' ' && digit(e + 1)) {
-                size_t q = digits(e + 1);
-                if (q < s.size() && s[q] == '/' && digit(q + 1)) e = digits(q + 1);
-            } else if (e < s.size() && s[e] == '^') {
-                if (digit(e + 1)) e = digits(e + 1);
-                else if (e + 1 < s.size() && s[e + 1] == '{') {
-                    size_t limit = e + 257 < s.size() ? e + 257 : s.size(), close = matching_brace(s, e + 1, limit);
-                    if (close < limit) e = close + 1;
-                }
-            }
-            e = latex(e);
-            if (text_at(s, e, "\\pi")) e += 3;
-            if (e < s.size() && s[e] == '%') e++;
-            else if (text_at(s, e, "\\%")) e += 2;
-        } else {
-            continue;
+            e = number_tail_end(s, e);
         }
         // a sign belongs to the number unless it stands right after an operand ("9-3")
         size_t sign = begin;

@@ -7,8 +7,8 @@
 // - Lists and sets without order, tuples and intervals in order with their brackets; \pm is a list of two; unions
 //   without order; matrices by entry; an inequality equals the interval it describes.
 // - Other expressions by their values at a few points (complex doubles, relative 10^-9; where a root, power or
-// logarithm
-//   leaves the real numbers the point does not count). Equations and inequalities up to a constant factor, likewise.
+//   logarithm leaves the real numbers the point does not count). Equations and inequalities up to a constant factor,
+//   likewise.
 // - Text by its letters, ignoring case.
 //
 // The trap: a gold answer that cannot be read is a data error. It is `unparsable`, and pays nothing, also when the

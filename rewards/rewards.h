@@ -14,6 +14,7 @@
 #include <vector>
 #include "../runtime/error.h"
 #include "../runtime/nearest.h"
+#include "../runtime/words.h"
 #include "grader.h"
 
 struct RewardInput {
@@ -116,24 +117,13 @@ struct RewardSet {
     std::vector<float> weights;        // [rewards]
 };
 
-inline std::vector<std::string> split_commas(const std::string& s) {
-    std::vector<std::string> parts;
-    for (size_t i = 0; i <= s.size();) {
-        size_t e = std::min(s.find(',', i), s.size());
-        parts.push_back(trim_text(s.substr(i, e - i)));
-        i = e + 1;
-    }
-    return parts;
-}
-
 // "exact,format" and "1.0,0.1"; no weights: all 1. Wrong names, counts and numbers are usage errors.
 inline RewardSet rewards_parse(const std::string& names, const std::string& weights) {
     RewardSet set;
     std::vector<std::string> known;
     for (const RewardEntry& entry : reward_table()) known.push_back(entry.name);
-    std::string list;
-    for (const std::string& name : known) list += (list.empty() ? "" : ", ") + name;
-    for (const std::string& full : split_commas(names)) {
+    const std::string list = join_words(known);
+    for (const std::string& full : split_words(names)) {
         const std::string name = full.substr(0, 64);
         const RewardEntry* found = nullptr;
         for (const RewardEntry& entry : reward_table())
@@ -151,7 +141,7 @@ inline RewardSet rewards_parse(const std::string& names, const std::string& weig
         set.weights.assign(set.entries.size(), 1.0f);
         return set;
     }
-    for (const std::string& part : split_commas(weights)) {
+    for (const std::string& part : split_words(weights)) {
         char* end = nullptr;
         float w = strtof(part.c_str(), &end);
         if (part.empty() || *end != 0 || !std::isfinite(w))

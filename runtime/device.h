@@ -319,27 +319,11 @@ __device__ inline Pack128<T> load128(const T* p) {
     return pack;
 }
 
-// a load that will not be used again: it does not displace what the cache should keep
-template <class T>
-__device__ inline Pack128<T> load128_streaming(const T* p) {
-    int4 bits = __ldcs(reinterpret_cast<const int4*>(p));
-    Pack128<T> pack;
-    memcpy(&pack, &bits, 16);
-    return pack;
-}
-
 template <class T>
 __device__ inline void store128(T* p, const Pack128<T>& pack) {
     int4 bits;
     memcpy(&bits, &pack, 16);
     *reinterpret_cast<int4*>(p) = bits;
-}
-
-template <class T>
-__device__ inline void store128_streaming(T* p, const Pack128<T>& pack) {
-    int4 bits;
-    memcpy(&bits, &pack, 16);
-    __stcs(reinterpret_cast<int4*>(p), bits);
 }
 
 // Elements i ... i + size - 1 of a row of C; what lies past C reads as zero and is not stored. aligned: see

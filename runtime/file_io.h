@@ -47,9 +47,8 @@ inline const char* write_advice(int e) {
     }
 }
 
-// overflow-safe a * b and a + b for sizes that a file claims; false on overflow
+// overflow-safe a * b for sizes that a file claims; false on overflow
 inline bool mul_u64(uint64_t a, uint64_t b, uint64_t* product) { return !__builtin_mul_overflow(a, b, product); }
-inline bool add_u64(uint64_t a, uint64_t b, uint64_t* sum) { return !__builtin_add_overflow(a, b, sum); }
 
 // ----------------------------------------------------------------------------------------------------------------
 // reading

@@ -27,6 +27,7 @@
 #include <nlohmann/json.hpp>
 #include "error.h"
 #include "nearest.h"
+#include "words.h"
 
 #define TRAIN_QRL_VERSION "0.1.0"
 
@@ -271,39 +272,12 @@ inline bool interval_has(const Interval& r, double v) {
     return (r.low_open ? v > r.low : v >= r.low) && (r.high_open ? v < r.high : v <= r.high);
 }
 
-// "a|b" or "{a, b}" -> a, b; also splits what a user wrote, by comma. Blanks around a word are dropped.
-inline std::vector<std::string> split_words(const std::string& text, const char* separators) {
-    std::vector<std::string> words;
-    for (size_t at = 0; at <= text.size();) {
-        size_t end = text.find_first_of(separators, at);
-        if (end == std::string::npos) end = text.size();
-        size_t a = text.find_first_not_of(' ', at), b = end;
-        if (a == std::string::npos || a > end) a = end;
-        while (b > a && text[b - 1] == ' ') b--;
-        words.push_back(text.substr(a, b - a));
-        at = end + 1;
-    }
-    return words;
-}
-
+// "a|b" or "{a, b}" -> a, b
 inline std::vector<std::string> allowed_words(const char* allowed) {
     std::string s = allowed;
     if (s.empty() || is_interval(allowed)) return {};
     if (is_set(allowed)) return split_words(s.substr(1, s.size() - 2), ",");
     return split_words(s, "|");
-}
-
-inline std::string join_words(const std::vector<std::string>& words, const char* between = ", ") {
-    std::string s;
-    for (size_t i = 0; i < words.size(); i++) s += (i ? between : "") + words[i];
-    return s;
-}
-
-// is `item` in a comma list such as --quantize_layers? "all" holds everything
-inline bool list_has(const std::string& list, const std::string& item) {
-    for (const std::string& word : split_words(list, ","))
-        if (word == item || word == "all") return true;
-    return false;
 }
 
 // grpo, sft, ... for a bit mask

@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include "../formats/export_model.h"
-#include "../runtime/options.h"
+#include "../runtime/words.h"
+#include "load_model.h"
+#include "safetensors_test.h"
 #include "test_rules.h"
 
 namespace fs = std::filesystem;

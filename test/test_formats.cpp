@@ -8,6 +8,7 @@
 #include "../runtime/file_io.h"
 #include "../runtime/rng.h"
 #include "file_test.h"
+#include "safetensors_test.h"
 
 // No file of this process may grow beyond `bytes` while this lives: a full disk for a test without root. It raises
 // EFBIG where a full disk raises ENOSPC.

@@ -10,8 +10,8 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#include "../formats/checkpoint.h"
 #include "../train.cuh"
+#include "load_model.h"
 #include "test_device.h"
 #include "test_rules.h"
 

@@ -2,8 +2,8 @@
 // decode over codes against decode over the values they stand for; and with whole models that sampler and trainer
 // compute the same log-probabilities to the bit, in any batch, cut into micro-batches and with recomputed activations.
 #include <algorithm>
-#include "../formats/checkpoint.h"
 #include "../grpo.cuh"
+#include "load_model.h"
 #include "operator_test.h"
 #include "test_device.h"
 #include "test_rules.h"

@@ -9,10 +9,10 @@
 #include <set>
 #include <string>
 #include <vector>
-#include "../formats/checkpoint.h"
 #include "../formats/merged_adapter.h"
 #include "../formats/peft.h"
 #include "../grpo.cuh"
+#include "load_model.h"
 #include "operator_test.h"
 #include "test_device.h"
 #include "tiny_model.h"

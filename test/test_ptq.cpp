@@ -447,7 +447,6 @@ static std::string text_file(const std::string& name, const std::string& text) {
 
 TEST(Calibration, Documents) {
     Tokenizer tok = tokenizer_byte_level();
-    tok.chat = ChatTemplate::none;
     PromptConfig config;
     auto text = [&](const std::vector<int>& ids) { return tokenizer_decode(tok, ids, false); };
     std::string rows =

@@ -236,9 +236,9 @@ TEST(Simt, ReductionsOfDeviceHeader) {
 __global__ void packs_kernel(bf16* out, const bf16* in, int C, bool aligned) {
     for (int i = threadIdx.x * Pack128<bf16>::size; i < C; i += blockDim.x * Pack128<bf16>::size) {
         Pack128<bf16> pack = load_pack(in, i, C, aligned);
-        if (aligned && i + Pack128<bf16>::size <= C) pack = load128_streaming(in + i);
+        if (aligned && i + Pack128<bf16>::size <= C) pack = load128(in + i);
         for (int k = 0; k < Pack128<bf16>::size; k++) pack[k] = bf16(2.0f * (float)pack[k]);
-        if (aligned && i + Pack128<bf16>::size <= C) store128_streaming(out + i, pack);
+        if (aligned && i + Pack128<bf16>::size <= C) store128(out + i, pack);
         else store_pack(out, i, C, aligned, pack);
     }
 }

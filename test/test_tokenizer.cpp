@@ -1,14 +1,19 @@
-// Tests of tokenizer.h, chat_template.h and runtime/unicode.h. The oracle tests read ../shared/tokenizer/qwen3 (made by
-// Hugging Face's tokenizers and Jinja2, see its README); the others need nothing but this file. Expected words and ids
-// of the small vocabularies are worked out by hand from the regular expressions and the merge list.
+// Tests of tokenizer.h, formats/tokenizer_file.h, data/chat_template.h and runtime/unicode.h. The oracle tests read
+// ../shared/tokenizer/qwen3 (made by Hugging Face's tokenizers and Jinja2, see its README); the others need nothing but
+// this file. Expected words and ids of the small vocabularies are worked out by hand from the regular expressions and
+// the merge list.
 #include <gtest/gtest.h>
 #include <functional>
 #include <random>
 #include <unistd.h>
-#include "../tokenizer.h"
+#include "../data/chat_template.h"
+#include "../formats/tokenizer_file.h"
 
 using Json = nlohmann::ordered_json;
 static const std::string kQwen3 = "../shared/tokenizer/qwen3";
+static constexpr const char* kChatMLTemplate =
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 struct TempDir {
     std::filesystem::path path;
@@ -257,7 +262,7 @@ TEST(ByteLevel, IdsAreBytes) {
     EXPECT_EQ(tokenizer_vocab_size(t), 259);
     EXPECT_EQ(t.eos, (std::vector<int>{258}));
     EXPECT_EQ(t.pad, 256);
-    EXPECT_EQ(t.chat, ChatTemplate::chatml);
+    EXPECT_EQ(t.chat_text, "");
     EXPECT_TRUE(tokenizer_is_special(t, 257) && tokenizer_is_eos(t, 258) && !tokenizer_is_special(t, 32));
     EXPECT_EQ(tokenizer_id(t, "<|im_start|>"), 257);
     std::string all;
@@ -272,7 +277,7 @@ TEST(ByteLevel, IdsAreBytes) {
     EXPECT_EQ(tokenizer_decode(t, {'a', -1, 259, 1 << 30, 0xE4}), "a\uFFFD");  // ids that are no tokens give nothing
     EXPECT_EQ(encode(t, "a\xFF"), (std::vector<int>{'a', 0xEF, 0xBF, 0xBD}));
     Json messages = {{{"role", "user"}, {"content", "hi"}}};
-    std::string text = chat_render(t.chat, messages, nullptr, true, -1);
+    std::string text = chat_render(ChatTemplate::chatml, messages, nullptr, true, -1);
     EXPECT_EQ(text, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
     EXPECT_EQ(encode(t, text)[0], 257);
 }
@@ -320,7 +325,7 @@ TEST(AddedTokens, Properties) {
     EXPECT_EQ(encode(t, "e\u0301!"), (std::vector<int>{261}));
     EXPECT_EQ(encode(t, "<s><l>", false), (std::vector<int>{'<', 's', '>', 258}));  // only special ones are passed over
     EXPECT_EQ(tokenizer_decode(t, {257, 258, 'a'}, true), "<l>a");
-    EXPECT_EQ(t.chat, ChatTemplate::none);
+    EXPECT_EQ(chat_template_detect(t.chat_text), ChatTemplate::none);
 }
 
 TEST(Files, SaveAndLoadGiveTheSameTokenizer) {
@@ -334,8 +339,8 @@ TEST(Files, SaveAndLoadGiveTheSameTokenizer) {
     Tokenizer loaded, again;
     tokenizer_load(loaded, (source.path / "tokenizer.json").string());
     EXPECT_EQ(loaded.pad, 263);  // a new token gets the next id
-    EXPECT_EQ(loaded.chat, ChatTemplate::unknown);
-    EXPECT_FAILS(chat_render(loaded.chat, Json::array(), nullptr, true, -1), "chat template");
+    EXPECT_EQ(loaded.chat_text, "{{ 1 }}");
+    EXPECT_FAILS(chat_render(chat_template_detect(loaded.chat_text), Json::array(), nullptr, true, -1), "chat template");
     EXPECT_EQ(encode(loaded, "ab", true, true), (std::vector<int>{257, 256}));
     EXPECT_EQ(encode(loaded, "ab"), (std::vector<int>{256}));
     for (const Tokenizer& t : {loaded, tokenizer_byte_level(), small_tokenizer("smollm", {"a b"}),
@@ -346,8 +351,8 @@ TEST(Files, SaveAndLoadGiveTheSameTokenizer) {
         EXPECT_EQ(again.flags, t.flags);
         EXPECT_EQ(again.merges, t.merges);
         EXPECT_EQ(again.eos, t.eos);
-        EXPECT_EQ(std::vector<int>({again.bos, again.pad, again.add_bos, (int)again.pre, (int)again.chat}),
-                  std::vector<int>({t.bos, t.pad, t.add_bos, (int)t.pre, (int)t.chat}));
+        EXPECT_EQ(std::vector<int>({again.bos, again.pad, again.add_bos, (int)again.pre}),
+                  std::vector<int>({t.bos, t.pad, t.add_bos, (int)t.pre}));
         EXPECT_EQ(again.model_max_length, t.model_max_length);
         EXPECT_EQ(again.chat_text, t.chat_text);
         for (const std::string& text : texts) {
@@ -375,7 +380,7 @@ TEST(Files, VocabAndMerges) {
         tokenizer_load(t, (dir.path / name).string());
         EXPECT_EQ(t.pre, PreTokenizer::gpt2);
         EXPECT_EQ(t.eos, (std::vector<int>{301, 300}));
-        EXPECT_EQ(t.chat, ChatTemplate::chatml);
+        EXPECT_EQ(chat_template_detect(t.chat_text), ChatTemplate::chatml);
         EXPECT_EQ(encode(t, "ab<x><e>"), (std::vector<int>{256, 300, 301}));
         EXPECT_EQ(tokenizer_decode(t, {300, 301, 280}, true), "<x>");  // 257..299: holes
     }
@@ -624,7 +629,7 @@ TEST(Qwen3Oracle, Facts) {
     EXPECT_EQ(t.eos, (std::vector<int>{151645}));
     EXPECT_EQ(t.pad, 151643);
     EXPECT_FALSE(t.add_bos);
-    EXPECT_EQ(t.chat, ChatTemplate::qwen3);
+    EXPECT_EQ(chat_template_detect(t.chat_text), ChatTemplate::qwen3);
     EXPECT_TRUE(tokenizer_is_special(t, 151656));
     EXPECT_FALSE(tokenizer_is_special(t, tokenizer_id(t, "<think>")));
     int special = 0;
@@ -653,12 +658,13 @@ TEST(Qwen3Oracle, EncodeAndDecode) {
 TEST(Qwen3Oracle, Chats) {
     NEEDS_QWEN3();
     const Tokenizer& t = qwen3_tokenizer();
+    const ChatTemplate kind = chat_template_detect(t.chat_text);
     std::vector<Json> rows = json_lines(kQwen3 + "/chat-oracle.jsonl");
     ASSERT_GT(rows.size(), 20u);
     for (const Json& row : rows) {
         int thinking = row.contains("enable_thinking") ? (int)row["enable_thinking"].get<bool>() : -1;
         Json tools = row.contains("tools") ? row["tools"] : Json();
-        std::string text = chat_render(t.chat, row["messages"], tools, row["add_generation_prompt"], thinking);
+        std::string text = chat_render(kind, row["messages"], tools, row["add_generation_prompt"], thinking);
         EXPECT_EQ(text, row["expected"].get<std::string>()) << row["name"];
         EXPECT_EQ(encode(t, text), row["ids"].get<std::vector<int>>()) << row["name"];
     }
@@ -672,7 +678,7 @@ TEST(Qwen3Oracle, SavedFolderIsTheSameTokenizer) {
     tokenizer_load(t, dir.path.string());
     EXPECT_EQ(t.text, qwen3_tokenizer().text);
     EXPECT_EQ(t.flags, qwen3_tokenizer().flags);
-    EXPECT_EQ(t.chat, ChatTemplate::qwen3);
+    EXPECT_EQ(chat_template_detect(t.chat_text), ChatTemplate::qwen3);
     for (const Json& row : json_lines(kQwen3 + "/oracle.jsonl"))
         EXPECT_EQ(encode(t, row["text"].get<std::string>()), row["ids"].get<std::vector<int>>());
 }

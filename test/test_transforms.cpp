@@ -4,9 +4,9 @@
 #include <unistd.h>
 #include <cmath>
 #include <filesystem>
-#include "../formats/checkpoint.h"
 #include "../methods/ptq.cuh"
 #include "../train.cuh"
+#include "load_model.h"
 #include "test_device.h"
 #include "test_rules.h"
 

@@ -19,7 +19,7 @@
 #include <string_view>
 #include <vector>
 #include <nlohmann/json.hpp>
-#include "runtime/error.h"
+#include "../runtime/error.h"
 
 enum class ChatTemplate {
     none,            // the model has no template (a base model)
@@ -34,15 +34,6 @@ enum class ChatTemplate {
     llama3           // <|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|> (3.0; not 3.1's dates and tools)
 };
 
-inline const char* chat_template_name(ChatTemplate kind) {
-    static const char* const names[] = {"none",    "unknown",      "chatml", "smollm2",        "qwen2",
-                                        "qwen2.5", "qwen2.5-math", "qwen3",  "qwen3-instruct", "llama3"};
-    return names[(int)kind];
-}
-
-static constexpr const char* kChatMLTemplate =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
-    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 static constexpr const char* kSmolLM2System =
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // no full stop: as published
 static constexpr const char* kQwen2System = "You are a helpful assistant.";
@@ -83,61 +74,39 @@ inline std::string python_float_repr(double x) {
     return sign + digits.substr(0, (size_t)exponent + 1) + "." + digits.substr((size_t)exponent + 1);
 }
 
+inline void python_json_string(std::string& out, const std::string& text) {
+    static constexpr char plain[] = "\"\\\n\r\t\f\b", letters[] = "\"\\nrtfb";
+    out += '"';
+    for (char c : text) {
+        const char* at = c ? strchr(plain, c) : nullptr;
+        if (at) out += {'\\', letters[at - plain]};
+        else if ((unsigned char)c < 0x20) out += format("\\u%04x", (unsigned)c);
+        else out += c;
+    }
+    out += '"';
+}
+
 inline void python_json_append(std::string& out, const nlohmann::ordered_json& v, int depth = 0) {
     if (depth > 200) fail("chat template: JSON nested deeper than 200 levels");
+    const char* comma = "";
     switch (v.type()) {
         case nlohmann::ordered_json::value_t::string:
-            out += '"';
-            for (char c : v.get_ref<const std::string&>()) {
-                switch (c) {
-                    case '"':
-                        out += "\\\"";
-                        break;
-                    case '\\':
-                        out += "\\\\";
-                        break;
-                    case '\n':
-                        out += "\\n";
-                        break;
-                    case '\r':
-                        out += "\\r";
-                        break;
-                    case '\t':
-                        out += "\\t";
-                        break;
-                    case '\f':
-                        out += "\\f";
-                        break;
-                    case '\b':
-                        out += "\\b";
-                        break;
-                    default:
-                        if ((unsigned char)c < 0x20) {
-                            out += format("\\u%04x", (unsigned)c);
-                        } else {
-                            out += c;
-                        }
-                }
-            }
-            out += '"';
+            python_json_string(out, v.get_ref<const std::string&>());
             break;
-        case nlohmann::ordered_json::value_t::object: {
+        case nlohmann::ordered_json::value_t::object:
             out += '{';
-            bool first = true;
-            for (auto it = v.begin(); it != v.end(); ++it) {
-                if (!first) out += ", ";
-                first = false;
-                python_json_append(out, nlohmann::ordered_json(it.key()), depth + 1);
+            for (auto it = v.begin(); it != v.end(); ++it, comma = ", ") {
+                out += comma;
+                python_json_string(out, it.key());
                 out += ": ";
                 python_json_append(out, it.value(), depth + 1);
             }
             out += '}';
             break;
-        }
         case nlohmann::ordered_json::value_t::array:
             out += '[';
-            for (size_t i = 0; i < v.size(); i++) {
-                if (i) out += ", ";
+            for (size_t i = 0; i < v.size(); i++, comma = ", ") {
+                out += comma;
                 python_json_append(out, v[i], depth + 1);
             }
             out += ']';
@@ -312,6 +281,33 @@ inline std::string render_qwen2_5(const nlohmann::ordered_json& messages, const 
     return out;
 }
 
+// The last real question: a user message that is not a tool response in disguise. Reasoning after it is kept.
+inline size_t qwen3_last_query(const nlohmann::ordered_json& messages) {
+    auto starts = [](const std::string& s, std::string_view p) { return s.compare(0, p.size(), p) == 0; };
+    auto ends = [](const std::string& s, std::string_view p) {
+        return s.size() >= p.size() && s.compare(s.size() - p.size(), p.size(), p) == 0;
+    };
+    for (size_t i = messages.size(); i-- > 0;) {
+        const nlohmann::ordered_json* content = jinja_get(messages[i], "content");
+        if (jinja_text(messages[i], "role", i) != "user" || !content || !content->is_string()) continue;
+        const std::string& text = content->get_ref<const std::string&>();
+        if (!starts(text, "<tool_response>") || !ends(text, "</tool_response>")) return i;
+    }
+    return messages.size() - 1;
+}
+
+// An assistant's reasoning: its own field, or what stands in <think> before the content, which then loses it
+inline std::string qwen3_reasoning(const nlohmann::ordered_json& message, std::string& content) {
+    const nlohmann::ordered_json* field = jinja_get(message, "reasoning_content");
+    if (field && field->is_string()) return field->get<std::string>();
+    if (content.find("</think>") == std::string::npos) return "";
+    std::string reasoning = strip_newlines(content.substr(0, content.find("</think>")), false, true);
+    size_t open = reasoning.rfind("<think>");
+    if (open != std::string::npos) reasoning = reasoning.substr(open + 7);
+    content = strip_newlines(content.substr(content.rfind("</think>") + 8), true, false);
+    return strip_newlines(reasoning, true, false);
+}
+
 // reasons: false for the -Instruct-2507 models, whose template neither splits nor writes <think> blocks
 inline std::string render_qwen3(const nlohmann::ordered_json& messages, const nlohmann::ordered_json& tools,
                                 bool reasons) {
@@ -325,43 +321,16 @@ inline std::string render_qwen3(const nlohmann::ordered_json& messages, const nl
     } else if (system_first) {
         chatml_turn(out, "system", jinja_text(messages[0], "content", 0));
     }
-
-    // the last real question: a user message that is not a tool response in disguise. Reasoning after it is kept
-    auto starts = [](const std::string& s, std::string_view p) { return s.compare(0, p.size(), p) == 0; };
-    auto ends = [](const std::string& s, std::string_view p) {
-        return s.size() >= p.size() && s.compare(s.size() - p.size(), p.size(), p) == 0;
-    };
-    size_t last_query = messages.size() - 1;
-    for (size_t i = messages.size(); i-- > 0;) {
-        const nlohmann::ordered_json* content = jinja_get(messages[i], "content");
-        if (jinja_text(messages[i], "role", i) != "user" || !content || !content->is_string()) continue;
-        const std::string& text = content->get_ref<const std::string&>();
-        if (starts(text, "<tool_response>") && ends(text, "</tool_response>")) continue;
-        last_query = i;
-        break;
-    }
-
+    const size_t last_query = qwen3_last_query(messages);
     for (size_t i = 0; i < messages.size(); i++) {
         const nlohmann::ordered_json& message = messages[i];
-        const std::string& role = message["role"].get_ref<const std::string&>();
+        const std::string& role = jinja_text(message, "role", i);
         const nlohmann::ordered_json* content_field = jinja_get(message, "content");
         std::string content = content_field && content_field->is_string() ? content_field->get<std::string>() : "";
         if (role == "user" || (role == "system" && i > 0)) {
             chatml_turn(out, role, content);
         } else if (role == "assistant") {
-            std::string reasoning;
-            const nlohmann::ordered_json* field = jinja_get(message, "reasoning_content");
-            if (!reasons) {
-                // content as it stands
-            } else if (field && field->is_string()) {
-                reasoning = field->get<std::string>();
-            } else if (content.find("</think>") != std::string::npos) {
-                reasoning = strip_newlines(content.substr(0, content.find("</think>")), false, true);
-                size_t open = reasoning.rfind("<think>");
-                if (open != std::string::npos) reasoning = reasoning.substr(open + 7);
-                reasoning = strip_newlines(reasoning, true, false);
-                content = strip_newlines(content.substr(content.rfind("</think>") + 8), true, false);
-            }
+            std::string reasoning = reasons ? qwen3_reasoning(message, content) : "";
             out += "<|im_start|>assistant\n";
             if (reasons && i > last_query && (i + 1 == messages.size() || !reasoning.empty())) {
                 out += "<think>\n" + strip_newlines(reasoning, true, true) + "\n</think>\n\n" +
@@ -442,82 +411,89 @@ inline std::string chat_render(ChatTemplate kind, const nlohmann::ordered_json& 
 
 // ---- recognising a template ---------------------------------------------------------------------------------
 
-// One spelling for all texts that Jinja (trim_blocks, lstrip_blocks, as transformers sets it) treats alike: white space
-// control applied, blanks inside tags removed, string literals unescaped and single-quoted, x['role'] written x.role.
-inline std::string chat_template_canonical(const std::string& text) {
-    std::string out, plain;
-    size_t i = 0, n = text.size();
-    bool strip_left = false, trim_newline = false;  // what the tag before the plain text does to it
-    auto flush = [&](bool strip_right, bool lstrip_block) {
-        size_t b = 0, e = plain.size();
-        if (strip_left) {
-            while (b < e && isspace((unsigned char)plain[b])) b++;
-        } else if (trim_newline && b < e && plain[b] == '\n') {
-            b++;
-        }
-        if (strip_right) {
-            while (e > b && isspace((unsigned char)plain[e - 1])) e--;
-        } else if (lstrip_block) {
-            size_t k = e;
-            while (k > b && (plain[k - 1] == ' ' || plain[k - 1] == '\t')) k--;
-            if ((k > b && plain[k - 1] == '\n') || (k == b && (b > 0 || out.empty()))) e = k;
-        }
-        out += plain.substr(b, e - b);
-        plain.clear();
-    };
+// What is between two tags, as Jinja (trim_blocks, lstrip_blocks, as transformers sets it) prints it. Before it a tag
+// that strips white space or trims a newline, behind it one that strips or a block; at_start: nothing is printed yet.
+struct JinjaPlain {
+    bool strip_left = false, trim_newline = false;
+    std::string text;
+};
+
+inline std::string jinja_plain(const JinjaPlain& p, bool strip_right, bool before_block, bool at_start) {
+    size_t b = 0, e = p.text.size();
+    if (p.strip_left) {
+        while (b < e && isspace((unsigned char)p.text[b])) b++;
+    } else if (p.trim_newline && b < e && p.text[b] == '\n') {
+        b++;
+    }
+    if (strip_right) {
+        while (e > b && isspace((unsigned char)p.text[e - 1])) e--;
+    } else if (before_block) {
+        size_t k = e;
+        while (k > b && (p.text[k - 1] == ' ' || p.text[k - 1] == '\t')) k--;
+        if ((k > b && p.text[k - 1] == '\n') || (k == b && (b > 0 || at_start))) e = k;
+    }
+    return p.text.substr(b, e - b);
+}
+
+// The rest of a tag from text[i] on: no blanks, string literals unescaped and single-quoted. i: behind the tag, or n
+inline std::string jinja_tag_body(const std::string& text, size_t& i, char tag) {
+    const size_t n = text.size();
+    const char close = tag == '{' ? '}' : tag;
+    std::string body;
     while (i < n) {
-        if (text[i] != '{' || i + 1 >= n || !strchr("{%#", text[i + 1])) {
-            plain += text[i++];
+        if (tag != '#' && (text[i] == '\'' || text[i] == '"')) {
+            char quote = text[i++];
+            body += '\'';
+            while (i < n && text[i] != quote) {
+                char c = text[i++];
+                if (c == '\\' && i < n) {
+                    c = text[i++];
+                    if (c == 'n') c = '\n';
+                    else if (!strchr("'\"\\", c)) body += "\\\\";  // no known template has it: must not match one
+                }
+                body += c;
+            }
+            i++;
+            body += '\'';
+        } else if (text[i] == close && i + 1 < n && text[i + 1] == '}') {
+            i += 2;
+            break;
+        } else if (isspace((unsigned char)text[i])) {
+            i++;
+        } else {
+            body += text[i++];
+        }
+    }
+    return body;
+}
+
+// One spelling for all texts that Jinja treats alike: white space control applied, tags as jinja_tag_body has them,
+// x['role'] written x.role
+inline std::string chat_template_canonical(const std::string& text) {
+    std::string out;
+    JinjaPlain plain;
+    for (size_t i = 0; i < text.size();) {
+        if (text[i] != '{' || i + 1 >= text.size() || !strchr("{%#", text[i + 1])) {
+            plain.text += text[i++];
             continue;
         }
         char tag = text[i + 1];
         i += 2;
-        bool dash = i < n && text[i] == '-';
+        bool dash = i < text.size() && text[i] == '-';
         if (dash) i++;
-        flush(dash, tag != '{');
-        std::string body;
-        char close = tag == '{' ? '}' : tag;
-        bool closed = false;
-        while (i < n && !closed) {
-            if (tag != '#' && (text[i] == '\'' || text[i] == '"')) {
-                char quote = text[i++];
-                body += '\'';
-                while (i < n && text[i] != quote) {
-                    char c = text[i++];
-                    if (c == '\\' && i < n) {
-                        c = text[i++];
-                        if (c == 'n') {
-                            c = '\n';
-                        } else if (!strchr("'\"\\", c)) {
-                            body += "\\\\";  // an escape that no known template uses: must not match one
-                        }
-                    }
-                    body += c;
-                }
-                i++;
-                body += '\'';
-            } else if (text[i] == close && i + 1 < n && text[i + 1] == '}') {
-                closed = true;
-                i += 2;
-            } else if (isspace((unsigned char)text[i])) {
-                i++;
-            } else {
-                body += text[i++];
-            }
-        }
-        strip_left = !body.empty() && body.back() == '-';
-        if (strip_left) body.pop_back();
-        trim_newline = tag != '{';
+        out += jinja_plain(plain, dash, tag != '{', out.empty());
+        std::string body = jinja_tag_body(text, i, tag);
+        plain = {!body.empty() && body.back() == '-', tag != '{', ""};
+        if (plain.strip_left) body.pop_back();
         for (const char* key : {"role", "content", "tool_calls"}) {
             std::string indexed = format("['%s']", key);
             for (size_t at; (at = body.find(indexed)) != std::string::npos;)
                 body.replace(at, indexed.size(), std::string(".") + key);
         }
-        if (tag != '#') out += std::string("{") + tag + body + close + "}";
+        if (tag != '#') out += std::string("{") + tag + body + (tag == '{' ? '}' : tag) + "}";
     }
-    if (!plain.empty() && plain.back() == '\n') plain.pop_back();  // Jinja's keep_trailing_newline is off
-    flush(false, false);
-    return out;
+    if (!plain.text.empty() && plain.text.back() == '\n') plain.text.pop_back();  // keep_trailing_newline is off
+    return out + jinja_plain(plain, false, false, out.empty());
 }
 
 // text: the chat_template of tokenizer_config.json, chat_template.jinja or a GGUF file; "" gives none

@@ -2,7 +2,7 @@
 #include <chrono>
 #include <cstdio>
 #include "../runtime/file_io.h"
-#include "../tokenizer.h"
+#include "../formats/tokenizer_file.h"
 
 int main(int argc, char** argv) {
     if (argc != 3) {
