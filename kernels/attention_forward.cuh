@@ -155,12 +155,11 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     float c = scale * LOG2_E;
 
     int64_t head = (int64_t)(h / shape.group()) * HD;
-    const Rows<const floatX> k = attention_head(kv.rows(false), start, head);
-    const Rows<const floatX> v = attention_head(kv.rows(true), start, head);
+    const floatX *k = kv.k + start * kv.k_stride + head, *v = kv.v + start * kv.v_stride + head;
     attention_load_rows<ROWS, HDP, THREADS>(q_tile, attention_head(q, start, (int64_t)h * HD), i0, n, HD, aligned);
     auto load = [&](int item, floatX* to) {
-        attention_load_rows<ATTENTION_KEYS, HDP, THREADS>(to, item % 2 ? v : k, item / 2 * ATTENTION_KEYS, n, HD,
-                                                          aligned);
+        Rows<const floatX> rows = {item % 2 ? v : k, item % 2 ? kv.v_stride : kv.k_stride};
+        attention_load_rows<ATTENTION_KEYS, HDP, THREADS>(to, rows, item / 2 * ATTENTION_KEYS, n, HD, aligned);
     };
 
     AttentionChunk<HDP> x;

@@ -95,7 +95,7 @@ constexpr int matmul_shared_bytes() {
 
 // elements from one row to the next of the tile of out, which is stored through shared memory in whole packs
 template <int BN, class O>
-constexpr int matmul_out_ld() {
+HOST_DEVICE constexpr int matmul_out_ld() {
     return BN + 16 / (int)sizeof(O);
 }
 

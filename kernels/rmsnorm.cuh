@@ -159,10 +159,13 @@ inline void rmsnorm_backward_cpu(Rows<floatX> dinp, float* dweight, Rows<const f
 #if HAS_KERNELS
 static constexpr int RMSNORM_BLOCK = 256;
 
-// row r = t * H + h
+// offset of row r = t * H + h
+__device__ inline int64_t rmsnorm_offset(int r, RmsnormShape s, int64_t stride) {
+    return r / s.H * stride + (int64_t)(r % s.H) * s.C;
+}
 template <class T>
 __device__ inline T* rmsnorm_row(Rows<T> x, int r, RmsnormShape s) {
-    return x.row(r / s.H) + (int64_t)(r % s.H) * s.C;
+    return x.p + rmsnorm_offset(r, s, x.stride);
 }
 
 template <int LANES>
@@ -182,7 +185,7 @@ __global__ void rmsnorm_forward_kernel(floatX* residual_out, Rows<floatX> out, f
     int64_t r = (int64_t)blockIdx.x * (RMSNORM_BLOCK / LANES) + threadIdx.x / LANES;
     bool live = r < shape.rows();  // the others still take part in the warp's sums
     int first = threadIdx.x % LANES * W, end = live ? C : 0;
-    int64_t inp_row = live ? rmsnorm_row(inp, (int)r, shape) - inp.p : 0;
+    int64_t inp_row = live ? rmsnorm_offset((int)r, shape, inp.stride) : 0;
     const floatX* row = RESIDUAL ? residual_out + inp_row : inp.p + inp_row;
 
     float sum = 0.0f;
@@ -198,7 +201,7 @@ __global__ void rmsnorm_forward_kernel(floatX* residual_out, Rows<floatX> out, f
     float s = 1.0f / sqrtf(rmsnorm_group_sum<LANES>(sum) / (float)C + eps);
     if (live && first == 0) rstd[r] = s;
 
-    floatX* out_row = live ? rmsnorm_row(out, (int)r, shape) : out.p;
+    floatX* out_row = out.p + (live ? rmsnorm_offset((int)r, shape, out.stride) : 0);
     for (int i = first; i < end; i += LANES * W) {
         Pack128<floatX> a = load_pack(row, i, C, aligned), w = load_pack(weight, i, C, aligned);
         for (int k = 0; k < W; k++) a[k] = (floatX)((float)(floatX)((float)a[k] * s) * (float)w[k]);
