@@ -201,9 +201,9 @@ inline const ExportFormat* export_format(const std::string& name) {
 
 // the format that holds a quantizer best
 inline const char* natural_format(const Quantizer& q) {
-    if (!q.on() || q.spec.format == QuantFormat::fp8e5m2) return "hf";
-    if (q.spec.format == QuantFormat::nf4) return q.group == 64 ? "bnb-nf4" : "hf";
-    return "compressed-tensors";
+    if (!q.on()) return "hf";
+    if (is_bitsandbytes(quant_traits(q.spec))) return q.group == 64 ? "bnb-nf4" : "hf";
+    return *quant_traits(q.spec).compressed_tensors ? "compressed-tensors" : "hf";
 }
 
 inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
@@ -221,11 +221,11 @@ inline void check_container(const std::string& format, const std::string& name, 
     if (export_format(format)->container == Container::none) return;
     QuantizedLinear l;
     l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
-    const bool asymmetric = q.spec.format == QuantFormat::integer && !q.spec.symmetric;
-    l.grid.assign(quantized_linear_grids(l), Grid{1.0f, asymmetric ? 1.0f : 0.0f});  // GPTQ v1 has no zero point 0
+    l.grid.assign(quantized_linear_grids(l),
+                  Grid{1.0f, q.spec.symmetric ? 0.0f : 1.0f});  // GPTQ v1 has no zero point 0
     if (q.double_quant) {
         l.nested.codes.resize(l.grid.size());
-        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), 256));
+        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), QUANT_NESTED));
     }
     container_tensors(l, format, "bfloat16");
 }

@@ -58,7 +58,7 @@ inline void quantizer_save(const Model& m, const std::string& folder) {
         if (learned && !lwc) add(t, "scale", grid_shape(t), [=] { return floats(q->learned.a, q->groups); });
         else add(t, "scale", grid_shape(t), [=, &m] { return grid_part(*q, m.quantizer.double_quant); });
         if (!m.quantizer.spec.symmetric) add(t, "zero", grid_shape(t), [=] { return grid_part(*q, true); });
-        if (m.quantizer.spec.format == QuantFormat::nvfp4)
+        if (quant_traits(m.quantizer.spec).tensor_scale)
             add(t, "tensor_scale", {1}, [=] { return floats(q->state.tensor, 1); });
         if (learned && m.learned_scale == LearnedScale::lsq_offset)
             add(t, "offset", grid_shape(t), [=] { return floats(q->learned.b, q->groups); });
@@ -122,7 +122,7 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
             copy_to_device(t.state.codes, codes.data(), codes.size(), m.dev);
             device_synchronize(m.dev);  // the arrays go
         }
-        if (m.quantizer.spec.format == QuantFormat::nvfp4) {
+        if (quant_traits(m.quantizer.spec).tensor_scale) {
             std::vector<float> tensor = read("tensor_scale", {1});
             copy_to_device(t.state.tensor, tensor.data(), sizeof(float), m.dev);
             device_synchronize(m.dev);

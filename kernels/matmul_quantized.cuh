@@ -24,19 +24,31 @@ static constexpr int64_t QUANTIZED_MATMUL_ROWS = 128;
 static constexpr int64_t QUANTIZED_PANEL_NUMBERS = 1 << 24;  // of Q(W) at a time: 32 MB of bf16
 
 #if HAS_KERNELS
-// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: the numbers of
-// NF4 or e2m1 in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which
-// 2^23 + u - zero makes exact
+// does a format keep codes of this kind in so many bits? Kinds that none has are left out of the kernel
+constexpr bool quantized_has(NumberKind kind, int bits) {
+    for (const FormatTraits& t : quant_formats)
+        for (const FormatName& n : t.names)
+            if (t.kind == kind && (n.bits > 4 ? 8 : n.bits) == bits) return true;
+    return false;
+}
+template <NumberKind KIND, int BITS>
+constexpr bool QUANTIZED_HAS = quantized_has(KIND, BITS);
+
+// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: the format's
+// numbers in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which 2^23 + u - zero
+// makes exact
 template <int BITS>
-__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, QuantFormat format, const float* table,
-                                          float zero, float scale) {
+__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, NumberKind kind, const float* table, float zero,
+                                          float scale) {
     float x[4];
     UNROLL
     for (int e = 0; e < 4; e++) {
         uint32_t u = quantized_step_code(codes, BITS, e);
-        if (BITS == 4 && format != QuantFormat::integer) x[e] = table[u] * scale;
-        else if (BITS == 8 && format == QuantFormat::fp8e5m2) x[e] = e5m2_bits_to_float((uint8_t)u) * scale;
-        else if (BITS == 8 && format != QuantFormat::integer) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
+        if (QUANTIZED_HAS<NumberKind::table, BITS> && kind == NumberKind::table) x[e] = table[u] * scale;
+        else if (QUANTIZED_HAS<NumberKind::e5m2, BITS> && kind == NumberKind::e5m2)
+            x[e] = e5m2_bits_to_float((uint8_t)u) * scale;
+        else if (QUANTIZED_HAS<NumberKind::e4m3, BITS> && kind == NumberKind::e4m3)
+            x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
         else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
     }
     b[0] = pack_bf16(x[0], x[1]);
@@ -55,9 +67,9 @@ __global__ void __launch_bounds__(256, 2)
     constexpr int MT = BM / 16, STAGES = QUANTIZED_STAGES<BM>, A_BYTES = BM * QW_SPAN * 2, CODE_BYTES = 128 * BITS;
     DYNAMIC_SHARED(unsigned char, shared);
     __shared__ float table[16];
-    if (threadIdx.x < 16)
-        table[threadIdx.x] =
-            w.spec.format == QuantFormat::nf4 ? nf4_to_float(threadIdx.x) : e2m1_bits_to_float((uint8_t)threadIdx.x);
+    const NumberKind kind = quant_kind(w.spec);
+    if (threadIdx.x < 16 && kind == NumberKind::table)
+        table[threadIdx.x] = quantized_value(w.spec.format, threadIdx.x, 0.0f, 1.0f);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int stage_bytes = A_BYTES + warps * CODE_BYTES;
     int64_t m0 = (int64_t)blockIdx.y * BM, block_row = (int64_t)blockIdx.x * warps + warp;
@@ -97,9 +109,8 @@ __global__ void __launch_bounds__(256, 2)
 
     float sum[MT][4];
     UNROLL
-    for (int i = 0; i < MT; i++)
-        UNROLL
-        for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
+    for (int i = 0; i < MT; i++) UNROLL
+    for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
     float scale[SCALES], zero[SCALES], next_scale[SCALES], next_zero[SCALES];
     load_scales(next_scale, next_zero, 0);
     for (int s = 0; s < STAGES - 1; s++) load(s);
@@ -117,8 +128,7 @@ __global__ void __launch_bounds__(256, 2)
         for (int step = 0; step < QW_SPAN / 16; step++) {
             uint32_t b[2];
             int s = SCALES == 1 ? 0 : step;
-            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.spec.format, table, zero[s],
-                                     scale[s]);
+            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), kind, table, zero[s], scale[s]);
             UNROLL
             for (int i = 0; i < MT; i++) {
                 uint32_t af[4];
@@ -131,16 +141,15 @@ __global__ void __launch_bounds__(256, 2)
 
     int64_t col = block_row * 8 + lane % 4 * 2;
     UNROLL
-    for (int i = 0; i < MT; i++)
-        UNROLL
-        for (int e = 0; e < 4; e++) {
-            int row = i * 16 + e / 2 * 8 + lane / 4;
-            int64_t n = col + e % 2;
-            if (row >= rows || n >= w.N) continue;
-            float x = sum[i][e];
-            if (bias) x += (float)bias[n];
-            out[(m0 + row) * ldo + n] = (O)x;
-        }
+    for (int i = 0; i < MT; i++) UNROLL
+    for (int e = 0; e < 4; e++) {
+        int row = i * 16 + e / 2 * 8 + lane / 4;
+        int64_t n = col + e % 2;
+        if (row >= rows || n >= w.N) continue;
+        float x = sum[i][e];
+        if (bias) x += (float)bias[n];
+        out[(m0 + row) * ldo + n] = (O)x;
+    }
 }
 
 template <int BITS, int SCALES, int BM, class O>

@@ -158,7 +158,7 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
     const QuantizedWeight& w = *static_cast<const QuantizedWeight*>(weight);
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
     alignas(64) float table[16], scale[R], zero[R];
-    const bool integer = quantized_is_integer(w.spec);
+    const bool integer = quant_is_integer(w.spec);
     for (uint32_t u = 0; u < 16; u++)
         table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
     if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
@@ -205,13 +205,13 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
 }
 
 inline GemmExpand quantized_expander(const QuantizedWeight& w) {
-    switch (w.spec.format) {
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
+    switch (quant_kind(w.spec)) {
+        case NumberKind::e4m3:
             return quantized_expand<8, QUANTIZED_E4M3>;
-        case QuantFormat::fp8e5m2:
+        case NumberKind::e5m2:
             return quantized_expand<8, QUANTIZED_E5M2>;
-        default:
+        case NumberKind::integer:
+        case NumberKind::table:
             break;
     }
     switch (quantized_bits(w)) {
