@@ -75,7 +75,7 @@ ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall -Werror"
 
-SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
+SOURCES := $(wildcard *.cu *.cuh *.h kernels/*.cuh kernels/formats/*.cuh kernels/cpu/*.h runtime/*.h formats/*.h rewards/*.h data/*.h eval/*.h eval/*.cuh methods/*.cuh commands/*.cuh)
 
 all: train_qrl
 
@@ -200,7 +200,8 @@ tests: $(TEST_BINARIES)
 test: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
-	@COVERAGE="$(COVERAGE)" test/run $(TEST_BINARIES) -- test/coverage
+	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
+	  test/run $(TEST_BINARIES) -- test/format_recipe test/coverage
 
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)

@@ -184,8 +184,9 @@ inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLi
     const FormatTraits& traits = quant_traits(q.spec);
     if (!*traits.compressed_tensors)
         cannot_hold(l, name,
-                    format("it has no %s; export %s%s", quant_format_name(q.spec), *traits.bitsandbytes ? "bnb-" : "hf",
-                           traits.bitsandbytes));
+                    q.spec.bits == 8 ? "its 8-bit floats are e4m3; export hf"
+                                     : format("it has no %s; export %s%s", quant_format_name(q.spec),
+                                              *traits.bitsandbytes ? "bnb-" : "hf", traits.bitsandbytes));
     if (traits.kind == NumberKind::integer) {
         require_integers(l, name);
         if (!dynamic_activations) return compressed_tensors_integers(l);

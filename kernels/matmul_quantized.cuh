@@ -40,17 +40,25 @@ constexpr bool QUANTIZED_HAS = quantized_has(KIND, BITS);
 template <int BITS>
 __device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, NumberKind kind, const float* table, float zero,
                                           float scale) {
+    auto number = [=](uint32_t u) {
+        switch (kind) {
+            case NumberKind::table:
+                if (QUANTIZED_HAS<NumberKind::table, BITS>) return table[u];
+                break;
+            case NumberKind::e4m3:
+                if (QUANTIZED_HAS<NumberKind::e4m3, BITS>) return e4m3_bits_to_float((uint8_t)u);
+                break;
+            case NumberKind::e5m2:
+                if (QUANTIZED_HAS<NumberKind::e5m2, BITS>) return e5m2_bits_to_float((uint8_t)u);
+                break;
+            case NumberKind::integer:
+                break;
+        }
+        return bits_float(0x4B000000u | u) - zero;
+    };
     float x[4];
     UNROLL
-    for (int e = 0; e < 4; e++) {
-        uint32_t u = quantized_step_code(codes, BITS, e);
-        if (QUANTIZED_HAS<NumberKind::table, BITS> && kind == NumberKind::table) x[e] = table[u] * scale;
-        else if (QUANTIZED_HAS<NumberKind::e5m2, BITS> && kind == NumberKind::e5m2)
-            x[e] = e5m2_bits_to_float((uint8_t)u) * scale;
-        else if (QUANTIZED_HAS<NumberKind::e4m3, BITS> && kind == NumberKind::e4m3)
-            x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
-        else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
-    }
+    for (int e = 0; e < 4; e++) x[e] = number(quantized_step_code(codes, BITS, e)) * scale;
     b[0] = pack_bf16(x[0], x[1]);
     b[1] = pack_bf16(x[2], x[3]);
 }

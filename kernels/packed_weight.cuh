@@ -100,7 +100,18 @@ HOST_DEVICE int64_t quantized_nested(const QuantizedWeight& w, int parts) {
     return n;
 }
 HOST_DEVICE int quantized_scale_bytes(ScaleStorage s) {
-    return s == ScaleStorage::fp32 ? 4 : s == ScaleStorage::bf16 || s == ScaleStorage::fp16 ? 2 : 1;
+    switch (s) {
+        case ScaleStorage::fp32:
+            return 4;
+        case ScaleStorage::bf16:
+        case ScaleStorage::fp16:
+            return 2;
+        case ScaleStorage::e8m0:
+        case ScaleStorage::e4m3:
+        case ScaleStorage::nested:
+            return 1;
+    }
+    __builtin_unreachable();
 }
 
 inline WeightLayout quantized_layout(Device dev) { return dev.cuda ? WeightLayout::fragments : WeightLayout::panels; }
@@ -181,8 +192,16 @@ HOST_DEVICE int64_t quantized_scale_index(const QuantizedWeight& w, int64_t n, i
     int R = quantized_block_rows(w);
     return (n / R * quantized_groups(w) + g) * R + n % R;
 }
+// double quantization's; n < N
+HOST_DEVICE float quantized_nested_scale(const QuantizedWeight& w, int64_t n, int64_t g, uint8_t byte) {
+    const int part = quantized_part(w, n);
+    const int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
+    return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QUANT_NESTED],
+                             w.tensor[part]);
+}
 HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g) {
-    int64_t i = quantized_scale_index(w, n, g);
+    const int64_t i = quantized_scale_index(w, n, g);
+    const uint8_t* bytes = static_cast<const uint8_t*>(w.scales);
     switch (w.storage) {
         case ScaleStorage::fp32:
             return static_cast<const float*>(w.scales)[i];
@@ -191,17 +210,13 @@ HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g
         case ScaleStorage::fp16:
             return fp16_bits_to_float(static_cast<const uint16_t*>(w.scales)[i]);
         case ScaleStorage::e8m0:
-            return quant_power_of_two((int)static_cast<const uint8_t*>(w.scales)[i] - 127);
-        default:
-            break;
+            return quant_power_of_two((int)bytes[i] - 127);
+        case ScaleStorage::e4m3:
+            return e4m3_bits_to_float(bytes[i]) / w.tensor[quantized_part(w, n)];
+        case ScaleStorage::nested:
+            return n < w.N ? quantized_nested_scale(w, n, g, bytes[i]) : 0.0f;
     }
-    uint8_t byte = static_cast<const uint8_t*>(w.scales)[i];
-    int part = quantized_part(w, n);
-    if (w.storage == ScaleStorage::e4m3) return e4m3_bits_to_float(byte) / w.tensor[part];
-    if (n >= w.N) return 0.0f;
-    int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
-    return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QUANT_NESTED],
-                             w.tensor[part]);
+    __builtin_unreachable();
 }
 HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t n, int64_t g) {
     return w.zeros ? (float)w.zeros[quantized_scale_index(w, n, g)] : (float)quantized_bias(w.spec);
@@ -302,16 +317,17 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
     int64_t R = quantized_block_rows(w), groups = quantized_groups(w), n = i / R / groups * R + i % R,
             g = i / R % groups;
     Grid x = {0.0f, 0.0f};
-    uint8_t byte = 0;
+    uint8_t nested = 0;
+    float tensor = 1.0f;
     if (n < w.N) {
         int part = quantized_part(w, n);
         const QuantizedSource& s = from.part[part];
         int64_t row = n - w.part_row[part];
-        if (w.storage == ScaleStorage::nested) byte = s.scale_codes[row * groups + g];
+        if (w.storage == ScaleStorage::nested) nested = s.scale_codes[row * groups + g];
         else x = s.grid[row / s.grid_rows * groups + g];
-        if (w.storage == ScaleStorage::e8m0) byte = (uint8_t)(float_bits(x.scale) >> 23);
-        if (w.storage == ScaleStorage::e4m3) byte = float_to_e4m3_bits(x.scale * *s.tensor);
+        if (w.storage == ScaleStorage::e4m3) tensor = *s.tensor;
     }
+    uint8_t* bytes = static_cast<uint8_t*>(w.scales);
     switch (w.storage) {
         case ScaleStorage::fp32:
             static_cast<float*>(w.scales)[i] = x.scale;
@@ -322,8 +338,15 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
         case ScaleStorage::fp16:
             static_cast<uint16_t*>(w.scales)[i] = float_to_fp16_bits(x.scale);
             break;
-        default:
-            static_cast<uint8_t*>(w.scales)[i] = byte;
+        case ScaleStorage::e8m0:
+            bytes[i] = (uint8_t)(float_bits(x.scale) >> 23);
+            break;
+        case ScaleStorage::e4m3:
+            bytes[i] = float_to_e4m3_bits(x.scale * tensor);
+            break;
+        case ScaleStorage::nested:
+            bytes[i] = nested;
+            break;
     }
     if (w.zeros) w.zeros[i] = (uint8_t)x.zero;
 }
