@@ -246,7 +246,7 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const Quantizer& q, Sca
                              dev);
         measure = false;
     }
-    fake_quant_forward(t.work, t.codes, t.grid, t.state, t.master, shape, q.spec, measure, counts, dev, noise);
+    fake_quant_forward({t.work, t.codes, t.grid, t.state, counts}, t.master, shape, q.spec, measure, dev, noise);
     t.measured = true;
     t.given = t.restored = false;
     if (first) {
@@ -295,8 +295,7 @@ inline QuantGroups quantized_rows_groups(const Quantizer& q, int64_t T, int64_t 
 // out: [T,C] = Q(inp), each row measured by itself, so that it does not depend on its batch (nvfp4: t = 1). out may be
 // inp.
 inline void fake_quant_rows(floatX* out, const floatX* inp, int64_t T, int64_t C, const Quantizer& q, Device dev) {
-    fake_quant_forward(out, nullptr, nullptr, ScaleState(), inp, quantized_rows_groups(q, T, C), q.spec, true, nullptr,
-                       dev);
+    fake_quant_forward({out}, inp, quantized_rows_groups(q, T, C), q.spec, true, dev);
 }
 
 // dinp: [T,C], in place: the gradient of Q(inp) becomes that of inp. inp: what the forward was given

@@ -115,6 +115,29 @@ inline void bitsandbytes_format(const nlohmann::json& j, const std::string& wher
 static constexpr const char* bitsandbytes_state = ".weight.quant_state.bitsandbytes__nf4";
 inline bool bitsandbytes_has(const ModuleTensors& t) { return t.find(bitsandbytes_state) != nullptr; }
 
+// the scales of `blocks` blocks that are quantized themselves; l.nested gets them as they are if they are ours
+inline std::vector<float> bitsandbytes_nested(QuantizedLinear& l, const nlohmann::json& state, int64_t blocks,
+                                              const ModuleTensors& t, const std::string& where) {
+    int nested_block = config_required_int(state, "nested_blocksize", where);
+    if (nested_block < 32 || nested_block > 4096)
+        fail("%s: nested_blocksize %d; 32 to 4096 are supported", where.c_str(), nested_block);
+    const StTensor& codes = t.require(".weight.absmax", {blocks}, "U8");
+    NestedScales s;
+    s.codes.assign(codes.data, codes.data + blocks);
+    s.scales = read_floats(t.require(".weight.nested_absmax", {CEIL_DIV(blocks, (int64_t)nested_block)}, "F32"));
+    std::vector<float> levels256 = read_floats(t.require(".weight.nested_quant_map", {256}, "F32"));
+    const DynamicMap usual = dynamic_map();
+    DynamicMap map;
+    std::copy(levels256.begin(), levels256.end(), map.value);
+    s.offset = (float)config_number(state, "nested_offset", 0.0, where);
+    if (!(std::fabs(s.offset) <= 3.4e38f)) fail("%s: nested_offset is not finite", where.c_str());
+    std::vector<float> scales(blocks);
+    for (int64_t i = 0; i < blocks; i++)
+        scales[i] = dynamic_map_scale(map, s.codes[i], s.scales[i / nested_block], s.offset);
+    if (nested_block == QUANT_NESTED && memcmp(&map, &usual, sizeof(map)) == 0) l.nested = std::move(s);
+    return scales;
+}
+
 inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool codes_wanted = true) {
     const StTensor& state_bytes = *t.find(bitsandbytes_state);
     std::string where = state_bytes.path + ": tensor " + shown(state_bytes.name);
@@ -135,28 +158,9 @@ inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool c
     for (int i = 0; i < 16; i++)
         if (levels[i] != nf4_to_float((uint32_t)i))
             t.damaged(".weight.quant_map", format("level %d is %.9g, which is not NF4's", i, (double)levels[i]));
-    std::vector<float> scales;
-    if (config_member(state, "nested_offset")) {
-        int nested_block = config_required_int(state, "nested_blocksize", where);
-        if (nested_block < 32 || nested_block > 4096)
-            fail("%s: nested_blocksize %d; 32 to 4096 are supported", where.c_str(), nested_block);
-        const StTensor& codes = t.require(".weight.absmax", {blocks}, "U8");
-        NestedScales s;
-        s.codes.assign(codes.data, codes.data + blocks);
-        s.scales = read_floats(t.require(".weight.nested_absmax", {CEIL_DIV(blocks, (int64_t)nested_block)}, "F32"));
-        std::vector<float> levels256 = read_floats(t.require(".weight.nested_quant_map", {256}, "F32"));
-        const DynamicMap usual = dynamic_map();
-        DynamicMap map;
-        std::copy(levels256.begin(), levels256.end(), map.value);
-        s.offset = (float)config_number(state, "nested_offset", 0.0, where);
-        if (!(std::fabs(s.offset) <= 3.4e38f)) fail("%s: nested_offset is not finite", where.c_str());
-        scales.resize(blocks);
-        for (int64_t i = 0; i < blocks; i++)
-            scales[i] = dynamic_map_scale(map, s.codes[i], s.scales[i / nested_block], s.offset);
-        if (nested_block == QUANT_NESTED && memcmp(&map, &usual, sizeof(map)) == 0) l.nested = std::move(s);
-    } else {
-        scales = read_floats(t.require(".weight.absmax", {blocks}, "F32"));
-    }
+    const std::vector<float> scales = config_member(state, "nested_offset")
+                                          ? bitsandbytes_nested(l, state, blocks, t, where)
+                                          : read_floats(t.require(".weight.absmax", {blocks}, "F32"));
     bool rows = l.cols % block == 0;
     l.quantizer = Quantizer();
     l.quantizer.enabled = true;

@@ -266,6 +266,55 @@ struct ExportSummary {
     uint64_t linear_bytes = 0, linear_weights = 0;  // of the quantized linears, all in, and how many weights they have
 };
 
+// the numbers of a tensor, made when their turn to be written comes: Q(W) where it is quantized
+inline StWriteTensor export_plain(const ExportSource& source, const ParamTensor& t, const std::string& save_dtype,
+                                  std::shared_ptr<LinearCache> cache) {
+    std::vector<int64_t> shape = {t.rows, t.cols};
+    if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) shape = {t.cols};
+    auto whole = std::make_shared<std::vector<float>>();
+    return st_from_callback(t.name, st_dtype_of(save_dtype), shape,
+                            [&source, &t, whole, cache](int64_t first, int64_t n, float* to) {
+                                if (whole->empty()) {
+                                    whole->resize(t.count());
+                                    const QuantizedLinear* l = cache->get(t);
+                                    if (l) quantized_linear_values(*l, whole->data());
+                                    else source.read(t, whole->data());
+                                }
+                                std::copy(whole->begin() + first, whole->begin() + first + n, to);
+                                if (first + n == t.count()) std::vector<float>().swap(*whole);
+                            });
+}
+
+// a container's tensor of linear t, made when its turn comes; bytes: how many it has
+inline StWriteTensor export_part(const ParamTensor& t, const ContainerTensor& part, std::shared_ptr<LinearCache> cache,
+                                 uint64_t* bytes) {
+    uint64_t count;
+    const int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
+    if (!st_extent(part.shape, bits, &count, bytes)) fail("a tensor of %s is too large", shown(t.name).c_str());
+    auto whole = std::make_shared<std::vector<uint8_t>>();
+    return {module_name(t) + part.suffix, part.dtype, part.shape,
+            [&t, part, whole, cache, bits, size = *bytes](int64_t first, int64_t n, uint8_t* to) {
+                if (whole->empty()) {
+                    whole->resize(size);
+                    part.build(*cache->get(t), whole->data());
+                }
+                memcpy(to, whole->data() + first * bits / 8, n * bits / 8);
+                if ((uint64_t)((first + n) * bits / 8) == size) std::vector<uint8_t>().swap(*whole);
+            }};
+}
+
+// counts a quantized linear; fails where the format does not hold it beside the others
+inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const std::string& format, bool plain) {
+    if (!plain && !l.quantizer.on())
+        fail("%s cannot hold %s: %s", format.c_str(), shown(l.name).c_str(), l.no_grid.c_str());
+    if (summary.linears == 0) summary.quantizer = l.quantizer;
+    if (!plain && (!same_codes(l.quantizer, summary.quantizer) || !same_codes(summary.quantizer, l.quantizer)))
+        fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l.name).c_str(),
+             quantizer_text(l.quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
+    summary.quantizer.double_quant = summary.quantizer.double_quant && !l.nested.codes.empty();
+    summary.linears++;
+}
+
 // Writes config.json and the safetensors of a folder that exists. save_dtype: of what is not quantized. Fails with one
 // line that names the tensor and the reason where the format cannot hold it, before anything is written.
 inline ExportSummary export_into(const ExportSource& source, const std::string& dir, const std::string& format,
@@ -279,52 +328,17 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     std::vector<std::string> kept;
     for (const ParamTensor& t : source.tensors) {
         const QuantizedLinear* l = cache->get(t);
-        if (l) {
-            if (!plain && !l->quantizer.on())
-                fail("%s cannot hold %s: %s", format.c_str(), shown(l->name).c_str(), l->no_grid.c_str());
-            if (summary.linears == 0) summary.quantizer = l->quantizer;
-            if (!plain &&
-                (!same_codes(l->quantizer, summary.quantizer) || !same_codes(summary.quantizer, l->quantizer)))
-                fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l->name).c_str(),
-                     quantizer_text(l->quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
-            summary.quantizer.double_quant = summary.quantizer.double_quant && !l->nested.codes.empty();
-            summary.linears++;
-        }
+        if (l) export_count(summary, *l, format, plain);
         if (!l && t.kind == ParamKind::linear) kept.push_back(module_name(t));
         if (!l || plain) {
-            std::vector<int64_t> shape = {t.rows, t.cols};
-            if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) shape = {t.cols};
-            auto whole = std::make_shared<std::vector<float>>();
-            tensors.push_back(st_from_callback(t.name, st_dtype_of(save_dtype), shape,
-                                               [&source, &t, whole, cache](int64_t first, int64_t n, float* to) {
-                                                   if (whole->empty()) {
-                                                       whole->resize(t.count());
-                                                       const QuantizedLinear* l = cache->get(t);
-                                                       if (l) quantized_linear_values(*l, whole->data());
-                                                       else source.read(t, whole->data());
-                                                   }
-                                                   std::copy(whole->begin() + first, whole->begin() + first + n, to);
-                                                   if (first + n == t.count()) std::vector<float>().swap(*whole);
-                                               }));
+            tensors.push_back(export_plain(source, t, save_dtype, cache));
             continue;
         }
         summary.linear_weights += t.count();
         for (const ContainerTensor& part : container_tensors(*l, format, save_dtype)) {
-            uint64_t count, bytes;
-            int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
-            if (!st_extent(part.shape, bits, &count, &bytes))
-                fail("a tensor of %s is too large", shown(l->name).c_str());
+            uint64_t bytes;
+            tensors.push_back(export_part(t, part, cache, &bytes));
             summary.linear_bytes += bytes;
-            auto whole = std::make_shared<std::vector<uint8_t>>();
-            tensors.push_back({l->name + part.suffix, part.dtype, part.shape,
-                               [&t, part, whole, cache, bits, bytes](int64_t first, int64_t n, uint8_t* to) {
-                                   if (whole->empty()) {
-                                       whole->resize(bytes);
-                                       part.build(*cache->get(t), whole->data());
-                                   }
-                                   memcpy(to, whole->data() + first * bits / 8, n * bits / 8);
-                                   if ((uint64_t)((first + n) * bits / 8) == bytes) std::vector<uint8_t>().swap(*whole);
-                               }});
         }
     }
     if (!plain && summary.linears == 0)

@@ -72,6 +72,47 @@ inline void quantizer_save(const Model& m, const std::string& folder) {
     st_write(folder + "/quantizer.safetensors", tensors, metadata);
 }
 
+// the grid of one tensor, and (same_kind) the parameters that it is made of
+inline void quantizer_load_tensor(const Model& m, QuantizedTensor& t, const SafetensorsFile& f, const std::string& path,
+                                  bool same_kind) {
+    auto read = [&](const char* part, std::vector<int64_t> shape) {
+        const StTensor& from = st_require(f.tensors, t.name + "." + part, shape, path);
+        std::vector<float> to(from.count);
+        st_read_float(from, to.data());
+        for (float x : to)
+            if (!std::isfinite(x))
+                fail("%s: tensor %s.%s holds a number that is not finite", path.c_str(), t.name.c_str(), part);
+        return to;
+    };
+    std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
+    std::vector<Grid> grid(t.groups);
+    if (!m.quantizer.spec.symmetric) zero = read("zero", grid_shape(t));
+    const bool rounded = quant_is_integer(m.quantizer.spec);
+    for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
+    if (m.quantizer.double_quant) {
+        std::vector<float> state(scale_state_floats(t, m.quantizer));
+        std::vector<uint8_t> codes(t.groups);
+        quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
+        copy_to_device(t.state.tensor, state.data(), state.size() * sizeof(float), m.dev);
+        copy_to_device(t.state.codes, codes.data(), codes.size(), m.dev);
+        device_synchronize(m.dev);  // the arrays go
+    }
+    if (quant_traits(m.quantizer.spec).tensor_scale) {
+        std::vector<float> tensor = read("tensor_scale", {1});
+        copy_to_device(t.state.tensor, tensor.data(), sizeof(float), m.dev);
+        device_synchronize(m.dev);
+    }
+    quantized_tensor_set_grid(t, m.quantizer, grid.data(), m.dev);
+    if (!same_kind) return;
+    const bool lwc = m.learned_scale == LearnedScale::lwc;
+    std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
+    if (m.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
+    copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), m.dev);
+    copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), m.dev);
+    device_synchronize(m.dev);
+    t.restored = true;
+}
+
 // Gives the model the grids of its folder, if it has some: they count as measured, and dynamic scales become frozen
 // ones; those of a frozen base as its weights are loaded, so call this before. Fails where the file belongs to another
 // quantizer. true: there were grids
@@ -88,8 +129,7 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
     if (saved != text)
         fail(
             "%s holds the scales of --weights %s, not of %s; give the same, --qat_scale dynamic in training, or remove "
-            "the "
-            "file",
+            "the file",
             path.c_str(), saved.empty() ? "?" : saved.c_str(), text.c_str());
     size_t scales = 0;
     for (auto& [name, tensor] : f.tensors) scales += name.size() > 6 && name.compare(name.size() - 6, 6, ".scale") == 0;
@@ -99,43 +139,7 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
     const bool same_kind = m.scale_mode == ScaleMode::learned && f.metadata.count("learned_scale") &&
                            f.metadata["learned_scale"] == learned_scale_name(m.learned_scale);
     auto load = [path, file, same_kind, &m](QuantizedTensor& t) {
-        const SafetensorsFile& f = *file;
-        auto read = [&](const char* part, std::vector<int64_t> shape) {
-            const StTensor& from = st_require(f.tensors, t.name + "." + part, shape, path);
-            std::vector<float> to(from.count);
-            st_read_float(from, to.data());
-            for (float x : to)
-                if (!std::isfinite(x))
-                    fail("%s: tensor %s.%s holds a number that is not finite", path.c_str(), t.name.c_str(), part);
-            return to;
-        };
-        std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
-        std::vector<Grid> grid(t.groups);
-        if (!m.quantizer.spec.symmetric) zero = read("zero", grid_shape(t));
-        const bool rounded = quant_is_integer(m.quantizer.spec);
-        for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
-        if (m.quantizer.double_quant) {
-            std::vector<float> state(scale_state_floats(t, m.quantizer));
-            std::vector<uint8_t> codes(t.groups);
-            quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
-            copy_to_device(t.state.tensor, state.data(), state.size() * sizeof(float), m.dev);
-            copy_to_device(t.state.codes, codes.data(), codes.size(), m.dev);
-            device_synchronize(m.dev);  // the arrays go
-        }
-        if (quant_traits(m.quantizer.spec).tensor_scale) {
-            std::vector<float> tensor = read("tensor_scale", {1});
-            copy_to_device(t.state.tensor, tensor.data(), sizeof(float), m.dev);
-            device_synchronize(m.dev);
-        }
-        quantized_tensor_set_grid(t, m.quantizer, grid.data(), m.dev);
-        if (!same_kind) return;
-        const bool lwc = m.learned_scale == LearnedScale::lwc;
-        std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
-        if (m.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
-        copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), m.dev);
-        copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), m.dev);
-        device_synchronize(m.dev);
-        t.restored = true;
+        quantizer_load_tensor(m, t, *file, path, same_kind);
     };
     if (m.frozen) m.base_grid = load;
     for (QuantizedTensor& t : m.quantized) load(t);

@@ -43,6 +43,15 @@ struct ScaleState {
     float* absmax = nullptr;   // [CEIL_DIV(groups, 256)]: of the scales less their mean
 };
 
+// What a forward writes. Views; null where it is not wanted
+struct QuantOutput {
+    floatX* out = nullptr;       // [groups, group] = Q(w)
+    int8_t* codes = nullptr;     // [groups, group], before and after
+    Grid* grid = nullptr;        // [groups], measured or read
+    ScaleState state = {};       // written with grid
+    int64_t* changed = nullptr;  // += how many codes changed; lies where they do
+};
+
 struct QuantRange {
     float min = 0.0f, max = 0.0f;
 };
@@ -536,17 +545,19 @@ __global__ void fake_quant_nested_kernel(Grid* grid, ScaleState state, int64_t g
 // measure: only with pieces 1; grid may be null then. tensor: nvfp4's t, or null for 1. INTEGER: also ternary.
 // grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
 template <int LANES, bool INTEGER, class In>
-__global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid, const float* tensor, const In* w,
-                                          int64_t* changed, QuantCut c, QuantSpec q, bool measure, QuantNoise noise) {
+__global__ void fake_quant_forward_kernel(QuantOutput y, const float* tensor, const In* w, QuantCut c, QuantSpec q,
+                                          bool measure, QuantNoise noise) {
+    floatX* out = y.out;
+    int8_t* codes = y.codes;
     QuantPlace p = quant_place<LANES>(c);
     int first = threadIdx.x % LANES * 4;
     Grid g = {1.0f, 0.0f};
     if (measure) {
         QuantRange r = quant_range_reduce<LANES>(quant_range(w + p.start, first, LANES * 4, p.n, c.aligned));
         g = quant_grid(q, r.min, r.max, tensor ? *tensor : 1.0f, 1.0f);
-        if (first == 0 && p.n && grid) grid[p.group] = g;
+        if (first == 0 && p.n && y.grid) y.grid[p.group] = g;
     } else if (p.n) {
-        g = grid[p.group];
+        g = y.grid[p.group];
     }
     const int mask = quant_code_mask(q), shift = quant_shift(q);
     const float low = quant_low(q), high = quant_high(q);
@@ -588,7 +599,7 @@ __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid
             }
         }
     }
-    if (codes) quant_count(changed, flips);
+    if (codes) quant_count(y.changed, flips);
 }
 
 // grid: as the forward
@@ -707,30 +718,28 @@ inline void quant_check(const char* name, const QuantGroups& g, QuantSpec q) {
              (long long)g.groups, (long long)g.group, q.bits);
 }
 
-// out: [groups,group] = Q(w); codes: [groups,group] or null, the codes before and after; grid: [groups], measured here
-// or read (null: measured and forgotten); state: see ScaleState, written with grid; w: [groups,group]. The number of
-// codes that changed is added to *changed, which lies where the codes do (null without codes). noise: integers only.
+// y.out = Q(w), w: [groups,group]; measure: the grid is found here (y.grid null: and forgotten), else read. noise:
+// integers only.
 template <class In>
-inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const ScaleState& state, const In* w,
-                               const QuantGroups& shape, QuantSpec q, bool measure, int64_t* changed, Device dev,
-                               const QuantNoise& noise = QuantNoise()) {
+inline void fake_quant_forward(QuantOutput y, const In* w, const QuantGroups& shape, QuantSpec q, bool measure,
+                               Device dev, const QuantNoise& noise = QuantNoise()) {
     NVTX_RANGE("fake_quant_forward");
     quant_check("fake_quant_forward", shape, q);
     if (shape.groups == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        QuantCut c = quant_cut(w, out, codes, shape.groups, shape.group);
-        bool before = measure && (c.pieces > 1 || !quant_measured_alone(q, shape, state));
-        Scratch own(before && !grid ? 2 * (size_t)shape.groups : 0, dev);
-        if (before && !grid) grid = reinterpret_cast<Grid*>(own.data);
-        const bool tensor = quant_measures_tensor(q, state);
-        if (measure && tensor) quant_grid_cuda(nullptr, state.tensor, w, 1, shape.groups * shape.group, 0, {q}, dev);
-        if (before) quant_measure_cuda(grid, state, w, shape, {q}, dev);
+        QuantCut c = quant_cut(w, y.out, y.codes, shape.groups, shape.group);
+        bool before = measure && (c.pieces > 1 || !quant_measured_alone(q, shape, y.state));
+        Scratch own(before && !y.grid ? 2 * (size_t)shape.groups : 0, dev);
+        if (before && !y.grid) y.grid = reinterpret_cast<Grid*>(own.data);
+        const bool tensor = quant_measures_tensor(q, y.state);
+        if (measure && tensor) quant_grid_cuda(nullptr, y.state.tensor, w, 1, shape.groups * shape.group, 0, {q}, dev);
+        if (before) quant_measure_cuda(y.grid, y.state, w, shape, {q}, dev);
         quant_launch(c, [&](auto lanes, unsigned blocks) {
             auto launch = [&](auto integer) {
                 LAUNCH((fake_quant_forward_kernel<decltype(lanes)::value, decltype(integer)::value, In>), blocks,
-                       QUANT_BLOCK, 0, dev.stream, out, codes, grid, tensor ? state.tensor : nullptr, w, changed, c, q,
-                       measure && !before, noise);
+                       QUANT_BLOCK, 0, dev.stream, y, tensor ? y.state.tensor : nullptr, w, c, q, measure && !before,
+                       noise);
             };
             if (quant_is_integer(q)) launch(std::true_type());
             else launch(std::false_type());
@@ -739,8 +748,8 @@ inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const Sca
     }
 #endif
     (void)dev;
-    int64_t count = fake_quant_forward_cpu(out, codes, grid, state, w, shape, q, measure, noise);
-    if (codes) *changed += count;
+    int64_t count = fake_quant_forward_cpu(y.out, y.codes, y.grid, y.state, w, shape, q, measure, noise);
+    if (y.codes) *y.changed += count;
 }
 
 // the grid alone: what the forward measures, or what else QuantMeasure says. A scale of the tensor is taken for 1

@@ -69,23 +69,33 @@ inline float quantized_number(const float* table, uint32_t u, float zero) {
     __builtin_unreachable();
 }
 
-// dst[s][width] for codes [c0, c1) of run `run` in a block of panels: rows [j0, j0 + rows) of it; k: of code 0 of the
-// run, from the panel's first
+// Codes [c0, c1) of run `run` in a block of panels, of its rows [j0, j0 + rows)
+struct QuantizedRun {
+    const uint32_t* block;
+    int run, c0, c1;
+    int64_t k;  // of code 0, from the panel's first
+    int j0, rows;
+};
+// by which they become numbers
+struct QuantizedGroup {
+    alignas(64) float table[16], scale[QW_PANEL_ROWS], zero[QW_PANEL_ROWS];
+};
+
+// the run -> dst[s][width]
 template <int BITS, NumberKind KIND>
-void quantized_expand_run(uint32_t* dst, int width, const uint32_t* block, int run, int c0, int c1, int64_t k, int j0,
-                          int rows, const float* table, const float* zero, const float* scale) {
+void quantized_expand_run(uint32_t* dst, int width, const QuantizedRun& r, const QuantizedGroup& g) {
     constexpr int RUN = BITS == 3 ? 16 : 32 / BITS;
-    for (int c = c0; c < c1; c++) {
+    for (int c = r.c0; c < r.c1; c++) {
         floatX x[QW_PANEL_ROWS];
-        for (int j = 0; j < rows; j++) {
-            uint32_t u = quantized_panel_code(block, BITS, j0 + j, run * RUN + c);
-            x[j] = (floatX)(quantized_number<KIND>(table, u, zero[j0 + j]) * scale[j0 + j]);
+        for (int j = 0; j < r.rows; j++) {
+            uint32_t u = quantized_panel_code(r.block, BITS, r.j0 + j, r.run * RUN + c);
+            x[j] = (floatX)(quantized_number<KIND>(g.table, u, g.zero[r.j0 + j]) * g.scale[r.j0 + j]);
         }
         if (sizeof(floatX) == 4) {
-            memcpy(dst + (k + c) * width, x, (size_t)rows * 4);
+            memcpy(dst + (r.k + c) * width, x, (size_t)r.rows * 4);
         } else {
-            uint16_t* half = reinterpret_cast<uint16_t*>(dst + (k + c) / 2 * width) + (k + c) % 2;
-            for (int j = 0; j < rows; j++) memcpy(half + 2 * j, &x[j], 2);
+            uint16_t* half = reinterpret_cast<uint16_t*>(dst + (r.k + c) / 2 * width) + (r.k + c) % 2;
+            for (int j = 0; j < r.rows; j++) memcpy(half + 2 * j, &x[j], 2);
         }
     }
 }
@@ -162,13 +172,13 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
     constexpr int R = QW_PANEL_ROWS, RUN = BITS == 3 ? 16 : 32 / BITS, RUNS = QW_PANEL_SPAN / RUN;
     const QuantizedWeight& w = *static_cast<const QuantizedWeight*>(weight);
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
-    alignas(64) float table[16], scale[R], zero[R];
+    QuantizedGroup group;
     const bool integer = quant_is_integer(w.spec);
     for (uint32_t u = 0; u < 16; u++)
-        table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
+        group.table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
     if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
 #if GEMM_BACKEND >= GEMM_AVX512
-    __m512 numbers = _mm512_load_ps(table);
+    __m512 numbers = _mm512_load_ps(group.table);
     if (integer && !w.zeros) numbers = _mm512_sub_ps(numbers, _mm512_set1_ps((float)quantized_bias(w.spec)));
 #endif
     for (int64_t k = k0, end; k < k0 + kc; k = end) {
@@ -177,12 +187,12 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
         for (int64_t n = n0, n_end; n < n0 + width; n = n_end) {
             n_end = gemm_min(n0 + width, n / R * R + R);
             if (n / R >= blocks) break;
-            quantized_block_scales(scale, zero, w, n / R, g);
+            quantized_block_scales(group.scale, group.zero, w, n / R, g);
             uint32_t* to = dst + (n - n0);
             const uint32_t* row = w.codes + n / R * spans * BITS * R;
 #if GEMM_BACKEND >= GEMM_AVX512
-            const __m512 scales = _mm512_load_ps(scale);
-            __m512 zeros = _mm512_load_ps(zero);
+            const __m512 scales = _mm512_load_ps(group.scale);
+            __m512 zeros = _mm512_load_ps(group.zero);
             if (KIND == NumberKind::integer) zeros = _mm512_add_ps(zeros, _mm512_set1_ps(8388608.0f));
 #endif
             for (int64_t r = k / RUN * RUN; r < end; r += RUN) {  // first column of a run
@@ -201,9 +211,10 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
                     continue;
                 }
 #endif
-                quantized_expand_run<BITS, KIND>(to, width, block, run, (int)gemm_max(0, k - r),
-                                                 (int)gemm_min(RUN, end - r), r - k0, (int)(n % R), (int)(n_end - n),
-                                                 table, zero, scale);
+                quantized_expand_run<BITS, KIND>(to, width,
+                                                 {block, run, (int)gemm_max(0, k - r), (int)gemm_min(RUN, end - r),
+                                                  r - k0, (int)(n % R), (int)(n_end - n)},
+                                                 group);
             }
         }
     }

@@ -71,8 +71,8 @@ TEST(FormatRecipe, ForwardAndGradientOnEveryBackend) {
         TestBuffer<Grid> grid(groups, run.dev);
         TestBuffer<int64_t> changed(std::vector<int64_t>(1, 0), run.dev);
         const QuantGroups shape = {groups, group};
-        fake_quant_forward(work.data, codes.data, grid.data, ScaleState(), master.data, shape, q.spec, true,
-                           changed.data, run.dev);
+        fake_quant_forward({work.data, codes.data, grid.data, ScaleState(), changed.data}, master.data, shape, q.spec,
+                           true, run.dev);
         std::vector<floatX> got = work.get();
         std::vector<int8_t> code = codes.get();
         std::vector<Grid> scales = grid.get();
