@@ -64,14 +64,16 @@ CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 QUIET := $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
 # g++ collects its garbage only beyond 1 GiB: an eighth less time to compile
 GARBAGE := $(if $(findstring clang,$(CXX)),,--param ggc-min-expand=100 --param ggc-min-heapsize=1048576)
-BASE_FLAGS := -std=c++17 $(OPENMP) $(QUIET) $(GARBAGE)
+# a switch over an enum names every enumerator, or it does not compile: no format, storage or rule is forgotten
+STRICT := -Werror=switch
+BASE_FLAGS := -std=c++17 $(STRICT) $(OPENMP) $(QUIET) $(GARBAGE)
 LIBS := -lutf8proc
 # NCCL is for several ranks; a build without it takes one
 NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
 CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)
 ARCHS ?= native
 NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
-NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) -Wall -Werror"
+NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall -Werror"
 
 SOURCES := $(filter-out test/%,$(wildcard *.cu *.cuh *.h */*.cuh */*.h */*/*.cuh */*/*.h))
 
@@ -191,14 +193,15 @@ $(BUILD)/test_unity@%: $$(call unity_tests,%) test/unity $(TEST_SOURCES)
 $(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
 	@echo "compiling $@"
-	@$(NVCC) -std=c++17 -O1 $(NVCC_ARCH) -x cu $< -o $@ -Xcompiler "$(MARCH_FLAG) $(OPENMP)" $(TEST_LIBS) $(CUDA_LIBS)
+	@$(NVCC) -std=c++17 -O1 $(NVCC_ARCH) -x cu $< -o $@ -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT)" $(TEST_LIBS) $(CUDA_LIBS)
 
 tests: $(TEST_BINARIES)
 
 test: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
-	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" test/run $(TEST_BINARIES) -- test/coverage test/rooms
+	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
+	  test/run $(TEST_BINARIES) -- test/format_recipe test/coverage test/rooms
 
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
@@ -207,7 +210,7 @@ simt: deps-test
 SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
-	  TEST_FLAGS="-std=c++17 $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  TEST_FLAGS="-std=c++17 $(STRICT) $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	  $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
 	@test/run $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
 

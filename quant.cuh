@@ -8,9 +8,9 @@
 //   mxfp8 | mxfp4 | nvfp4                 blocks of 32, 32 and 16, as their standards have it
 //   ternary [: SCOPE]                     -1, 0, 1 times the mean size; tensor unless said
 //   SCOPE  tensor | channel (a weight's row) | token (an activation's row) | gN (N neighbours of a row) | 128x128
-// What the formats mean is in kernels/quant_format.cuh, the loops over a tensor in kernels/fake_quant.cuh. The
-// quantizer is one argument of every linear: a Linear knows its own, the forward and dX multiply with Q(W), and dW
-// passes straight through to the fp32 master weight.
+// What the formats mean, and the table of them, is in kernels/quant_format.cuh, the loops over a tensor in
+// kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear knows its own, the forward and dX
+// multiply with Q(W), and dW passes straight through to the fp32 master weight.
 //
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
@@ -44,30 +44,6 @@ struct Quantizer {
     bool on() const { return enabled; }
 };
 
-struct QuantFormatRow {
-    const char* name;
-    QuantFormat format;
-    int bits;
-    const char* scopes;  // what may follow; "" if nothing may
-    const char* scope;   // unless said; "" if it must be
-};
-
-static constexpr QuantFormatRow quant_format_rows[] = {
-    {"int8", QuantFormat::integer, 8, "tensor, channel, token, gN", ""},
-    {"int6", QuantFormat::integer, 6, "tensor, channel, token, gN", ""},
-    {"int5", QuantFormat::integer, 5, "tensor, channel, token, gN", ""},
-    {"int4", QuantFormat::integer, 4, "tensor, channel, token, gN", ""},
-    {"int3", QuantFormat::integer, 3, "tensor, channel, token, gN", ""},
-    {"int2", QuantFormat::integer, 2, "tensor, channel, token, gN", ""},
-    {"nf4", QuantFormat::nf4, 4, "gN", "g64"},
-    {"fp8e4m3", QuantFormat::fp8e4m3, 8, "tensor, channel, token, gN, 128x128", ""},
-    {"fp8e5m2", QuantFormat::fp8e5m2, 8, "tensor, channel, token, gN, 128x128", ""},
-    {"mxfp8", QuantFormat::mxfp8, 8, "", "g32"},
-    {"mxfp4", QuantFormat::mxfp4, 4, "", "g32"},
-    {"nvfp4", QuantFormat::nvfp4, 4, "", "g16"},
-    {"ternary", QuantFormat::ternary, 2, "tensor, channel, gN", "tensor"},
-};
-
 inline const char* scale_rule_name(ScaleRule rule) {
     const char* names[] = {"amax", "amax7", "signedmax", "mse"};
     return names[(int)rule];
@@ -76,107 +52,131 @@ inline const char* scale_rule_name(ScaleRule rule) {
 // the canonical text; for activations and the KV cache one scale a row is called token
 inline std::string quantizer_text(const Quantizer& q, const char* row_scope = "channel") {
     if (!q.on()) return "none";
-    for (const QuantFormatRow& r : quant_format_rows) {
-        if (r.format != q.spec.format || r.bits != q.spec.bits) continue;
-        std::string text = r.name;
-        if (*r.scopes)
-            text += std::string(":") + (q.scope == QuantScope::tensor    ? "tensor"
-                                        : q.scope == QuantScope::channel ? row_scope
-                                        : q.scope == QuantScope::block   ? "128x128"
-                                                                         : "g" + std::to_string(q.group));
-        if (r.format == QuantFormat::integer) {
-            text += q.spec.symmetric ? ":sym" : ":asym";
-            if (q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
-        }
-        return text + (q.double_quant ? ":dq" : "");
+    const FormatTraits& format = quant_traits(q.spec);
+    const char* name = quant_format_name(q.spec);
+    if (!name) fail("a quantizer without a name");
+    std::string text = name;
+    if (*format.scopes)
+        text += std::string(":") + (q.scope == QuantScope::tensor    ? "tensor"
+                                    : q.scope == QuantScope::channel ? row_scope
+                                    : q.scope == QuantScope::block   ? "128x128"
+                                                                     : "g" + std::to_string(q.group));
+    if (format.affine) {
+        text += q.spec.symmetric ? ":sym" : ":asym";
+        if (q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
     }
-    fail("a quantizer without a name");
+    return text + (q.double_quant ? ":dq" : "");
 }
 
-// text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is. Weights have channels,
-// activations and the KV cache tokens.
+// The text of a quantizer while it is read: its parts between colons, and which is next
+struct QuantizerText {
+    std::string text, flag;
+    std::vector<std::string> parts;
+    size_t next = 0;
+
+    QuantizerText(const std::string& text, const char* flag) : text(text), flag(flag), parts(1) {
+        for (char c : text)
+            if (c == ':') parts.emplace_back();
+            else parts.back() += c;
+    }
+    bool weights() const { return flag == "weights"; }
+    bool more() const { return next < parts.size(); }
+    bool is(const char* part) const { return more() && parts[next] == part; }
+    [[noreturn]] void refuse(size_t i, const std::string& choices) const {
+        size_t at = 0;
+        for (size_t k = 0; k < i; k++) at += parts[k].size() + 1;
+        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag.c_str(),
+                   text.c_str(), i < parts.size() ? parts[i].c_str() : "", at + 1, choices.c_str());
+    }
+};
+
+// the format and its width
+inline void quantizer_parse_name(Quantizer& q, QuantizerText& t) {
+    std::string all = "none", of_activations = all;
+    const FormatTraits* found = nullptr;
+    for (const FormatTraits& format : quant_formats)
+        for (const FormatName& name : format.names) {
+            all += std::string(", ") + name.text;
+            if (format.activations) of_activations += std::string(", ") + name.text;
+            if (!t.is(name.text)) continue;
+            found = &format;
+            q.spec.format = format.format, q.spec.bits = name.bits;
+        }
+    if (!found) t.refuse(t.next, all);
+    if (t.flag == "activations" && !found->activations)
+        t.refuse(t.next, of_activations + ": the formats of activations");
+    q.enabled = true;
+    t.next++;
+}
+
+// s: one of `scopes`, or gN. Is it?
+inline bool quantizer_take_scope(Quantizer& q, const std::string& s, const std::string& scopes) {
+    if (s.size() > 1 && s.size() < 7 && s[0] == 'g' && s.find_first_not_of("0123456789", 1) == s.npos) {
+        q.scope = QuantScope::group;
+        q.group = std::stoi(s.substr(1));
+        return q.group >= 8;
+    }
+    q.scope = s == "tensor" ? QuantScope::tensor : s == "128x128" ? QuantScope::block : QuantScope::channel;
+    q.group = s == "128x128" ? 128 : 0;
+    return (", " + scopes + ",").find(", " + s + ",") != std::string::npos && s != "gN";
+}
+
+// Weights have channels, activations and the KV cache tokens
+inline void quantizer_parse_scope(Quantizer& q, QuantizerText& t) {
+    const FormatTraits& format = quant_traits(q.spec);
+    const bool groups = std::string(format.scopes).find("gN") != std::string::npos;
+    std::string scopes;
+    for (const std::string s : {"tensor", "channel", "token", "gN", "128x128"}) {
+        if (std::string(format.scopes).find(s) == std::string::npos) continue;
+        if (t.weights() ? s == "token" : s != "token" && s != "gN") continue;
+        scopes += (scopes.empty() ? "" : ", ") + s;
+    }
+    if (*format.scopes && t.more() && !(t.is("dq") && format.double_quant)) {
+        const std::string& part = t.parts[t.next];
+        if (!t.weights() && part == "tensor")
+            fail_usage("--%s %s: one scale for a tensor would make a row depend on the batch it is in; use token",
+                       t.flag.c_str(), t.text.c_str());
+        if (!quantizer_take_scope(q, part, scopes) || (part.size() > 1 && part[0] == 'g' && !groups))
+            t.refuse(t.next, scopes + (groups ? " (a group g8 or larger)" : ""));
+        t.next++;
+    } else if (*format.scope) {
+        quantizer_take_scope(q, format.scope, scopes);
+    } else {
+        t.refuse(t.next, scopes);
+    }
+}
+
+// sym or asym, and the rule of the scale
+inline void quantizer_parse_affine(Quantizer& q, QuantizerText& t) {
+    if (t.is("sym") || t.is("asym")) q.spec.symmetric = t.parts[t.next++] == "sym";
+    bool named = false;
+    for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse})
+        if (!named && t.is(scale_rule_name(rule))) {
+            q.spec.rule = rule;
+            named = true;
+        }
+    if (named && !q.spec.symmetric && (q.spec.rule == ScaleRule::amax7 || q.spec.rule == ScaleRule::signedmax))
+        t.refuse(t.next, "amax, mse: the scale rules of asym");
+    if (named && q.scope == QuantScope::tensor && q.spec.rule == ScaleRule::mse)
+        t.refuse(t.next, "amax, amax7, signedmax: the scale rules of a whole tensor");
+    t.next += named;
+    if (t.more()) t.refuse(t.next, t.next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
+}
+
+// text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is
 inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     Quantizer q;
     if (text == "none") return q;
-    const bool weights = std::string(flag) == "weights";
-    std::vector<std::string> parts(1);
-    for (char c : text)
-        if (c == ':') parts.emplace_back();
-        else parts.back() += c;
-    auto refuse = [&](size_t i, const std::string& choices) {
-        size_t at = 0;
-        for (size_t k = 0; k < i; k++) at += parts[k].size() + 1;
-        std::string part = i < parts.size() ? parts[i] : "";
-        fail_usage("--%s %s: '%s' at character %zu is not one of %s (example: int4:g32:sym)", flag, text.c_str(),
-                   part.c_str(), at + 1, choices.c_str());
-    };
-    const QuantFormatRow* row = nullptr;
-    std::string all = "none";
-    for (const QuantFormatRow& r : quant_format_rows) {
-        all += std::string(", ") + r.name;
-        if (parts[0] == r.name) row = &r;
-    }
-    if (!row) refuse(0, all);
-    q.enabled = true;
-    q.spec.format = row->format;
-    q.spec.bits = row->bits;
-
-    // the scopes of this format here
-    std::string scopes, known = row->scopes;
-    if (std::string(flag) == "activations" && (row->format == QuantFormat::ternary || row->format == QuantFormat::nf4))
-        refuse(0, "none, int8 ... int2, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4: the formats of activations");
-    for (const char* s : {"tensor", "channel", "token", "gN", "128x128"}) {
-        if (known.find(s) == std::string::npos) continue;
-        if (weights ? std::string(s) == "token" : std::string(s) != "token" && std::string(s) != "gN") continue;
-        scopes += (scopes.empty() ? "" : ", ") + std::string(s);
-    }
-    auto take_scope = [&](const std::string& s) {
-        bool digits = s.size() > 1 && s.size() < 7 && s[0] == 'g' && s.find_first_not_of("0123456789", 1) == s.npos;
-        if (digits) {
-            q.scope = QuantScope::group;
-            q.group = std::stoi(s.substr(1));
-            return q.group >= 8;
-        }
-        q.scope = s == "tensor" ? QuantScope::tensor : s == "128x128" ? QuantScope::block : QuantScope::channel;
-        q.group = s == "128x128" ? 128 : 0;
-        return (", " + scopes + ",").find(", " + s + ",") != std::string::npos && s != "gN";
-    };
-    size_t next = 1;
-    if (*row->scopes && next < parts.size() && !(parts[next] == "dq" && row->format == QuantFormat::nf4)) {
-        bool group = parts[next].size() > 1 && parts[next][0] == 'g';
-        if (!weights && parts[next] == "tensor")
-            fail_usage("--%s %s: one scale for a tensor would make a row depend on the batch it is in; use token", flag,
-                       text.c_str());
-        if (!take_scope(parts[next]) || (group && known.find("gN") == std::string::npos))
-            refuse(next, scopes + (known.find("gN") != std::string::npos ? " (a group g8 or larger)" : ""));
-        next++;
-    } else if (*row->scope) {
-        take_scope(row->scope);
-    } else {
-        refuse(next, scopes);
-    }
-    if (row->format == QuantFormat::integer) {
-        if (next < parts.size() && (parts[next] == "sym" || parts[next] == "asym"))
-            q.spec.symmetric = parts[next++] == "sym";
-        bool named = false;
-        for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse})
-            if (next < parts.size() && !named && parts[next] == scale_rule_name(rule)) {
-                q.spec.rule = rule;
-                named = true;
-            }
-        if (named && !q.spec.symmetric && (q.spec.rule == ScaleRule::amax7 || q.spec.rule == ScaleRule::signedmax))
-            refuse(next, "amax, mse: the scale rules of asym");
-        if (named && q.scope == QuantScope::tensor && q.spec.rule == ScaleRule::mse)
-            refuse(next, "amax, amax7, signedmax: the scale rules of a whole tensor");
-        next += named;
-        if (next < parts.size())
-            refuse(next, next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
-    }
-    if (row->format == QuantFormat::nf4 && next < parts.size() && parts[next] == "dq") {
+    QuantizerText t(text, flag);
+    quantizer_parse_name(q, t);
+    quantizer_parse_scope(q, t);
+    const FormatTraits& format = quant_traits(q.spec);
+    if (format.affine) quantizer_parse_affine(q, t);
+    if (format.double_quant && t.is("dq")) {
         q.double_quant = true;
-        next++;
+        t.next++;
     }
-    if (next < parts.size()) refuse(next, row->format == QuantFormat::nf4 ? "dq" : "the end: nothing may follow");
+    if (t.more()) t.refuse(t.next, format.double_quant ? "dq" : "the end: nothing may follow");
     return q;
 }
 
@@ -225,21 +225,20 @@ inline QuantGroups quantized_tensor_groups(const QuantizedTensor& t) { return Qu
 
 // floats of ScaleState
 inline int64_t scale_state_floats(const QuantizedTensor& t) {
-    return t.quantizer.double_quant                         ? 1 + CEIL_DIV(t.groups, QUANT_NESTED)
-           : t.quantizer.spec.format == QuantFormat::nvfp4 ? 1
-                                                            : 0;
+    return t.quantizer.double_quant ? 1 + CEIL_DIV(t.groups, QUANT_NESTED)
+                                    : (int64_t)quant_traits(t.quantizer.spec).tensor_scale;
 }
 
 // A grid from outside: of a file, or of a PTQ method; refresh keeps it while the mode is frozen. grid: [groups] on the
-// host. Fails unless every scale is a finite number other than 0 (NF4: 0 is a group of zeros) and every zero
-// point is a code. The codes of the next refresh count as the first.
+// host. Fails unless every scale is a finite number other than 0 (where 0 is no group of zeros) and every zero point is
+// a code. The codes of the next refresh count as the first.
 inline void quantized_tensor_set_grid(QuantizedTensor& t, const Grid* grid, Device dev) {
     const Quantizer& q = t.quantizer;
-    const bool nf4 = q.spec.format == QuantFormat::nf4;  // zero: see Grid
-    const float most = nf4 && q.double_quant ? FLT_MAX : q.spec.symmetric ? 0.0f : quant_high(q.spec);
+    const bool zeros = quant_traits(q.spec).zero_scale;
+    const float most = q.double_quant ? FLT_MAX : q.spec.symmetric ? 0.0f : quant_high(q.spec);  // see Grid
     for (int64_t g = 0; g < t.groups; g++)
-        if (!std::isfinite(grid[g].scale) || (grid[g].scale == 0.0f && !nf4) || !(grid[g].zero >= 0.0f) ||
-            grid[g].zero > most || (!nf4 && grid[g].zero != rintf(grid[g].zero)))
+        if (!std::isfinite(grid[g].scale) || (grid[g].scale == 0.0f && !zeros) || !(grid[g].zero >= 0.0f) ||
+            grid[g].zero > most || (!q.double_quant && grid[g].zero != rintf(grid[g].zero)))
             fail("%s: group %lld of its grid has scale %g and zero point %g, which --weights %s cannot have",
                  t.name.c_str(), (long long)g, grid[g].scale, grid[g].zero, quantizer_text(q).c_str());
     copy_to_device(t.grid, grid, t.groups * sizeof(Grid), dev);
@@ -264,7 +263,7 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const float* w, QuantNo
                              measure || (t.given && !t.restored), dev);
         measure = false;
     }
-    fake_quant_forward(t.work, t.codes, t.grid, t.state, w, shape, q.spec, measure, t.counts, dev, noise);
+    fake_quant_forward({t.work, t.codes, t.grid, t.state, t.counts}, w, shape, q.spec, measure, dev, noise);
     t.measured = true;
     t.given = t.restored = false;
     if (first) {
@@ -288,7 +287,7 @@ inline void check_trained(const Quantizer& q) {
     const bool learned = q.scale_mode == ScaleMode::learned;
     if (!q.on() || !(learned || q.stochastic)) return;
     std::string text = quantizer_text(q);
-    if (q.spec.format != QuantFormat::integer)
+    if (!quant_traits(q.spec).affine)
         fail_usage("--weights %s: only integer formats have %s; use an int format, or leave it", text.c_str(),
                    learned ? "--qat_scale learned" : "--rounding stochastic");
     if (!learned) return;
@@ -315,8 +314,7 @@ inline QuantGroups quantized_rows_groups(const Quantizer& q, int64_t T, int64_t 
 // out: [T,C] = Q(inp), each row measured by itself, so that it does not depend on its batch (nvfp4: t = 1). out may be
 // inp.
 inline void fake_quant_rows(floatX* out, const floatX* inp, int64_t T, int64_t C, const Quantizer& q, Device dev) {
-    fake_quant_forward(out, nullptr, nullptr, ScaleState(), inp, quantized_rows_groups(q, T, C), q.spec, true, nullptr,
-                       dev);
+    fake_quant_forward({out}, inp, quantized_rows_groups(q, T, C), q.spec, true, dev);
 }
 
 // dinp: [T,C], in place: the gradient of Q(inp) becomes that of inp. inp: what the forward was given

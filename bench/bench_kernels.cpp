@@ -508,9 +508,8 @@ static void bench_weights(Bench& b, const Shapes& s) {
                    {"fake_quant_forward int4:g64",
                     {groups, s.group},
                     [&] {
-                        fake_quant_forward(q.data, codes.data, grid.data, ScaleState(), w.data,
-                                           QuantGroups{groups, s.group}, QuantSpec{QuantFormat::integer, 4}, true,
-                                           changed.data, dev);
+                        fake_quant_forward({q.data, codes.data, grid.data, ScaleState(), changed.data}, w.data,
+                                           QuantGroups{groups, s.group}, QuantSpec{QuantFormat::integer, 4}, true, dev);
                     },
                     (6 + X) * n,
                     0},

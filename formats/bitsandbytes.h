@@ -14,6 +14,9 @@
 #include "hf_config.h"
 #include "quantized_linear.h"
 
+// the format whose codes the files have, by bnb_4bit_quant_type
+inline bool is_bitsandbytes(const FormatTraits& t) { return t.bitsandbytes == std::string("nf4"); }
+
 // nested: double quantization
 inline nlohmann::ordered_json bitsandbytes_config(bool nested, const std::string& dtype,
                                                   const std::vector<std::string>& kept) {
@@ -41,7 +44,7 @@ inline nlohmann::ordered_json bitsandbytes_config(bool nested, const std::string
 // dtype: bfloat16, float16 or float32, what the loader computes in
 inline std::vector<ContainerTensor> bitsandbytes_tensors(const QuantizedLinear& l, const std::string& dtype) {
     const char* name = "bitsandbytes";
-    if (l.quantizer.spec.format != QuantFormat::nf4) cannot_hold(l, name, "its 4-bit files store nf4");
+    if (!is_bitsandbytes(quant_traits(l.quantizer.spec))) cannot_hold(l, name, "its 4-bit files store nf4");
     if (l.quantizer.scope != QuantScope::group || l.quantizer.group != 64)
         cannot_hold(l, name, "its blocks have 64 numbers; choose nf4:g64");
     int64_t n = l.rows * l.cols, blocks = n / 64, nested_blocks = CEIL_DIV(blocks, (int64_t)256);
@@ -163,7 +166,7 @@ inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool c
     bool rows = l.cols % block == 0;
     l.quantizer = Quantizer();
     l.quantizer.enabled = true;
-    l.quantizer.spec = QuantSpec{QuantFormat::nf4, 4, true, ScaleRule::amax};
+    l.quantizer.spec = QuantSpec{quant_find(is_bitsandbytes)->format, 4, true, ScaleRule::amax};
     l.quantizer.scope = QuantScope::group;
     l.quantizer.group = block;
     l.quantizer.double_quant = !l.nested.codes.empty();

@@ -90,7 +90,7 @@ inline bool gguf_linear(const ModelFile& f, const ModelConfig& config, const Par
     l->rows = t.rows, l->cols = t.cols;
     l->quantizer = f.gguf_quantizer;
     l->codes = std::move(g.codes), l->grid = std::move(g.grid);
-    if (g.spec.format == QuantFormat::nvfp4)
+    if (quant_traits(g.spec).tensor_scale)
         l->tensor_scale = 1.0f / gguf_nvfp4_tensor_scale(l->grid.data(), (int64_t)l->grid.size());
     return true;
 }

@@ -6,8 +6,7 @@
 //       X.weight_zero_point  I32 [out b / 32 up, in / g]   asymmetric: the stream of z along the outputs
 //       X.weight_shape       I64 [2]
 //   int-quantized          X.weight I8 [out, in], X.weight_scale [out, 1]; activations int8, a scale a token
-//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or tiles
-//                          of 128 x 128
+//   float-quantized        X.weight F8_E4M3 [out, in], X.weight_scale [1], [out, 1], [out, in / g] or 128 x 128 tiles
 //   mxfp8-quantized        X.weight F8_E4M3 [out, in], X.weight_scale U8 [out, in / 32], an exponent plus 127
 //   nvfp4-pack-quantized   X.weight_packed U8 [out, in / 2], the earlier code in the low nibble; X.weight_scale F8_E4M3
 //                          [out, in / 16]; X.weight_global_scale F32 [1] = t;  W = e2m1 weight_scale / t
@@ -25,31 +24,17 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // writing
 
-// which of the formats holds this quantizer; "" if none does. dynamic_activations: W8A8
+// which of its formats holds this quantizer; "" if none does. dynamic_activations: W8A8
 inline const char* compressed_tensors_format(const Quantizer& q, bool dynamic_activations) {
-    switch (q.spec.format) {
-        case QuantFormat::integer:
-        case QuantFormat::ternary:
-            return dynamic_activations ? "int-quantized" : "pack-quantized";
-        case QuantFormat::fp8e4m3:
-            return "float-quantized";
-        case QuantFormat::mxfp8:
-            return "mxfp8-quantized";
-        case QuantFormat::mxfp4:
-            return "mxfp4-pack-quantized";
-        case QuantFormat::nvfp4:
-            return "nvfp4-pack-quantized";
-        default:
-            return "";
-    }
+    return dynamic_activations && quant_is_integer(q.spec) ? "int-quantized" : quant_traits(q.spec).compressed_tensors;
 }
 
 // kept: names of linears that are not quantized
 inline nlohmann::ordered_json compressed_tensors_config(const Quantizer& q, bool dynamic_activations,
                                                         const std::vector<std::string>& kept) {
     using J = nlohmann::ordered_json;
-    QuantFormat f = q.spec.format;
-    bool integer = f == QuantFormat::integer || f == QuantFormat::ternary;
+    const FormatTraits& traits = quant_traits(q.spec);
+    const bool integer = traits.kind == NumberKind::integer;
     auto args = [&](const char* strategy, J group, bool dynamic) {
         J w;
         w["num_bits"] = q.spec.bits;
@@ -62,15 +47,15 @@ inline nlohmann::ordered_json compressed_tensors_config(const Quantizer& q, bool
         w["actorder"] = nullptr;
         return w;
     };
-    const char* strategy = f == QuantFormat::nvfp4                     ? "tensor_group"
+    const char* strategy = traits.tensor_scale                         ? "tensor_group"
                            : q.scope == QuantScope::group              ? "group"
                            : q.scope == QuantScope::block              ? "block"
                            : q.scope == QuantScope::tensor && !integer ? "tensor"
                                                                        : "channel";
     J weights = args(strategy, q.scope == QuantScope::group ? J(q.group) : J(), false);
     if (q.scope == QuantScope::block) weights["block_structure"] = {128, 128};
-    if (f == QuantFormat::mxfp4 || f == QuantFormat::mxfp8) weights["scale_dtype"] = "torch.uint8";
-    if (f == QuantFormat::nvfp4) weights["scale_dtype"] = "torch.float8_e4m3fn";
+    if (traits.storage == ScaleStorage::e8m0) weights["scale_dtype"] = "torch.uint8";
+    if (traits.storage == ScaleStorage::e4m3) weights["scale_dtype"] = "torch.float8_e4m3fn";
     J j, group;
     const char* name = compressed_tensors_format(q, dynamic_activations);
     group["targets"] = {"Linear"};
@@ -123,88 +108,97 @@ inline bool nvfp4_tensor_scale_fits(const QuantizedLinear& l, float t) {
     return all;
 }
 
+inline ContainerTensor compressed_tensors_bytes(const QuantizedLinear& l, const char* dtype) {
+    return {".weight", dtype, {l.rows, l.cols}, [](const QuantizedLinear& l, uint8_t* to) {
+                memcpy(to, l.codes.data(), l.codes.size());
+            }};
+}
+
+inline ContainerTensor compressed_tensors_nibbles(const QuantizedLinear& l) {
+    return {".weight_packed", "U8", {l.rows, l.cols / 2}, [](const QuantizedLinear& l, uint8_t* to) {
+                for (size_t i = 0; i < l.codes.size() / 2; i++)
+                    to[i] = (uint8_t)((l.codes[2 * i] & 15) | l.codes[2 * i + 1] << 4);
+            }};
+}
+
+// pack-quantized
+inline std::vector<ContainerTensor> compressed_tensors_integers(const QuantizedLinear& l) {
+    const int64_t rows = l.rows, cols = l.cols, spans = CEIL_DIV(cols, quantized_linear_span(l));
+    const int b = l.quantizer.spec.bits;
+    const StoredCode s = stored_code(l, b);
+    const int64_t words = CEIL_DIV(cols * b, (int64_t)32), zero_words = CEIL_DIV(rows * b, (int64_t)32);
+    std::vector<ContainerTensor> list = {container_words(".weight_packed", {rows, words},
+                                                         [=](const QuantizedLinear& l, uint32_t* to) {
+#pragma omp parallel for schedule(static)
+                                                             for (int64_t r = 0; r < rows; r++)
+                                                                 pack_bits(to + r * words, 1, cols, b, [&](int64_t c) {
+                                                                     return l.codes[r * cols + c] + s.shift;
+                                                                 });
+                                                         }),
+                                         compressed_tensors_scales(l, rows, spans),
+                                         {".weight_shape", "I64", {2}, [](const QuantizedLinear& l, uint8_t* to) {
+                                              int64_t shape[2] = {l.rows, l.cols};
+                                              memcpy(to, shape, sizeof(shape));
+                                          }}};
+    if (!l.quantizer.spec.symmetric)
+        list.push_back(
+            container_words(".weight_zero_point", {zero_words, spans}, [=](const QuantizedLinear& l, uint32_t* to) {
+                for (int64_t g = 0; g < spans; g++)
+                    pack_bits(to + g, spans, rows, b,
+                              [&](int64_t r) { return (int)quantized_linear_grid(l, r, g).zero; });
+            }));
+    return list;
+}
+
+// the scales of floats, in the storage that their format has
+inline std::vector<ContainerTensor> compressed_tensors_float_scales(const QuantizedLinear& l) {
+    const int64_t rows = l.rows, spans = CEIL_DIV(l.cols, quantized_linear_span(l));
+    const Quantizer& q = l.quantizer;
+    const ScaleStorage storage = quant_traits(q.spec).storage;
+    if (storage == ScaleStorage::e8m0)
+        return {compressed_tensors_byte_scales("U8", rows, spans, [](const QuantizedLinear&, float s) {
+            return (uint8_t)(float_bits(s) >> 23);  // 2^-127 is subnormal: exponent 0
+        })};
+    if (storage == ScaleStorage::e4m3) {
+        if (!nvfp4_tensor_scale_fits(l, l.tensor_scale))
+            cannot_hold(l, "compressed-tensors", "its scales are not e4m3 numbers over one scale of the tensor");
+        return {compressed_tensors_byte_scales(
+                    "F8_E4M3", rows, spans,
+                    [](const QuantizedLinear& l, float s) { return float_to_e4m3_bits(s * l.tensor_scale); }),
+                container_floats(".weight_global_scale", "F32", {1},
+                                 [](const QuantizedLinear& l, float* x) { *x = l.tensor_scale; })};
+    }
+    if (q.scope == QuantScope::block)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < spans; i++)
+                if (l.grid[r * spans + i].scale != l.grid[r / 128 * 128 * spans + i].scale)
+                    cannot_hold(l, "compressed-tensors", "rows of a tile have scales of their own");
+    const int64_t scale_rows = q.scope == QuantScope::tensor  ? 1
+                               : q.scope == QuantScope::block ? CEIL_DIV(rows, (int64_t)128)
+                                                              : rows;
+    return {compressed_tensors_scales(l, scale_rows, spans)};
+}
+
 inline std::vector<ContainerTensor> compressed_tensors_tensors(const QuantizedLinear& l, bool dynamic_activations) {
     const char* name = "compressed-tensors";
     const Quantizer& q = l.quantizer;
-    int64_t rows = l.rows, cols = l.cols, spans = CEIL_DIV(cols, quantized_linear_span(l));
-    int b = q.spec.bits;
-    ContainerTensor bytes = {".weight", "I8", {rows, cols}, [](const QuantizedLinear& l, uint8_t* to) {
-                                 memcpy(to, l.codes.data(), l.codes.size());
-                             }};
-    auto exponent = [](const QuantizedLinear&, float s) {
-        return (uint8_t)(float_bits(s) >> 23);  // 2^-127 is subnormal: exponent 0
-    };
-    switch (q.spec.format) {
-        case QuantFormat::integer:
-        case QuantFormat::ternary: {
-            require_integers(l, name);
-            if (dynamic_activations) {
-                if (b != 8 || !q.spec.symmetric || q.scope == QuantScope::group)
-                    cannot_hold(l, "int-quantized", "it stores int8:channel:sym");
-                return {bytes, compressed_tensors_scales(l, rows, 1)};
-            }
-            StoredCode s = stored_code(l, b);
-            int64_t words = CEIL_DIV(cols * b, (int64_t)32), zero_words = CEIL_DIV(rows * b, (int64_t)32);
-            std::vector<ContainerTensor> list = {
-                container_words(".weight_packed", {rows, words},
-                                [=](const QuantizedLinear& l, uint32_t* to) {
-#pragma omp parallel for schedule(static)
-                                    for (int64_t r = 0; r < rows; r++)
-                                        pack_bits(to + r * words, 1, cols, b,
-                                                  [&](int64_t c) { return l.codes[r * cols + c] + s.shift; });
-                                }),
-                compressed_tensors_scales(l, rows, spans),
-                {".weight_shape", "I64", {2}, [](const QuantizedLinear& l, uint8_t* to) {
-                     int64_t shape[2] = {l.rows, l.cols};
-                     memcpy(to, shape, sizeof(shape));
-                 }}};
-            if (!q.spec.symmetric)
-                list.push_back(container_words(
-                    ".weight_zero_point", {zero_words, spans}, [=](const QuantizedLinear& l, uint32_t* to) {
-                        for (int64_t g = 0; g < spans; g++)
-                            pack_bits(to + g, spans, rows, b,
-                                      [&](int64_t r) { return (int)quantized_linear_grid(l, r, g).zero; });
-                    }));
-            return list;
-        }
-        case QuantFormat::fp8e4m3: {
-            bytes.dtype = "F8_E4M3";
-            if (q.scope == QuantScope::block)
-                for (int64_t r = 0; r < rows; r++)
-                    for (int64_t i = 0; i < spans; i++)
-                        if (l.grid[r * spans + i].scale != l.grid[r / 128 * 128 * spans + i].scale)
-                            cannot_hold(l, name, "rows of a tile have scales of their own");
-            int64_t scale_rows = q.scope == QuantScope::tensor  ? 1
-                                 : q.scope == QuantScope::block ? CEIL_DIV(rows, (int64_t)128)
-                                                                : rows;
-            return {bytes, compressed_tensors_scales(l, scale_rows, spans)};
-        }
-        case QuantFormat::mxfp8:
-            bytes.dtype = "F8_E4M3";
-            return {bytes, compressed_tensors_byte_scales("U8", rows, spans, exponent)};
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4: {
-            ContainerTensor packed = {
-                ".weight_packed", "U8", {rows, cols / 2}, [](const QuantizedLinear& l, uint8_t* to) {
-                    for (size_t i = 0; i < l.codes.size() / 2; i++)
-                        to[i] = (uint8_t)((l.codes[2 * i] & 15) | l.codes[2 * i + 1] << 4);
-                }};
-            if (q.spec.format == QuantFormat::mxfp4)
-                return {packed, compressed_tensors_byte_scales("U8", rows, spans, exponent)};
-            if (!nvfp4_tensor_scale_fits(l, l.tensor_scale))
-                cannot_hold(l, name, "its scales are not e4m3 numbers over one scale of the tensor");
-            return {packed,
-                    compressed_tensors_byte_scales(
-                        "F8_E4M3", rows, spans,
-                        [](const QuantizedLinear& l, float s) { return float_to_e4m3_bits(s * l.tensor_scale); }),
-                    container_floats(".weight_global_scale", "F32", {1},
-                                     [](const QuantizedLinear& l, float* x) { *x = l.tensor_scale; })};
-        }
-        case QuantFormat::nf4:
-            cannot_hold(l, name, "it has no NF4; export bnb-nf4");
-        default:
-            cannot_hold(l, name, "its 8-bit floats are e4m3");
+    const FormatTraits& traits = quant_traits(q.spec);
+    if (!*traits.compressed_tensors)
+        cannot_hold(l, name,
+                    q.spec.bits == 8 ? "its 8-bit floats are e4m3; export hf"
+                                     : format("it has no %s; export %s%s", quant_format_name(q.spec),
+                                              *traits.bitsandbytes ? "bnb-" : "hf", traits.bitsandbytes));
+    if (traits.kind == NumberKind::integer) {
+        require_integers(l, name);
+        if (!dynamic_activations) return compressed_tensors_integers(l);
+        if (q.spec.bits != 8 || !q.spec.symmetric || q.scope == QuantScope::group)
+            cannot_hold(l, "int-quantized", "it stores int8:channel:sym");
+        return {compressed_tensors_bytes(l, "I8"), compressed_tensors_scales(l, l.rows, 1)};
     }
+    std::vector<ContainerTensor> list = compressed_tensors_float_scales(l);
+    list.insert(list.begin(),
+                q.spec.bits == 8 ? compressed_tensors_bytes(l, "F8_E4M3") : compressed_tensors_nibbles(l));
+    return list;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +209,8 @@ struct CompressedTensorsGroup {
     std::string format, type, strategy;
     int bits = 0, group = 0;
     int tile[2] = {128, 128};
-    bool symmetric = true, exponents = false;  // exponents: scales are bytes of e8m0
+    bool symmetric = true, exponents = false;                                     // exponents: scales are bytes of e8m0
+    bool bytes() const { return exponents || format == "nvfp4-pack-quantized"; }  // scales of a byte
 };
 
 struct CompressedTensorsFormat {
@@ -327,37 +322,37 @@ inline std::vector<int64_t> compressed_tensors_scale_shape(const QuantizedLinear
     fail("%s: strategy %s is not supported", t.where.c_str(), shown(g.strategy).c_str());
 }
 
-inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsFormat& f, const ModuleTensors& t,
-                                    bool codes_wanted = true) {
-    const CompressedTensorsGroup* found = compressed_tensors_group(f, l.name, t.where);
-    if (!found)
-        fail("%s: %s is stored quantized, but no target of config_groups names it", t.where.c_str(),
-             shown(l.name).c_str());
-    const CompressedTensorsGroup& g = *found;
-    const int64_t rows = l.rows, cols = l.cols;
-    Quantizer q;
-    q.enabled = true;
-    std::vector<int64_t> shape = compressed_tensors_scale_shape(l, g, t);
-    int64_t spans = shape.size() > 1 ? shape[1] : 1;
-    q.scope = g.strategy == "tensor"    ? QuantScope::tensor
-              : g.strategy == "channel" ? QuantScope::channel
-              : g.strategy == "block"   ? QuantScope::block
-                                        : QuantScope::group;
-    q.group = q.scope == QuantScope::block ? g.tile[1] : q.scope == QuantScope::group ? g.group : 0;
+// A linear while it is read
+struct CompressedTensorsLinear {
+    QuantizedLinear& l;
+    const CompressedTensorsGroup& g;
+    const ModuleTensors& t;
+    const bool codes_wanted;
+    std::vector<int64_t> shape;  // of the scales
+    int64_t spans = 1;           // of a row
+    Quantizer q = Quantizer();
+    std::vector<float> scales = {};
+    std::string no_grid = "";  // why there is no quantizer of ours
+    [[noreturn]] void refuse(const std::string& why) const {
+        fail("%s: %s: %s", t.where.c_str(), shown(l.name).c_str(), why.c_str());
+    }
+};
 
-    // scales
-    std::vector<float> scales;
-    const StTensor* stored = t.find(f.scale);
-    if (!stored) t.require(f.scale, shape, "");
-    if (g.strategy == "tensor" && stored->shape.empty()) shape = {};
-    if (g.strategy == "channel" && stored->shape.size() == 1) shape = {rows};
-    bool bytes = g.exponents || g.format == "nvfp4-pack-quantized";
-    t.require(f.scale, shape,
+// the scales and from them l.grid, zero points apart
+inline void compressed_tensors_read_scales(CompressedTensorsLinear& c, const std::string& scale) {
+    QuantizedLinear& l = c.l;
+    const CompressedTensorsGroup& g = c.g;
+    const ModuleTensors& t = c.t;
+    const StTensor* stored = t.find(scale);
+    if (!stored) t.require(scale, c.shape, "");
+    if (g.strategy == "tensor" && stored->shape.empty()) c.shape = {};
+    if (g.strategy == "channel" && stored->shape.size() == 1) c.shape = {l.rows};
+    t.require(scale, c.shape,
               g.exponents && stored->dtype != "F8_E8M0" ? "U8"
-              : bytes && !g.exponents                   ? "F8_E4M3"
+              : g.bytes() && !g.exponents               ? "F8_E4M3"
                                                         : "");
-    if (!bytes) {
-        scales = read_floats(*stored);
+    if (!g.bytes()) {
+        c.scales = read_floats(*stored);
     } else {
         float t_scale = 1.0f;
         if (!g.exponents) {
@@ -365,122 +360,146 @@ inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsF
             if (!(t_scale > 0.0f)) t.damaged(".weight_global_scale", "it is not positive");
             l.tensor_scale = t_scale;
         }
-        scales.resize(stored->count);
+        c.scales.resize(stored->count);
         for (int64_t i = 0; i < stored->count; i++) {
             if (stored->data[i] == (g.exponents ? 255 : 127))
-                t.damaged(f.scale, format("scale %lld is not a number", (long long)i));
-            scales[i] = g.exponents ? quant_power_of_two((int)stored->data[i] - 127)
-                                    : e4m3_bits_to_float(stored->data[i]) / t_scale;
+                t.damaged(scale, format("scale %lld is not a number", (long long)i));
+            c.scales[i] = g.exponents ? quant_power_of_two((int)stored->data[i] - 127)
+                                      : e4m3_bits_to_float(stored->data[i]) / t_scale;
         }
     }
-    int64_t high = q.scope == QuantScope::block ? g.tile[0] : 1;
-    l.grid.resize(q.scope == QuantScope::tensor ? 1 : rows * spans);
-    for (size_t i = 0; i < l.grid.size(); i++) l.grid[i] = Grid{scales[i / spans / high * spans + i % spans], 0.0f};
+    const int64_t spans = c.spans, high = c.q.scope == QuantScope::block ? g.tile[0] : 1;
+    l.grid.resize(c.q.scope == QuantScope::tensor ? 1 : l.rows * spans);
+    for (size_t i = 0; i < l.grid.size(); i++) l.grid[i] = Grid{c.scales[i / spans / high * spans + i % spans], 0.0f};
+}
 
-    // codes
-    int64_t n = rows * cols;
-    if (codes_wanted) l.codes.resize(n);
-    std::string why;
-    if (g.type == "int") {
-        q.spec.bits = g.bits;
-        q.spec.symmetric = g.symmetric;
-        q.enabled = integer_quantizer(g.bits, g.symmetric, q.group).on() && q.scope != QuantScope::block;
-        if (!q.on()) why = format("no quantizer here has %d bits with strategy %s", g.bits, g.strategy.c_str());
-        if (g.format == "pack-quantized") {
-            int b = g.bits;
-            int64_t dense = CEIL_DIV(cols * b, (int64_t)32), per_word = 32 / b, padded = CEIL_DIV(cols, per_word);
-            const StTensor* packed = t.find(".weight_packed");
-            bool old = packed && packed->shape == std::vector<int64_t>{rows, padded} && padded != dense;
-            t.require(".weight_packed", {rows, old ? padded : dense}, "I32");
-            const StTensor& stated = t.require(".weight_shape", {2}, "");
-            int64_t size[2] = {0, 0};
-            for (int i = 0; i < 2; i++) {
-                if (stated.dtype == "I64") memcpy(&size[i], stated.data + 8 * i, 8);
-                else if (stated.dtype == "I32") size[i] = (int)load_word(stated.data, i);
-            }
-            if (size[0] != rows || size[1] != cols)
-                t.damaged(".weight_shape", format("it says [%lld, %lld]", (long long)size[0], (long long)size[1]));
-            if (t.find(".weight_g_idx"))
-                fail("%s: %s.weight_g_idx: act-order of kind \"group\" is not supported", t.where.c_str(),
-                     shown(l.name).c_str());
-            int64_t width = old ? padded : dense;
-            int shift = 1 << (b - 1);
-            if (codes_wanted) {
+// Integers of the streams [n, words] of a tensor: dense, or as before 0.17 whole words of 32 / b. value(i, u) of
+// n numbers that lie `stride` words apart
+template <class F>
+inline void compressed_tensors_unpack(const uint8_t* words, int64_t stride, int64_t n, int b, bool old, F value) {
+    const int64_t per_word = 32 / b;
+    if (!old) return unpack_bits(words, stride, n, b, value);
+    for (int64_t i = 0; i < n; i++)
+        value(i, (int)(load_word(words, i / per_word * stride) >> (i % per_word * b) & ((1u << b) - 1)));
+}
+
+inline void compressed_tensors_check_shape(const CompressedTensorsLinear& c) {
+    const StTensor& stated = c.t.require(".weight_shape", {2}, "");
+    int64_t size[2] = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        if (stated.dtype == "I64") memcpy(&size[i], stated.data + 8 * i, 8);
+        else if (stated.dtype == "I32") size[i] = (int)load_word(stated.data, i);
+    }
+    if (size[0] != c.l.rows || size[1] != c.l.cols)
+        c.t.damaged(".weight_shape", format("it says [%lld, %lld]", (long long)size[0], (long long)size[1]));
+}
+
+inline void compressed_tensors_read_packed(CompressedTensorsLinear& c) {
+    QuantizedLinear& l = c.l;
+    const ModuleTensors& t = c.t;
+    const int b = c.g.bits, shift = 1 << (b - 1);
+    const int64_t rows = l.rows, cols = l.cols, spans = c.spans, per_word = 32 / b;
+    const int64_t dense = CEIL_DIV(cols * b, (int64_t)32), padded = CEIL_DIV(cols, per_word);
+    const StTensor* packed = t.find(".weight_packed");
+    const bool old = packed && packed->shape == std::vector<int64_t>{rows, padded} && padded != dense;
+    const int64_t width = old ? padded : dense;
+    t.require(".weight_packed", {rows, width}, "I32");
+    compressed_tensors_check_shape(c);
+    if (t.find(".weight_g_idx"))
+        fail("%s: %s.weight_g_idx: act-order of kind \"group\" is not supported", t.where.c_str(),
+             shown(l.name).c_str());
+    if (c.codes_wanted) {
 #pragma omp parallel for schedule(static)
-                for (int64_t r = 0; r < rows; r++) {
-                    const uint8_t* from = packed->data + 4 * r * width;
-                    int8_t* to = l.codes.data() + r * cols;
-                    if (!old) unpack_bits(from, 1, cols, b, [&](int64_t c, int u) { to[c] = (int8_t)(u - shift); });
-                    else
-                        for (int64_t c = 0; c < cols; c++)
-                            to[c] =
-                                (int8_t)((int)(load_word(from, c / per_word) >> (c % per_word * b) & ((1u << b) - 1)) -
-                                         shift);
-                }
-            }
-            if (!g.symmetric) {
-                int64_t zero_dense = CEIL_DIV(rows * b, (int64_t)32), zero_padded = CEIL_DIV(rows, per_word);
-                const StTensor& zeros = t.require(".weight_zero_point", {old ? zero_padded : zero_dense, spans}, "I32");
-                if (q.scope != QuantScope::group && q.scope != QuantScope::channel)
-                    fail("%s: %s has zero points with strategy %s, which is not supported", t.where.c_str(),
-                         shown(l.name).c_str(), g.strategy.c_str());
-                for (int64_t s = 0; s < spans; s++) {
-                    if (!old)
-                        unpack_bits(zeros.data + 4 * s, spans, rows, b,
-                                    [&](int64_t r, int z) { l.grid[r * spans + s].zero = (float)z; });
-                    else
-                        for (int64_t r = 0; r < rows; r++)
-                            l.grid[r * spans + s].zero =
-                                (float)(load_word(zeros.data, r / per_word * spans + s) >> (r % per_word * b) &
-                                        ((1u << b) - 1));
-                }
-            }
-        } else {
-            if (!g.symmetric || g.bits != 8)
-                fail("%s: %s: %s of %d bits, %s is not supported; 8 bits, symmetric are", t.where.c_str(),
-                     shown(l.name).c_str(), g.format.c_str(), g.bits, g.symmetric ? "symmetric" : "asymmetric");
-            const StTensor& w = t.require(".weight", {rows, cols}, "I8");
-            if (codes_wanted) memcpy(l.codes.data(), w.data, n);
-        }
-    } else if (g.bits == 8) {
-        q.spec = QuantSpec{g.exponents ? QuantFormat::mxfp8 : QuantFormat::fp8e4m3, 8, true, ScaleRule::amax};
-        const StTensor& w = t.require(".weight", {rows, cols}, "F8_E4M3");
-        if (codes_wanted) memcpy(l.codes.data(), w.data, n);
-        bool other_tiles = q.scope == QuantScope::block && (g.tile[0] != 128 || g.tile[1] != 128 || cols % 128);
-        if (other_tiles || (g.exponents && g.group != 32)) {
-            why = format("no quantizer here has tiles of %d x %d over %lld inputs, or groups of %d", g.tile[0],
-                         g.tile[1], (long long)cols, g.group);
-            if (other_tiles) {  // numbers by themselves, since the grid has another shape than ours
-                q.enabled = false;
-                if (codes_wanted) {
-                    l.values.resize(n);
-                    for (int64_t r = 0; r < rows; r++)
-                        for (int64_t c = 0; c < cols; c++)
-                            l.values[r * cols + c] = e4m3_bits_to_float((uint8_t)l.codes[r * cols + c]) *
-                                                     scales[r / g.tile[0] * spans + c / g.tile[1]];
-                }
-            }
-        }
-    } else if (g.bits == 4) {
-        int group = g.exponents ? 32 : 16;
-        q.spec = QuantSpec{g.exponents ? QuantFormat::mxfp4 : QuantFormat::nvfp4, 4, true, ScaleRule::amax};
-        if (!bytes || g.group != group || q.scope != QuantScope::group)
-            fail("%s: %s: 4-bit floats in %s with groups of %d are not supported", t.where.c_str(),
-                 shown(l.name).c_str(), shown(g.format).c_str(), g.group);
-        const StTensor& packed = t.require(".weight_packed", {rows, cols / 2}, "U8");
-        if (codes_wanted)
-            for (int64_t i = 0; i < n; i++) l.codes[i] = (int8_t)(packed.data[i / 2] >> (i % 2 * 4) & 15);
-    } else {
-        fail("%s: floats of %d bits are not supported", t.where.c_str(), g.bits);
+        for (int64_t r = 0; r < rows; r++)
+            compressed_tensors_unpack(packed->data + 4 * r * width, 1, cols, b, old,
+                                      [&](int64_t i, int u) { l.codes[r * cols + i] = (int8_t)(u - shift); });
     }
-    l.quantizer = q;
-    if (q.on() && why.empty()) return;
-    l.no_grid = why;
-    if (!codes_wanted) {
-        l.quantizer = Quantizer();
-        return;
-    }
-    if (l.values.empty()) quantized_linear_drop_grid(l, why);
+    if (c.g.symmetric) return;
+    const int64_t zero_words = old ? CEIL_DIV(rows, per_word) : CEIL_DIV(rows * b, (int64_t)32);
+    const StTensor& zeros = t.require(".weight_zero_point", {zero_words, spans}, "I32");
+    if (c.q.scope != QuantScope::group && c.q.scope != QuantScope::channel)
+        fail("%s: %s has zero points with strategy %s, which is not supported", t.where.c_str(), shown(l.name).c_str(),
+             c.g.strategy.c_str());
+    for (int64_t s = 0; s < spans; s++)
+        compressed_tensors_unpack(zeros.data + 4 * s, spans, rows, b, old,
+                                  [&](int64_t r, int z) { l.grid[r * spans + s].zero = (float)z; });
+}
+
+inline void compressed_tensors_read_integers(CompressedTensorsLinear& c) {
+    const CompressedTensorsGroup& g = c.g;
+    const Quantizer ours = integer_quantizer(g.bits, g.symmetric, c.q.group);
+    c.q.spec = ours.spec;
+    c.q.enabled = ours.on() && c.q.scope != QuantScope::block;
+    if (!c.q.on()) c.no_grid = format("no quantizer here has %d bits with strategy %s", g.bits, g.strategy.c_str());
+    if (g.format == "pack-quantized") return compressed_tensors_read_packed(c);
+    if (!g.symmetric || g.bits != 8)
+        c.refuse(format("%s of %d bits, %s is not supported; 8 bits, symmetric are", g.format.c_str(), g.bits,
+                        g.symmetric ? "symmetric" : "asymmetric"));
+    const StTensor& w = c.t.require(".weight", {c.l.rows, c.l.cols}, "I8");
+    if (c.codes_wanted) memcpy(c.l.codes.data(), w.data, c.l.codes.size());
+}
+
+// the codes of the format that compressed-tensors calls `name`
+inline QuantSpec compressed_tensors_spec(const std::string& name, int bits) {
+    const FormatTraits* f = quant_find([&](const FormatTraits& t) { return name == t.compressed_tensors; });
+    return QuantSpec{f->format, bits, true, ScaleRule::amax};
+}
+
+inline void compressed_tensors_read_float8(CompressedTensorsLinear& c) {
+    QuantizedLinear& l = c.l;
+    const CompressedTensorsGroup& g = c.g;
+    const int64_t rows = l.rows, cols = l.cols;
+    c.q.spec = compressed_tensors_spec(g.exponents ? "mxfp8-quantized" : "float-quantized", 8);
+    const StTensor& w = c.t.require(".weight", {rows, cols}, "F8_E4M3");
+    if (c.codes_wanted) memcpy(l.codes.data(), w.data, l.codes.size());
+    const bool other_tiles = c.q.scope == QuantScope::block && (g.tile[0] != 128 || g.tile[1] != 128 || cols % 128);
+    if (!other_tiles && (!g.exponents || g.group == 32)) return;
+    c.no_grid = format("no quantizer here has tiles of %d x %d over %lld inputs, or groups of %d", g.tile[0], g.tile[1],
+                       (long long)cols, g.group);
+    if (!other_tiles || !c.codes_wanted) return;
+    // numbers by themselves, since the grid has another shape than ours
+    l.values.resize(rows * cols);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < cols; i++)
+            l.values[r * cols + i] =
+                e4m3_bits_to_float((uint8_t)l.codes[r * cols + i]) * c.scales[r / g.tile[0] * c.spans + i / g.tile[1]];
+}
+
+inline void compressed_tensors_read_float4(CompressedTensorsLinear& c) {
+    const CompressedTensorsGroup& g = c.g;
+    c.q.spec = compressed_tensors_spec(g.exponents ? "mxfp4-pack-quantized" : "nvfp4-pack-quantized", 4);
+    if (!g.bytes() || g.group != (g.exponents ? 32 : 16) || c.q.scope != QuantScope::group)
+        c.refuse(format("4-bit floats in %s with groups of %d are not supported", shown(g.format).c_str(), g.group));
+    const StTensor& packed = c.t.require(".weight_packed", {c.l.rows, c.l.cols / 2}, "U8");
+    for (size_t i = 0; i < c.l.codes.size(); i++) c.l.codes[i] = (int8_t)(packed.data[i / 2] >> (i % 2 * 4) & 15);
+}
+
+inline void compressed_tensors_read(QuantizedLinear& l, const CompressedTensorsFormat& f, const ModuleTensors& t,
+                                    bool codes_wanted = true) {
+    const CompressedTensorsGroup* found = compressed_tensors_group(f, l.name, t.where);
+    if (!found)
+        fail("%s: %s is stored quantized, but no target of config_groups names it", t.where.c_str(),
+             shown(l.name).c_str());
+    const CompressedTensorsGroup& g = *found;
+    CompressedTensorsLinear c = {l, g, t, codes_wanted, compressed_tensors_scale_shape(l, g, t)};
+    c.spans = c.shape.size() > 1 ? c.shape[1] : 1;
+    c.q.enabled = true;
+    c.q.scope = g.strategy == "tensor"    ? QuantScope::tensor
+                : g.strategy == "channel" ? QuantScope::channel
+                : g.strategy == "block"   ? QuantScope::block
+                                          : QuantScope::group;
+    c.q.group = c.q.scope == QuantScope::block ? g.tile[1] : c.q.scope == QuantScope::group ? g.group : 0;
+    compressed_tensors_read_scales(c, f.scale);
+    if (codes_wanted) l.codes.resize(l.rows * l.cols);
+    if (g.type == "int") compressed_tensors_read_integers(c);
+    else if (g.bits == 8) compressed_tensors_read_float8(c);
+    else if (g.bits == 4) compressed_tensors_read_float4(c);
+    else c.refuse(format("floats of %d bits are not supported", g.bits));
+
+    l.quantizer = c.q;
+    if (c.q.on() && c.no_grid.empty()) return;
+    l.no_grid = c.no_grid;
+    if (codes_wanted && l.values.empty()) quantized_linear_drop_grid(l, c.no_grid);
     l.quantizer = Quantizer();
-    l.codes.clear(), l.grid.clear();
+    if (codes_wanted) l.codes.clear(), l.grid.clear();
 }

@@ -6,7 +6,7 @@
 // Takes what stands behind the scales of l, if they are still what it gives: a grid from outside has nothing behind it,
 // and NF4's scales are then kept as they are
 inline void quantized_linear_keep_state(QuantizedLinear& l, float tensor, NestedScales n) {
-    if (l.quantizer.spec.format == QuantFormat::nvfp4) l.tensor_scale = tensor;
+    if (quant_traits(l.quantizer.spec).tensor_scale) l.tensor_scale = tensor;
     if (!l.quantizer.double_quant) return;
     const DynamicMap map = dynamic_map();
     bool same = true;

@@ -18,6 +18,7 @@
 // a scale is repeated where a group has several.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 #include "gguf.h"
@@ -53,19 +54,31 @@ inline void gguf_levels(QuantSpec spec, Grid g, float* low, float* high) {
     *high = quant_high(spec) - g.zero;
 }
 
+// The quantizer format that a type's blocks are; false: none (floats, and the K formats, whose scales are products of
+// two numbers and whose minima are no multiples of them: those can only be dequantized). symmetric is false for Q4_1
+// and Q5_1, which are a grid only where m is a multiple of d.
+inline bool gguf_grid_spec(const GgufType& type, QuantSpec* spec) {
+    for (const FormatTraits& f : quant_formats)
+        for (const FormatGguf& g : f.gguf) {
+            if (strcmp(g.type, type.name) != 0) continue;
+            const ScaleRule rule = g.bits == 4 && g.symmetric ? ScaleRule::signedmax : ScaleRule::amax;
+            *spec = QuantSpec{f.format, g.bits, g.symmetric, rule};
+            return true;
+        }
+    return false;
+}
+
 // Why this type cannot hold the tensor exactly, a clause for a message; "" if it can. Reads the grids, not the codes.
 inline std::string gguf_cannot_hold(const GgufType& type, const GridTensor& t) {
     const uint32_t id = type.id;
-    const QuantFormat f = t.spec.format;
-    const bool integers = f == QuantFormat::integer || f == QuantFormat::ternary;
     const int64_t groups = t.rows * t.cols / t.group, block = gguf_scale_block(type);
     if (t.cols % type.block != 0)
         return format("its rows of %lld are not whole blocks of %d", (long long)t.cols, type.block);
     if (t.group % block != 0)
         return format("its groups of %lld are not whole blocks of %lld", (long long)t.group, (long long)block);
     if (id == GGUF_TYPE_MXFP4 || id == GGUF_TYPE_NVFP4) {
-        if (f != (id == GGUF_TYPE_MXFP4 ? QuantFormat::mxfp4 : QuantFormat::nvfp4))
-            return "it has another number format";
+        QuantSpec own;
+        if (!gguf_grid_spec(type, &own) || own.format != t.spec.format) return "it has another number format";
         float scale = id == GGUF_TYPE_NVFP4 ? gguf_nvfp4_tensor_scale(t.grid, groups) : 1.0f;
         for (int64_t g = 0; g < groups; g++) {
             float s = t.grid[g].scale / scale;
@@ -77,7 +90,7 @@ inline std::string gguf_cannot_hold(const GgufType& type, const GridTensor& t) {
         }
         return "";
     }
-    if (!integers) return "its codes are not integers";
+    if (!quant_is_integer(t.spec)) return "its codes are not integers";
     struct {
         uint32_t id;
         float low, high;
@@ -161,33 +174,6 @@ inline void gguf_pack_block(const GgufType& type, QuantSpec spec, const int8_t* 
 // ----------------------------------------------------------------------------------------------------------------
 // reading a grid
 
-// The quantizer format that a type's blocks are; false: none (floats, and the K formats, whose scales are products of
-// two numbers and whose minima are no multiples of them: those can only be dequantized). symmetric is false for Q4_1
-// and Q5_1, which are a grid only where m is a multiple of d.
-inline bool gguf_grid_spec(const GgufType& type, QuantSpec* spec) {
-    static const struct {
-        uint32_t id;
-        QuantFormat format;
-        int bits;
-        bool symmetric;
-    } rows[] = {
-        {GGUF_TYPE_Q4_0, QuantFormat::integer, 4, true},  {GGUF_TYPE_Q5_0, QuantFormat::integer, 5, true},
-        {GGUF_TYPE_Q8_0, QuantFormat::integer, 8, true},  {GGUF_TYPE_Q2_0, QuantFormat::integer, 2, true},
-        {GGUF_TYPE_Q4_1, QuantFormat::integer, 4, false}, {GGUF_TYPE_Q5_1, QuantFormat::integer, 5, false},
-        {GGUF_TYPE_TQ1_0, QuantFormat::ternary, 2, true}, {GGUF_TYPE_TQ2_0, QuantFormat::ternary, 2, true},
-        {GGUF_TYPE_MXFP4, QuantFormat::mxfp4, 4, true},   {GGUF_TYPE_NVFP4, QuantFormat::nvfp4, 4, true},
-    };
-    for (auto& r : rows) {
-        if (type.id != r.id) continue;
-        spec->format = r.format;
-        spec->bits = r.bits;
-        spec->symmetric = r.symmetric;
-        spec->rule = r.bits == 4 && r.symmetric ? ScaleRule::signedmax : ScaleRule::amax;
-        return true;
-    }
-    return false;
-}
-
 struct GgufGrid {
     QuantSpec spec;
     int64_t rows = 0, cols = 0, group = 0;
@@ -219,14 +205,14 @@ inline const char* gguf_unpack_block(const GgufType& type, QuantSpec spec, const
         return nullptr;
     }
     const bool minimum = id == GGUF_TYPE_Q4_1 || id == GGUF_TYPE_Q5_1;
-    const bool ternary = spec.format == QuantFormat::ternary;
-    float d = gguf_fp16_at(ternary ? b + type.bytes - 2 : b), m = minimum ? gguf_fp16_at(b + 2) : 0.0f;
+    const bool last = id == GGUF_TYPE_TQ1_0 || id == GGUF_TYPE_TQ2_0;  // the scale stands behind the codes
+    float d = gguf_fp16_at(last ? b + type.bytes - 2 : b), m = minimum ? gguf_fp16_at(b + 2) : 0.0f;
     if (!std::isfinite(d) || !std::isfinite(m)) return "a scale is not finite";
     // levels by reading the block with a scale of 1: for Q4_1 and Q5_1 the codes, for the others q - zero
     uint8_t unit[256];
     float level[256];
     memcpy(unit, b, (size_t)type.bytes);
-    gguf_put_fp16(ternary ? unit + type.bytes - 2 : unit, 1.0f);
+    gguf_put_fp16(last ? unit + type.bytes - 2 : unit, 1.0f);
     if (minimum) gguf_put_fp16(unit + 2, 0.0f);
     type.read(unit, level);
     float zero = 0.0f;

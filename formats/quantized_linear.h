@@ -80,7 +80,7 @@ inline Grid quantized_linear_grid(const QuantizedLinear& l, int64_t row, int64_t
 // A scale of 0 stands for zeros, but no number can be divided by it: such a group gets another scale and codes of zero
 inline void quantized_linear_settle(QuantizedLinear& l) {
     const QuantSpec& q = l.quantizer.spec;
-    if (!l.quantizer.on() || q.format == QuantFormat::nf4) return;
+    if (!l.quantizer.on() || quant_traits(q).zero_scale) return;
     bool some = false;
     for (const Grid& g : l.grid) some = some || g.scale == 0.0f;
     if (!some) return;
@@ -92,7 +92,7 @@ inline void quantized_linear_settle(QuantizedLinear& l) {
 
 // the same grid with room for a zero point; the codes, which are kept minus 2^(b-1), do not change
 inline void quantized_linear_to_asym(QuantizedLinear& l) {
-    if (!l.quantizer.spec.symmetric || l.quantizer.spec.format != QuantFormat::integer) return;
+    if (!l.quantizer.spec.symmetric || !quant_traits(l.quantizer.spec).affine) return;
     l.quantizer.spec.symmetric = false;
     for (Grid& g : l.grid) g.zero = (float)(1 << (l.quantizer.spec.bits - 1));
 }
@@ -120,8 +120,7 @@ inline bool bf16_holds(float x) { return bf16_bits_to_float(float_to_bf16_bits(x
 
 // the integer and ternary grids, which have 2^bits codes
 inline void require_integers(const QuantizedLinear& l, const char* container) {
-    QuantFormat f = l.quantizer.spec.format;
-    if (f != QuantFormat::integer && f != QuantFormat::ternary)
+    if (!quant_is_integer(l.quantizer.spec))
         cannot_hold(l, container, "it stores integers, and no codes of this format");
     if (l.quantizer.scope == QuantScope::block) cannot_hold(l, container, "it has scales for parts of a row, no tiles");
 }
@@ -240,11 +239,9 @@ inline std::vector<float> read_floats(const StTensor& t) {
 // The quantizer of `bits` bits with a scale for `group` neighbours of a row, 0: a row; off where there is none
 inline Quantizer integer_quantizer(int bits, bool symmetric, int64_t group) {
     Quantizer q;
-    bool ours = false;
-    for (const QuantFormatRow& r : quant_format_rows)
-        ours = ours || (r.format == QuantFormat::integer && r.bits == bits);
-    q.enabled = ours && (group == 0 || group >= 8);
+    q.spec.format = quant_find([](const FormatTraits& t) { return t.affine; })->format;
     q.spec.bits = bits;
+    q.enabled = quant_format_name(q.spec) && (group == 0 || group >= 8);
     q.spec.symmetric = symmetric;
     q.scope = group == 0 ? QuantScope::channel : QuantScope::group;
     q.group = (int)group;

@@ -200,9 +200,9 @@ inline const ExportFormat* export_format(const std::string& name) {
 
 // the format that holds a quantizer best
 inline const char* natural_format(const Quantizer& q) {
-    if (!q.on() || q.spec.format == QuantFormat::fp8e5m2) return "hf";
-    if (q.spec.format == QuantFormat::nf4) return q.group == 64 ? "bnb-nf4" : "hf";
-    return "compressed-tensors";
+    if (!q.on()) return "hf";
+    if (is_bitsandbytes(quant_traits(q.spec))) return q.group == 64 ? "bnb-nf4" : "hf";
+    return *quant_traits(q.spec).compressed_tensors ? "compressed-tensors" : "hf";
 }
 
 // any mixture fits hf
@@ -223,11 +223,11 @@ inline void check_container(const std::string& format, const std::string& name, 
     if (export_format(format)->container == Container::none) return;
     QuantizedLinear l;
     l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
-    const bool asymmetric = q.spec.format == QuantFormat::integer && !q.spec.symmetric;
-    l.grid.assign(quantized_linear_grids(l), Grid{1.0f, asymmetric ? 1.0f : 0.0f});  // GPTQ v1 has no zero point 0
+    l.grid.assign(quantized_linear_grids(l),
+                  Grid{1.0f, q.spec.symmetric ? 0.0f : 1.0f});  // GPTQ v1 has no zero point 0
     if (q.double_quant) {
         l.nested.codes.resize(l.grid.size());
-        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), 256));
+        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), QUANT_NESTED));
     }
     container_tensors(l, format, "bfloat16");
 }
@@ -251,7 +251,8 @@ struct LinearCache {
     const QuantizedLinear* get(const ParamTensor& t) {
         if (linear.name == module_name(t)) return &linear;
         linear = QuantizedLinear();
-        if (t.kind != ParamKind::linear || !source.quantized(t, &linear)) {
+        const bool weight = t.kind != ParamKind::norm && t.kind != ParamKind::bias;
+        if (!weight || !source.quantized(t, &linear)) {
             linear.name.clear();
             return nullptr;
         }
@@ -268,9 +269,9 @@ struct ExportSummary {
     uint64_t linear_bytes = 0, linear_weights = 0;  // of the quantized linears, all in, and how many weights they have
 };
 
-// a tensor in full precision, or what its codes stand for
+// the numbers of a tensor, made when their turn to be written comes: Q(W) where it is quantized
 inline StWriteTensor export_plain(const ExportSource& source, const ParamTensor& t, const std::string& save_dtype,
-                                  const std::shared_ptr<LinearCache>& cache) {
+                                  std::shared_ptr<LinearCache> cache) {
     std::vector<int64_t> shape = {t.rows, t.cols};
     if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) shape = {t.cols};
     auto whole = std::make_shared<std::vector<float>>();
@@ -287,22 +288,34 @@ inline StWriteTensor export_plain(const ExportSource& source, const ParamTensor&
                             });
 }
 
-// one tensor of a quantized linear; bytes: its size
-inline StWriteTensor export_part(const ParamTensor& t, const std::string& name, const ContainerTensor& part,
-                                 const std::shared_ptr<LinearCache>& cache, uint64_t& bytes) {
+// a container's tensor of linear t, made when its turn comes; bytes: how many it has
+inline StWriteTensor export_part(const ParamTensor& t, const ContainerTensor& part, std::shared_ptr<LinearCache> cache,
+                                 uint64_t* bytes) {
     uint64_t count;
-    int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
-    if (!st_extent(part.shape, bits, &count, &bytes)) fail("a tensor of %s is too large", shown(name).c_str());
+    const int bits = st_dtypes[st_dtype_index(part.dtype)].bits;
+    if (!st_extent(part.shape, bits, &count, bytes)) fail("a tensor of %s is too large", shown(t.name).c_str());
     auto whole = std::make_shared<std::vector<uint8_t>>();
-    return {name + part.suffix, part.dtype, part.shape,
-            [&t, part, whole, cache, bits, bytes](int64_t first, int64_t n, uint8_t* to) {
+    return {module_name(t) + part.suffix, part.dtype, part.shape,
+            [&t, part, whole, cache, bits, size = *bytes](int64_t first, int64_t n, uint8_t* to) {
                 if (whole->empty()) {
-                    whole->resize(bytes);
+                    whole->resize(size);
                     part.build(*cache->get(t), whole->data());
                 }
                 memcpy(to, whole->data() + first * bits / 8, n * bits / 8);
-                if ((uint64_t)((first + n) * bits / 8) == bytes) std::vector<uint8_t>().swap(*whole);
+                if ((uint64_t)((first + n) * bits / 8) == size) std::vector<uint8_t>().swap(*whole);
             }};
+}
+
+// counts a quantized linear; fails where the format does not hold it beside the others
+inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const std::string& format, bool plain) {
+    if (!plain && !l.quantizer.on())
+        fail("%s cannot hold %s: %s", format.c_str(), shown(l.name).c_str(), l.no_grid.c_str());
+    if (summary.linears == 0) summary.quantizer = l.quantizer;
+    if (!plain && (!same_codes(l.quantizer, summary.quantizer) || !same_codes(summary.quantizer, l.quantizer)))
+        fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l.name).c_str(),
+             quantizer_text(l.quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
+    summary.quantizer.double_quant = summary.quantizer.double_quant && !l.nested.codes.empty();
+    summary.linears++;
 }
 
 // Writes config.json and the safetensors of a folder that exists. save_dtype: of what is not quantized. Fails with one
@@ -318,17 +331,10 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     std::vector<std::string> kept;
     for (const ParamTensor& t : source.tensors) {
         const QuantizedLinear* l = cache->get(t);
-        if (l) {
-            if (!plain && !l->quantizer.on())
-                fail("%s cannot hold %s: %s", format.c_str(), shown(l->name).c_str(), l->no_grid.c_str());
-            if (summary.linears == 0) summary.quantizer = l->quantizer;
-            if (!plain &&
-                (!same_codes(l->quantizer, summary.quantizer) || !same_codes(summary.quantizer, l->quantizer)))
-                fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l->name).c_str(),
-                     quantizer_text(l->quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
-            summary.quantizer.double_quant = summary.quantizer.double_quant && !l->nested.codes.empty();
-            summary.linears++;
-        }
+        if (l && !plain && t.kind != ParamKind::linear)
+            fail("%s cannot hold %s: it holds quantized linears alone; leave head and embed out of --weights, or export hf",
+                 format.c_str(), shown(l->name).c_str());
+        if (l) export_count(summary, *l, format, plain);
         if (!l && t.kind == ParamKind::linear) kept.push_back(module_name(t));
         if (!l || plain) {
             tensors.push_back(export_plain(source, t, save_dtype, cache));
@@ -337,7 +343,7 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
         summary.linear_weights += t.count();
         for (const ContainerTensor& part : container_tensors(*l, format, save_dtype)) {
             uint64_t bytes;
-            tensors.push_back(export_part(t, l->name, part, cache, bytes));
+            tensors.push_back(export_part(t, part, cache, &bytes));
             summary.linear_bytes += bytes;
         }
     }

@@ -58,7 +58,7 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
     if (learned && kind != LearnedScale::lwc) add("scale", grid_shape(t), floats(t.learned.a, t.groups));
     else add("scale", grid_shape(t), [=] { return grid_part(*kept, kept->quantizer.double_quant, dev); });
     if (!q.spec.symmetric) add("zero", grid_shape(t), [=] { return grid_part(*kept, true, dev); });
-    if (q.spec.format == QuantFormat::nvfp4) add("tensor_scale", {1}, floats(t.state.tensor, 1));
+    if (quant_traits(q.spec).tensor_scale) add("tensor_scale", {1}, floats(t.state.tensor, 1));
     if (learned && kind == LearnedScale::lsq_offset) add("offset", grid_shape(t), floats(t.learned.b, t.groups));
     if (learned && kind == LearnedScale::lwc) {
         add("upper", grid_shape(t), floats(t.learned.a, t.groups));
@@ -107,7 +107,7 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
         copy_to_device(t.state.codes, codes.data(), codes.size(), dev);
         device_synchronize(dev);  // the arrays go
     }
-    if (q.spec.format == QuantFormat::nvfp4) {
+    if (quant_traits(q.spec).tensor_scale) {
         std::vector<float> tensor = read("tensor_scale", {1});
         copy_to_device(t.state.tensor, tensor.data(), sizeof(float), dev);
         device_synchronize(dev);

@@ -33,7 +33,7 @@ struct QuantGroups {
     int64_t groups = 0, group = 0;
     int64_t tiles = 0;  // 128x128: tiles side by side, cols / 128; group is 128
 };
-static constexpr int QUANT_TILE = 128, QUANT_NESTED = 256;
+static constexpr int QUANT_TILE = 128;
 
 // What stands behind the scales where a format quantizes them too. Views, where the grid is; null where it is not
 // wanted
@@ -41,6 +41,15 @@ struct ScaleState {
     float* tensor = nullptr;   // [1]: nvfp4's t; the mean that double quantization subtracts
     uint8_t* codes = nullptr;  // [groups]: of the scales, with double quantization
     float* absmax = nullptr;   // [CEIL_DIV(groups, 256)]: of the scales less their mean
+};
+
+// What a forward writes. Views; null where it is not wanted
+struct QuantOutput {
+    floatX* out = nullptr;       // [groups, group] = Q(w)
+    int8_t* codes = nullptr;     // [groups, group], before and after
+    Grid* grid = nullptr;        // [groups], measured or read
+    ScaleState state = {};       // written with grid
+    int64_t* changed = nullptr;  // += how many codes changed; lies where they do
 };
 
 struct QuantRange {
@@ -52,10 +61,31 @@ HOST_DEVICE QuantRange quant_range_join(QuantRange a, QuantRange b) {
 }
 HOST_DEVICE float quant_range_amax(QuantRange r) { return -r.min > r.max ? -r.min : r.max; }
 
+// What is measured of a group: its scale on a grid; or the largest size {amax, 0}; or both ends {max, min}
+enum class GridOf : uint8_t { format, amax, ends };
+struct QuantMeasure {
+    QuantSpec q;
+    GridOf of;
+    HOST_DEVICE QuantMeasure(QuantSpec q, GridOf of = GridOf::format) : q(q), of(of) {}
+};
+HOST_DEVICE Grid quant_measured(QuantMeasure m, QuantRange r, float tensor_scale) {
+    if (m.of == GridOf::amax) return Grid{quant_range_amax(r), 0.0f};
+    if (m.of == GridOf::ends) return Grid{r.max, r.min};
+    return quant_grid(m.q, r.min, r.max, tensor_scale, 1.0f);
+}
+
+inline bool quant_searched(QuantMeasure m) {
+    return m.of == GridOf::format && quant_traits(m.q).affine && m.q.rule == ScaleRule::mse;
+}
+inline bool quant_of_mean(QuantMeasure m) { return m.of == GridOf::format && quant_traits(m.q).mean_scale; }
+
 // does a group's range alone give its scale? tensor_scale counts as known
 inline bool quant_measured_alone(QuantSpec q, const QuantGroups& g, const ScaleState& state) {
-    bool searched = q.format == QuantFormat::integer && q.rule == ScaleRule::mse;
-    return !searched && !g.tiles && !state.codes && q.format != QuantFormat::ternary;
+    return !quant_searched({q}) && !quant_of_mean({q}) && !g.tiles && !state.codes;
+}
+// are the scales fractions of one of the tensor that is measured too?
+inline bool quant_measures_tensor(QuantSpec q, const ScaleState& state) {
+    return quant_traits(q).tensor_scale && state.tensor;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -140,7 +170,7 @@ inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups
         for (int64_t g = first; g < end; g++) largest = fmaxf(largest, fabsf(grid[g].scale - mean));
         state.absmax[b] = largest;
         for (int64_t g = first; g < end; g++) {
-            int code = dynamic_map_code(map, (grid[g].scale - mean) * quant_nf4_inverse(largest));
+            int code = dynamic_map_code(map, (grid[g].scale - mean) * quant_inverse(largest));
             state.codes[g] = (uint8_t)code;
             grid[g] = Grid{dynamic_map_scale(map, code, largest, mean), grid[g].scale};
         }
@@ -148,7 +178,8 @@ inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups
 }
 
 template <class In>
-inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q) {
+inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape,
+                              QuantMeasure m) {
     const int64_t groups = shape.groups, group = shape.group;
     std::vector<QuantRange> ranges = quant_ranges_cpu(w, groups, group);
     for (int64_t first = 0; shape.tiles && first < groups; first += QUANT_TILE * shape.tiles) {
@@ -158,66 +189,47 @@ inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, 
         for (int64_t g = first + shape.tiles; g < end; g++) ranges[g] = ranges[first + g % shape.tiles];
     }
     float tensor = 1.0f;
-    if (q.format == QuantFormat::nvfp4 && state.tensor) {
+    if (quant_measures_tensor(m.q, state)) {
         QuantRange all;
         for (const QuantRange& r : ranges) all = quant_range_join(all, r);
         tensor = *state.tensor = quant_tensor_scale(quant_range_amax(all));
     }
+    const bool searched = quant_searched(m), of_mean = quant_of_mean(m);
 #pragma omp parallel for schedule(static) if (groups > 1)
     for (int64_t g = 0; g < groups; g++) {
         QuantRange r = ranges[g];
-        if (q.format == QuantFormat::integer && q.rule == ScaleRule::mse)
-            grid[g] = quant_search_cpu(q, w + g * group, group, r);
-        else if (q.format == QuantFormat::ternary)
-            grid[g] = quant_grid(q, 0.0f, quant_mean_cpu(w + g * group, group, 1, quant_range_amax(r)), 1.0f, 1.0f);
-        else grid[g] = quant_grid(q, r.min, r.max, tensor, 1.0f);
+        if (searched) grid[g] = quant_search_cpu(m.q, w + g * group, group, r);
+        else if (of_mean)
+            grid[g] = quant_grid(m.q, 0.0f, quant_mean_cpu(w + g * group, group, 1, quant_range_amax(r)), 1.0f, 1.0f);
+        else grid[g] = quant_measured(m, r, tensor);
     }
     if (state.codes) quant_nested_cpu(grid, state, groups);
 }
 
-// call(format) with the format as a type, or one that is coded alike, so that loops over it vectorize
-template <class F>
-inline auto quant_dispatch(QuantFormat format, const F& call) {
-    switch (format) {
-        case QuantFormat::nf4:
-            return call(std::integral_constant<QuantFormat, QuantFormat::nf4>());
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return call(std::integral_constant<QuantFormat, QuantFormat::mxfp8>());
-        case QuantFormat::fp8e5m2:
-            return call(std::integral_constant<QuantFormat, QuantFormat::fp8e5m2>());
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return call(std::integral_constant<QuantFormat, QuantFormat::mxfp4>());
-        default:
-            return call(std::integral_constant<QuantFormat, QuantFormat::integer>());
-    }
-}
-
-// F: see quant_dispatch; returns how many codes changed
-template <QuantFormat F, class Out, class In>
+// Codes: see quant_dispatch; returns how many codes changed
+template <class Codes, class Out, class In>
 inline int fake_quant_piece_cpu(Out* out, int8_t* codes, const In* w, int64_t n, QuantSpec q, Grid g,
                                 const QuantNoise& noise, int64_t index) {
-    if (F != QuantFormat::integer) q.format = F;
-    const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
-    const float low = quant_low(q), high = quant_high(q), inverse = quant_nf4_inverse(g);
-    float nf4[16];
-    for (int i = 0; i < 16; i++) nf4[i] = nf4_to_float(i) * g.scale;
+    constexpr bool INTEGER = format_is_integer<Codes>, TABLE = Codes::kind == NumberKind::table;
+    const int mask = quant_code_mask(q), shift = quant_shift(q);
+    const float low = quant_low(q), high = quant_high(q);
+    float values[16], divisor = 1.0f;
+    if constexpr (!INTEGER) divisor = quant_divisor<Codes>(g);
+    if constexpr (TABLE)
+        for (uint32_t i = 0; i < 16; i++) values[i] = Codes::number(i) * g.scale;
     auto each = [&](float x, int& code) {
-        if constexpr (F == QuantFormat::integer) {
+        if constexpr (INTEGER) {
             float level = quant_level(x, g, low, high);
             code = (int)level - shift;
             return (level - g.zero) * g.scale;
-        } else if constexpr (F == QuantFormat::nf4) {
-            code = float_to_nf4(x * inverse);
-            return nf4[code];
         } else {
-            code = quant_code(q, x, g);
-            return quant_value(q, code, g);
+            code = Codes::code(quant_ratio<Codes>(x, divisor));
+            if constexpr (TABLE) return values[code];
+            else return Codes::number((uint32_t)code) * g.scale;
         }
     };
     int flips = 0;
-    if (F == QuantFormat::integer && noise.on) {
+    if (INTEGER && noise.on) {
         for (int64_t j = 0; j < n; j++) {
             float level = quant_level((float)w[j], g, low, high, quant_noise(noise, index + j));
             out[j] = (level - g.zero) * g.scale;
@@ -248,7 +260,7 @@ inline int64_t fake_quant_pieces_cpu(Out* out, int8_t* codes, Grid* grid, float 
                                      const QuantGroups& shape, QuantSpec q, bool measure, const QuantNoise& noise) {
     const int64_t groups = shape.groups, group = shape.group;
     const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE), piece = pieces > 1 ? QUANT_CPU_PIECE : group;
-    return quant_dispatch(q.format, [&](auto f) {
+    return quant_dispatch(q.format, [&](auto kind) {
         int64_t changed = 0;
 #pragma omp parallel for schedule(static) reduction(+ : changed)
         for (int64_t i = 0; i < groups * pieces; i++) {
@@ -262,8 +274,8 @@ inline int64_t fake_quant_pieces_cpu(Out* out, int8_t* codes, Grid* grid, float 
             } else {
                 g = grid[i / pieces];
             }
-            changed += fake_quant_piece_cpu<decltype(f)::value>(out + start, codes ? codes + start : nullptr, w + start,
-                                                                n, q, g, noise, start);
+            changed += fake_quant_piece_cpu<decltype(kind)>(out + start, codes ? codes + start : nullptr, w + start, n,
+                                                            q, g, noise, start);
         }
         return changed;
     });
@@ -280,13 +292,13 @@ inline int64_t fake_quant_forward_cpu(Out* out,                 // [groups, grou
                                       const QuantGroups& shape, QuantSpec q, bool measure,
                                       const QuantNoise& noise = QuantNoise()) {
     bool fused = measure && quant_measured_alone(q, shape, state) && shape.group <= QUANT_CPU_PIECE &&
-                 !(q.format == QuantFormat::nvfp4 && state.tensor);
+                 !quant_measures_tensor(q, state);
     std::vector<Grid> own;
     if (!grid && !fused) {
         own.resize(shape.groups);
         grid = own.data();
     }
-    if (measure && !fused) quant_measure_cpu(grid, state, w, shape, q);
+    if (measure && !fused) quant_measure_cpu(grid, state, w, shape, {q});
     return fake_quant_pieces_cpu(out, codes, grid, 1.0f, w, shape, q, fused, noise);
 }
 
@@ -297,9 +309,8 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
                                     const Grid* grid,  // [groups]
                                     const QuantGroups& shape, QuantSpec q, SteRule rule) {
     const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
-    quant_dispatch(q.format, [&](auto f) {
-        QuantSpec spec = q;
-        if (decltype(f)::value != QuantFormat::integer) spec.format = decltype(f)::value;
+    const float low = quant_low(q), high = quant_high(q);
+    quant_dispatch(q.format, [&](auto kind) {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < shape.groups * pieces; i++) {
             int64_t start = i / pieces * group, end = start + group;
@@ -308,7 +319,7 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
             Grid g = grid[i / pieces];
             INDEPENDENT
             for (int64_t j = start; j < end; j++)
-                dw[j] = quant_passes(spec, rule, (float)w[j], g) ? (float)dw[j] : 0.0f;
+                dw[j] = quant_passes<decltype(kind)>(rule, (float)w[j], g, low, high) ? (float)dw[j] : 0.0f;
         }
     });
 }
@@ -429,19 +440,19 @@ __device__ inline QuantPlace quant_place(const QuantCut& c) {
 // ranges: [groups,pieces], or (grid not null, pieces 1) the grid they give.
 // grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
 template <int LANES, class In>
-__global__ void fake_quant_range_kernel(QuantRange* ranges, Grid* grid, const In* w, QuantCut c, QuantSpec q) {
+__global__ void fake_quant_range_kernel(QuantRange* ranges, Grid* grid, const In* w, QuantCut c, QuantMeasure m) {
     QuantPlace p = quant_place<LANES>(c);
     QuantRange r = quant_range(w + p.start, threadIdx.x % LANES * 4, LANES * 4, p.n, c.aligned);
     r = quant_range_reduce<LANES>(r);
     if (threadIdx.x % LANES || p.n == 0) return;
-    if (grid) grid[p.index] = quant_grid(q, r.min, r.max, 1.0f, 1.0f);
+    if (grid) grid[p.index] = quant_measured(m, r, 1.0f);
     else ranges[p.index] = r;
 }
 
 // The grid of sets of ranges: of a group's pieces (tiles 0), or of the groups of a tile, which all get it. tensor (may
 // be null): receives nvfp4's t instead. grid: groups, or tiles of both directions
 __global__ void fake_quant_grid_kernel(Grid* grid, float* tensor, const QuantRange* ranges, int64_t pieces,
-                                       int64_t groups, int64_t tiles, QuantSpec q) {
+                                       int64_t groups, int64_t tiles, QuantMeasure m) {
     int64_t first = blockIdx.x * pieces, step = 1, count = pieces;
     if (tiles) {
         int64_t row = blockIdx.x / tiles * QUANT_TILE;
@@ -455,7 +466,7 @@ __global__ void fake_quant_grid_kernel(Grid* grid, float* tensor, const QuantRan
         if (threadIdx.x == 0) *tensor = quant_tensor_scale(quant_range_amax(r));
         return;
     }
-    Grid g = quant_grid(q, r.min, r.max, 1.0f, 1.0f);
+    Grid g = quant_measured(m, r, 1.0f);
     for (int64_t i = threadIdx.x; i < (tiles ? count : 1); i += QUANT_BLOCK)
         grid[tiles ? first + i * step : blockIdx.x] = g;
 }
@@ -526,7 +537,7 @@ __global__ void fake_quant_nested_kernel(Grid* grid, ScaleState state, int64_t g
     float largest = quant_range_amax(r);
     if (threadIdx.x == 0) state.absmax[blockIdx.x] = largest;
     if (g >= groups) return;
-    int code = dynamic_map_code(map, x * quant_nf4_inverse(largest));
+    int code = dynamic_map_code(map, x * quant_inverse(largest));
     state.codes[g] = (uint8_t)code;
     grid[g] = Grid{dynamic_map_scale(map, code, largest, mean), grid[g].scale};
 }
@@ -534,19 +545,21 @@ __global__ void fake_quant_nested_kernel(Grid* grid, ScaleState state, int64_t g
 // measure: only with pieces 1; grid may be null then. tensor: nvfp4's t, or null for 1. INTEGER: also ternary.
 // grid: CEIL_DIV(groups * pieces, QUANT_BLOCK / LANES)
 template <int LANES, bool INTEGER, class In>
-__global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid, const float* tensor, const In* w,
-                                          int64_t* changed, QuantCut c, QuantSpec q, bool measure, QuantNoise noise) {
+__global__ void fake_quant_forward_kernel(QuantOutput y, const float* tensor, const In* w, QuantCut c, QuantSpec q,
+                                          bool measure, QuantNoise noise) {
+    floatX* out = y.out;
+    int8_t* codes = y.codes;
     QuantPlace p = quant_place<LANES>(c);
     int first = threadIdx.x % LANES * 4;
     Grid g = {1.0f, 0.0f};
     if (measure) {
         QuantRange r = quant_range_reduce<LANES>(quant_range(w + p.start, first, LANES * 4, p.n, c.aligned));
         g = quant_grid(q, r.min, r.max, tensor ? *tensor : 1.0f, 1.0f);
-        if (first == 0 && p.n && grid) grid[p.group] = g;
+        if (first == 0 && p.n && y.grid) y.grid[p.group] = g;
     } else if (p.n) {
-        g = grid[p.group];
+        g = y.grid[p.group];
     }
-    const int mask = quant_code_mask(q), shift = q.symmetric ? 0 : 1 << (q.bits - 1);
+    const int mask = quant_code_mask(q), shift = quant_shift(q);
     const float low = quant_low(q), high = quant_high(q);
     int flips = 0;
     for (int i = first; i < p.n; i += LANES * 4) {
@@ -586,7 +599,7 @@ __global__ void fake_quant_forward_kernel(floatX* out, int8_t* codes, Grid* grid
             }
         }
     }
-    if (codes) quant_count(changed, flips);
+    if (codes) quant_count(y.changed, flips);
 }
 
 // grid: as the forward
@@ -642,25 +655,25 @@ inline void quant_launch(const QuantCut& c, const F& launch) {
 // ranges [groups,pieces] of w, and from them the grid
 template <class In>
 inline void quant_grid_cuda(Grid* grid, float* tensor, const In* w, int64_t groups, int64_t group, int64_t tiles,
-                            QuantSpec q, Device dev) {
+                            QuantMeasure m, Device dev) {
     QuantCut c = quant_cut(w, w, nullptr, groups, group);
-    const bool search = q.format == QuantFormat::integer && q.rule == ScaleRule::mse;
+    const bool search = quant_searched(m);
     const bool direct = c.pieces == 1 && !search && !tiles && !tensor;
     Scratch scratch(direct ? 0 : 2 * (size_t)(groups * c.pieces), dev);
     QuantRange* ranges = reinterpret_cast<QuantRange*>(scratch.data);
     quant_launch(c, [&](auto lanes, unsigned blocks) {
         LAUNCH((fake_quant_range_kernel<decltype(lanes)::value, In>), blocks, QUANT_BLOCK, 0, dev.stream, ranges,
-               direct ? grid : nullptr, w, c, q);
+               direct ? grid : nullptr, w, c, m);
     });
     if (direct) return;
     if (search) {
         LAUNCH(fake_quant_search_kernel<In>, (unsigned)CEIL_DIV(groups, QUANT_BLOCK / 32), QUANT_BLOCK, 0, dev.stream,
-               grid, ranges, w, groups, group, q);
+               grid, ranges, w, groups, group, m.q);
         return;
     }
     int64_t blocks = tiles ? CEIL_DIV(groups / tiles, QUANT_TILE) * tiles : groups;
     LAUNCH(fake_quant_grid_kernel, (unsigned)blocks, QUANT_BLOCK, 0, dev.stream, grid, tensor, ranges, c.pieces, groups,
-           tiles, q);
+           tiles, m);
 }
 
 // means of |w| over groups whose largest are in grid: see fake_quant_mean_kernel
@@ -678,19 +691,18 @@ inline void quant_mean_cuda(Grid* grid, float* mean, const In* w, int64_t groups
 
 // the grid where a group's range alone does not give it, or the group is too large to be measured where it is quantized
 template <class In>
-inline void quant_measure_cuda(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q,
-                               Device dev) {
-    QuantSpec largest;  // its scale is the largest |w|
-    largest.format = QuantFormat::nf4;
-    bool ternary = q.format == QuantFormat::ternary;
-    quant_grid_cuda(grid, nullptr, w, shape.groups, shape.group, shape.tiles, ternary ? largest : q, dev);
-    if (ternary) quant_mean_cuda(grid, nullptr, w, shape.groups, shape.group, shape.group, q, dev);
+inline void quant_measure_cuda(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape,
+                               QuantMeasure m, Device dev) {
+    const QuantMeasure largest = {m.q, GridOf::amax};
+    const bool of_mean = quant_of_mean(m);
+    quant_grid_cuda(grid, nullptr, w, shape.groups, shape.group, shape.tiles, of_mean ? largest : m, dev);
+    if (of_mean) quant_mean_cuda(grid, nullptr, w, shape.groups, shape.group, shape.group, m.q, dev);
     if (!state.codes) return;
     Scratch scratch(sizeof(Grid) / sizeof(float), dev);
     Grid* all = reinterpret_cast<Grid*>(scratch.data);
     const float* scales = reinterpret_cast<const float*>(grid);  // and zeros, which change neither largest nor sum
     quant_grid_cuda(all, nullptr, scales, 1, 2 * shape.groups, 0, largest, dev);
-    quant_mean_cuda(all, state.tensor, scales, 1, 2 * shape.groups, shape.groups, largest, dev);
+    quant_mean_cuda(all, state.tensor, scales, 1, 2 * shape.groups, shape.groups, m.q, dev);
     LAUNCH(fake_quant_nested_kernel, (unsigned)CEIL_DIV(shape.groups, QUANT_NESTED), QUANT_BLOCK, 0, dev.stream, grid,
            state, shape.groups, dynamic_map());
 }
@@ -706,30 +718,28 @@ inline void quant_check(const char* name, const QuantGroups& g, QuantSpec q) {
              (long long)g.groups, (long long)g.group, q.bits);
 }
 
-// out: [groups,group] = Q(w); codes: [groups,group] or null, the codes before and after; grid: [groups], measured here
-// or read (null: measured and forgotten); state: see ScaleState, written with grid; w: [groups,group]. The number of
-// codes that changed is added to *changed, which lies where the codes do (null without codes). noise: integers only.
+// y.out = Q(w), w: [groups,group]; measure: the grid is found here (y.grid null: and forgotten), else read. noise:
+// integers only.
 template <class In>
-inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const ScaleState& state, const In* w,
-                               const QuantGroups& shape, QuantSpec q, bool measure, int64_t* changed, Device dev,
-                               const QuantNoise& noise = QuantNoise()) {
+inline void fake_quant_forward(QuantOutput y, const In* w, const QuantGroups& shape, QuantSpec q, bool measure,
+                               Device dev, const QuantNoise& noise = QuantNoise()) {
     NVTX_RANGE("fake_quant_forward");
     quant_check("fake_quant_forward", shape, q);
     if (shape.groups == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        QuantCut c = quant_cut(w, out, codes, shape.groups, shape.group);
-        bool before = measure && (c.pieces > 1 || !quant_measured_alone(q, shape, state));
-        Scratch own(before && !grid ? 2 * (size_t)shape.groups : 0, dev);
-        if (before && !grid) grid = reinterpret_cast<Grid*>(own.data);
-        const bool tensor = q.format == QuantFormat::nvfp4 && state.tensor;
-        if (measure && tensor) quant_grid_cuda(nullptr, state.tensor, w, 1, shape.groups * shape.group, 0, q, dev);
-        if (before) quant_measure_cuda(grid, state, w, shape, q, dev);
+        QuantCut c = quant_cut(w, y.out, y.codes, shape.groups, shape.group);
+        bool before = measure && (c.pieces > 1 || !quant_measured_alone(q, shape, y.state));
+        Scratch own(before && !y.grid ? 2 * (size_t)shape.groups : 0, dev);
+        if (before && !y.grid) y.grid = reinterpret_cast<Grid*>(own.data);
+        const bool tensor = quant_measures_tensor(q, y.state);
+        if (measure && tensor) quant_grid_cuda(nullptr, y.state.tensor, w, 1, shape.groups * shape.group, 0, {q}, dev);
+        if (before) quant_measure_cuda(y.grid, y.state, w, shape, {q}, dev);
         quant_launch(c, [&](auto lanes, unsigned blocks) {
             auto launch = [&](auto integer) {
                 LAUNCH((fake_quant_forward_kernel<decltype(lanes)::value, decltype(integer)::value, In>), blocks,
-                       QUANT_BLOCK, 0, dev.stream, out, codes, grid, tensor ? state.tensor : nullptr, w, changed, c, q,
-                       measure && !before, noise);
+                       QUANT_BLOCK, 0, dev.stream, y, tensor ? y.state.tensor : nullptr, w, c, q, measure && !before,
+                       noise);
             };
             if (quant_is_integer(q)) launch(std::true_type());
             else launch(std::false_type());
@@ -738,21 +748,21 @@ inline void fake_quant_forward(floatX* out, int8_t* codes, Grid* grid, const Sca
     }
 #endif
     (void)dev;
-    int64_t count = fake_quant_forward_cpu(out, codes, grid, state, w, shape, q, measure, noise);
-    if (codes) *changed += count;
+    int64_t count = fake_quant_forward_cpu(y.out, y.codes, y.grid, y.state, w, shape, q, measure, noise);
+    if (y.codes) *y.changed += count;
 }
 
-// the grid alone: what the forward measures. nvfp4 only with t = 1
+// the grid alone: what the forward measures, or what else QuantMeasure says. A scale of the tensor is taken for 1
 template <class In>
-inline void quant_measure(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantSpec q,
+inline void quant_measure(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape, QuantMeasure m,
                           Device dev) {
-    quant_check("quant_measure", shape, q);
+    quant_check("quant_measure", shape, m.q);
     if (shape.groups == 0) return;
 #if HAS_KERNELS
-    if (dev.cuda) return quant_measure_cuda(grid, state, w, shape, q, dev);
+    if (dev.cuda) return quant_measure_cuda(grid, state, w, shape, m, dev);
 #endif
     (void)dev;
-    quant_measure_cpu(grid, state, w, shape, q);
+    quant_measure_cpu(grid, state, w, shape, m);
 }
 
 // the straight-through mask, in place. dw, w: [groups,group]; grid: [groups]

@@ -65,11 +65,11 @@ HOST_DEVICE const uint8_t* kv_codes(const KvQuant& q, const uint32_t* row, int h
 }
 
 HOST_DEVICE uint32_t kv_grid_word(const KvQuant& q, Grid g) {
-    if (q.spec.format != QuantFormat::integer) return float_bits(g.scale);
+    if (!quant_is_integer(q.spec)) return float_bits(g.scale);
     return (uint32_t)float_to_bf16_bits(g.scale) << 16 | (uint32_t)(int)g.zero;
 }
 HOST_DEVICE Grid kv_grid(const KvQuant& q, uint32_t word) {
-    if (q.spec.format != QuantFormat::integer) return Grid{bits_float(word), 0.0f};
+    if (!quant_is_integer(q.spec)) return Grid{bits_float(word), 0.0f};
     return Grid{bf16_bits_to_float((uint16_t)(word >> 16)), (float)(word & 0xFFFFu)};
 }
 
@@ -81,13 +81,13 @@ HOST_DEVICE Grid kv_measured_grid(const KvQuant& q, float min, float max, bool f
 HOST_DEVICE uint32_t kv_encode(const KvQuant& q, float x, Grid g) {
     if (g.scale != g.scale) return 0;
     int code = quant_code(q.spec, x, g);
-    if (q.spec.format == QuantFormat::integer) return (uint32_t)(code + (1 << (q.spec.bits - 1)));
+    if (quant_is_integer(q.spec)) return (uint32_t)(code + (1 << (q.spec.bits - 1)));
     return (uint32_t)code & ((1u << q.bits) - 1);
 }
 
 // what a stored code stands for: level * scale
 HOST_DEVICE float kv_level(const KvQuant& q, uint32_t stored, Grid g) {
-    int code = q.spec.format == QuantFormat::integer ? (int)stored - (1 << (q.spec.bits - 1)) : (int)stored;
+    int code = quant_is_integer(q.spec) ? (int)stored - (1 << (q.spec.bits - 1)) : (int)stored;
     return quant_value(q.spec, code, Grid{1.0f, g.zero});
 }
 
@@ -177,7 +177,7 @@ inline void kv_read_head_cpu(floatX* out, const KvQuant& q, const KvLevels& leve
             else kv_read_group_cpu<2>(to, p, q.group, grid.scale, level);
         };
         float zero = q.spec.symmetric ? (float)(1 << (q.spec.bits - 1)) : grid.zero;
-        if (q.spec.format == QuantFormat::integer) read([=](uint32_t u) { return (float)(int)u - zero; });
+        if (quant_is_integer(q.spec)) read([=](uint32_t u) { return (float)(int)u - zero; });
         else read([&](uint32_t u) { return levels.level[u]; });
     }
 }

@@ -24,27 +24,106 @@ static constexpr int64_t QUANTIZED_MATMUL_ROWS = 128;
 static constexpr int64_t QUANTIZED_PANEL_NUMBERS = 1 << 24;  // of Q(W) at a time: 32 MB of bf16
 
 #if HAS_KERNELS
-// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: the numbers of
-// NF4 or e2m1 in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which
-// 2^23 + u - zero makes exact
+// does a format keep codes of this kind in so many bits? Kinds that none has are left out of the kernel
+constexpr bool quantized_has(NumberKind kind, int bits) {
+    for (const FormatTraits& t : quant_formats)
+        for (const FormatName& n : t.names)
+            if (t.kind == kind && (n.bits > 4 ? 8 : n.bits) == bits) return true;
+    return false;
+}
+template <NumberKind KIND, int BITS>
+constexpr bool QUANTIZED_HAS = quantized_has(KIND, BITS);
+
+// The numbers of one k16 step as the two registers of a B fragment. codes: quantized_step_codes; table: the format's
+// numbers in shared memory, 16 banks, so that no two lanes conflict; zero: 2^23 + the zero point, which 2^23 + u - zero
+// makes exact
 template <int BITS>
-__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, QuantFormat format, const float* table,
-                                          float zero, float scale) {
+__device__ inline void quantized_fragment(uint32_t* b, uint32_t codes, NumberKind kind, const float* table, float zero,
+                                          float scale) {
+    auto number = [=](uint32_t u) {
+        switch (kind) {
+            case NumberKind::table:
+                if (QUANTIZED_HAS<NumberKind::table, BITS>) return table[u];
+                break;
+            case NumberKind::e4m3:
+                if (QUANTIZED_HAS<NumberKind::e4m3, BITS>) return e4m3_bits_to_float((uint8_t)u);
+                break;
+            case NumberKind::e5m2:
+                if (QUANTIZED_HAS<NumberKind::e5m2, BITS>) return e5m2_bits_to_float((uint8_t)u);
+                break;
+            case NumberKind::integer:
+                break;
+        }
+        return bits_float(0x4B000000u | u) - zero;
+    };
     float x[4];
     UNROLL
-    for (int e = 0; e < 4; e++) {
-        uint32_t u = quantized_step_code(codes, BITS, e);
-        if (BITS == 4 && format != QuantFormat::integer) x[e] = table[u] * scale;
-        else if (BITS == 8 && format == QuantFormat::fp8e5m2) x[e] = e5m2_bits_to_float((uint8_t)u) * scale;
-        else if (BITS == 8 && format != QuantFormat::integer) x[e] = e4m3_bits_to_float((uint8_t)u) * scale;
-        else x[e] = (bits_float(0x4B000000u | u) - zero) * scale;
-    }
+    for (int e = 0; e < 4; e++) x[e] = number(quantized_step_code(codes, BITS, e)) * scale;
     b[0] = pack_bf16(x[0], x[1]);
     b[1] = pack_bf16(x[2], x[3]);
 }
 
 template <int BM>
 static constexpr int QUANTIZED_STAGES = BM == 16 ? 8 : 4;
+
+// the rows of a and the row of blocks that a warp multiplies
+struct QuantizedTile {
+    int64_t m0, block_row;
+    int rows;   // of a, up to BM
+    bool live;  // is there such a row of blocks?
+};
+
+// span `span` of a's rows and of each warp's codes -> stage, by copies that a wait will have landed
+template <int BITS, int BM>
+__device__ inline void quantized_load_span(unsigned char* stage, int64_t span, const bf16* a, int64_t lda,
+                                           const QuantizedWeight& w, const QuantizedTile& t, bool aligned_a) {
+    constexpr int A_BYTES = BM * QW_SPAN * 2, CODE_BYTES = 128 * BITS;
+    for (int i = threadIdx.x; i < t.rows * (QW_SPAN / 8); i += blockDim.x) {
+        int row = i / (QW_SPAN / 8), chunk = i % (QW_SPAN / 8);
+        int64_t k = span * QW_SPAN + chunk * 8, left = w.K - k;
+        int n = left < 0 ? 0 : left > 8 ? 8 : (int)left;
+        const bf16* from = n > 0 ? a + (t.m0 + row) * lda + k : a;
+        bf16* to = reinterpret_cast<bf16*>(stage) + matmul_swizzle<QW_SPAN>(row, chunk);
+        matmul_load_chunk(to, from, n, aligned_a);
+    }
+    if (!t.live) return;
+    const unsigned char* codes =
+        reinterpret_cast<const unsigned char*>(w.codes) + (t.block_row * quantized_spans(w) + span) * CODE_BYTES;
+    unsigned char* to = stage + A_BYTES + threadIdx.x / 32 * CODE_BYTES;
+    for (int i = threadIdx.x % 32; i < CODE_BYTES / 16; i += 32) cp_async_16(to + i * 16, codes + i * 16);
+}
+
+// the scales of a span of row n, or of each of its steps, and 2^23 + their zero points
+template <int SCALES>
+__device__ inline void quantized_load_scales(float* scale, float* zero, const QuantizedWeight& w, int64_t n, int span) {
+    const int64_t groups = quantized_groups(w);
+    UNROLL
+    for (int s = 0; s < SCALES; s++) {
+        int64_t group = ((int64_t)span * QW_SPAN + s * 16) / w.group;
+        group = group < groups ? group : groups - 1;
+        scale[s] = quantized_scale(w, n, group);
+        zero[s] = 8388608.0f + quantized_zero(w, n, group);
+    }
+}
+
+template <int MT, class O>
+__device__ inline void quantized_store(O* out, int64_t ldo, const float (&sum)[MT][4], const bf16* bias, int64_t N,
+                                       const QuantizedTile& t) {
+    int lane = threadIdx.x % 32;
+    int64_t col = t.block_row * 8 + lane % 4 * 2;
+    UNROLL
+    for (int i = 0; i < MT; i++) {
+        UNROLL
+        for (int e = 0; e < 4; e++) {
+            int row = i * 16 + e / 2 * 8 + lane / 4;
+            int64_t n = col + e % 2;
+            if (row >= t.rows || n >= N) continue;
+            float x = sum[i][e];
+            if (bias) x += (float)bias[n];
+            out[(t.m0 + row) * ldo + n] = (O)x;
+        }
+    }
+}
 
 // SCALES: 1 if all of a span shares a scale, else 8, one a k16 step. blockDim: 32 a warp, each 8 columns.
 // grid: (CEIL_DIV(N, 8 * warps), CEIL_DIV(M, BM)); dynamic shared memory: stages of a's tile and each warp's codes
@@ -55,53 +134,23 @@ __global__ void __launch_bounds__(256, 2)
     constexpr int MT = BM / 16, STAGES = QUANTIZED_STAGES<BM>, A_BYTES = BM * QW_SPAN * 2, CODE_BYTES = 128 * BITS;
     DYNAMIC_SHARED(unsigned char, shared);
     __shared__ float table[16];
-    if (threadIdx.x < 16)
-        table[threadIdx.x] =
-            w.spec.format == QuantFormat::nf4 ? nf4_to_float(threadIdx.x) : e2m1_bits_to_float((uint8_t)threadIdx.x);
+    const NumberKind kind = quant_kind(w.spec);
+    if (threadIdx.x < 16 && kind == NumberKind::table)
+        table[threadIdx.x] = quantized_value(w.spec.format, threadIdx.x, 0.0f, 1.0f);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    int stage_bytes = A_BYTES + warps * CODE_BYTES;
-    int64_t m0 = (int64_t)blockIdx.y * BM, block_row = (int64_t)blockIdx.x * warps + warp;
-    int rows = M - m0 < BM ? (int)(M - m0) : BM;
-    bool live = block_row < quantized_row_blocks(w);
-    int spans = (int)quantized_spans(w), groups = (int)quantized_groups(w);
-    const unsigned char* codes =
-        reinterpret_cast<const unsigned char*>(w.codes) + (live ? block_row : 0) * spans * CODE_BYTES;
-    int64_t scale_row = (live ? block_row : 0) * QW_ROWS + lane / 4;
-
+    int stage_bytes = A_BYTES + warps * CODE_BYTES, spans = (int)quantized_spans(w);
+    QuantizedTile t;
+    t.m0 = (int64_t)blockIdx.y * BM, t.block_row = (int64_t)blockIdx.x * warps + warp;
+    t.rows = M - t.m0 < BM ? (int)(M - t.m0) : BM;
+    t.live = t.block_row < quantized_row_blocks(w);
+    int64_t scale_row = (t.live ? t.block_row : 0) * QW_ROWS + lane / 4;
     auto load = [&](int span) {
         unsigned char* stage = shared + span % STAGES * stage_bytes;
-        if (span < spans) {
-            for (int i = threadIdx.x; i < rows * (QW_SPAN / 8); i += blockDim.x) {
-                int row = i / (QW_SPAN / 8), chunk = i % (QW_SPAN / 8);
-                int64_t k = (int64_t)span * QW_SPAN + chunk * 8, left = w.K - k;
-                int n = left < 0 ? 0 : left > 8 ? 8 : (int)left;
-                const bf16* from = n > 0 ? a + (m0 + row) * lda + k : a;
-                bf16* to = reinterpret_cast<bf16*>(stage) + matmul_swizzle<QW_SPAN>(row, chunk);
-                matmul_load_chunk(to, from, n, aligned_a);
-            }
-            for (int i = lane; i < CODE_BYTES / 16 && live; i += 32)
-                cp_async_16(stage + A_BYTES + warp * CODE_BYTES + i * 16, codes + (int64_t)span * CODE_BYTES + i * 16);
-        }
+        if (span < spans) quantized_load_span<BITS, BM>(stage, span, a, lda, w, t, aligned_a);
         cp_async_commit();
     };
-    // the scales of a span, or of each of its steps, and 2^23 + their zero points
-    auto load_scales = [&](float* scale, float* zero, int span) {
-        UNROLL
-        for (int s = 0; s < SCALES; s++) {
-            int64_t group = ((int64_t)span * QW_SPAN + s * 16) / w.group;
-            group = group < groups ? group : groups - 1;
-            scale[s] = quantized_scale(w, scale_row, group);
-            zero[s] = 8388608.0f + quantized_zero(w, scale_row, group);
-        }
-    };
-
-    float sum[MT][4];
-    UNROLL
-    for (int i = 0; i < MT; i++)
-        UNROLL
-        for (int e = 0; e < 4; e++) sum[i][e] = 0.0f;
-    float scale[SCALES], zero[SCALES], next_scale[SCALES], next_zero[SCALES];
-    load_scales(next_scale, next_zero, 0);
+    float sum[MT][4] = {}, scale[SCALES], zero[SCALES], next_scale[SCALES], next_zero[SCALES];
+    quantized_load_scales<SCALES>(next_scale, next_zero, w, scale_row, 0);
     for (int s = 0; s < STAGES - 1; s++) load(s);
     for (int span = 0; span < spans; span++) {
         UNROLL
@@ -109,7 +158,8 @@ __global__ void __launch_bounds__(256, 2)
         cp_async_wait<STAGES - 2>();
         __syncthreads();  // the span has landed for every thread, and the stage loaded next has been read
         load(span + STAGES - 1);
-        if (span + 1 < spans && groups > 1) load_scales(next_scale, next_zero, span + 1);
+        if (span + 1 < spans && w.group < w.K)
+            quantized_load_scales<SCALES>(next_scale, next_zero, w, scale_row, span + 1);
         const unsigned char* stage = shared + span % STAGES * stage_bytes;
         const bf16* as = reinterpret_cast<const bf16*>(stage);
         const uint32_t* block = reinterpret_cast<const uint32_t*>(stage + A_BYTES + warp * CODE_BYTES);
@@ -117,8 +167,7 @@ __global__ void __launch_bounds__(256, 2)
         for (int step = 0; step < QW_SPAN / 16; step++) {
             uint32_t b[2];
             int s = SCALES == 1 ? 0 : step;
-            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), w.spec.format, table, zero[s],
-                                     scale[s]);
+            quantized_fragment<BITS>(b, quantized_step_codes(block, BITS, lane, step), kind, table, zero[s], scale[s]);
             UNROLL
             for (int i = 0; i < MT; i++) {
                 uint32_t af[4];
@@ -128,19 +177,7 @@ __global__ void __launch_bounds__(256, 2)
         }
     }
     cp_async_wait<0>();
-
-    int64_t col = block_row * 8 + lane % 4 * 2;
-    UNROLL
-    for (int i = 0; i < MT; i++)
-        UNROLL
-        for (int e = 0; e < 4; e++) {
-            int row = i * 16 + e / 2 * 8 + lane / 4;
-            int64_t n = col + e % 2;
-            if (row >= rows || n >= w.N) continue;
-            float x = sum[i][e];
-            if (bias) x += (float)bias[n];
-            out[(m0 + row) * ldo + n] = (O)x;
-        }
+    quantized_store(out, ldo, sum, bias, w.N, t);
 }
 
 template <int BITS, int SCALES, int BM, class O>

@@ -14,8 +14,7 @@
 //   e8m0    mxfp8, mxfp4         2^(byte - 127): 8.25 and 4.25
 //   e4m3    nvfp4                e4m3(byte) / t, t fp32 of the tensor: 4.5. The quotient has the bits of quant_grid's
 //   nested  nf4 with dq          map[byte] * nested + offset, nested of 256 groups, offset of the tensor (QLoRA's
-//   double
-//                                quantization as bitsandbytes stores it): 4.127
+//                                double quantization as bitsandbytes stores it): 4.127
 //
 // A weight (N,K) may be several tensors one above the other (q, k and v), each with a t, an offset and blocks of 256
 // groups of its own. Rows and columns beyond N and K are code 0, scales beyond N are 0.
@@ -43,13 +42,11 @@
 #include "../runtime/math.h"
 #include "quant_format.cuh"
 
-enum class ScaleStorage : uint8_t { fp32, bf16, fp16, e8m0, e4m3, nested };
 enum class WeightLayout : uint8_t { fragments, panels };
 
 static constexpr int QW_ROWS = 8, QW_SPAN = 128;              // a block of fragments
 static constexpr int QW_PANEL_ROWS = 16, QW_PANEL_SPAN = 32;  // a block of panels
 static constexpr int QW_PARTS = 3;                            // tensors in a weight
-static constexpr int QW_NESTED = 256;                         // groups that share a nested scale
 
 // A view; the memory belongs to the caller, host or device
 struct QuantizedWeight {
@@ -70,29 +67,11 @@ struct QuantizedWeight {
 // ---------------------------------------------------------------------------------------------------------------------
 // sizes
 
-HOST_DEVICE bool quantized_is_integer(const QuantSpec& q) {
-    return q.format == QuantFormat::integer || q.format == QuantFormat::ternary;
-}
 // bits of a stored code
-HOST_DEVICE int quantized_bits(const QuantSpec& q) {
-    switch (q.format) {
-        case QuantFormat::integer:
-            return q.bits > 4 ? 8 : q.bits;
-        case QuantFormat::ternary:
-            return 2;
-        case QuantFormat::nf4:
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return 4;
-        default:
-            return 8;
-    }
-}
+HOST_DEVICE int quantized_bits(const QuantSpec& q) { return q.bits > 4 ? 8 : q.bits; }
 HOST_DEVICE int quantized_bits(const QuantizedWeight& w) { return quantized_bits(w.spec); }
 // what is added to a code so that it is not negative
-HOST_DEVICE int quantized_bias(const QuantSpec& q) {
-    return q.format == QuantFormat::integer ? 1 << (q.bits - 1) : q.format == QuantFormat::ternary ? 2 : 0;
-}
+HOST_DEVICE int quantized_bias(const QuantSpec& q) { return quant_is_integer(q) ? 1 << (q.bits - 1) : 0; }
 HOST_DEVICE int quantized_block_rows(const QuantizedWeight& w) {
     return w.layout == WeightLayout::panels ? QW_PANEL_ROWS : QW_ROWS;
 }
@@ -117,22 +96,29 @@ HOST_DEVICE int64_t quantized_part_rows(const QuantizedWeight& w, int part) {
 // nested scales of the first `parts` tensors
 HOST_DEVICE int64_t quantized_nested(const QuantizedWeight& w, int parts) {
     int64_t n = 0;
-    for (int p = 0; p < parts; p++) n += CEIL_DIV(quantized_part_rows(w, p) * quantized_groups(w), QW_NESTED);
+    for (int p = 0; p < parts; p++) n += CEIL_DIV(quantized_part_rows(w, p) * quantized_groups(w), QUANT_NESTED);
     return n;
 }
 HOST_DEVICE int quantized_scale_bytes(ScaleStorage s) {
-    return s == ScaleStorage::fp32 ? 4 : s == ScaleStorage::bf16 || s == ScaleStorage::fp16 ? 2 : 1;
+    switch (s) {
+        case ScaleStorage::fp32:
+            return 4;
+        case ScaleStorage::bf16:
+        case ScaleStorage::fp16:
+            return 2;
+        case ScaleStorage::e8m0:
+        case ScaleStorage::e4m3:
+        case ScaleStorage::nested:
+            return 1;
+    }
+    __builtin_unreachable();
 }
 
 inline WeightLayout quantized_layout(Device dev) { return dev.cuda ? WeightLayout::fragments : WeightLayout::panels; }
 
 // the smallest storage that holds the scales of a format exactly
 inline ScaleStorage quantized_storage(const QuantSpec& q, bool double_quant) {
-    return quantized_is_integer(q)                                            ? ScaleStorage::bf16
-           : q.format == QuantFormat::mxfp8 || q.format == QuantFormat::mxfp4 ? ScaleStorage::e8m0
-           : q.format == QuantFormat::nvfp4                                   ? ScaleStorage::e4m3
-           : q.format == QuantFormat::nf4 && double_quant                     ? ScaleStorage::nested
-                                                                              : ScaleStorage::fp32;
+    return double_quant ? ScaleStorage::nested : quant_traits(q).storage;
 }
 
 typedef std::array<int64_t, QW_PARTS> QuantizedRows;  // of each tensor, then 0
@@ -150,9 +136,8 @@ inline QuantizedWeight quantized_weight(const QuantSpec& spec, ScaleStorage stor
     }
     if (w.N < 1 || K < 1 || w.N > INT32_MAX || K > INT32_MAX || group < 1)
         fail("quantized weight: bad shape [%lld,%lld], group %lld", (long long)w.N, (long long)K, (long long)group);
-    if (spec.format == QuantFormat::integer && (spec.bits < 2 || spec.bits > 8 || spec.bits == 7))
-        fail("quantized weight: integers of %d bits; there are 2, 3, 4, 5, 6 and 8", spec.bits);
-    if (!spec.symmetric && spec.format != QuantFormat::integer)
+    if (!quant_format_name(spec)) fail("quantized weight: its format has no codes of %d bits", spec.bits);
+    if (!spec.symmetric && !quant_traits(spec).affine)
         fail("quantized weight: only integers have a zero point: choose an integer format or no :asym");
     if (storage == ScaleStorage::nested && K % w.group)
         fail("quantized weight: double quantization counts groups of a tensor, and %lld do not divide rows of %lld",
@@ -207,8 +192,16 @@ HOST_DEVICE int64_t quantized_scale_index(const QuantizedWeight& w, int64_t n, i
     int R = quantized_block_rows(w);
     return (n / R * quantized_groups(w) + g) * R + n % R;
 }
+// double quantization's; n < N
+HOST_DEVICE float quantized_nested_scale(const QuantizedWeight& w, int64_t n, int64_t g, uint8_t byte) {
+    const int part = quantized_part(w, n);
+    const int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
+    return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QUANT_NESTED],
+                             w.tensor[part]);
+}
 HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g) {
-    int64_t i = quantized_scale_index(w, n, g);
+    const int64_t i = quantized_scale_index(w, n, g);
+    const uint8_t* bytes = static_cast<const uint8_t*>(w.scales);
     switch (w.storage) {
         case ScaleStorage::fp32:
             return static_cast<const float*>(w.scales)[i];
@@ -217,17 +210,13 @@ HOST_DEVICE float quantized_scale(const QuantizedWeight& w, int64_t n, int64_t g
         case ScaleStorage::fp16:
             return fp16_bits_to_float(static_cast<const uint16_t*>(w.scales)[i]);
         case ScaleStorage::e8m0:
-            return quant_power_of_two((int)static_cast<const uint8_t*>(w.scales)[i] - 127);
-        default:
-            break;
+            return quant_power_of_two((int)bytes[i] - 127);
+        case ScaleStorage::e4m3:
+            return e4m3_bits_to_float(bytes[i]) / w.tensor[quantized_part(w, n)];
+        case ScaleStorage::nested:
+            return n < w.N ? quantized_nested_scale(w, n, g, bytes[i]) : 0.0f;
     }
-    uint8_t byte = static_cast<const uint8_t*>(w.scales)[i];
-    int part = quantized_part(w, n);
-    if (w.storage == ScaleStorage::e4m3) return e4m3_bits_to_float(byte) / w.tensor[part];
-    if (n >= w.N) return 0.0f;
-    int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
-    return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QW_NESTED],
-                             w.tensor[part]);
+    __builtin_unreachable();
 }
 HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t n, int64_t g) {
     return w.zeros ? (float)w.zeros[quantized_scale_index(w, n, g)] : (float)quantized_bias(w.spec);
@@ -238,20 +227,10 @@ HOST_DEVICE float quantized_zero(const QuantizedWeight& w, int64_t n, int64_t g)
 
 // u: the code as it is packed
 HOST_DEVICE float quantized_value(QuantFormat format, uint32_t u, float zero, float scale) {
-    switch (format) {
-        case QuantFormat::nf4:
-            return nf4_to_float(u) * scale;
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return e4m3_bits_to_float((uint8_t)u) * scale;
-        case QuantFormat::fp8e5m2:
-            return e5m2_bits_to_float((uint8_t)u) * scale;
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return e2m1_bits_to_float((uint8_t)u) * scale;
-        default:
-            return ((float)(int)u - zero) * scale;
-    }
+    return quant_visit(format, [=](auto f) {
+        if constexpr (format_is_integer<decltype(f)>) return ((float)(int)u - zero) * scale;
+        else return f.number(u) * scale;
+    });
 }
 
 // The four codes of k16 step `step` that lane 4g + t owns; block: the words of its block, element e (0 ... 3) is
@@ -338,16 +317,17 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
     int64_t R = quantized_block_rows(w), groups = quantized_groups(w), n = i / R / groups * R + i % R,
             g = i / R % groups;
     Grid x = {0.0f, 0.0f};
-    uint8_t byte = 0;
+    uint8_t nested = 0;
+    float tensor = 1.0f;
     if (n < w.N) {
         int part = quantized_part(w, n);
         const QuantizedSource& s = from.part[part];
         int64_t row = n - w.part_row[part];
-        if (w.storage == ScaleStorage::nested) byte = s.scale_codes[row * groups + g];
+        if (w.storage == ScaleStorage::nested) nested = s.scale_codes[row * groups + g];
         else x = s.grid[row / s.grid_rows * groups + g];
-        if (w.storage == ScaleStorage::e8m0) byte = (uint8_t)(float_bits(x.scale) >> 23);
-        if (w.storage == ScaleStorage::e4m3) byte = float_to_e4m3_bits(x.scale * *s.tensor);
+        if (w.storage == ScaleStorage::e4m3) tensor = *s.tensor;
     }
+    uint8_t* bytes = static_cast<uint8_t*>(w.scales);
     switch (w.storage) {
         case ScaleStorage::fp32:
             static_cast<float*>(w.scales)[i] = x.scale;
@@ -358,8 +338,15 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
         case ScaleStorage::fp16:
             static_cast<uint16_t*>(w.scales)[i] = float_to_fp16_bits(x.scale);
             break;
-        default:
-            static_cast<uint8_t*>(w.scales)[i] = byte;
+        case ScaleStorage::e8m0:
+            bytes[i] = (uint8_t)(float_bits(x.scale) >> 23);
+            break;
+        case ScaleStorage::e4m3:
+            bytes[i] = float_to_e4m3_bits(x.scale * tensor);
+            break;
+        case ScaleStorage::nested:
+            bytes[i] = nested;
+            break;
     }
     if (w.zeros) w.zeros[i] = (uint8_t)x.zero;
 }
@@ -473,7 +460,7 @@ inline bool quantized_fit_scales(QuantizedWeight& w, const QuantizedSources& fro
         const int64_t n = CEIL_DIV(quantized_part_rows(w, part), s.grid_rows) * quantized_groups(w);
         std::vector<Grid> grid((size_t)n);
         std::vector<uint8_t> bytes(w.storage == ScaleStorage::nested ? (size_t)n : 0);
-        std::vector<float> nested(bytes.empty() ? 0 : (size_t)CEIL_DIV(n, QW_NESTED));
+        std::vector<float> nested(bytes.empty() ? 0 : (size_t)CEIL_DIV(n, QUANT_NESTED));
         float tensor = 1.0f;
         copy_to_host(grid.data(), s.grid, grid.size() * sizeof(Grid), dev);
         if (w.storage == ScaleStorage::nested || w.storage == ScaleStorage::e4m3)
@@ -491,7 +478,7 @@ inline bool quantized_fit_scales(QuantizedWeight& w, const QuantizedSources& fro
             if (w.storage == ScaleStorage::e4m3) stored = e4m3_bits_to_float(float_to_e4m3_bits(x * tensor)) / tensor;
             if (!bytes.empty())
                 stored =
-                    dynamic_map_scale(dynamic_map_value(bytes[(size_t)i]), nested[(size_t)(i / QW_NESTED)], tensor);
+                    dynamic_map_scale(dynamic_map_value(bytes[(size_t)i]), nested[(size_t)(i / QUANT_NESTED)], tensor);
             if (stored != x) fits = false;
         }
     }

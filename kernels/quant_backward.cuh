@@ -184,11 +184,7 @@ __global__ void learned_gradient_kernel(LearnedGrid p, const float* sums, const 
 inline void learned_grid_forward(Grid* grid, const LearnedGrid& p, const float* w, const QuantGroups& shape,
                                  QuantSpec q, LearnedScale kind, bool start, Device dev) {
     NVTX_RANGE("learned_grid_forward");
-    if (kind == LearnedScale::lwc) {
-        QuantSpec ends;
-        ends.format = QuantFormat::range;
-        quant_measure(p.range, ScaleState(), w, shape, ends, dev);
-    }
+    if (kind == LearnedScale::lwc) quant_measure(p.range, ScaleState(), w, shape, {q, GridOf::ends}, dev);
 #if HAS_KERNELS
     if (dev.cuda) {
         LAUNCH(learned_grid_kernel, (unsigned)CEIL_DIV(shape.groups, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream, grid, p,

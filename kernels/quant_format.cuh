@@ -1,21 +1,24 @@
 // What a quantizer's code means, and how the scale of a group and the code of a number are found: one function for both
 // devices, for weights, activations and the KV cache alike. The loops and kernels are in fake_quant.cuh.
 //
-//   integer    symmetric   Q(w) = q s,        q = clamp(rint(w/s), -2^(b-1), 2^(b-1)-1)
-//              asymmetric  Q(w) = (q - z) s,  q = clamp(rint(w/s) + z, 0, 2^b-1),  s = (max-min)/(2^b-1), z =
-//              rint(-min/s) the symmetric scale, by rule
+//   integer    symmetric    Q(w) = q s,        q = clamp(rint(w/s), -2^(b-1), 2^(b-1)-1)
+//              asymmetric   Q(w) = (q - z) s,  q = clamp(rint(w/s) + z, 0, 2^b-1),
+//                           s = (max-min)/(2^b-1),  z = rint(-min/s)
+//              the symmetric scale, by rule
 //                amax       amax / ((2^b-1)/2)   compressed-tensors, torchao: all codes in use, the largest is clipped
 //                amax7      amax / (2^(b-1)-1)   AWQ, QuaRot: nothing is clipped, code -2^(b-1) stays unused
-//                signedmax  m / -2^(b-1), m the number of largest size with its sign (ggml's Q4_0); s may be negative
+//                signedmax  m / -2^(b-1)         m the number of largest size with its sign (ggml's Q4_0); s may be < 0
 //                mse        the amax scale (or range) shrunk by p = 1, 0.99 ... 0.21, whichever has the least squared
 //                           error over the group (GPTQ's search, with exponent 2)
-//   ternary    Q(w) = q s, q = clamp(rint(w/s), -1, 1), s = mean |w|       (BitNet b1.58, arXiv 2402.17764, eq. 1-3)
-//   nf4        Q(w) = nf4[code] s, s = amax                                (QLoRA, arXiv 2305.14314)
-//   fp8        Q(w) = e4m3(w/s) s, s = amax/448; or e5m2, amax/57344      (arXiv 2209.05433)
-//   mxfp8      e4m3, s = 2^(floor(log2 amax') - 8), blocks of 32            (OCP Microscaling 1.0; arXiv 2310.10537)
-//   mxfp4      e2m1, s = 2^(floor(log2 amax') - 2), blocks of 32; amax' = amax, or the next power of two if its
-//              significand is at least 1.75 (compressed-tensors; torchao's EVEN at 4 bits): nothing lies above 448 s
-//   nvfp4      e2m1, s = e4m3(amax_block t / 6) / t, t = 448 * 6 / amax_tensor, blocks of 16
+//   nf4        Q(w) = nf4[code] s    s = amax                                (QLoRA, arXiv 2305.14314)
+//   fp8e4m3    Q(w) = e4m3(w/s) s    s = amax/448                            (arXiv 2209.05433)
+//   fp8e5m2    Q(w) = e5m2(w/s) s    s = amax/57344
+//   mxfp8      Q(w) = e4m3(w/s) s    s = 2^(floor(log2 amax') - 8), of 32    (OCP Microscaling 1.0, arXiv 2310.10537)
+//   mxfp4      Q(w) = e2m1(w/s) s    s = 2^(floor(log2 amax') - 2), of 32
+//              amax' = amax, or the next power of two if its significand is at least 1.75 (compressed-tensors;
+//              torchao's EVEN at 4 bits): nothing lies above 448 s
+//   nvfp4      Q(w) = e2m1(w/s) s    s = e4m3(amax_block t / 6) / t, of 16;  t = 448 * 6 / amax_tensor
+//   ternary    Q(w) = q s            q = clamp(rint(w/s), -1, 1), s = mean |w|   (BitNet b1.58, arXiv 2402.17764)
 //
 // Integer and ternary scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16 containers hold
 // them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest scale (or 1) and
@@ -24,119 +27,151 @@
 // nvfp4 where no tensor is known beforehand (activations): t = 1, so that a row does not depend on its batch.
 //
 // A code is kept as int8_t: an integer q minus 2^(b-1) where asymmetric (so that 8 bits fit), the bits of a float
-// format, the index of an NF4 level.
+// format, the index of a level.
+//
+// A new format is one file and its place in the table:
+//   1. formats/NAME.cuh: a struct with the traits and the formulas that formats/nf4.cuh has; what they mean is said in
+//      formats/format.cuh. grid() gives the scale s of a group, code() the code of w/s, 0 ... 2^bits - 1 at up to 4
+//      bits, and number() what a code stands for at scale 1. More than 4 bits that are neither an integer nor one of
+//      the floats of NumberKind need a kind of their own, which the packed products must know to compile.
+//   2. below, its #include and its row in QUANT_FORMATS. Its number in the enum is nobody's business; the first is the
+//      default.
+// Outside the table and formats/ no enumerator is named: ask quant_traits, or quant_is_integer on a device. A trait or
+// a formula that is missing does not compile. test/format_recipe follows this recipe with a format of its own.
 //
 // The trap: no product here may be added to anything. nvcc would fuse the two, a CPU might not, and the devices would
 // disagree; where a sum of products is meant it is written fmaf.
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include "../runtime/dtypes.h"
-#include "../runtime/math.h"
 #include "../runtime/rng.h"
+#include "formats/integer.cuh"
+#include "formats/nf4.cuh"
+#include "formats/fp8e4m3.cuh"
+#include "formats/fp8e5m2.cuh"
+#include "formats/mxfp8.cuh"
+#include "formats/mxfp4.cuh"
+#include "formats/nvfp4.cuh"
+#include "formats/ternary.cuh"
 
-enum class QuantFormat : uint8_t { integer, ternary, nf4, fp8e4m3, fp8e5m2, mxfp8, mxfp4, nvfp4, range };
-enum class ScaleRule : uint8_t { amax, amax7, signedmax, mse };
+// clang-format off
+#define QUANT_FORMATS(FORMAT)          \
+    FORMAT(integer, IntegerFormat)     \
+    FORMAT(nf4,     Nf4Format)         \
+    FORMAT(fp8e4m3, Fp8E4m3Format)     \
+    FORMAT(fp8e5m2, Fp8E5m2Format)     \
+    FORMAT(mxfp8,   Mxfp8Format)       \
+    FORMAT(mxfp4,   Mxfp4Format)       \
+    FORMAT(nvfp4,   Nvfp4Format)       \
+    FORMAT(ternary, TernaryFormat)
+// clang-format on
 
-struct QuantSpec {
-    QuantFormat format = QuantFormat::integer;
-    int bits = 8;                      // of a code; what is stored takes this many
-    bool symmetric = true;             // false: integers with a zero point
-    ScaleRule rule = ScaleRule::amax;  // integers only
-};
+#define FORMAT_ENUMERATOR(name, Format) name,
+enum class QuantFormat : uint8_t { QUANT_FORMATS(FORMAT_ENUMERATOR) };
+#undef FORMAT_ENUMERATOR
 
-struct Grid {
-    float scale;
-    float
-        zero;  // an integer; 0 when symmetric. NF4 with double quantization: the scale before, by which codes are found
-};
+// ---------------------------------------------------------------------------------------------------------------------
+// questions to the table
 
-// How the gradient of Q(w) becomes that of w, see quant_passes
-enum class SteRule : uint8_t { identity, clip, trust };
+// The traits of a row; what a format lacks, or has at a width that nothing packs, does not compile
+template <class F>
+constexpr FormatTraits format_traits(QuantFormat format) {
+    for (const FormatName& n : F::names)
+        if (n.bits < 2 || n.bits > 8 || (n.bits > 4 && F::kind == NumberKind::table))
+            throw "a table has codes of 2 to 4 bits, other kinds up to 8";
+    return {format,          F::names,
+            F::scopes,       F::scope,
+            F::kind,         F::storage,
+            F::affine,       F::mean_scale,
+            F::tensor_scale, F::double_quant,
+            F::zero_scale,   F::activations,
+            F::kv_cache,     F::compressed_tensors,
+            F::bitsandbytes, F::gguf};
+}
+
+#define FORMAT_ROW(name, Format) format_traits<Format>(QuantFormat::name),
+static constexpr FormatTraits quant_formats[] = {QUANT_FORMATS(FORMAT_ROW)};
+#undef FORMAT_ROW
+
+inline const FormatTraits& quant_traits(const QuantSpec& q) { return quant_formats[(int)q.format]; }
+
+// the first format of which ask(traits) is true; nullptr: none
+template <class Ask>
+inline const FormatTraits* quant_find(const Ask& ask) {
+    for (const FormatTraits& t : quant_formats)
+        if (ask(t)) return &t;
+    return nullptr;
+}
+
+// the name of a width that a format has; nullptr: it has no such
+inline const char* quant_format_name(const QuantSpec& q) {
+    for (const FormatName& n : quant_traits(q).names)
+        if (n.bits == q.bits) return n.text;
+    return nullptr;
+}
+
+// call(format) with the struct of a format, on either device
+template <class Call>
+HOST_DEVICE auto quant_visit(QuantFormat format, const Call& call) {
+#define FORMAT_CASE(name, Format) \
+    case QuantFormat::name:       \
+        return call(Format());
+    switch (format) { QUANT_FORMATS(FORMAT_CASE) }
+#undef FORMAT_CASE
+    __builtin_unreachable();
+}
+
+// call(codes) with the struct of a format's codes, which several may have, so that loops over them vectorize
+template <class Call>
+inline auto quant_dispatch(QuantFormat format, const Call& call) {
+#define FORMAT_CASE(name, Format) \
+    case QuantFormat::name:       \
+        return call(Format::Codes());
+    switch (format) { QUANT_FORMATS(FORMAT_CASE) }
+#undef FORMAT_CASE
+    __builtin_unreachable();
+}
+
+template <class F>
+constexpr bool format_is_integer = F::kind == NumberKind::integer;
+
+HOST_DEVICE NumberKind quant_kind(QuantSpec q) {
+    return quant_visit(q.format, [](auto f) { return decltype(f)::kind; });
+}
+// an integer code, as a number on the grid's own range
+HOST_DEVICE bool quant_is_integer(QuantSpec q) { return quant_kind(q) == NumberKind::integer; }
+
+// the range of integers; 0 for others
+HOST_DEVICE float quant_low(QuantSpec q) {
+    return quant_visit(q.format, [=](auto f) {
+        if constexpr (format_is_integer<decltype(f)>) return f.low(q);
+        else return 0.0f;
+    });
+}
+HOST_DEVICE float quant_high(QuantSpec q) {
+    return quant_visit(q.format, [=](auto f) {
+        if constexpr (format_is_integer<decltype(f)>) return f.high(q);
+        else return 0.0f;
+    });
+}
+
+// what is added to an asymmetric code as it is kept
+HOST_DEVICE int quant_shift(QuantSpec q) { return q.symmetric ? 0 : 1 << (q.bits - 1); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// scale, code, value
 
 static constexpr int QUANT_SHRINKS = 80;  // candidates of rule mse
 HOST_DEVICE float quant_shrink(int i) { return (float)(100 - i) / 100.0f; }
-
-// an integer code, as a number on the grid's own range: ternary ones too
-HOST_DEVICE bool quant_is_integer(QuantSpec q) {
-    return q.format == QuantFormat::integer || q.format == QuantFormat::ternary;
-}
-
-// the smallest scale that fp16 holds as a normal number
-static constexpr float QUANT_LEAST_SCALE = 6.103515625e-5f;  // 2^-14
-
-HOST_DEVICE float quant_low(QuantSpec q) {
-    return q.format == QuantFormat::ternary ? -1.0f : q.symmetric ? -(float)(1 << (q.bits - 1)) : 0.0f;
-}
-HOST_DEVICE float quant_high(QuantSpec q) {
-    return q.format == QuantFormat::ternary ? 1.0f : (float)((1 << (q.symmetric ? q.bits - 1 : q.bits)) - 1);
-}
-
-// 2^e as e8m0 has it: exponents -127 to 127
-HOST_DEVICE float quant_power_of_two(int e) {
-    e = e < -127 ? -127 : e > 127 ? 127 : e;
-    return e == -127 ? 5.877471754111438e-39f : bits_float((uint32_t)(e + 127) << 23);
-}
-
-HOST_DEVICE float quant_round_scale(float s) {
-    s = bf16_bits_to_float(float_to_bf16_bits(s));
-    float size = s < 0.0f ? -s : s;
-    return size >= QUANT_LEAST_SCALE ? s : s < 0.0f ? -QUANT_LEAST_SCALE : QUANT_LEAST_SCALE;
-}
 
 // nvfp4's t: the largest number becomes the largest scale times the largest code. A product with the reciprocal, as
 // torch divides a number by a tensor
 HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 1.0f / amax * 2688.0f : 1.0f; }
 
-// The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: nvfp4's t, else ignored. For rule mse this
-// is where the search begins (shrink 1); for ternary, max is the mean of |w|.
+// The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: t, where the format has one. For rule mse
+// this is where the search begins (shrink 1); where the mean makes the scale, max is the mean of |w|.
 HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scale, float shrink) {
-    float amax = -min > max ? -min : max;
-    switch (q.format) {
-        case QuantFormat::ternary:
-            return Grid{quant_round_scale(max), 0.0f};
-        case QuantFormat::nf4:
-            return Grid{amax, 0.0f};
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::fp8e5m2: {
-            float s = amax / (q.format == QuantFormat::fp8e4m3 ? 448.0f : 57344.0f);
-            return Grid{s >= 1.17549435e-38f ? s : 1.0f, 0.0f};
-        }
-        case QuantFormat::mxfp8:
-        case QuantFormat::mxfp4: {
-            uint32_t u = float_bits(amax);
-            int e = (int)(u >> 23) - 127;
-            e += (u & 0x7FFFFFu) >= 0x600000u;
-            return Grid{quant_power_of_two(e - (q.format == QuantFormat::mxfp8 ? 8 : 2)), 0.0f};
-        }
-        case QuantFormat::nvfp4: {
-            float local = e4m3_bits_to_float(float_to_e4m3_bits(tensor_scale * (amax / 6.0f)));
-            return Grid{(local > 0.0f ? local : 0.125f) / tensor_scale, 0.0f};
-        }
-        case QuantFormat::range:  // no format: measures the two ends
-            return Grid{max, min};
-        default:
-            break;
-    }
-    float levels = (float)((1 << q.bits) - 1);
-    float s = !q.symmetric                     ? (max - min) * shrink / levels
-              : q.rule == ScaleRule::amax7     ? amax / quant_high(q)
-              : q.rule == ScaleRule::signedmax ? (-min >= max ? min : max) / quant_low(q)
-                                               : amax * shrink / (0.5f * levels);
-    s = quant_round_scale(s);
-    float z = 0.0f;
-    if (!q.symmetric) {
-        z = rintf(-min * shrink / s);
-        z = z < 0.0f ? 0.0f : (z > levels ? levels : z);
-    }
-    return Grid{s, z};
-}
-
-// integers and ternary: q, of which the code is q less 2^(b-1) where asymmetric
-HOST_DEVICE float quant_level(float w, Grid g, float low, float high) {
-    float q = rintf(w / g.scale) + g.zero;
-    q = q < low ? low : q;
-    return q > high ? high : q;
+    return quant_visit(q.format, [=](auto f) { return f.grid(q, min, max, tensor_scale, shrink); });
 }
 
 // Stochastic rounding of integers: floor(w/s + u) instead of rint(w/s), u uniform in [0, 1) and drawn once for a step
@@ -150,94 +185,64 @@ HOST_DEVICE float quant_noise(const QuantNoise& n, int64_t index) {
     if (!n.on) return -1.0f;
     return uniform01(rng_bits(n.seed, RNG_ROUND, n.step, n.tensor, (uint32_t)(index >> 2)).x[index & 3]);
 }
-HOST_DEVICE float quant_level(float w, Grid g, float low, float high, float u) {
-    float q = floorf(w / g.scale + u) + g.zero;
-    q = q < low ? low : q;
-    return q > high ? high : q;
-}
 
-// What is below the smallest normal float counts as zero: its reciprocal would overflow
-HOST_DEVICE float quant_nf4_inverse(float scale) {
-    return scale >= 1.17549435e-38f || scale <= -1.17549435e-38f ? 1.0f / scale : 0.0f;
+// w/s as a float format or a table codes it, by divisor() of the group: s, or before double quantization; or 1/s
+template <class Codes>
+HOST_DEVICE float quant_divisor(Grid g) {
+    float s = g.zero > 0.0f ? g.zero : g.scale;
+    return Codes::reciprocal ? quant_inverse(s) : s;
 }
-HOST_DEVICE float quant_nf4_inverse(Grid g) { return quant_nf4_inverse(g.zero > 0.0f ? g.zero : g.scale); }
+template <class Codes>
+HOST_DEVICE float quant_ratio(float w, float divisor) {
+    return Codes::reciprocal ? w * divisor : w / divisor;
+}
 
 // the code of a number, as it is kept
 HOST_DEVICE int quant_code(QuantSpec q, float w, Grid g) {
-    switch (q.format) {
-        case QuantFormat::nf4:
-            return float_to_nf4(w * quant_nf4_inverse(g));
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return (int8_t)float_to_e4m3_bits(w / g.scale);
-        case QuantFormat::fp8e5m2:
-            return (int8_t)float_to_e5m2_bits(w / g.scale);
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return float_to_e2m1_bits(w / g.scale);
-        default:
-            return (int)quant_level(w, g, quant_low(q), quant_high(q)) - (q.symmetric ? 0 : 1 << (q.bits - 1));
-    }
+    return quant_visit(q.format, [=](auto f) {
+        if constexpr (format_is_integer<decltype(f)>)
+            return (int)quant_level(w, g, f.low(q), f.high(q)) - quant_shift(q);
+        else return f.code(quant_ratio<decltype(f)>(w, quant_divisor<decltype(f)>(g)));
+    });
 }
 
 // what a code stands for
 HOST_DEVICE float quant_value(QuantSpec q, int code, Grid g) {
-    switch (q.format) {
-        case QuantFormat::nf4:
-            return nf4_to_float((uint32_t)code) * g.scale;
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return e4m3_bits_to_float((uint8_t)code) * g.scale;
-        case QuantFormat::fp8e5m2:
-            return e5m2_bits_to_float((uint8_t)code) * g.scale;
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return e2m1_bits_to_float((uint8_t)code) * g.scale;
-        default:
-            return ((float)(code + (q.symmetric ? 0 : 1 << (q.bits - 1))) - g.zero) * g.scale;
-    }
+    return quant_visit(q.format, [=](auto f) {
+        if constexpr (format_is_integer<decltype(f)>) return ((float)(code + quant_shift(q)) - g.zero) * g.scale;
+        else return f.number((uint32_t)code) * g.scale;
+    });
 }
 
 // Two codes differ in what they stand for if they differ and share one of these bits: +0 and -0 of a float format do
 // not
 HOST_DEVICE int quant_code_mask(QuantSpec q) {
-    switch (q.format) {
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::fp8e5m2:
-        case QuantFormat::mxfp8:
-            return 0x7F;
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return 7;
-        default:
-            return 0xFF;
-    }
+    return quant_visit(q.format, [](auto f) { return decltype(f)::flip_mask + 0; });
 }
 HOST_DEVICE bool quant_flipped(int mask, int a, int b) { return (a != b) & (((a | b) & mask) != 0); }
 
 // Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip: where w lies
 // between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of w (QuEST,
 // arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest number,
-// under clip too: its scale is a quotient, by which the largest weight may come out an ulp above.
-HOST_DEVICE bool quant_passes(QuantSpec q, SteRule rule, float w, Grid g) {
-    float x = w / g.scale, size = x < 0.0f ? -x : x;
-    switch (q.format) {
-        case QuantFormat::nf4:
-            return true;  // scaled by the largest, and so inside
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return rule == SteRule::identity || size <= 464.0f;
-        case QuantFormat::fp8e5m2:
-            return rule == SteRule::identity || size <= 61440.0f;
-        case QuantFormat::mxfp4:
-        case QuantFormat::nvfp4:
-            return rule == SteRule::identity || size <= 7.0f;
-        default:
-            break;
+// under clip too: its scale is a quotient, by which the largest weight may come out an ulp above. low, high: the range
+// of integers
+template <class Codes>
+HOST_DEVICE bool quant_passes(SteRule rule, float w, Grid g, float low, float high) {
+    float x = w / g.scale;
+    if constexpr (format_is_integer<Codes>) {
+        float beyond = rule == SteRule::trust ? 0.5f : 0.0f;
+        x = x + g.zero;
+        return (rule == SteRule::identity) |
+               ((x >= low - beyond) & (x <= high + beyond));  // no branch: loops vectorize
+    } else if constexpr (Codes::saturates == INFINITY) {
+        return true;
+    } else {
+        return rule == SteRule::identity || (x < 0.0f ? -x : x) <= Codes::saturates;
     }
-    float beyond = rule == SteRule::trust ? 0.5f : 0.0f;
-    x = x + g.zero;
-    return rule == SteRule::identity || (x >= quant_low(q) - beyond && x <= quant_high(q) + beyond);
+}
+HOST_DEVICE bool quant_passes(QuantSpec q, SteRule rule, float w, Grid g) {
+    const float low = quant_low(q), high = quant_high(q);
+    return quant_visit(q.format, [=](auto f) { return quant_passes<decltype(f)>(rule, w, g, low, high); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -256,6 +261,8 @@ HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, float unit) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Double quantization (QLoRA, section 3): the scales of NF4, minus their mean, in blocks of 256 to the signed dynamic
 // map of 8 bits (Dettmers 2016, arXiv 1511.04561): 7 decades, of which decade i has 2^i linear steps.
+
+static constexpr int QUANT_NESTED = 256;  // scales of a block
 
 // Entry u of bitsandbytes' map (create_dynamic_map), ascending: for i = 0 ... 6 the 2^i middles of
 // linspace(0.1, 1, 2^i + 1) times 10^(i-6), with both signs, and 0 and 1. linspace is torch's, which counts from the

@@ -28,7 +28,7 @@ inline void check_kv_quantizer(const Quantizer& q, int head_dim) {
     if (!q.on()) return;
     std::string text = quantizer_text(q, "token");
     auto refuse = [&](const std::string& why) { fail_usage("--kv_cache %s: %s", text.c_str(), why.c_str()); };
-    if (q.scope == QuantScope::tensor || q.spec.format == QuantFormat::nvfp4 || q.spec.format == QuantFormat::ternary)
+    if (q.scope == QuantScope::tensor || !quant_traits(q.spec).kv_cache)
         refuse(
             "a token that is added would change the scale of the others; choose int8:token:asym, int4:token:asym, "
             "fp8e4m3:token, nf4 or mxfp4");

@@ -260,17 +260,17 @@ TEST(FakeQuant, ValuesCodesGridAndFlipsHaveTheBitsOfTheLoopsOnEveryBackend) {
                 TestBuffer<int8_t> codes(n, run.dev);
                 TestBuffer<Grid> grid(c.groups, run.dev), grid2(c.groups, run.dev);
                 TestBuffer<int64_t> counts(std::vector<int64_t>{0, 5, 7}, run.dev);  // 5, 7: added to
-                fake_quant_forward(out.data, codes.data, grid.data, ScaleState(), first.data, c.shape(), c.spec(), true,
-                                   counts.data, run.dev);
+                fake_quant_forward({out.data, codes.data, grid.data, ScaleState(), counts.data}, first.data, c.shape(),
+                                   c.spec(), true, run.dev);
                 std::vector<Grid> grid_before = grid.get();
                 std::vector<int8_t> before = codes.get();
-                fake_quant_forward(out2.data, codes.data, grid.data, ScaleState(), second.data, c.shape(), c.spec(),
-                                   dynamic, counts.data + 1, run.dev);
+                fake_quant_forward({out2.data, codes.data, grid.data, ScaleState(), counts.data + 1}, second.data,
+                                   c.shape(), c.spec(), dynamic, run.dev);
                 std::vector<int8_t> after = codes.get();
                 TestBuffer<int8_t> initial(before, run.dev);
                 codes_changed(counts.data + 2, codes.data, initial.data, n, c.spec(), run.dev);
-                fake_quant_forward(without.data, nullptr, grid2.data, ScaleState(), first.data, c.shape(), c.spec(),
-                                   true, nullptr, run.dev);
+                fake_quant_forward({without.data, nullptr, grid2.data, ScaleState(), nullptr}, first.data, c.shape(),
+                                   c.spec(), true, run.dev);
                 int64_t flips = 0;
                 for (int64_t i = 0; i < n; i++) flips += before[i] != after[i];
                 std::vector<int64_t> got = counts.get();
@@ -670,8 +670,8 @@ TEST(FakeQuant, OddAddressesAndCodesThatSaturate) {
             TestBuffer<int8_t> other(std::vector<int8_t>(n + odd, 1), run.dev);
             TestBuffer<Grid> grid(std::vector<Grid>(groups, Grid{0.0625f, 0.0f}), run.dev);
             TestBuffer<int64_t> counts(std::vector<int64_t>{0, 0}, run.dev);
-            fake_quant_forward(out.data + offset, codes.data + odd, grid.data, ScaleState(), master.data + offset,
-                               QuantGroups{groups, group}, integers(4, true), false, counts.data, run.dev);
+            fake_quant_forward({out.data + offset, codes.data + odd, grid.data, ScaleState(), counts.data},
+                               master.data + offset, QuantGroups{groups, group}, integers(4, true), false, run.dev);
             codes_changed(counts.data + 1, codes.data + odd, other.data + odd, n, integers(4, true), run.dev);
             std::vector<int8_t> q = codes.get();
             for (size_t i = 0; i < n + odd; i++)

@@ -24,9 +24,6 @@
 
 static constexpr int64_t QUANTIZED_COLUMN_BYTES = 4 << 20;
 
-// How a code becomes a number: by a table of up to 16, as an integer, as an 8-bit float
-enum QuantizedNumber { QUANTIZED_TABLE, QUANTIZED_INTEGER, QUANTIZED_E4M3, QUANTIZED_E5M2 };
-
 // scales and zero points of group g in the 16 rows of a block; formats without zero point get 0
 inline void quantized_block_scales(float* scale, float* zero, const QuantizedWeight& w, int64_t block, int64_t g) {
     constexpr int R = QW_PANEL_ROWS;
@@ -55,32 +52,50 @@ inline void quantized_block_scales(float* scale, float* zero, const QuantizedWei
     }
 }
 
-// number NUMBER of code u before the scale, zero point taken off
-template <QuantizedNumber NUMBER>
+// The number of code u before the scale, zero point taken off. KIND: here and below, of a number, but that integers of
+// up to 4 bits go by a table too
+template <NumberKind KIND>
 inline float quantized_number(const float* table, uint32_t u, float zero) {
-    return NUMBER == QUANTIZED_TABLE     ? table[u] - zero
-           : NUMBER == QUANTIZED_INTEGER ? (float)(int)u - zero
-           : NUMBER == QUANTIZED_E4M3    ? e4m3_bits_to_float((uint8_t)u)
-                                         : e5m2_bits_to_float((uint8_t)u);
+    switch (KIND) {
+        case NumberKind::table:
+            return table[u] - zero;
+        case NumberKind::integer:
+            return (float)(int)u - zero;
+        case NumberKind::e4m3:
+            return e4m3_bits_to_float((uint8_t)u);
+        case NumberKind::e5m2:
+            return e5m2_bits_to_float((uint8_t)u);
+    }
+    __builtin_unreachable();
 }
 
-// dst[s][width] for codes [c0, c1) of run `run` in a block of panels: rows [j0, j0 + rows) of it; k: of code 0 of the
-// run, from the panel's first
-template <int BITS, QuantizedNumber NUMBER>
-void quantized_expand_run(uint32_t* dst, int width, const uint32_t* block, int run, int c0, int c1, int64_t k, int j0,
-                          int rows, const float* table, const float* zero, const float* scale) {
+// Codes [c0, c1) of run `run` in a block of panels, of its rows [j0, j0 + rows)
+struct QuantizedRun {
+    const uint32_t* block;
+    int run, c0, c1;
+    int64_t k;  // of code 0, from the panel's first
+    int j0, rows;
+};
+// by which they become numbers
+struct QuantizedGroup {
+    alignas(64) float table[16], scale[QW_PANEL_ROWS], zero[QW_PANEL_ROWS];
+};
+
+// the run -> dst[s][width]
+template <int BITS, NumberKind KIND>
+void quantized_expand_run(uint32_t* dst, int width, const QuantizedRun& r, const QuantizedGroup& g) {
     constexpr int RUN = BITS == 3 ? 16 : 32 / BITS;
-    for (int c = c0; c < c1; c++) {
+    for (int c = r.c0; c < r.c1; c++) {
         floatX x[QW_PANEL_ROWS];
-        for (int j = 0; j < rows; j++) {
-            uint32_t u = quantized_panel_code(block, BITS, j0 + j, run * RUN + c);
-            x[j] = (floatX)(quantized_number<NUMBER>(table, u, zero[j0 + j]) * scale[j0 + j]);
+        for (int j = 0; j < r.rows; j++) {
+            uint32_t u = quantized_panel_code(r.block, BITS, r.j0 + j, r.run * RUN + c);
+            x[j] = (floatX)(quantized_number<KIND>(g.table, u, g.zero[r.j0 + j]) * g.scale[r.j0 + j]);
         }
         if (sizeof(floatX) == 4) {
-            memcpy(dst + (k + c) * width, x, (size_t)rows * 4);
+            memcpy(dst + (r.k + c) * width, x, (size_t)r.rows * 4);
         } else {
-            uint16_t* half = reinterpret_cast<uint16_t*>(dst + (k + c) / 2 * width) + (k + c) % 2;
-            for (int j = 0; j < rows; j++) memcpy(half + 2 * j, &x[j], 2);
+            uint16_t* half = reinterpret_cast<uint16_t*>(dst + (r.k + c) / 2 * width) + (r.k + c) % 2;
+            for (int j = 0; j < r.rows; j++) memcpy(half + 2 * j, &x[j], 2);
         }
     }
 }
@@ -100,11 +115,11 @@ inline __m512i quantized_pairs(__m512 even, __m512 odd) {
 }
 
 // 16 numbers of column C of a run, from its word; third: at 3 bits the word of third bits, shifted to the run
-template <int BITS, QuantizedNumber NUMBER, bool ZEROS, int C>
+template <int BITS, NumberKind KIND, bool ZEROS, int C>
 inline __m512 quantized_vector(__m512i word, __m512i third, __m512 table, __m512 zero, __m512 scale) {
     __m512i u = _mm512_maskz_srli_epi32(GEMM_ALL, word, C * (BITS == 3 ? 2 : BITS));
     __m512 x;
-    if constexpr (NUMBER == QUANTIZED_TABLE) {
+    if constexpr (KIND == NumberKind::table) {
         if constexpr (BITS == 3) {  // bit 2 is the third bit; what is above does not matter
             __m512i bit = C < 2 ? _mm512_maskz_slli_epi32(GEMM_ALL, third, C < 2 ? 2 - C : 0)
                                 : _mm512_maskz_srli_epi32(GEMM_ALL, third, C < 2 ? 0 : C - 2);
@@ -112,58 +127,58 @@ inline __m512 quantized_vector(__m512i word, __m512i third, __m512 table, __m512
         }
         x = _mm512_maskz_permutexvar_ps(GEMM_ALL, u, table);
         if (ZEROS) x = _mm512_sub_ps(x, zero);
-    } else if constexpr (NUMBER == QUANTIZED_INTEGER) {  // 2^23 + u - (2^23 + zero), exact
+    } else if constexpr (KIND == NumberKind::integer) {  // 2^23 + u - (2^23 + zero), exact
         u = _mm512_ternarylogic_epi32(u, _mm512_set1_epi32(0xFF), _mm512_set1_epi32(0x4B000000), 0xEA);
         x = _mm512_sub_ps(_mm512_castsi512_ps(u), zero);
     } else {  // sign, exponent and mantissa to the places that float has for them, then the difference of the biases
-        constexpr int EXPONENT = NUMBER == QUANTIZED_E4M3 ? 4 : 3, UP = 24 - 8 * C > 0 ? 24 - 8 * C : 0;
+        constexpr int EXPONENT = KIND == NumberKind::e4m3 ? 4 : 3, UP = 24 - 8 * C > 0 ? 24 - 8 * C : 0;
         u = _mm512_maskz_srai_epi32(GEMM_ALL, _mm512_maskz_slli_epi32(GEMM_ALL, word, UP), EXPONENT);
-        u = _mm512_and_si512(u, _mm512_set1_epi32((int)(NUMBER == QUANTIZED_E4M3 ? 0x87F00000u : 0x8FE00000u)));
-        x = _mm512_mul_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(NUMBER == QUANTIZED_E4M3 ? 0x1p120f : 0x1p112f));
+        u = _mm512_and_si512(u, _mm512_set1_epi32((int)(KIND == NumberKind::e4m3 ? 0x87F00000u : 0x8FE00000u)));
+        x = _mm512_mul_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(KIND == NumberKind::e4m3 ? 0x1p120f : 0x1p112f));
     }
     return _mm512_mul_ps(x, scale);
 }
 
 // words without an infinity or NaN of an 8-bit float, which the vectors do not know
-template <QuantizedNumber NUMBER>
+template <NumberKind KIND>
 inline bool quantized_finite(__m512i word) {
-    if (NUMBER != QUANTIZED_E4M3 && NUMBER != QUANTIZED_E5M2) return true;
+    if (KIND != NumberKind::e4m3 && KIND != NumberKind::e5m2) return true;
     __m512i size = _mm512_and_si512(word, _mm512_set1_epi32(0x7F7F7F7F));
-    size = _mm512_add_epi32(size, _mm512_set1_epi32(NUMBER == QUANTIZED_E4M3 ? 0x01010101 : 0x04040404));
+    size = _mm512_add_epi32(size, _mm512_set1_epi32(KIND == NumberKind::e4m3 ? 0x01010101 : 0x04040404));
     return _mm512_test_epi32_mask(size, _mm512_set1_epi32((int)0x80808080u)) == 0;
 }
 
-template <int BITS, QuantizedNumber NUMBER, bool ZEROS, int C = 0>
+template <int BITS, NumberKind KIND, bool ZEROS, int C = 0>
 inline void quantized_expand_vectors(uint32_t* dst, int width, __m512i word, __m512i third, __m512 table, __m512 zero,
                                      __m512 scale) {
     if constexpr (C < (BITS == 3 ? 16 : 32 / BITS)) {
-        __m512 x = quantized_vector<BITS, NUMBER, ZEROS, C>(word, third, table, zero, scale);
-        __m512 y = quantized_vector<BITS, NUMBER, ZEROS, C + 1>(word, third, table, zero, scale);
+        __m512 x = quantized_vector<BITS, KIND, ZEROS, C>(word, third, table, zero, scale);
+        __m512 y = quantized_vector<BITS, KIND, ZEROS, C + 1>(word, third, table, zero, scale);
         if (sizeof(floatX) == 4) {
             _mm512_storeu_ps(dst + C * width, x);
             _mm512_storeu_ps(dst + (C + 1) * width, y);
         } else {
             _mm512_storeu_si512(dst + C / 2 * width, quantized_pairs(x, y));
         }
-        quantized_expand_vectors<BITS, NUMBER, ZEROS, C + 2>(dst, width, word, third, table, zero, scale);
+        quantized_expand_vectors<BITS, KIND, ZEROS, C + 2>(dst, width, word, third, table, zero, scale);
     }
 }
 #endif
 
 // Columns [n0, n0 + width) of Q(W)^T, k in [k0, k0 + kc) -> dst[steps][width] as gemm_pack_b has them from the working
 // weight, but for columns beyond N, whose words may be anything finite. k0 even; n0 a multiple of GEMM_VF.
-template <int BITS, QuantizedNumber NUMBER>
+template <int BITS, NumberKind KIND>
 void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, int64_t k0, int64_t kc) {
     constexpr int R = QW_PANEL_ROWS, RUN = BITS == 3 ? 16 : 32 / BITS, RUNS = QW_PANEL_SPAN / RUN;
     const QuantizedWeight& w = *static_cast<const QuantizedWeight*>(weight);
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
-    alignas(64) float table[16], scale[R], zero[R];
-    const bool integer = quantized_is_integer(w.spec);
+    QuantizedGroup group;
+    const bool integer = quant_is_integer(w.spec);
     for (uint32_t u = 0; u < 16; u++)
-        table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
+        group.table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
     if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
 #if GEMM_BACKEND >= GEMM_AVX512
-    __m512 numbers = _mm512_load_ps(table);
+    __m512 numbers = _mm512_load_ps(group.table);
     if (integer && !w.zeros) numbers = _mm512_sub_ps(numbers, _mm512_set1_ps((float)quantized_bias(w.spec)));
 #endif
     for (int64_t k = k0, end; k < k0 + kc; k = end) {
@@ -172,57 +187,58 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
         for (int64_t n = n0, n_end; n < n0 + width; n = n_end) {
             n_end = gemm_min(n0 + width, n / R * R + R);
             if (n / R >= blocks) break;
-            quantized_block_scales(scale, zero, w, n / R, g);
+            quantized_block_scales(group.scale, group.zero, w, n / R, g);
             uint32_t* to = dst + (n - n0);
             const uint32_t* row = w.codes + n / R * spans * BITS * R;
 #if GEMM_BACKEND >= GEMM_AVX512
-            const __m512 scales = _mm512_load_ps(scale);
-            __m512 zeros = _mm512_load_ps(zero);
-            if (NUMBER == QUANTIZED_INTEGER) zeros = _mm512_add_ps(zeros, _mm512_set1_ps(8388608.0f));
+            const __m512 scales = _mm512_load_ps(group.scale);
+            __m512 zeros = _mm512_load_ps(group.zero);
+            if (KIND == NumberKind::integer) zeros = _mm512_add_ps(zeros, _mm512_set1_ps(8388608.0f));
 #endif
             for (int64_t r = k / RUN * RUN; r < end; r += RUN) {  // first column of a run
                 const uint32_t* block = row + r / QW_PANEL_SPAN * BITS * R;
                 const int run = (int)(r / RUN % RUNS);
 #if GEMM_BACKEND >= GEMM_AVX512
                 __m512i word = _mm512_loadu_si512(block + run * R), third = _mm512_setzero_si512();
-                if (r >= k && r + RUN <= end && n_end - n == R && quantized_finite<NUMBER>(word)) {
+                if (r >= k && r + RUN <= end && n_end - n == R && quantized_finite<KIND>(word)) {
                     if (BITS == 3)
                         third = _mm512_maskz_srl_epi32(GEMM_ALL, _mm512_loadu_si512(block + 2 * R),
                                                        _mm_cvtsi32_si128(16 * run));
                     uint32_t* at = to + (sizeof(floatX) == 2 ? (r - k0) / 2 : r - k0) * width;
                     if (w.zeros)
-                        quantized_expand_vectors<BITS, NUMBER, true>(at, width, word, third, numbers, zeros, scales);
-                    else quantized_expand_vectors<BITS, NUMBER, false>(at, width, word, third, numbers, zeros, scales);
+                        quantized_expand_vectors<BITS, KIND, true>(at, width, word, third, numbers, zeros, scales);
+                    else quantized_expand_vectors<BITS, KIND, false>(at, width, word, third, numbers, zeros, scales);
                     continue;
                 }
 #endif
-                quantized_expand_run<BITS, NUMBER>(to, width, block, run, (int)gemm_max(0, k - r),
-                                                   (int)gemm_min(RUN, end - r), r - k0, (int)(n % R), (int)(n_end - n),
-                                                   table, zero, scale);
+                quantized_expand_run<BITS, KIND>(to, width,
+                                                 {block, run, (int)gemm_max(0, k - r), (int)gemm_min(RUN, end - r),
+                                                  r - k0, (int)(n % R), (int)(n_end - n)},
+                                                 group);
             }
         }
     }
 }
 
 inline GemmExpand quantized_expander(const QuantizedWeight& w) {
-    switch (w.spec.format) {
-        case QuantFormat::fp8e4m3:
-        case QuantFormat::mxfp8:
-            return quantized_expand<8, QUANTIZED_E4M3>;
-        case QuantFormat::fp8e5m2:
-            return quantized_expand<8, QUANTIZED_E5M2>;
-        default:
+    switch (quant_kind(w.spec)) {
+        case NumberKind::e4m3:
+            return quantized_expand<8, NumberKind::e4m3>;
+        case NumberKind::e5m2:
+            return quantized_expand<8, NumberKind::e5m2>;
+        case NumberKind::integer:
+        case NumberKind::table:
             break;
     }
-    switch (quantized_bits(w)) {
+    switch (quantized_bits(w)) {  // integers and tables
         case 2:
-            return quantized_expand<2, QUANTIZED_TABLE>;
+            return quantized_expand<2, NumberKind::table>;
         case 3:
-            return quantized_expand<3, QUANTIZED_TABLE>;
+            return quantized_expand<3, NumberKind::table>;
         case 4:
-            return quantized_expand<4, QUANTIZED_TABLE>;
+            return quantized_expand<4, NumberKind::table>;
         default:
-            return quantized_expand<8, QUANTIZED_INTEGER>;
+            return quantized_expand<8, NumberKind::integer>;
     }
 }
 
