@@ -65,6 +65,7 @@ inline int export_command(Session& s) {
     std::error_code ec;
     if (fs::equivalent(o.output_dir, o.model, ec))
         fail_usage("--output_dir %s: this is the model itself; name another folder", o.output_dir.c_str());
+    if (!is_gguf_path(o.model)) session_stored_policy(o);
     const QuantizerRules rules = weight_rules(o);
     ModelFile file = model_file_open(o.model);
     ModelConfig config = model_config(o.model);

@@ -136,6 +136,26 @@ inline QuantizerRules activation_rules(const Options& o) {
 }
 inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
 
+// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another. true: it told of its
+// weights
+inline bool session_stored_policy(Options& o) {
+    const std::string& folder = o.adapter.empty() ? o.model : o.adapter;
+    const nlohmann::json j = policy_load(folder);
+    std::string taken;
+    auto take = [&](const char* name, std::string& value) {
+        if (!j.contains(name) || !j[name].is_string() || o.given(name)) return false;
+        value = j[name].get<std::string>();
+        taken += std::string(" --") + name + " '" + value + "'";
+        return true;
+    };
+    const bool weights = take("weights", o.weights);
+    take("activations", o.activations);
+    if (take("kv_cache", o.kv_cache) && !o.given("k_pre_bias"))
+        o.k_pre_bias = config_bool(j, "k_pre_bias", false, folder + "/quantizer.json");
+    if (!taken.empty()) fprintf(stderr, "note: %s: trained as%s\n", folder.c_str(), taken.c_str());
+    return weights;
+}
+
 // A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
 inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     if (is_gguf_path(o.model)) {
@@ -150,12 +170,7 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
                     text.c_str());
         return;
     }
-    const std::string grids = o.model + "/quantizer.safetensors";
-    if (!o.given("weights") && file_exists(grids)) {
-        o.weights = st_open(grids).metadata["quantizer"];
-        fprintf(stderr, "note: %s: trained as --weights %s\n", o.model.c_str(), o.weights.c_str());
-        return;
-    }
+    if (session_stored_policy(o)) return;
     QuantizedFolder folder = quantized_folder(o.model);
     if (folder.container == Container::none) return;
     FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);
@@ -167,9 +182,10 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     } else if (!o.given("weights") || (same_codes(f.quantizer, asked) && !o.given("qat_scale"))) {
         o.weights = quantizer_text(f.quantizer);
         if (!o.given("quantize_layers")) o.quantize_layers = f.layers;
-        if (!o.given("qat_scale")) o.qat_scale = "static";
+        const bool frozen = (o.lora_r > 0 || !o.adapter.empty()) && !o.lora_inside_quantizer;
+        if (!o.given("qat_scale") && !frozen) o.qat_scale = "static";  // a frozen base keeps the file's scales anyway
         fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),
-                o.qat_scale == "dynamic" ? "" : " with the file's own scales");
+                o.qat_scale == "dynamic" && !frozen ? "" : " with the file's own scales");
     } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
         fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
                 f.quantizer.on() ? quantizer_text(f.quantizer).c_str() : f.why.c_str(),
@@ -531,6 +547,7 @@ inline void session_save(const Session& s, const std::string& dir) {
     replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
         if (s.m.lora.inside()) quantizer_save(s.m, folder);  // the grid of weights and adapters together
+        policy_save(s.m, folder);
         tokenizer(folder);
     });
     if (!s.o.merge_adapter) return;

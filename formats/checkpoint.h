@@ -188,7 +188,7 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
                 st_from_callback(t.name, st_dtype_of(save_dtype), param_shape(t),
                                  [&](int64_t first, int64_t n, float* buffer) { values(t, first, n, buffer); }));
         st_write_folder(temp, tensors, (uint64_t)4 << 30);
-        if (own_grid) quantizer_save(m, temp);
+        if (own_grid) quantizer_save(m, temp), policy_save(m, temp);
         also(temp);
     });
 }

@@ -129,6 +129,7 @@ inline ExportSummary save_quantized(const Model& m, const std::string& dir, std:
     if (save_dtype.empty()) save_dtype = format == "hf" ? "float32" : "bfloat16";
     return export_folder(export_source(m), dir, format, save_dtype, [&](const std::string& folder) {
         if (format == "hf") quantizer_save(m, folder);  // plain weights do not tell their grid
+        policy_save(m, folder, format == "hf");
         also(folder);
     });
 }

@@ -66,6 +66,31 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
     }
 }
 
+// quantizer.json beside a checkpoint: what its policy is quantized to, in the words of the flags --weights, --activations
+// and --kv_cache; those that are none are left out. weights: false for a container, which knows its own.
+inline void policy_save(const Model& m, const std::string& folder, bool weights = true) {
+    nlohmann::ordered_json j;
+    if (weights && m.weight_rules.on()) j["weights"] = rules_text(m.weight_rules);
+    if (m.activation_rules.on()) j["activations"] = rules_text(m.activation_rules);
+    if (m.kv_rules.on()) j["kv_cache"] = rules_text(m.kv_rules);
+    if (m.k_pre_bias) j["k_pre_bias"] = true;
+    if (!j.empty()) write_file_atomic(folder + "/quantizer.json", j.dump(2) + "\n");
+}
+
+// The same read again; empty objects where there is none. Checkpoints of before have the weights' text beside their
+// grids, if their scales were static or learned.
+inline nlohmann::json policy_load(const std::string& folder) {
+    const std::string path = folder + "/quantizer.json", grids = folder + "/quantizer.safetensors";
+    if (file_exists(path)) {
+        nlohmann::json j = json_parse(read_file(path, 1 << 20), path);
+        if (!j.is_object()) fail("%s: not a JSON object", path.c_str());
+        return j;
+    }
+    nlohmann::json j = nlohmann::json::object();
+    if (file_exists(grids)) j["weights"] = st_open(grids).metadata["quantizer"];
+    return j;
+}
+
 // nothing where scales are measured at each step
 inline void quantizer_save(const Model& m, const std::string& folder) {
     std::vector<StWriteTensor> tensors;

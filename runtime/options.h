@@ -91,7 +91,7 @@ OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE, "tokens o
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
-OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none; unless given, a quantized model folder's own, and nf4:g64:dq under --lora_r") \
+OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none, or rules such as 'int4:g64; down=int8:channel; layers.0-2=none'; unless given, the model folder's own, and nf4:g64:dq under --lora_r") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \

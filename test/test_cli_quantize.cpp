@@ -152,3 +152,74 @@ TEST(Eval, LogLossOfAText) {
     refused(1, {"eval", "--model", trained, "--eval_text", short_text, "--output_dir", fresh("never")},
             {short_text, "fewer than two tokens"});
 }
+
+// QLoRA over what quantize wrote: the base keeps the file's codes and scales, with no flag to say so
+TEST(Quantize, AnAdapterIsTrainedOverTheResult) {
+    std::string out = fresh("quantized"), more = fresh("more");
+    good(quantize(out, {"--train_data", sums}));
+    Args args = grpo(more, {"--lora_r", "2"});
+    *std::find(args.begin(), args.end(), trained) = out + "/checkpoint-0";
+    Outcome r = good(args);
+    EXPECT_NE(r.err.find("with the file's own scales"), std::string::npos) << r.err;
+    EXPECT_NE(r.out.find("base packed: int4:g16:sym"), std::string::npos) << r.out;
+}
+
+// A part, a layer, a pattern, each with a quantizer of its own: shown, trained alike by sampler and trainer, saved and
+// found again, exported where the container holds it
+TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
+    const std::string rules = "int4:g16; k,down=int8:channel; layers.1.up=none; *.v=nf4:g16; layers.0.v=int3:g16:asym";
+    const std::string text =
+        "int4:g16:sym; k,down=int8:channel:sym; layers.1.up=none; *.v=nf4:g16; layers.0.v=int3:g16:asym";
+    const Args kv = {"--kv_cache", "int8:token; layers.1=none", "--activations", "none; down=int8:token"};
+    for (const char* scale : {"dynamic", "learned"}) {
+        const bool learned = std::string(scale) == "learned";  // trains integers alone
+        const std::string used = learned ? "int4:g16; k,down=int8:channel; layers.1.up=none" : rules,
+                          said = learned ? "int4:g16:sym; k,down=int8:channel:sym; layers.1.up=none" : text;
+        std::string out = fresh("mixed"), eval = fresh("eval"), again = fresh("again");
+        Outcome r = good(grpo(out, Args{"--weights", used, "--qat_scale", scale, "--learning_rate", "0.01"} + kv));
+        EXPECT_NE(r.out.find("int8:channel:sym"), std::string::npos) << r.out;
+        EXPECT_NE(r.out.find("k,down of layers 0-1"), std::string::npos) << r.out;
+        EXPECT_NE(r.out.find("bits a weight  up of layers 1"), std::string::npos) << r.out;
+        if (!learned) {
+            EXPECT_NE(r.out.find("rules 4 and 5 both name layers.0.v; the later one wins"), std::string::npos) << r.out;
+        }
+        EXPECT_EQ(read_json(out + "/summary.json")["weights"], said);
+        EXPECT_EQ(read_json(out + "/summary.json")["kv_cache"], "int8:token:sym; layers.1=none");
+        EXPECT_EQ(read_json(out + "/summary.json")["activations"], "none; down=int8:token:sym");
+        for (const json& row : read_lines(out + "/metrics.jsonl"))
+            EXPECT_EQ(number(row, "sampling/sampling_logp_difference/max"), 0.0);
+        const std::string checkpoint = out + "/checkpoint-2";
+        r = good({"eval", "--model", checkpoint, "--eval_data", problems, "--eval_n", "8", "--max_completion_length", "16",
+                  "--output_dir", eval});
+        EXPECT_NE(r.err.find("trained as --weights '" + said), std::string::npos) << r.err;
+        EXPECT_EQ(read_json(eval + "/summary.json")["weights"], said);
+        EXPECT_EQ(read_json(eval + "/summary.json")["kv_cache"], "int8:token:sym; layers.1=none");
+        // exported as plain weights it is the same function
+        good({"export", "--model", checkpoint, "--format", "hf", "--output_dir", again});
+        const Args prompt = {"--prompt", "3+4=?\n#### 7", "--kv_cache", "none", "--activations", "none"};
+        json mixed = json::parse(good(Args{"logprobs", "--model", checkpoint} + prompt).out)["logprobs"];
+        json plain = json::parse(good(Args{"logprobs", "--model", again, "--weights", "none"} + prompt).out)["logprobs"];
+        json full = json::parse(good(Args{"logprobs", "--model", checkpoint, "--weights", "none"} + prompt).out)["logprobs"];
+        if (!bf16_build) { EXPECT_EQ(mixed, plain); }
+        EXPECT_NE(mixed, full);
+        // a container of one format cannot hold it, and says which linear
+        refused(1, {"export", "--model", checkpoint, "--format", "gptq", "--output_dir", fresh("never")},
+                {"gptq cannot hold", "layers.0", "others have int4:g16:sym"});
+    }
+}
+
+TEST(MixedPrecision, BadInput) {
+    std::string out = fresh("never");
+    refused(2, grpo(out, {"--weights", "int4:g16; layers.7=none"}), {"--weights", "'layers.7'", "names nothing"});
+    refused(2, grpo(out, {"--weights", "int4:g16; downn=none"}), {"'downn'", "names nothing"});
+    refused(2, grpo(out, {"--weights", "int4:g16; *.x_proj.*=none"}), {"'*.x_proj.*'", "names nothing"});
+    refused(2, grpo(out, {"--weights", "int4:g16; int8:channel"}), {"int8:channel", "NAMES="});
+    refused(2, grpo(out, {"--weights", "int4:g16; =int8:channel"}), {"empty name"});
+    refused(2, grpo(out, {"--weights", "int4:g16; down=int9"}), {"int9"});
+    refused(2, grpo(out, {"--weights", "int4:g16; down=int4:g128"}), {"g128", "down_proj"});
+    refused(2, grpo(out, {"--weights", "int4:g16; q=none", "--quantize_layers", "q"}), {"--quantize_layers", "--weights"});
+    refused(2, grpo(out, {"--activations", "int8:token; k=none"}), {"q", "same input"});
+    refused(2, grpo(out, {"--activations", "none; head=int8:token"}), {"'head'", "names nothing"});
+    refused(2, grpo(out, {"--kv_cache", "int8:token; q=none"}), {"'q'", "layers.0"});
+    EXPECT_FALSE(fs::exists(out));
+}
