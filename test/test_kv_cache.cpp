@@ -256,8 +256,8 @@ TEST(KvAttention, DecodeOverCodesGivesTheBitsOfDecodeOverTheValues) {
                             std::vector<int> position;
                             for (int j = 0; j < r.n0 + r.n1; j++) position.push_back(j);
                             floatX *a = keys[0].data() + r.row0 * width, *d = keys[1].data() + r.row1 * width;
-                            rope_cpu(a, width, a, width, position.data(), rope, r.n0, c.NKV, 1.0f);
-                            rope_cpu(d, width, d, width, position.data() + r.n0, rope, r.n1, c.NKV, 1.0f);
+                            rope_cpu({a, width}, {a, width}, position.data(), rope, r.n0, c.NKV, 1.0f);
+                            rope_cpu({d, width}, {d, width}, position.data() + r.n0, rope, r.n1, c.NKV, 1.0f);
                         }
                         TestBuffer<floatX> fk0(keys[0], run.dev), fk1(keys[1], run.dev), want(qw, run.dev);
                         TestBuffer<float> want_lse(c.NH, run.dev);
