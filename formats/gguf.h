@@ -152,6 +152,44 @@ inline void gguf_parse_tensor(GgufCursor& c, GgufTensor* t, uint64_t* offset) {
     *offset = c.u64(what);
 }
 
+// of the data section and of each tensor in it
+inline uint64_t gguf_alignment(const GgufFile& f) {
+    auto it = f.values.find("general.alignment");
+    if (it == f.values.end()) return 32;
+    uint32_t a = 0;
+    if (it->second.type == GGUF_U32) memcpy(&a, it->second.data, 4);
+    if (a < 1 || a > (1u << 20) || (a & (a - 1)) != 0)
+        fail("%s: general.alignment is not a power of two up to 2^20; the file is damaged", f.path.c_str());
+    return a;
+}
+
+struct GgufSpan {
+    uint64_t offset;  // in the data section
+    GgufTensor* tensor;
+};
+
+// finds the tensors in a data section that begins at `start` of `size` bytes
+inline void gguf_place_tensors(std::vector<GgufSpan>& spans, const uint8_t* data, uint64_t start, uint64_t size,
+                               uint64_t alignment, const char* path) {
+    uint64_t data_bytes = start < size ? size - start : 0;
+    std::sort(spans.begin(), spans.end(), [](const GgufSpan& a, const GgufSpan& b) { return a.offset < b.offset; });
+    uint64_t end = 0;
+    for (const GgufSpan& s : spans) {
+        GgufTensor& t = *s.tensor;
+        if (s.offset % alignment != 0)
+            fail("%s: tensor %s begins at offset %llu, which is no multiple of %llu; the file is damaged", path,
+                 shown(t.name).c_str(), (unsigned long long)s.offset, (unsigned long long)alignment);
+        if (s.offset > data_bytes || t.bytes > data_bytes - s.offset)
+            fail("%s: tensor %s needs %llu bytes at offset %llu of %llu; the file is truncated, copy it again", path,
+                 shown(t.name).c_str(), (unsigned long long)t.bytes, (unsigned long long)s.offset,
+                 (unsigned long long)data_bytes);
+        if (s.offset < end)
+            fail("%s: tensor %s overlaps the one before it; the file is damaged", path, shown(t.name).c_str());
+        end = s.offset + t.bytes;
+        t.data = data + start + s.offset;
+    }
+}
+
 // The header of data [size] into f->values and f->tensors, which then point into data. f->path is for messages.
 inline void gguf_parse(const uint8_t* data, uint64_t size, GgufFile* f) {
     const char* path = f->path.c_str();
@@ -173,20 +211,8 @@ inline void gguf_parse(const uint8_t* data, uint64_t size, GgufFile* f) {
         if (!f->values.emplace(key, value).second)
             fail("%s: the key %s appears twice; the file is damaged", path, shown(key).c_str());
     }
-    uint64_t alignment = 32;
-    auto it = f->values.find("general.alignment");
-    if (it != f->values.end()) {
-        uint32_t a = 0;
-        if (it->second.type == GGUF_U32) memcpy(&a, it->second.data, 4);
-        if (a < 1 || a > (1u << 20) || (a & (a - 1)) != 0)
-            fail("%s: general.alignment is not a power of two up to 2^20; the file is damaged", path);
-        alignment = a;
-    }
-    struct Span {
-        uint64_t offset;
-        GgufTensor* tensor;
-    };
-    std::vector<Span> spans;
+    const uint64_t alignment = gguf_alignment(*f);
+    std::vector<GgufSpan> spans;
     for (uint64_t i = 0; i < n_tensors; i++) {
         GgufTensor t;
         uint64_t offset;
@@ -196,25 +222,8 @@ inline void gguf_parse(const uint8_t* data, uint64_t size, GgufFile* f) {
         if (!inserted.second) fail("%s: the tensor %s appears twice; the file is damaged", path, shown(name).c_str());
         spans.push_back({offset, &inserted.first->second});
     }
-    uint64_t start = (uint64_t)(c.p - data);
-    start += (alignment - start % alignment) % alignment;
-    uint64_t data_bytes = start < size ? size - start : 0;
-    std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.offset < b.offset; });
-    uint64_t end = 0;
-    for (const Span& s : spans) {
-        GgufTensor& t = *s.tensor;
-        if (s.offset % alignment != 0)
-            fail("%s: tensor %s begins at offset %llu, which is no multiple of %llu; the file is damaged", path,
-                 shown(t.name).c_str(), (unsigned long long)s.offset, (unsigned long long)alignment);
-        if (s.offset > data_bytes || t.bytes > data_bytes - s.offset)
-            fail("%s: tensor %s needs %llu bytes at offset %llu of %llu; the file is truncated, copy it again", path,
-                 shown(t.name).c_str(), (unsigned long long)t.bytes, (unsigned long long)s.offset,
-                 (unsigned long long)data_bytes);
-        if (s.offset < end)
-            fail("%s: tensor %s overlaps the one before it; the file is damaged", path, shown(t.name).c_str());
-        end = s.offset + t.bytes;
-        t.data = data + start + s.offset;
-    }
+    const uint64_t header = (uint64_t)(c.p - data);
+    gguf_place_tensors(spans, data, (header + alignment - 1) / alignment * alignment, size, alignment, path);
 }
 
 inline GgufFile gguf_open(const std::string& path) {
@@ -500,6 +509,23 @@ inline void gguf_read_rope_freqs(const GgufFile& f, ModelConfig* c) {
     if (c->factor == 1) c->rope_scaling = RopeScaling::none;
 }
 
+inline void gguf_read_special_tokens(const GgufFile& f, ModelConfig* c) {
+    auto token = [&](const char* key) {
+        int64_t id = gguf_int(f, std::string("tokenizer.ggml.") + key, -1);
+        if (id < -1 || id >= c->vocab_size)
+            fail("%s: tokenizer.ggml.%s is %lld, outside the vocabulary of %d", f.path.c_str(), key, (long long)id,
+                 c->vocab_size);
+        return (int)id;
+    };
+    c->bos_token_id = token("bos_token_id");
+    c->pad_token_id = token("padding_token_id");
+    for (const char* key : {"eos_token_id", "eot_token_id", "eom_token_id"}) {
+        int id = token(key);
+        if (id >= 0 && std::find(c->eos_token_ids.begin(), c->eos_token_ids.end(), id) == c->eos_token_ids.end())
+            c->eos_token_ids.push_back(id);
+    }
+}
+
 // The model's shape from the metadata; V from the embedding and tie_word_embeddings from the absence of output.weight.
 inline ModelConfig config_from_gguf(const GgufFile& f) {
     const char* path = f.path.c_str();
@@ -548,19 +574,7 @@ inline ModelConfig config_from_gguf(const GgufFile& f) {
             fail("%s: the tensor %s is a bias that %s does not have here", path, bias, c.model_type.c_str());
     gguf_read_rope_freqs(f, &c);
 
-    auto token = [&](const char* key) {
-        int64_t id = gguf_int(f, std::string("tokenizer.ggml.") + key, -1);
-        if (id < -1 || id >= c.vocab_size)
-            fail("%s: tokenizer.ggml.%s is %lld, outside the vocabulary of %d", path, key, (long long)id, c.vocab_size);
-        return (int)id;
-    };
-    c.bos_token_id = token("bos_token_id");
-    c.pad_token_id = token("padding_token_id");
-    for (const char* key : {"eos_token_id", "eot_token_id", "eom_token_id"}) {
-        int id = token(key);
-        if (id >= 0 && std::find(c.eos_token_ids.begin(), c.eos_token_ids.end(), id) == c.eos_token_ids.end())
-            c.eos_token_ids.push_back(id);
-    }
+    gguf_read_special_tokens(f, &c);
     config_check(c, f.path);
     return c;
 }

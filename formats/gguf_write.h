@@ -308,6 +308,19 @@ inline void gguf_write_tensor(AtomicFile& file, const Model& m, const ParamTenso
     GgufWriter::padding(file);
 }
 
+// fails where type k cannot hold tensor t, which q quantizes (null: nothing does)
+inline void gguf_check_tensor(const Model& m, const ParamTensor& t, const QuantizedTensor* q, const GgufType& k,
+                              const std::string& path) {
+    std::vector<Grid> grid;
+    std::string why;
+    if (q && k.block > 1) why = gguf_cannot_hold(k, gguf_grid_of(m, *q, &grid));
+    else if (!k.make) why = "its scales are only known of a model trained with --weights nvfp4";
+    else if (t.cols % k.block) why = format("its rows of %lld are not whole blocks of %d", (long long)t.cols, k.block);
+    if (!why.empty())
+        fail("%s: GGUF type %s cannot hold tensor %s: %s; choose another type (auto finds one)", path.c_str(), k.name,
+             t.name.c_str(), why.c_str());
+}
+
 // Writes m with its tokenizer to path. type: see GgufTypes. Codes and scales of quantized linears are those of the last
 // model_refresh, exactly. Fails, with nothing written, naming the tensor and the reason if a type cannot hold one.
 inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string& path, const std::string& type) {
@@ -320,19 +333,7 @@ inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string&
         bool rest = t.kind != ParamKind::linear || (quantized && !quantizer_of(t));
         return rest ? types.rest : types.linear;
     };
-    for (const ParamTensor& t : m.tensors) {
-        const GgufType& k = *type_of(t);
-        const QuantizedTensor* q = quantizer_of(t);
-        std::vector<Grid> grid;
-        std::string why;
-        if (q && k.block > 1) why = gguf_cannot_hold(k, gguf_grid_of(m, *q, &grid));
-        else if (!k.make) why = "its scales are only known of a model trained with --weights nvfp4";
-        else if (t.cols % k.block)
-            why = format("its rows of %lld are not whole blocks of %d", (long long)t.cols, k.block);
-        if (!why.empty())
-            fail("%s: GGUF type %s cannot hold tensor %s: %s; choose another type (auto finds one)", path.c_str(),
-                 k.name, t.name.c_str(), why.c_str());
-    }
+    for (const ParamTensor& t : m.tensors) gguf_check_tensor(m, t, quantizer_of(t), *type_of(t), path);
 
     GgufWriter w;
     size_t slash = path.rfind('/');

@@ -193,6 +193,20 @@ inline void config_read_rope(const nlohmann::json& j, ModelConfig* c, const std:
         config_int(*rope, "original_max_position_embeddings", c->max_position_embeddings, where);
 }
 
+inline void config_refuse_unsupported(const nlohmann::json& j, const ModelConfig& c, const std::string& where) {
+    const char* w = where.c_str();
+    std::string act = config_string(j, "hidden_act", "silu", where);
+    if (act != "silu") fail("%s: hidden_act is %s; only silu is supported", w, shown(act).c_str());
+    if (c.model_type != "qwen2" && config_bool(j, "attention_bias", false, where))
+        fail("%s: attention_bias puts a bias on o_proj as well, which is not supported", w);
+    if (config_bool(j, "mlp_bias", false, where)) fail("%s: mlp_bias is true, which is not supported", w);
+    if (config_bool(j, "use_sliding_window", false, where))
+        fail("%s: use_sliding_window is true; only full attention is supported", w);
+    if (const nlohmann::json* layers = config_member(j, "layer_types"))
+        for (auto& t : *layers)
+            if (t != "full_attention") fail("%s: layer_types holds another type than full_attention", w);
+}
+
 // The text of a config.json; where opens every message.
 inline ModelConfig config_from_json(const std::string& text, const std::string& where) {
     const char* w = where.c_str();
@@ -227,16 +241,7 @@ inline ModelConfig config_from_json(const std::string& text, const std::string& 
     c.qk_norm = c.model_type == "qwen3";
     config_read_rope(j, &c, where);
 
-    std::string act = config_string(j, "hidden_act", "silu", where);
-    if (act != "silu") fail("%s: hidden_act is %s; only silu is supported", w, shown(act).c_str());
-    if (c.model_type != "qwen2" && config_bool(j, "attention_bias", false, where))
-        fail("%s: attention_bias puts a bias on o_proj as well, which is not supported", w);
-    if (config_bool(j, "mlp_bias", false, where)) fail("%s: mlp_bias is true, which is not supported", w);
-    if (config_bool(j, "use_sliding_window", false, where))
-        fail("%s: use_sliding_window is true; only full attention is supported", w);
-    if (const nlohmann::json* layers = config_member(j, "layer_types"))
-        for (auto& t : *layers)
-            if (t != "full_attention") fail("%s: layer_types holds another type than full_attention", w);
+    config_refuse_unsupported(j, c, where);
 
     if (const nlohmann::json* online = config_member(j, "online_rotations")) {
         if (!online->is_object()) fail("%s: online_rotations is not an object", w);

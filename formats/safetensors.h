@@ -78,6 +78,46 @@ struct SafetensorsSet {
 // ----------------------------------------------------------------------------------------------------------------
 // reading
 
+// an entry of the header, whose data lie in the data_bytes from base
+inline StTensor st_parse_tensor(const std::string& name, const nlohmann::json& info, const std::string& path,
+                                const uint8_t* base, uint64_t data_bytes) {
+    const std::string where = path + ": tensor " + shown(name);
+    const char* w = where.c_str();
+    if (!info.is_object() || !info.contains("dtype") || !info["dtype"].is_string() || !info.contains("shape") ||
+        !info["shape"].is_array() || !info.contains("data_offsets") || !info["data_offsets"].is_array() ||
+        info["data_offsets"].size() != 2)
+        fail("%s needs dtype, shape and two data_offsets; the file is damaged", w);
+    StTensor t;
+    t.name = name;
+    t.path = path;
+    t.dtype = info["dtype"].get<std::string>();
+    int dtype = st_dtype_index(t.dtype);
+    if (dtype < 0) fail("%s has the unknown dtype %s", w, shown(t.dtype).c_str());
+    for (auto& d : info["shape"]) {
+        if (!d.is_number_unsigned() || d.get<uint64_t>() > INT64_MAX)
+            fail("%s has a shape entry that is not a size; the file is damaged", w);
+        t.shape.push_back(d.get<int64_t>());
+    }
+    uint64_t offset[2], count, bytes;
+    for (int i = 0; i < 2; i++) {
+        auto& o = info["data_offsets"][i];
+        if (!o.is_number_unsigned()) fail("%s has a data offset that is not an offset; the file is damaged", w);
+        offset[i] = o.get<uint64_t>();
+    }
+    if (offset[0] > offset[1] || offset[1] > data_bytes)
+        fail("%s lies at bytes %llu to %llu of %llu; the file is truncated or damaged, copy it again", w,
+             (unsigned long long)offset[0], (unsigned long long)offset[1], (unsigned long long)data_bytes);
+    if (!st_extent(t.shape, st_dtypes[dtype].bits, &count, &bytes))
+        fail("%s: no file can hold a %s of shape %s", w, t.dtype.c_str(), shape_text(t.shape).c_str());
+    if (bytes != offset[1] - offset[0])
+        fail("%s: a %s of shape %s needs %llu bytes, the header gives it %llu; the file is damaged", w, t.dtype.c_str(),
+             shape_text(t.shape).c_str(), (unsigned long long)bytes, (unsigned long long)(offset[1] - offset[0]));
+    t.data = base + offset[0];
+    t.bytes = bytes;
+    t.count = (int64_t)count;
+    return t;
+}
+
 // The header of data [size]; path is for messages. Fails with one line on anything the format does not allow.
 inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path,
                      std::map<std::string, StTensor>* tensors, std::map<std::string, std::string>* metadata) {
@@ -105,8 +145,6 @@ inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path
     };
     std::vector<Span> spans;
     for (auto& [name, info] : header.items()) {
-        std::string where = path + ": tensor " + shown(name);
-        const char* w = where.c_str();
         if (name == "__metadata__") {
             if (!info.is_object()) fail("%s: __metadata__ is not an object; the file is damaged", file);
             for (auto& [key, value] : info.items()) {
@@ -115,41 +153,10 @@ inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path
             }
             continue;
         }
-        if (!info.is_object() || !info.contains("dtype") || !info["dtype"].is_string() || !info.contains("shape") ||
-            !info["shape"].is_array() || !info.contains("data_offsets") || !info["data_offsets"].is_array() ||
-            info["data_offsets"].size() != 2)
-            fail("%s needs dtype, shape and two data_offsets; the file is damaged", w);
-        StTensor t;
-        t.name = name;
-        t.path = path;
-        t.dtype = info["dtype"].get<std::string>();
-        int dtype = st_dtype_index(t.dtype);
-        if (dtype < 0) fail("%s has the unknown dtype %s", w, shown(t.dtype).c_str());
-        for (auto& d : info["shape"]) {
-            if (!d.is_number_unsigned() || d.get<uint64_t>() > INT64_MAX)
-                fail("%s has a shape entry that is not a size; the file is damaged", w);
-            t.shape.push_back(d.get<int64_t>());
-        }
-        uint64_t offset[2], count, bytes;
-        for (int i = 0; i < 2; i++) {
-            auto& o = info["data_offsets"][i];
-            if (!o.is_number_unsigned()) fail("%s has a data offset that is not an offset; the file is damaged", w);
-            offset[i] = o.get<uint64_t>();
-        }
-        if (offset[0] > offset[1] || offset[1] > data_bytes)
-            fail("%s lies at bytes %llu to %llu of %llu; the file is truncated or damaged, copy it again", w,
-                 (unsigned long long)offset[0], (unsigned long long)offset[1], (unsigned long long)data_bytes);
-        if (!st_extent(t.shape, st_dtypes[dtype].bits, &count, &bytes))
-            fail("%s: no file can hold a %s of shape %s", w, t.dtype.c_str(), shape_text(t.shape).c_str());
-        if (bytes != offset[1] - offset[0])
-            fail("%s: a %s of shape %s needs %llu bytes, the header gives it %llu; the file is damaged", w,
-                 t.dtype.c_str(), shape_text(t.shape).c_str(), (unsigned long long)bytes,
-                 (unsigned long long)(offset[1] - offset[0]));
-        t.data = base + offset[0];
-        t.bytes = bytes;
-        t.count = (int64_t)count;
+        StTensor t = st_parse_tensor(name, info, path, base, data_bytes);
+        const uint64_t begin = (uint64_t)(t.data - base), end = begin + t.bytes;
         auto inserted = tensors->emplace(name, std::move(t));  // json_parse has refused a second one of this name
-        spans.push_back({offset[0], offset[1], &inserted.first->first});
+        spans.push_back({begin, end, &inserted.first->first});
     }
     std::sort(spans.begin(), spans.end());
     uint64_t end = 0;
