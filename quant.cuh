@@ -12,6 +12,10 @@
 // kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear knows its own, the forward and dX
 // multiply with Q(W), and dW passes straight through to the fp32 master weight.
 //
+// The words: a quantizer is what was chosen (format, scope, rule); to quantize is to find a grid and codes by it; the
+// quantized weight is Q(W), numbers; packed are its codes in words (kernels/packed_weight.cuh); frozen is a base that
+// is not trained, and in ScaleMode a grid that is not measured again.
+//
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
 //

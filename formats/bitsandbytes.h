@@ -1,5 +1,5 @@
-// bitsandbytes' 4-bit container (QLoRA, arXiv 2305.14314; read by transformers, PEFT, vLLM). For a linear X of W [out,
-// in]:
+// bitsandbytes' 4-bit container (QLoRA, arXiv 2305.14314; read by transformers, PEFT, vLLM). For a linear X of
+// W [out, in]:
 //   X.weight               U8 [out in / 2, 1]   two codes a byte, the earlier one in the high nibble
 //   X.weight.absmax        F32 [out in / 64], or U8 with double quantization
 //   X.weight.quant_map     F32 [16], the levels of NF4

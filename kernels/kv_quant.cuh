@@ -204,10 +204,15 @@ inline void kv_read_key_cpu(floatX* out, const KvQuant& q, const KeyRotation& r,
 #if HAS_KERNELS
 static constexpr int KV_QUANT_WARPS = 4;
 
+// where codes go: one layer's base of each place of the cache; rows null: nowhere
+struct KvWrites {
+    uint32_t* place[2];
+    const CacheRow* rows;  // [T]
+};
+
 // a warp a head of a token. grid: CEIL_DIV(T * NKV, KV_QUANT_WARPS)
 __global__ void kv_quantize_kernel(KvQuant q, floatX* out, int64_t out_stride, const floatX* inp, int64_t inp_stride,
-                                   const floatX* bias, uint32_t* cache0, uint32_t* cache1, const CacheRow* writes,
-                                   int64_t T) {
+                                   const floatX* bias, KvWrites writes, int64_t T) {
     int64_t i = (int64_t)blockIdx.x * KV_QUANT_WARPS + threadIdx.x / 32;
     if (i >= T * q.NKV) return;
     int64_t t = i / q.NKV;
@@ -216,7 +221,8 @@ __global__ void kv_quantize_kernel(KvQuant q, floatX* out, int64_t out_stride, c
     const floatX* b = bias ? bias + head * q.HD : nullptr;
     floatX* y = out + t * out_stride + (int64_t)head * q.HD;
     uint32_t* row = nullptr;
-    if (writes && writes[t].row >= 0) row = (writes[t].place ? cache1 : cache0) + writes[t].row * kv_row_words(q);
+    const CacheRow to = writes.rows ? writes.rows[t] : CacheRow{0, -1};
+    if (to.row >= 0) row = (to.place ? writes.place[1] : writes.place[0]) + to.row * kv_row_words(q);
     for (int g = 0; g < groups; g++) {
         int start = g * q.group, end = start + q.group;
         float min = 0.0f, max = 0.0f, odd = 0.0f;  // odd: 1 if a number is not finite
@@ -308,8 +314,9 @@ inline void kv_quantize(const KvQuant& q, floatX* out, int64_t out_stride, const
     if (dev.cuda) {
         int64_t blocks = CEIL_DIV(T * q.NKV, KV_QUANT_WARPS);
         if (blocks > INT32_MAX) fail("kv_quantize: %lld tokens are too many", (long long)T);
+        KvWrites to = {{writes ? cache[0] : nullptr, writes ? cache[1] : nullptr}, writes};
         LAUNCH(kv_quantize_kernel, (unsigned)blocks, KV_QUANT_WARPS * 32, 0, dev.stream, q, out, out_stride, inp,
-               inp_stride, bias, writes ? cache[0] : nullptr, writes ? cache[1] : nullptr, writes, T);
+               inp_stride, bias, to, T);
         return;
     }
 #endif

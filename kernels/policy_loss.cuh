@@ -68,7 +68,7 @@ struct PolicySums {
 HOST_DEVICE void policy_sums_token(PolicySums& s, const TokenLoss& l, float logp, float old_logp, float entropy,
                                    double weight) {
     double difference = fabs((double)logp - (double)old_logp);
-    s.loss += weight * l.loss;
+    s.loss = fma(weight, l.loss, s.loss);  // fused on every machine, or the sum would depend on the compiler
     s.kl += l.kl;
     s.entropy += entropy;
     s.logp_difference += difference;

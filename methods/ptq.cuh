@@ -41,8 +41,8 @@ struct PtqConfig {
 };
 
 struct PtqPlan {
-    std::vector<std::function<void(Model&)>> models;  // transforms of the whole model, before anything else
-    std::vector<LayerTransform> layers;               // of each layer, before it is rounded
+    std::vector<ModelTransform> models;  // transforms of the whole model, before anything else
+    std::vector<LayerTransform> layers;  // of each layer, before it is rounded
     Rounder rounder = rtn_rounder();
     bool needs_calibration() const { return rounder.prepare || !layers.empty(); }
 };

@@ -20,6 +20,7 @@
 #pragma once
 #include <sys/mman.h>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 #include "../model.cuh"
@@ -167,6 +168,8 @@ inline void rotation_apply(Model& m, const RotationConfig& config) {
     model_online_rotations(m);
 }
 
-inline std::function<void(Model&)> rotation_transform(const RotationConfig& c) {
+typedef std::function<void(Model&)> ModelTransform;
+
+inline ModelTransform rotation_transform(const RotationConfig& c) {
     return [c](Model& m) { rotation_apply(m, c); };
 }
