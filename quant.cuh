@@ -14,7 +14,7 @@
 //
 // The words: a quantizer is what was chosen (format, scope, rule); to quantize is to find a grid and codes by it; the
 // quantized weight is Q(W), numbers; packed are its codes in words (kernels/packed_weight.cuh); frozen is a base that
-// is not trained, and in ScaleMode a grid that is not measured again.
+// is not trained; kept is a grid that is not measured again.
 //
 // Q(W) depends on the weights alone, so it is computed once after each optimizer step (refresh) and not at each matmul;
 // sampler and trainer read the same numbers.
@@ -32,7 +32,7 @@
 
 enum class QuantScope { tensor, channel, group, block };  // channel: one scale a row; block: 128 x 128
 // measured at each refresh; once at load (paper A: "static"); or trained, see kernels/quant_backward.cuh
-enum class ScaleMode { dynamic, frozen, learned };
+enum class ScaleMode { dynamic, kept, learned };
 
 struct Quantizer {
     bool enabled = false;
@@ -233,7 +233,7 @@ inline int64_t scale_state_floats(const QuantizedTensor& t) {
                                     : (int64_t)quant_traits(t.quantizer.spec).tensor_scale;
 }
 
-// A grid from outside: of a file, or of a PTQ method; refresh keeps it while the mode is frozen. grid: [groups] on the
+// A grid from outside: of a file, or of a PTQ method; refresh keeps it while the mode is `kept`. grid: [groups] on the
 // host. Fails unless every scale is a finite number other than 0 (where 0 is no group of zeros) and every zero point is
 // a code. The codes of the next refresh count as the first.
 inline void quantized_tensor_set_grid(QuantizedTensor& t, const Grid* grid, Device dev) {

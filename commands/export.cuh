@@ -22,7 +22,9 @@ inline void check_export_format(const Options& o) {
 
 inline void print_export(const Options& o, const ExportSummary& r) {
     printf("%s: %s", o.output_dir.c_str(), o.format.c_str());
-    if (r.linears) printf(", %d linears %s", r.linears, quantizer_text(r.quantizer).c_str());
+    if (r.linears) printf(", %d linears ", r.linears);
+    for (size_t i = 0; i < r.groups.size(); i++)
+        printf("%s%s", i ? ", " : "", quantizer_text(r.groups[i].quantizer).c_str());
     if (r.linear_weights)
         printf(" (%.3f bits a weight, all in)", 8.0 * (double)r.linear_bytes / (double)r.linear_weights);
     printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());

@@ -103,7 +103,7 @@ inline void check_device_takes_model(const Session& s) {
 }
 
 inline ScaleMode scale_mode(const Options& o) {
-    return o.qat_scale == "static"    ? ScaleMode::frozen
+    return o.qat_scale == "static"    ? ScaleMode::kept
            : o.qat_scale == "learned" ? ScaleMode::learned
                                       : ScaleMode::dynamic;
 }
@@ -176,19 +176,18 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);
     const char* name = container_name(folder.container);
     Quantizer asked = single_quantizer(weight_rules(o));
-    if (!f.quantizer.on() && !o.given("weights")) {
+    if (f.text == "none" && !o.given("weights")) {
         fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
                 f.why.empty() ? "no linear is quantized" : f.why.c_str());
     } else if (!o.given("weights") || (same_codes(f.quantizer, asked) && !o.given("qat_scale"))) {
-        o.weights = quantizer_text(f.quantizer);
-        if (!o.given("quantize_layers")) o.quantize_layers = f.layers;
+        o.weights = o.given("quantize_layers") ? quantizer_text(f.quantizer) : f.text;
         const bool frozen = (o.lora_r > 0 || !o.adapter.empty()) && !o.lora_inside_quantizer;
         if (!o.given("qat_scale") && !frozen) o.qat_scale = "static";  // a frozen base keeps the file's scales anyway
         fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),
                 o.qat_scale == "dynamic" && !frozen ? "" : " with the file's own scales");
     } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
         fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
-                f.quantizer.on() ? quantizer_text(f.quantizer).c_str() : f.why.c_str(),
+                f.text != "none" ? f.text.c_str() : f.why.c_str(),
                 asked.on() ? " and quantized anew" : "");
     }
     if (folder.compressed_tensors.dynamic_activations)

@@ -29,9 +29,9 @@ inline const char* compressed_tensors_format(const Quantizer& q, bool dynamic_ac
     return dynamic_activations && quant_is_integer(q.spec) ? "int-quantized" : quant_traits(q.spec).compressed_tensors;
 }
 
-// kept: names of linears that are not quantized
-inline nlohmann::ordered_json compressed_tensors_config(const Quantizer& q, bool dynamic_activations,
-                                                        const std::vector<std::string>& kept) {
+// linears that share a quantizer, of one format of the container; targets: their names, or {"Linear"} for all
+inline nlohmann::ordered_json compressed_tensors_group_config(const Quantizer& q, bool dynamic_activations,
+                                                              const std::vector<std::string>& targets) {
     using J = nlohmann::ordered_json;
     const FormatTraits& traits = quant_traits(q.spec);
     const bool integer = traits.kind == NumberKind::integer;
@@ -56,21 +56,43 @@ inline nlohmann::ordered_json compressed_tensors_config(const Quantizer& q, bool
     if (q.scope == QuantScope::block) weights["block_structure"] = {128, 128};
     if (traits.storage == ScaleStorage::e8m0) weights["scale_dtype"] = "torch.uint8";
     if (traits.storage == ScaleStorage::e4m3) weights["scale_dtype"] = "torch.float8_e4m3fn";
-    J j, group;
-    const char* name = compressed_tensors_format(q, dynamic_activations);
-    group["targets"] = {"Linear"};
+    J group;
+    group["targets"] = targets;
     group["weights"] = weights;
     group["input_activations"] = dynamic_activations ? args("token", J(), true) : J();
     group["output_activations"] = nullptr;
-    group["format"] = name;
+    group["format"] = compressed_tensors_format(q, dynamic_activations);
+    return group;
+}
+
+// Linears with the same quantizer, of an exported folder
+struct QuantizerGroup {
+    Quantizer quantizer;
+    std::vector<std::string> linears;
+};
+
+// kept: names of linears that are not quantized. Several groups are the container's "mixed-precision".
+inline nlohmann::ordered_json compressed_tensors_config(const std::vector<QuantizerGroup>& groups,
+                                                        bool dynamic_activations,
+                                                        const std::vector<std::string>& kept) {
+    nlohmann::ordered_json j;
+    const std::string format = compressed_tensors_format(groups[0].quantizer, dynamic_activations);
+    bool same = true;
+    for (const QuantizerGroup& g : groups)
+        same = same && compressed_tensors_format(g.quantizer, dynamic_activations) == format;
     j["quant_method"] = "compressed-tensors";
-    j["format"] = name;
+    j["format"] = same ? format : "mixed-precision";
     j["quantization_status"] = "compressed";
     j["global_compression_ratio"] = nullptr;
     j["kv_cache_scheme"] = nullptr;
     j["ignore"] = kept;
     j["ignore"].push_back("lm_head");
-    j["config_groups"]["group_0"] = group;
+    for (size_t i = 0; i < groups.size(); i++) {
+        std::vector<std::string> targets = {"Linear"};
+        if (groups.size() > 1) targets = groups[i].linears;
+        j["config_groups"]["group_" + std::to_string(i)] =
+            compressed_tensors_group_config(groups[i].quantizer, dynamic_activations, targets);
+    }
     return j;
 }
 

@@ -117,49 +117,67 @@ inline bool same_codes(const Quantizer& stored, const Quantizer& q) {
            stored.scope == q.scope && stored.group == q.group && (stored.spec.symmetric || !q.spec.symmetric);
 }
 
-// The quantizer that all quantized linears of a folder share, and the layers (as --quantize_layers takes them)
+// What the linears of a folder are quantized to
 struct FolderQuantizer {
-    Quantizer quantizer;  // off: there is none
-    std::string layers = "all";
-    std::string why;  // there is none
-    int linears = 0;  // stored quantized
+    Quantizer quantizer;         // that all quantized linears share; off: there is none
+    std::string text = "none";   // of all of them, as --weights takes it
+    std::string why;             // there is neither
+    int linears = 0;             // stored quantized
 };
+
+// places and their quantizers as rules; a part that has the same in all layers is named once
+inline std::string folder_rules(const std::vector<QuantizerPlace>& linears,
+                                const std::vector<std::pair<QuantizerPlace, std::string>>& stored) {
+    std::vector<std::string> texts;
+    std::map<std::string, std::vector<std::string>> where;
+    auto count = [](const auto& list, const auto& wanted) {
+        return std::count_if(list.begin(), list.end(), wanted);
+    };
+    for (const auto& [place, text] : stored) {
+        const std::string &part = place.part, &own = text;
+        const bool all = count(stored, [&](const auto& s) { return s.first.part == part && s.second == own; }) ==
+                         count(linears, [&](const QuantizerPlace& p) { return p.part == part; });
+        const std::string name = all ? part : place_text(place);
+        std::vector<std::string>& names = where[text];
+        if (names.empty()) texts.push_back(text);
+        if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
+    std::string rules = "none";
+    for (const std::string& text : texts) rules += "; " + join_words(where[text], ",") + "=" + text;
+    return rules;
+}
 
 inline FolderQuantizer quantized_folder_quantizer(const QuantizedFolder& f, const SafetensorsSet& set,
                                                   const ModelConfig& config) {
     FolderQuantizer r;
     size_t n;
-    std::map<std::string, int> stored, all;  // by kind of layer
+    std::vector<QuantizerPlace> linears;
+    std::vector<std::pair<QuantizerPlace, std::string>> stored;
+    bool shared = true;
     for (const ParamTensor& t : model_tensors(config, &n)) {
         if (t.kind != ParamKind::linear) continue;
-        const std::string kind = t.label;
-        all[kind]++;
+        linears.push_back({t.layer, t.label, t.name});
         QuantizedLinear l;
         if (!quantized_folder_read(f, set, t, &l, false)) continue;
-        stored[kind]++;
         r.linears++;
-        if (!r.why.empty()) continue;
         if (!l.quantizer.on()) {
-            r.why = l.name + ": " + l.no_grid;
-        } else if (r.linears == 1 || same_codes(r.quantizer, l.quantizer)) {
-            bool nested =
-                r.linears == 1 ? l.quantizer.double_quant : r.quantizer.double_quant && l.quantizer.double_quant;
+            if (r.why.empty()) r.why = l.name + ": " + l.no_grid;
+            continue;
+        }
+        stored.push_back({linears.back(), quantizer_text(l.quantizer)});
+        const Quantizer before = r.quantizer;
+        if (r.linears == 1 || same_codes(before, l.quantizer)) {
             r.quantizer = l.quantizer;
-            r.quantizer.double_quant = nested;
-        } else if (!same_codes(l.quantizer, r.quantizer)) {
-            r.why = l.name + " has " + quantizer_text(l.quantizer) + " and others " + quantizer_text(r.quantizer);
+            r.quantizer.double_quant = l.quantizer.double_quant && (r.linears == 1 || before.double_quant);
+        } else {
+            shared = shared && same_codes(l.quantizer, before);
         }
     }
-    if (r.why.empty() && r.linears > 0) {
-        std::string layers;
-        for (const char* kind : {"q", "k", "v", "o", "gate", "up", "down"}) {
-            if (stored[kind] == 0) continue;
-            if (stored[kind] != all[kind]) r.why = format("only some of the %s_proj are quantized", kind);
-            layers += (layers.empty() ? "" : ",") + std::string(kind);
-        }
-        if (stored.size() < all.size() || stored != all) r.layers = layers;
-    }
-    if (!r.why.empty()) r.quantizer = Quantizer();
+    if (!r.why.empty() || !shared) r.quantizer = Quantizer();
+    if (!r.why.empty() || stored.empty()) return r;
+    for (auto& [place, text] : stored)
+        if (shared) text = quantizer_text(r.quantizer);
+    r.text = shared && stored.size() == linears.size() ? quantizer_text(r.quantizer) : folder_rules(linears, stored);
     return r;
 }
 
@@ -232,12 +250,13 @@ inline void check_container(const std::string& format, const std::string& name, 
     container_tensors(l, format, "bfloat16");
 }
 
-inline nlohmann::ordered_json container_config(const Quantizer& q, const std::string& format, const std::string& dtype,
-                                               const std::vector<std::string>& kept) {
+inline nlohmann::ordered_json container_config(const std::vector<QuantizerGroup>& groups, const std::string& format,
+                                               const std::string& dtype, const std::vector<std::string>& kept) {
+    const Quantizer& q = groups[0].quantizer;
     if (format == "gptq" || format == "gptq_v2") return gptq_config(q, format == "gptq_v2", kept);
     if (format == "awq") return awq_config(q, kept);
     if (format == "bnb-nf4") return bitsandbytes_config(q.double_quant, dtype, kept);
-    return compressed_tensors_config(q, format == "int-quantized", kept);
+    return compressed_tensors_config(groups, format == "int-quantized", kept);
 }
 
 inline const char* st_dtype_of(const std::string& save_dtype) {
@@ -263,8 +282,8 @@ struct LinearCache {
 // What was written, for the one who asked
 struct ExportSummary {
     std::string format;
-    Quantizer quantizer;
-    int linears = 0;                                // quantized
+    std::vector<QuantizerGroup> groups;             // of the quantized linears
+    int linears = 0;                                // how many those are
     uint64_t bytes = 0;                             // of all tensors
     uint64_t linear_bytes = 0, linear_weights = 0;  // of the quantized linears, all in, and how many weights they have
 };
@@ -310,11 +329,19 @@ inline StWriteTensor export_part(const ParamTensor& t, const ContainerTensor& pa
 inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const std::string& format, bool plain) {
     if (!plain && !l.quantizer.on())
         fail("%s cannot hold %s: %s", format.c_str(), shown(l.name).c_str(), l.no_grid.c_str());
-    if (summary.linears == 0) summary.quantizer = l.quantizer;
-    if (!plain && (!same_codes(l.quantizer, summary.quantizer) || !same_codes(summary.quantizer, l.quantizer)))
-        fail("%s cannot hold %s: it has %s and others have %s", format.c_str(), shown(l.name).c_str(),
-             quantizer_text(l.quantizer).c_str(), quantizer_text(summary.quantizer).c_str());
-    summary.quantizer.double_quant = summary.quantizer.double_quant && !l.nested.codes.empty();
+    auto same = [&](const QuantizerGroup& g) {
+        return same_codes(l.quantizer, g.quantizer) && same_codes(g.quantizer, l.quantizer);
+    };
+    auto group = std::find_if(summary.groups.begin(), summary.groups.end(), same);
+    if (group == summary.groups.end()) {
+        if (!plain && !summary.groups.empty() && export_format(format)->container != Container::compressed_tensors)
+            fail("%s cannot hold %s: it has %s and others have %s; compressed-tensors and hf hold mixtures", format.c_str(),
+                 shown(l.name).c_str(), quantizer_text(l.quantizer).c_str(),
+                 quantizer_text(summary.groups[0].quantizer).c_str());
+        group = summary.groups.insert(summary.groups.end(), QuantizerGroup{l.quantizer, {}});
+    }
+    group->linears.push_back(l.name);
+    group->quantizer.double_quant = group->quantizer.double_quant && !l.nested.codes.empty();
     summary.linears++;
 }
 
@@ -354,7 +381,7 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     config.torch_dtype = save_dtype;
     nlohmann::ordered_json j = nlohmann::ordered_json::parse(config_to_json(config));
     if (!plain) {
-        j["quantization_config"] = container_config(summary.quantizer, format, save_dtype, kept);
+        j["quantization_config"] = container_config(summary.groups, format, save_dtype, kept);
         if (row->container == Container::gptq)
             write_file_atomic(dir + "/quantize_config.json", j["quantization_config"].dump(2) + "\n");
     }

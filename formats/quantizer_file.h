@@ -148,7 +148,7 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     t.restored = true;
 }
 
-// Gives the model the grids of its folder, if it has some: they count as measured, and dynamic scales become frozen
+// Gives the model the grids of its folder, if it has some: they count as measured, and dynamic scales become kept
 // ones; those of a frozen base as its weights are loaded, so call this before. Fails where the file belongs to another
 // quantizer. true: there were grids
 inline bool quantizer_load(Model& m, const std::string& folder) {
@@ -185,7 +185,7 @@ inline bool quantizer_load(Model& m, const std::string& folder) {
     }
     for (LinearPart* t : parts) {
         load(*t);
-        if (t->quantizer.scale_mode == ScaleMode::dynamic) t->quantizer.scale_mode = ScaleMode::frozen;
+        if (t->quantizer.scale_mode == ScaleMode::dynamic) t->quantizer.scale_mode = ScaleMode::kept;
     }
     return true;
 }

@@ -14,8 +14,8 @@
 //                                 norm(hidden)           round gate,up
 //                                 silu(gate) up          round down;   hidden += W_down (silu(gate) up)
 // Memory beside the model: hidden and attention of all calibration tokens, one Hessian and its factor, one matrix. The
-// weights are rounded in place: the master becomes the grid's values, with codes and grid beside it, frozen, so that
-// model_refresh gives the same numbers again.
+// weights are rounded in place: the master becomes the grid's values, with codes and a kept grid beside it, so that model_refresh
+// gives the same numbers again.
 //
 // What a product loses is reported as ||(W - Q) X||^2 / ||W X||^2 over the calibration text, which the Hessian gives as
 // tr(D H D^T) / tr(W H W^T), D = W - Q.
@@ -314,5 +314,5 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
     }
     round_tables(m, s);
     m.work_quantized = true;
-    for (LinearPart* t : quantized_parts(m)) t->quantizer.scale_mode = ScaleMode::frozen;
+    for (LinearPart* t : quantized_parts(m)) t->quantizer.scale_mode = ScaleMode::kept;
 }

@@ -73,7 +73,7 @@ struct BaseLoading {
 // t quantized, as a tensor with arrays in b; work: where its numbers go
 inline QuantizedTensor base_tensor(BaseLoading& b, const LinearPart& p, floatX* work, int64_t row) {
     QuantizedTensor t = p;
-    t.quantizer.scale_mode = ScaleMode::frozen;  // quantized once
+    t.quantizer.scale_mode = ScaleMode::kept;  // quantized once
     t.master = b.fp32.data, t.work = work;
     t.codes = b.codes.data + row * p.cols, t.grid = b.grid.data + b.groups;
     t.counts = b.counts.data;

@@ -205,9 +205,9 @@ static void nothing(const std::string&) {}
 static void load_stored(Model& m, const std::string& dir) {
     ModelConfig config = model_config(dir);
     FolderQuantizer f = quantized_folder_quantizer(quantized_folder(dir), st_open_folder(dir), config);
-    ASSERT_TRUE(f.quantizer.on()) << f.why;
+    ASSERT_NE(f.text, "none") << f.why;
     model_allocate(m, config);
-    model_quantize(m, rules_of(quantizer_text(f.quantizer), f.layers, ScaleMode::frozen), true);
+    model_quantize(m, rules_of(f.text, "all", ScaleMode::kept), true);
     model_load_weights(m, dir);
     model_refresh(m);
 }
@@ -303,7 +303,7 @@ TEST(Export, PlainFoldersHoldTheQuantizedNumbers) {
 // weights that moved on a frozen grid: what is exported is that grid, and not one measured from the moved weights
 TEST(Export, AFrozenGridIsNotMeasuredAgain) {
     Model m, again;
-    small_model(m, "int4:g32:sym", "all", ScaleMode::frozen);
+    small_model(m, "int4:g32:sym", "all", ScaleMode::kept);
     for (size_t i = 0; i < m.num_params; i++) m.master.data[i] *= 0.5f;
     model_refresh(m);
     TempDir d;
@@ -391,7 +391,7 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
 // are
 TEST(Export, GridsFromOutsideHaveNoState) {
     Model m, again;
-    small_model(m, "nvfp4", "all", ScaleMode::frozen);
+    small_model(m, "nvfp4", "all", ScaleMode::kept);
     LinearPart& part = *quantized_parts(m)[3];
     std::vector<Grid> grid(part.grid, part.grid + part.groups);
     grid[5].scale *= 1.01f;
@@ -401,7 +401,7 @@ TEST(Export, GridsFromOutsideHaveNoState) {
     expect_has(error_of([&] { save_quantized(m, d.path, "", "", nothing); }), part.name.substr(0, 30));
 
     Model nf4;
-    small_model(nf4, "nf4:dq", "all", ScaleMode::frozen);
+    small_model(nf4, "nf4:dq", "all", ScaleMode::kept);
     LinearPart& nested = *quantized_parts(nf4)[3];
     grid.assign(nested.grid, nested.grid + nested.groups);
     grid[5] = Grid{grid[5].scale * 1.5f, 0.0f};

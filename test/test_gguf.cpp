@@ -686,7 +686,7 @@ static void init_tiny(Model& m, const std::string& type, const std::string& quan
     model_allocate(m, tiny_config(type));
     model_init_random(m, 3);
     Quantizer q = quantizer_parse(quantizer, "weights");
-    model_quantize(m, rules_of(quantizer, which, ScaleMode::frozen), codes);
+    model_quantize(m, rules_of(quantizer, which, ScaleMode::kept), codes);
     // grids and codes by the functions of quant_format.cuh alone, whatever refresh can do
     for (LinearPart* part : quantized_parts(m)) {
         QuantizedTensor& t = *part;
@@ -948,7 +948,7 @@ TEST(GgufExport, AFilesOwnGridIsKept) {
             model_allocate(m, config_from_gguf(f));
             Quantizer q;
             ASSERT_EQ(gguf_quantizer(f, m.config, &q), "");
-            model_quantize(m, rules_of(quantizer_text(q), "all", ScaleMode::frozen), true);
+            model_quantize(m, rules_of(quantizer_text(q), "all", ScaleMode::kept), true);
             model_load_weights(m, dir / "base.gguf");
             model_refresh(m);
             std::vector<float> want = values_of(m);

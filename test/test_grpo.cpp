@@ -653,7 +653,7 @@ TEST(Training, SameSeedSameBitsOtherSeedOtherTokens) {
 }
 
 TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
-    for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::frozen})
+    for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::kept})
         for (const char* weights : {"int4:g32:sym", "int3:channel:asym", "int8:tensor:sym"}) {
             Model m;
             tiny_model(m, weights, mode);
@@ -678,7 +678,7 @@ TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
                         float high = std::max(0.0f, *std::max_element(w + k * group, w + (k + 1) * group));
                         Grid g = quant_grid(q.spec, low, high, 1.0f, 1.0f);
                         if ((int64_t)frozen[at].size() <= k) frozen[at].push_back(g);
-                        if (mode == ScaleMode::frozen) g = frozen[at][k];
+                        if (mode == ScaleMode::kept) g = frozen[at][k];
                         for (int64_t i = k * group; i < (k + 1) * group; i++)
                             all.push_back(quant_code(q.spec, w[i], g));
                     }
@@ -795,7 +795,7 @@ TEST(OptimizerStep, ClipsTheGlobalNormAndDecaysMatricesAlone) {
 TEST(OptimizerStep, StraightThroughRules) {
     for (SteRule rule : {SteRule::identity, SteRule::clip}) {
         Model m;
-        tiny_model(m, "int4:g32:sym", ScaleMode::frozen, rule);
+        tiny_model(m, "int4:g32:sym", ScaleMode::kept, rule);
         Trainer t;
         trainer_init(t, m, 64, false);
         QuantizedTensor& q = *quantized_parts(m)[3];
@@ -820,11 +820,11 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
     } cases[] = {{"int4:g32", ScaleMode::learned, LearnedScale::lsq},
                  {"int4:g32:asym", ScaleMode::learned, LearnedScale::lsq_offset},
                  {"int3:channel:asym", ScaleMode::learned, LearnedScale::lwc},
-                 {"int8:tensor", ScaleMode::frozen, LearnedScale::lsq},
-                 {"int4:g32:signedmax", ScaleMode::frozen, LearnedScale::lsq},
-                 {"nf4:g32:dq", ScaleMode::frozen, LearnedScale::lsq},
-                 {"nvfp4", ScaleMode::frozen, LearnedScale::lsq},
-                 {"mxfp4", ScaleMode::frozen, LearnedScale::lsq}};
+                 {"int8:tensor", ScaleMode::kept, LearnedScale::lsq},
+                 {"int4:g32:signedmax", ScaleMode::kept, LearnedScale::lsq},
+                 {"nf4:g32:dq", ScaleMode::kept, LearnedScale::lsq},
+                 {"nvfp4", ScaleMode::kept, LearnedScale::lsq},
+                 {"mxfp4", ScaleMode::kept, LearnedScale::lsq}};
     for (auto& c : cases) {
         auto open = [&](Model& m, ScaleMode mode) {
             tiny_model(m, "none");
@@ -850,13 +850,13 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
 
         std::string dir = testing::TempDir() + "train_qrl_grid_" + std::to_string(getpid());
         model_save(m, dir, "float32", [](const std::string&) {});
-        for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::frozen, c.mode}) {
+        for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::kept, c.mode}) {
             Model again;
             open(again, mode);
             model_load_weights(again, dir);
             EXPECT_TRUE(quantizer_load(again, dir));
             EXPECT_EQ(quantized_parts(again)[0]->quantizer.scale_mode,
-                      mode == ScaleMode::dynamic ? ScaleMode::frozen : mode);
+                      mode == ScaleMode::dynamic ? ScaleMode::kept : mode);
             model_refresh(again);
             EXPECT_EQ(memcmp(again.work.data, m.work.data, m.work.bytes()), 0) << c.weights << ", mode " << (int)mode;
             EXPECT_EQ(memcmp(again.grids.data, m.grids.data, m.grids.bytes()), 0)

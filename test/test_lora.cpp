@@ -320,7 +320,7 @@ TEST(Lora, ThePackedBaseTakesTheGridThatAFileHas) {
                 else t->grid[g].scale *= 0.5f, t->grid[g].zero *= 0.5f;  // dq: zero has the scale before
             if (t->quantizer.spec.format == QuantFormat::nvfp4) t->state.tensor[0] *= 2.0f;
             t->given = true;
-            t->quantizer.scale_mode = ScaleMode::frozen;
+            t->quantizer.scale_mode = ScaleMode::kept;
         }
         model_refresh(full);
         quantizer_save(full, dir);

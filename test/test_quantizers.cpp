@@ -422,7 +422,7 @@ TEST(FakeQuant, EveryFormatHasTheSameBitsOnEveryBackend) {
             bytes << before << first << grid << x.floats.get() << x.scale_codes.get();
             expect_written(before, what), expect_written(grid, what), expect_written(x.floats.get(), what);
             copy_to_device(x.master.data, moved.data(), moved.size() * sizeof(float), run.dev);
-            for (ScaleMode mode : {ScaleMode::frozen, ScaleMode::dynamic}) {
+            for (ScaleMode mode : {ScaleMode::kept, ScaleMode::dynamic}) {
                 second = x.codes.get();
                 x.refresh(mode);
                 std::vector<int8_t> now = x.codes.get();
@@ -433,7 +433,7 @@ TEST(FakeQuant, EveryFormatHasTheSameBitsOnEveryBackend) {
                 }
                 EXPECT_EQ(x.counts.get(), (std::vector<int64_t>{flips, total})) << what << ", " << run.name;
                 EXPECT_TRUE(mode == ScaleMode::dynamic || total > 0 || w.size() < 100) << what;
-                EXPECT_EQ(same_bits(x.grid.get(), grid), mode == ScaleMode::frozen) << what << ", " << run.name;
+                EXPECT_EQ(same_bits(x.grid.get(), grid), mode == ScaleMode::kept) << what << ", " << run.name;
                 bytes << x.work.get() << now << x.grid.get() << x.floats.get() << x.scale_codes.get();
             }
             return bytes;
@@ -457,7 +457,7 @@ TEST(FakeQuant, TheGridOfAnyFormatKeepsItsOwnNumbers) {  // Q(Q(w)) = Q(w), with
             if (a.q.double_quant) g.zero = 0.0f;  // a file of NF4 has no more
         quantized_tensor_set_grid(b.t, given.data(), CPU);
         for (int again = 0; again < 2; again++) {
-            b.refresh(ScaleMode::frozen);
+            b.refresh(ScaleMode::kept);
             EXPECT_TRUE(same_bits(a.work.get(), b.work.get())) << c.text;
             EXPECT_TRUE(same_bits(a.codes.get(), b.codes.get())) << c.text;
             EXPECT_TRUE(same_bits(given, b.grid.get())) << c.text;
@@ -700,7 +700,7 @@ TEST(StochasticRounding, IsUnbiasedDrawnByStepAndKeepsTheGridsNumbers) {
             const int draws = run.dev.cuda ? 2 : 2000;
             for (int step = 0; step < draws; step++) {
                 noise.step = (uint32_t)step;
-                x.refresh(ScaleMode::frozen, noise);
+                x.refresh(ScaleMode::kept, noise);
                 values = x.work.get();
                 for (int64_t i = 0; i < n; i++) mean[i] += (double)(float)values[i] / draws;
                 if (step == 0) first = values, codes = x.codes.get();
@@ -728,7 +728,7 @@ TEST(StochasticRounding, IsUnbiasedDrawnByStepAndKeepsTheGridsNumbers) {
             TestTensor y(text, rows, cols, own, run.dev);
             y.t.number = x.t.number;
             quantized_tensor_set_grid(y.t, grid.data(), run.dev);
-            y.refresh(ScaleMode::frozen, noise);
+            y.refresh(ScaleMode::kept, noise);
             EXPECT_TRUE(same_bits(codes, y.codes.get())) << text;
             return Bytes() << first << last << y.codes.get();
         });
@@ -1130,7 +1130,7 @@ TEST(Quantizer, BadTextsAreRefusedWithFlagAndPlace) {
 
 TEST(Quantizer, TensorRefreshCountsFlipsAgainstTheLastAndTheFirst) {
     for (const char* t : {"int4:g32:sym", "int4:g32:asym", "int3:channel", "int8:tensor"})
-        for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::frozen}) {
+        for (ScaleMode mode : {ScaleMode::dynamic, ScaleMode::kept}) {
             Quantizer q = quantizer_parse(t, "weights");
             QuantizedTensor x;
             x.name = "w", x.rows = 6, x.cols = 64;
@@ -1163,7 +1163,7 @@ TEST(Quantizer, TensorRefreshCountsFlipsAgainstTheLastAndTheFirst) {
                 EXPECT_GT(flips, 0) << t;
                 last = codes;
             }
-            EXPECT_EQ(x.grid[0].scale == scale, mode == ScaleMode::frozen) << t;
+            EXPECT_EQ(x.grid[0].scale == scale, mode == ScaleMode::kept) << t;
         }
 }
 
@@ -1189,7 +1189,7 @@ TEST(Quantizer, StraightThroughRules) {
     Grid grid;
     int64_t counts[2];
     x.grid = &grid, x.counts = counts;
-    x.quantizer.scale_mode = ScaleMode::frozen;
+    x.quantizer.scale_mode = ScaleMode::kept;
     quantized_tensor_refresh(x, x.master, QuantNoise(),
                              Device());  // s = 8/7.5 = 1.0667: 7.5 lies above 7, -7.5 within -8
     quantized_tensor_backward(x, x.grad, x.master, Device());

@@ -184,7 +184,7 @@ TEST(FormatRecipe, ItsGridIsSavedAndLoaded) {
     auto open = [&](Model& m, uint64_t seed) {
         model_allocate(m, tiny_config(2));
         model_init_random(m, seed);
-        model_quantize(m, q, ScaleMode::frozen, SteRule::identity, "all", true);
+        model_quantize(m, q, ScaleMode::kept, SteRule::identity, "all", true);
     };
     TempDir dir;
     Model m, again;
