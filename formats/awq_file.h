@@ -6,6 +6,7 @@
 // kernel needs that unpacks 16 bits at a time. Source: llm-awq and AutoAWQ, WQLinear_GEMM.
 // Fewer bits fit as they are: a grid of 2 or 3 bits is one of 4 whose outer codes are not used.
 #pragma once
+#include "hf_config.h"
 #include "quantized_linear.h"
 
 static constexpr int awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};

@@ -11,6 +11,7 @@
 // The trap: blocks of 64 run over the flattened matrix, so they are groups of a row only where 64 divides the inputs.
 // Source: bitsandbytes, functional.py, QuantState.
 #pragma once
+#include "hf_config.h"
 #include "quantized_linear.h"
 
 // the format whose codes the files have, by bnb_4bit_quant_type

@@ -18,6 +18,7 @@
 // weight_packed tells them apart. The dense stream of today is written, both are read.
 #pragma once
 #include <regex>
+#include "hf_config.h"
 #include "quantized_linear.h"
 
 // ---------------------------------------------------------------------------------------------------------------------

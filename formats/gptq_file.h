@@ -8,6 +8,7 @@
 // The trap: checkpoint_format "gptq" (v1) stores z - 1, "gptq_v2" stores z. v1 has no place for z = 0: the word of
 // z - 1 = -1 would spoil its neighbours. Source: the pack() functions of AutoGPTQ and GPTQModel.
 #pragma once
+#include "hf_config.h"
 #include "quantized_linear.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
