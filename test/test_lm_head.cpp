@@ -121,12 +121,13 @@ static HeadReference head_reference(const HeadCase& c, const HeadInput& in) {
     return ref;
 }
 
-// UBSan keeps the CPU loop scalar, so that a sum over a chunk is one chain of up to LM_HEAD_COLUMNS roundings
+// A sum over a chunk on the CPU is a chain of LM_HEAD_COLUMNS / lanes roundings; UBSan keeps the loop scalar
 #if defined(__SANITIZE_ADDRESS__)
-static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / (1 << 24);
+static constexpr double LANES = 1.0;
 #else
-static constexpr double CHAIN = 0.0;
+static constexpr double LANES = GEMM_VF;
 #endif
+static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / LANES / (1 << 24);
 
 TEST(LmHead, AgreesWithFloat64AndAllThreadOrdersGiveTheSameBits) {
     for (const HeadCase& c : head_cases()) {

@@ -184,7 +184,7 @@ TEST(FormatRecipe, ItsGridIsSavedAndLoaded) {
     auto open = [&](Model& m, uint64_t seed) {
         model_allocate(m, tiny_config(2));
         model_init_random(m, seed);
-        model_quantize(m, q, ScaleMode::kept, SteRule::identity, "all", true);
+        model_quantize(m, rules_of(quantizer_text(q), "all", ScaleMode::kept), true);
     };
     TempDir dir;
     Model m, again;
@@ -196,8 +196,8 @@ TEST(FormatRecipe, ItsGridIsSavedAndLoaded) {
     memcpy(again.master.data, m.master.data, m.master.bytes());
     model_refresh(again);
     EXPECT_EQ(memcmp(again.work.data, m.work.data, m.work.bytes()), 0);
-    for (const QuantizedTensor& t : m.quantized) {
-        const Expected e = expected(std::vector<float>(t.master, t.master + t.rows * t.cols), 32);
-        for (int64_t i = 0; i < t.rows * t.cols; i++) ASSERT_EQ((float)t.work[i], (float)(floatX)e.value[i]) << t.name;
+    for (const LinearPart* t : quantized_parts(m)) {
+        const Expected e = expected(std::vector<float>(t->master, t->master + t->count()), 32);
+        for (int64_t i = 0; i < t->count(); i++) ASSERT_EQ((float)t->work[i], (float)(floatX)e.value[i]) << t->name;
     }
 }
