@@ -67,6 +67,22 @@ inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens
     policy_memory_allocate(s.policy, tokens, m.dev);
 }
 
+// The model's gradients go to this trainer: before its backward and its step, for a model may have several
+inline void trainer_bind(Trainer& t) {
+    Model& m = *t.model;
+    model_bind_gradients(m, m.lora.on() ? nullptr : t.grads.data);
+    if (m.lora.on()) {
+        m.lora.grads = t.grads.data;
+        m.norm.grad = t.unwanted.data;
+        for (Layer& l : m.layers) l.ln1.grad = l.ln2.grad = l.q_norm.grad = l.k_norm.grad = t.unwanted.data;
+    }
+    for (LinearPart* p : quantized_parts(m)) {
+        if (!p->learned.a) continue;
+        p->learned.da = t.scale_grads.data + (p->learned.a - m.learned.data);
+        p->learned.db = p->learned.da + p->groups;
+    }
+}
+
 inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing) {
     t.model = &m;
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
@@ -79,19 +95,6 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
-    when_allocated(m.dev, [&t, &m] {
-        model_bind_gradients(m, m.lora.on() ? nullptr : t.grads.data);
-        if (m.lora.on()) {
-            m.lora.grads = t.grads.data;
-            m.norm.grad = t.unwanted.data;
-            for (Layer& l : m.layers) l.ln1.grad = l.ln2.grad = l.q_norm.grad = l.k_norm.grad = t.unwanted.data;
-        }
-        for (LinearPart* p : quantized_parts(m)) {
-            if (!p->learned.a) continue;
-            p->learned.da = t.scale_grads.data + (p->learned.a - m.learned.data);
-            p->learned.db = p->learned.da + p->groups;
-        }
-    });
 }
 
 // as if nothing had been trained yet
@@ -158,6 +161,7 @@ inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     Model& m = *t.model;
     ScoreMemory& memory = t.score;
     int64_t C = m.C();
+    trainer_bind(t);
     {
         NVTX_RANGE("lm_head_backward");
         lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
@@ -199,6 +203,7 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
     Model& m = *t.model;
     OptimizerResult r;
     NVTX_RANGE("optimizer_step");
+    trainer_bind(t);
     for (const ParamTensor& p : m.tensors) {
         LinearPart* part = part_of(m, p);
         if (part && part->grad) part_gradient(*part, part->grad, part_source(*part), pass.quantized, m.dev);

@@ -136,8 +136,8 @@ inline QuantizerRules activation_rules(const Options& o) {
 }
 inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
 
-// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another. true: it told of its
-// weights
+// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; an export asks for its
+// weights alone. true: it told of those
 inline bool session_stored_policy(Options& o) {
     const std::string& folder = o.adapter.empty() ? o.model : o.adapter;
     const nlohmann::json j = policy_load(folder);
@@ -149,8 +149,8 @@ inline bool session_stored_policy(Options& o) {
         return true;
     };
     const bool weights = take("weights", o.weights);
-    take("activations", o.activations);
-    if (take("kv_cache", o.kv_cache) && !o.given("k_pre_bias"))
+    if (o.command != COMMAND_EXPORT) take("activations", o.activations);
+    if (o.command != COMMAND_EXPORT && take("kv_cache", o.kv_cache) && !o.given("k_pre_bias"))
         o.k_pre_bias = config_bool(j, "k_pre_bias", false, folder + "/quantizer.json");
     if (!taken.empty()) fprintf(stderr, "note: %s: trained as%s\n", folder.c_str(), taken.c_str());
     return weights;

@@ -203,8 +203,22 @@ TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
         if (!bf16_build) { EXPECT_EQ(mixed, plain); }
         EXPECT_NE(mixed, full);
         // a container of one format cannot hold it, and says which linear
-        refused(1, {"export", "--model", checkpoint, "--format", "gptq", "--output_dir", fresh("never")},
+        refused(1, {"export", "--model", checkpoint, "--weights", said, "--format", "gptq", "--output_dir", fresh("never")},
                 {"gptq cannot hold", "layers.0", "others have int4:g16:sym"});
+        // compressed-tensors holds a mixture of what it holds at all
+        const Args mixture = {"export", "--model", checkpoint, "--weights", said, "--format", "compressed-tensors",
+                              "--output_dir"};
+        if (!learned) {
+            refused(1, mixture + Args{fresh("never")}, {"compressed-tensors", "v_proj", "nf4"});
+            continue;
+        }
+        std::string groups = fresh("groups");
+        good(mixture + Args{groups});
+        EXPECT_EQ(read_json(groups + "/config.json")["quantization_config"]["config_groups"].size(), 2u);
+        r = good(Args{"logprobs", "--model", groups} + prompt);
+        EXPECT_NE(r.err.find("none; q,v,o,gate,layers.0.up=int4:g16:sym; k,down=int8:channel:sym"), std::string::npos)
+            << r.err;
+        if (!bf16_build) { EXPECT_EQ(json::parse(r.out)["logprobs"], mixed); }
     }
 }
 
