@@ -138,8 +138,8 @@ TEST(FormatRecipe, ProductWithPackedCodesHasTheBitsOfTheWorkingWeights) {
             matmul_nn_quantized(da_packed.data, dout.data, packed, M, run.dev);
             if (run.dev.cuda) {
 #if HAS_KERNELS
-                matmul_nt(out.data, N, a.data, K, weight.data, K, (const floatX*)nullptr, M, N, K, run.dev);
-                matmul_nn(da.data, K, dout.data, N, weight.data, K, M, N, K, false, run.dev);
+                matmul_nt(Rows{out.data, N}, {a.data, K}, {weight.data, K}, nullptr, M, N, K, run.dev);
+                matmul_nn(Rows{da.data, K}, {dout.data, N}, {weight.data, K}, M, N, K, false, run.dev);
 #endif
             } else {
                 gemm_nt(out.data, a.data, weight.data, (const floatX*)nullptr, M, N, K);
