@@ -23,7 +23,7 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // forward
 
-// attention of layer l, from a.layers[l].ln1 to .att
+// attention of layer l, from a.layers[l].ln1 to .att; what o multiplies, and ln1 what q,k,v did: transformed
 inline void layer_attention_forward(Model& m, Activations& a, int l, const BatchView& b, const Pass& pass,
                                     KVCache* cache) {
     int64_t T = b.T;
@@ -37,6 +37,7 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
         copy_on_device(m.bias_without_k.data, w.qkv.bias.work, QKV * sizeof(floatX), m.dev);
         set_zero(m.bias_without_k.data + NH * HD, NKV * HD * sizeof(floatX), m.dev);
     }
+    linear_transform(w.qkv, y.ln1, T, m.dev);
     linear_forward(w.qkv, y.qkv, y.ln1, pre_bias ? m.bias_without_k.data : w.qkv.bias.work, a.quantized, T, pass, m.dev);
     if (m.config.qk_norm) {
         rmsnorm_heads_forward({y.qk, QK}, y.q_rstd, {y.qkv, QKV}, w.q_norm.work, {T, HD, NH}, eps, m.dev);
@@ -49,12 +50,14 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
     if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
     if (w.kv.on()) attention_quantized_kv(m, y, l, b, cache);
     else attention_kv(m, y, l, b, cache);
+    linear_transform(w.o, y.att, T, m.dev);
 }
 
 // MLP of layer l before its last product, from a.layers[l].ln2 to .act
 inline void layer_mlp_forward(Model& m, Activations& a, int l, int64_t T, const Pass& pass) {
     LayerActivations& y = a.layers[l];
     const Layer& w = m.layers[l];
+    linear_transform(w.gate_up, y.ln2, T, m.dev);
     linear_forward(w.gate_up, y.gate_up, y.ln2, nullptr, a.quantized, T, pass, m.dev);
     swiglu_forward(y.act, y.gate_up, T, m.F(), m.dev);
     linear_transform(w.down, y.act, T, m.dev);
@@ -131,9 +134,12 @@ inline void layer_backward(Model& m, Activations& a, int l) {
     linear_transform_backward(w.down, a.dact, T, m.dev);
     swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
     linear_backward(w.gate_up, a.dnorm, a.dgate_up, y.ln2, a.quantized, T, a.pass, m.dev);
+    linear_transform_backward(w.gate_up, a.dnorm, T, m.dev);
     rmsnorm_backward(a.dresidual, w.ln2.grad, a.dnorm, y.mid, w.ln2.work, y.ln2_rstd, {T, C}, true, m.dev);
     // attention
     linear_backward(w.o, a.datt, a.dresidual, y.att, a.quantized, T, a.pass, m.dev);
+    linear_transform_backward(w.o, a.datt, T, m.dev);
+    linear_transform_backward(w.o, y.att, T, m.dev);  // attention's backward wants its output as it was
     floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
     int64_t stride = m.config.qk_norm ? QK : QKV;
     attention_backward({{dqk, stride}, {dqk + NH * HD, stride}, {a.dqkv + QK, QKV}}, a.datt, y.att, y.lse, {y.qk, QK},
@@ -148,6 +154,7 @@ inline void layer_backward(Model& m, Activations& a, int l) {
                                w.k_norm.work, y.k_rstd, {T, HD, NKV}, false, m.dev);
     }
     linear_backward(w.qkv, a.dnorm, a.dqkv, y.ln1, a.quantized, T, a.pass, m.dev);
+    linear_transform_backward(w.qkv, a.dnorm, T, m.dev);
     rmsnorm_backward(a.dresidual, w.ln1.grad, a.dnorm, a.residual[l], w.ln1.work, y.ln1_rstd, {T, C}, true, m.dev);
 }
 

@@ -238,9 +238,9 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, const LayerMasters& w, int l
     std::array<AwqResult, 4> results;
     for (int i = 0; i < 4 && config.scale; i++) {
         const AwqLinear p = awq_linear(m, w, layer, (Product)i);
-        // v -> o: one kv head would need the scales of several query heads; up -> down: a rotation lies between
+        // v -> o: one kv head would need the scales of several query heads; an online rotation may lie between
         if (p.parts.empty() || (p.which == Product::o && m.NH() != m.NKV()) ||
-            (p.which == Product::down && m.layers[layer].down.transform.on()))
+            layer_linears(m.layers[layer])[i]->transform.on())
             continue;
         results[i] = awq_search_scale(m, p, in, config);
         const std::vector<float>& s = results[i].scales;

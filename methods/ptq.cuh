@@ -231,6 +231,7 @@ inline const floatX* product_input(Model& m, Activations& a, int l, Product p, c
     switch (p) {
         case Product::qkv:
             rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, {b.T, C}, eps, m.dev);
+            linear_transform(w.qkv, y.ln1, b.T, m.dev);
             return y.ln1;
         case Product::o:
             rmsnorm_forward(y.ln1, y.ln1_rstd, hidden, w.ln1.work, {b.T, C}, eps, m.dev);
@@ -240,6 +241,7 @@ inline const floatX* product_input(Model& m, Activations& a, int l, Product p, c
         case Product::gate_up:
             linear_forward(w.o, a.branch, attention, nullptr, a.quantized, b.T, pass, m.dev);
             fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, {b.T, C}, eps, m.dev);
+            linear_transform(w.gate_up, y.ln2, b.T, m.dev);
             return y.ln2;
         case Product::down:
             break;

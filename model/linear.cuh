@@ -89,7 +89,7 @@ struct Linear {
     Param weight;  // [rows,cols]: its parts, which are neighbours; work is null if some part is packed codes alone
     Param bias;    // [rows], of q,k,v; or null
     Quantizer input;     // Q_x, one scale a row or group of it
-    Hadamard transform;  // R4 (methods/rotation.cuh): x is multiplied with it before anything else, in place
+    Hadamard transform;  // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh)
     bool frozen = false;  // the codes of `packed` are all there is where a run has some
     std::vector<PackedRows> packed;
     const Lora* lora = nullptr;  // the model's adapter

@@ -173,25 +173,36 @@ TEST_P(Transforms, RotationsLeaveTheFunction) {
     }
 }
 
-TEST_P(Transforms, GradientsWithOnlineRotationsAreThoseOfThePlainModel) {
+// w = w H^T for the rows of a linear whose input is transformed online
+static void rotate_rows(float* w, int64_t rows, int64_t cols) {
+    Rotation r;
+    r.h = hadamard_for(cols), r.n = cols;
+    r.sign.assign(cols, 1.0);
+    rotate_inputs(w, rows, cols, nullptr, r);
+}
+
+// online: R3 and R4 as rotation.cuh has them; else a transform of the input of every linear
+static void expect_gradients_of_the_plain_model(const char* name, bool online) {
     for (bool recompute : {false, true}) {
         Model plain, rotated;
-        load(plain, GetParam()), load(rotated, GetParam());
+        load(plain, name), load(rotated, name);
         Batch b = batch_of(plain, {9, 1, 17});
         RotationConfig config;
         config.hidden = config.values = false, config.online_qk = config.online_down = true;
-        rotation_apply(rotated, config);
+        if (online) rotation_apply(rotated, config);
+        for (int l = 0; l < rotated.L() && !online; l++)
+            for (int p = 0; p < 4; p++) {
+                Linear& linear = *layer_linears(rotated.layers[l])[p];
+                linear.transform = hadamard_for(linear.cols);
+                rotate_rows(masters(rotated, l).weight[p], linear.rows, linear.cols);
+            }
+        EXPECT_LE(relative(logits_of(rotated, b), logits_of(plain, b)), CLOSE);
         std::vector<float> a = gradients_of(plain, b, recompute), g = gradients_of(rotated, b, recompute);
-        Hadamard h = hadamard_for(plain.F());
         for (const ParamTensor& t : plain.tensors) {
             std::vector<float> expected(a.begin() + t.offset, a.begin() + t.offset + t.count());
-            std::vector<double> row(2 * plain.F());
-            for (int64_t i = 0; i < t.rows && t.name.find("down_proj") != std::string::npos; i++) {
-                float* e = expected.data() + i * t.cols;  // down' = down H^T, so is its gradient
-                for (int64_t j = 0; j < t.cols; j++) row[j] = e[j];
-                hadamard_double(row.data(), row.data() + plain.F(), h, false);
-                for (int64_t j = 0; j < t.cols; j++) e[j] = (float)row[j];
-            }
+            // down' = down H^T, and so is its gradient
+            if (t.kind == ParamKind::linear && (!online || t.product == Product::down))
+                rotate_rows(expected.data(), t.rows, t.cols);
             // a gradient that is zero up to rounding (the bias of k: softmax ignores it) has no relative error
             double size = 0, all = 0;
             for (float x : expected) size += (double)x * x;
@@ -201,6 +212,12 @@ TEST_P(Transforms, GradientsWithOnlineRotationsAreThoseOfThePlainModel) {
         }
     }
 }
+
+TEST_P(Transforms, GradientsWithOnlineRotationsAreThoseOfThePlainModel) {
+    expect_gradients_of_the_plain_model(GetParam(), true);
+}
+
+TEST_P(Transforms, AnyLinearsInputCanBeTransformedOnline) { expect_gradients_of_the_plain_model(GetParam(), false); }
 
 TEST_P(Transforms, ARotatedModelIsSavedLoadedAndDecodesTheBitsOfItsForward) {
     std::string folder = testing::TempDir() + "train_qrl_rotated_" + GetParam() + std::to_string(getpid());
