@@ -225,8 +225,8 @@ inline GridTensor gguf_grid_of(const Model& m, const QuantizedTensor& q, std::ve
     return t;
 }
 
-// The first type, by size, that holds all of a model's quantized tensors
-inline const GgufType* gguf_smallest_type(const Model& m) {
+// The first type, by size, that holds all of a model's tensors with a quantizer
+inline const GgufType* gguf_smallest_type(const Model& m, const std::string& quantizer) {
     std::string reasons;
     for (uint32_t id : {GGUF_TYPE_TQ2_0, GGUF_TYPE_Q2_0, GGUF_TYPE_MXFP4, GGUF_TYPE_NVFP4, GGUF_TYPE_Q4_0,
                         GGUF_TYPE_Q4_1, GGUF_TYPE_Q5_0, GGUF_TYPE_Q5_1, GGUF_TYPE_Q8_0}) {
@@ -234,6 +234,7 @@ inline const GgufType* gguf_smallest_type(const Model& m) {
         std::string why;
         std::vector<Grid> grid;
         for (const LinearPart* q : quantized_parts(m)) {
+            if (quantizer_text(q->quantizer) != quantizer) continue;
             why = gguf_cannot_hold(*type, gguf_grid_of(m, *q, &grid));
             if (why.empty()) continue;
             reasons = format("%s, for instance, cannot hold %s: %s", type->name, q->name.c_str(), why.c_str());
@@ -242,7 +243,7 @@ inline const GgufType* gguf_smallest_type(const Model& m) {
         if (why.empty()) return type;
     }
     fail("no GGUF type holds %s exactly (%s); give type BF16 or F32 for its dequantized weights",
-         rules_text(m.weight_rules).c_str(), reasons.c_str());
+         quantizer.c_str(), reasons.c_str());
 }
 
 // One tensor's data. type: of its blocks; q: its quantizer state, or nullptr for plain numbers.
@@ -331,20 +332,26 @@ inline void gguf_write_general(GgufWriter& w, const std::string& architecture, c
 inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string& path, const std::string& type) {
     const bool quantized = !quantized_parts(m).empty();
     GgufTypes types = gguf_parse_types(type, quantized);
-    if (!types.linear) types.linear = gguf_smallest_type(m);
+    std::map<std::string, const GgufType*> smallest;  // of each quantizer, unless the type is given
+    for (const LinearPart* p : quantized_parts(m)) {
+        const GgufType*& own = smallest[quantizer_text(p->quantizer)];
+        if (!types.linear && !own) own = gguf_smallest_type(m, quantizer_text(p->quantizer));
+    }
     auto quantized_tensor = [&](const ParamTensor& t) -> const QuantizedTensor* {
         const LinearPart* p = part_of(m, t);
         return p && p->quantizer.on() ? p : nullptr;
     };
     auto type_of = [&](const ParamTensor& t) {
         if (t.kind == ParamKind::norm || t.kind == ParamKind::bias) return gguf_type(GGUF_TYPE_F32);
-        bool rest = t.kind != ParamKind::linear || (quantized && !quantized_tensor(t));
+        const QuantizedTensor* q = quantized_tensor(t);
+        if (!types.linear) return q ? smallest[quantizer_text(q->quantizer)] : types.rest;
+        bool rest = t.kind != ParamKind::linear || (quantized && !q);
         return rest ? types.rest : types.linear;
     };
     for (const ParamTensor& t : m.tensors) gguf_check_type(m, t, quantized_tensor(t), *type_of(t), path);
 
     GgufWriter w;
-    gguf_write_general(w, m.config.model_type, path, *types.linear);
+    gguf_write_general(w, m.config.model_type, path, types.linear ? *types.linear : *smallest.begin()->second);
     gguf_write_config(w, m.config);
     gguf_write_tokenizer(w, tok, m.config);
     std::vector<float> divisors;

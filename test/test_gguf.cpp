@@ -685,7 +685,6 @@ static void init_tiny(Model& m, const std::string& type, const std::string& quan
     m.dev = model_device();
     model_allocate(m, tiny_config(type));
     model_init_random(m, 3);
-    Quantizer q = quantizer_parse(quantizer, "weights");
     model_quantize(m, rules_of(quantizer, which, ScaleMode::kept), codes);
     // grids and codes by the functions of quant_format.cuh alone, whatever refresh can do
     for (LinearPart* part : quantized_parts(m)) {
@@ -698,10 +697,11 @@ static void init_tiny(Model& m, const std::string& type, const std::string& quan
                 low = std::fmin(low, t.master[i]), high = std::fmax(high, t.master[i]);
                 mean += std::fabs(t.master[i]) / (float)t.group;
             }
-            if (q.spec.format == QuantFormat::ternary) high = mean;
-            t.grid[g] = quant_grid(q.spec, low, high, 448.0f * 6.0f / amax, 1.0f);
+            const QuantSpec spec = t.quantizer.spec;
+            if (spec.format == QuantFormat::ternary) high = mean;
+            t.grid[g] = quant_grid(spec, low, high, 448.0f * 6.0f / amax, 1.0f);
             for (int64_t i = g * t.group; t.codes && i < (g + 1) * t.group; i++)
-                t.codes[i] = (int8_t)quant_code(q.spec, t.master[i], t.grid[g]);
+                t.codes[i] = (int8_t)quant_code(spec, t.master[i], t.grid[g]);
         }
         t.measured = true;
     }
@@ -966,6 +966,24 @@ TEST(GgufExport, AFilesOwnGridIsKept) {
                 EXPECT_EQ(memcmp(t.data, g.tensors.at(name).data, t.bytes), 0) << type << " " << name;
             }
         }
+    // of a mixture each quantizer gets the smallest type of its own
+    {
+        TempDir dir;
+        Model m;
+        init_tiny(m, "qwen3", "int4:g32:signedmax; down=int8:g32; v=none");
+        gguf_export(m, Tokenizer(), dir / "m.gguf", "");
+        GgufFile f = gguf_open(dir / "m.gguf");
+        EXPECT_STREQ(f.tensors.at("blk.0.attn_q.weight").type->name, "Q4_0");
+        EXPECT_STREQ(f.tensors.at("blk.0.ffn_down.weight").type->name, "Q8_0");
+        EXPECT_STREQ(f.tensors.at("blk.0.attn_v.weight").type->name, "F16");
+        std::vector<float> want = values_of(m), got(m.tensors[0].count());
+        for (const ParamTensor& t : m.tensors) {
+            if (t.kind != ParamKind::linear || std::string(t.label) == "v") continue;
+            got.resize(t.count());
+            gguf_read_parameter(f, m.config, t.name, {t.rows, t.cols}, got.data());
+            EXPECT_EQ(memcmp(got.data(), want.data() + t.offset, got.size() * sizeof(float)), 0) << t.name;
+        }
+    }
     // one type for all linears, or none
     TempDir dir;
     Model m;
