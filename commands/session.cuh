@@ -562,9 +562,12 @@ inline void session_save(const Session& s, const std::string& dir) {
 
 // what the policy is quantized to, as it is printed
 inline std::string policy_text(const Options& o) {
-    std::string text = o.weights;
-    if (o.activations != "none") text += ", activations " + o.activations;
-    if (o.kv_cache != "none") text += ", KV " + o.kv_cache;
+    auto brief = [](const std::string& rules) {  // the table at the start has them all
+        return rules.find(';') == rules.npos ? rules : rules.substr(0, rules.find(';')) + "; ...";
+    };
+    std::string text = brief(o.weights);
+    if (o.activations != "none") text += ", activations " + brief(o.activations);
+    if (o.kv_cache != "none") text += ", KV " + brief(o.kv_cache);
     return text;
 }
 

@@ -11,6 +11,7 @@
 //
 // The keys and values of a layer are layers.5; activations, the inputs of a product, go by its parts, which share them.
 #pragma once
+#include <algorithm>
 #include <string>
 #include <vector>
 #include "../quant.cuh"
@@ -140,15 +141,17 @@ inline std::string rules_text(const QuantizerRules& rules) {
 
 // Fails if a rule names none of the places
 inline void rules_check(const QuantizerRules& rules, const std::vector<QuantizerPlace>& places) {
+    int last = 0;
+    for (const QuantizerPlace& p : places) last = std::max(last, p.layer);
     for (const QuantizerRule& r : rules.rules)
         for (const std::string& w : r.where) {
             bool found = false;
             for (const QuantizerPlace& p : places) found = found || place_matches(w, p);
             if (!found)
-                fail_usage("--%s: '%s' names nothing of this model; there are %s", rules.flag.c_str(), w.c_str(),
-                           rules.flag == "kv_cache" ? "layers.0, layers.0-3 ..., and * for any characters"
-                                                    : "q, k, v, o, gate, up, down, layers.0, layers.0-3, layers.0.down "
-                                                      "..., head, embed, and * for any characters");
+                fail_usage("--%s: '%s' names nothing of this model; there are layers.0 to layers.%d, layers.0-1%s, and * "
+                           "for any characters",
+                           rules.flag.c_str(), w.c_str(), last,
+                           rules.flag == "kv_cache" ? "" : ", layers.0.down, q, k, v, o, gate, up, down, head, embed");
         }
 }
 
