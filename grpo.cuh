@@ -260,7 +260,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     ScoreMemory& memory = t.score;
     policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] : micro_batches(prompts, completions, part, c.micro_batch_tokens, share_of_completions(c, N))) {
+    for (auto [first, last] :
+         micro_batches(prompts, completions, part, c.micro_batch_tokens, share_of_completions(c, N))) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;

@@ -38,7 +38,8 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
         set_zero(m.bias_without_k.data + NH * HD, NKV * HD * sizeof(floatX), m.dev);
     }
     linear_transform(w.qkv, y.ln1, T, m.dev);
-    linear_forward(w.qkv, y.qkv, y.ln1, pre_bias ? m.bias_without_k.data : w.qkv.bias.work, a.quantized, T, pass, m.dev);
+    linear_forward(w.qkv, y.qkv, y.ln1, pre_bias ? m.bias_without_k.data : w.qkv.bias.work, a.quantized, T, pass,
+                   m.dev);
     if (m.config.qk_norm) {
         rmsnorm_heads_forward({y.qk, QK}, y.q_rstd, {y.qkv, QKV}, w.q_norm.work, {T, HD, NH}, eps, m.dev);
         rmsnorm_heads_forward({y.qk + NH * HD, QK}, y.k_rstd, {y.qkv + NH * HD, QKV}, w.k_norm.work, {T, HD, NKV}, eps,
@@ -164,11 +165,13 @@ inline void model_backward(Model& m, Activations& a) {
     NVTX_RANGE("backward");
     const BatchView& b = a.view;
     const int C = m.C(), L = m.L();
-    rmsnorm_backward(a.dresidual, m.norm.grad, a.dnorm, a.residual[L], m.norm.work, a.hidden_rstd, {b.T, C}, false, m.dev);
+    rmsnorm_backward(a.dresidual, m.norm.grad, a.dnorm, a.residual[L], m.norm.work, a.hidden_rstd, {b.T, C}, false,
+                     m.dev);
     for (int l = L - 1; l >= 0; l--) {
         if (a.mode == ActivationMode::recompute) {
             LayerActivations& y = a.layers[l];
-            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], m.layers[l].ln1.work, {b.T, C}, m.config.rms_norm_eps, m.dev);
+            rmsnorm_forward(y.ln1, y.ln1_rstd, a.residual[l], m.layers[l].ln1.work, {b.T, C}, m.config.rms_norm_eps,
+                            m.dev);
             layer_forward(m, a, l, a.residual[l], b, a.pass, nullptr);
         }
         layer_backward(m, a, l);

@@ -189,17 +189,17 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
 struct QuantizedTensor {
     std::string name;
     int64_t rows = 0, cols = 0;
-    Quantizer quantizer;            // off: the forward reads floatX(master)
-    size_t offset = 0;              // into master, work and gradients
-    float* master = nullptr;        // [rows, cols]; null in a frozen base
-    floatX* work = nullptr;         // [rows, cols] = Q(master); null where packed codes are all there is
-    float* grad = nullptr;          // [rows, cols] or null
-    uint32_t number = 0;            // among the model's quantized tensors: a key of stochastic rounding
-    int64_t groups = 0, group = 0;  // of a quantizer that is on
-    int64_t tiles = 0;              // see QuantGroups
-    Grid* grid = nullptr;           // [groups]
-    ScaleState state;               // what stands behind the grid
-    LearnedGrid learned;            // while the grid is trained
+    Quantizer quantizer;                          // off: the forward reads floatX(master)
+    size_t offset = 0;                            // into master, work and gradients
+    float* master = nullptr;                      // [rows, cols]; null in a frozen base
+    floatX* work = nullptr;                       // [rows, cols] = Q(master); null where packed codes are all there is
+    float* grad = nullptr;                        // [rows, cols] or null
+    uint32_t number = 0;                          // among the model's quantized tensors: a key of stochastic rounding
+    int64_t groups = 0, group = 0;                // of a quantizer that is on
+    int64_t tiles = 0;                            // see QuantGroups
+    Grid* grid = nullptr;                         // [groups]
+    ScaleState state;                             // what stands behind the grid
+    LearnedGrid learned;                          // while the grid is trained
     int8_t *codes = nullptr, *initial = nullptr;  // [rows, cols] now and at load; initial: if flips are tracked
     int64_t* counts = nullptr;                    // [2] where the codes are: see quantized_tensor_refresh
     QuantNoise noise;                             // of the last refresh
@@ -263,8 +263,8 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const float* w, QuantNo
     QuantGroups shape = quantized_tensor_groups(t);
     if (q.scale_mode == ScaleMode::learned) {
         if (measure) quant_measure(t.grid, t.state, w, shape, q.spec, dev);
-        learned_grid_forward(t.grid, t.learned, w, shape, q.spec, q.learned_scale,
-                             measure || (t.given && !t.restored), dev);
+        learned_grid_forward(t.grid, t.learned, w, shape, q.spec, q.learned_scale, measure || (t.given && !t.restored),
+                             dev);
         measure = false;
     }
     fake_quant_forward({t.work, t.codes, t.grid, t.state, t.counts}, w, shape, q.spec, measure, dev, noise);

@@ -149,8 +149,9 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         b.draws.resize(rows, DrawKey());
         BatchView v = batch_view(s.decode, b, m.dev);
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
-        DecodeGraphKey key = {v.T,         v.most_keys,   config.pass.packed && m.work_quantized, config.sampling,
-                              config.seed, config.stream, config.n_allowed};
+        DecodeGraphKey key = {
+            v.T,           v.most_keys,     config.pass.packed && m.work_quantized, config.sampling, config.seed,
+            config.stream, config.n_allowed};
         decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
         return;
     }

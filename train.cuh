@@ -39,8 +39,8 @@ struct ScoreMemory {
 
 struct Trainer {
     Model* model = nullptr;
-    Buffer<float> grads, moment1, moment2;  // [num_params], of the model or, if it has an adapter, of that
-    Buffer<float> unwanted;                 // [C] where gradients of norms go that are not trained
+    Buffer<float> grads, moment1, moment2;     // [num_params], of the model or, if it has an adapter, of that
+    Buffer<float> unwanted;                    // [C] where gradients of norms go that are not trained
     Buffer<float> scale_grads, scale_moments;  // of m.learned: [n], [2, n]
     double scale_learning_rate = 0.0;          // its peak; it falls as the weights' does
     Activations acts;

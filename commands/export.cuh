@@ -88,8 +88,8 @@ inline int export_command(Session& s) {
     if (o.given("weights") && !rules.on()) {
         if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
     }
-    ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format,
-                                    o.save_dtype, [&](const std::string& folder) {
+    ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format, o.save_dtype,
+                                    [&](const std::string& folder) {
                                         if (has_tokenizer) tokenizer_save(s.tok, folder);
                                     });
     print_export(o, r);

@@ -21,9 +21,8 @@ inline int generate_command(Session& s) {
     Prompt p = checked_prompt(s, problem);
     RolloutState state;
     RolloutConfig config = rollout_config(s);
-    session_plan(s, false, [&] {
-        rollout_allocate(state, s.m, rollout_shape(1, 1, (int64_t)p.tokens.size(), config));
-    });
+    session_plan(s, false,
+                 [&] { rollout_allocate(state, s.m, rollout_shape(1, 1, (int64_t)p.tokens.size(), config)); });
     if (session_allocate(s)) return 0;
     session_load_weights(s);
     buffer_forget(s.m.master);  // nothing is trained

@@ -144,7 +144,8 @@ inline int grpo_command(Session& s) {
         if (config.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m);
         int64_t longest = 0;
         for (const Prompt& p : train) longest = std::max(longest, (int64_t)p.tokens.size());
-        RolloutShape shape = rollout_shape(o.prompts_per_step / comm.world, o.num_generations, longest, rollout_config(s));
+        RolloutShape shape =
+            rollout_shape(o.prompts_per_step / comm.world, o.num_generations, longest, rollout_config(s));
         if (!held_out.empty()) shape = rollout_larger(shape, eval_shape(s, held_out));
         rollout_allocate(state, s.m, shape);
     });
@@ -212,9 +213,8 @@ inline int grpo_command(Session& s) {
         rc.step = (uint32_t)step;
         RolloutStats stats;
         rc.pass = model_pack(s.m);
-        std::vector<Completion> completions =
-            rollout_of_ranks(comm, s.m, state, tokens, o.num_generations, rc, &stats,
-                             [](int, int) { return !stop_requested(); });
+        std::vector<Completion> completions = rollout_of_ranks(comm, s.m, state, tokens, o.num_generations, rc, &stats,
+                                                               [](int, int) { return !stop_requested(); });
         model_unpack(s.m);
         if (stop()) break;  // an abandoned step leaves no trace
         generated.completion_tokens += stats.completion_tokens;
@@ -323,7 +323,8 @@ inline int grpo_command(Session& s) {
                 nlohmann::ordered_json flips;
                 flips["step"] = step + 1;
                 for (const LinearPart* q : quantized)
-                    flips[q->name] = {(double)q->flips / (double)q->count(), (double)q->flips_total / (double)q->count()};
+                    flips[q->name] = {(double)q->flips / (double)q->count(),
+                                      (double)q->flips_total / (double)q->count()};
                 flips_log.line(json_line(flips));
             }
             printf("step %*lld/%lld | reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", steps > 999 ? 5 : 3,

@@ -187,8 +187,7 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
                 o.qat_scale == "dynamic" && !frozen ? "" : " with the file's own scales");
     } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
         fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
-                f.text != "none" ? f.text.c_str() : f.why.c_str(),
-                asked.on() ? " and quantized anew" : "");
+                f.text != "none" ? f.text.c_str() : f.why.c_str(), asked.on() ? " and quantized anew" : "");
     }
     if (folder.compressed_tensors.dynamic_activations)
         fprintf(stderr, "note: %s was made for quantized activations; they are not quantized unless asked\n",
@@ -204,7 +203,7 @@ inline void check_weights(const ModelConfig& config, const Options& o) {
         fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
     for (const QuantizerRule& r : rules.rules) check_trained(r.quantizer);
     const Options normal;  // what a run's config.json repeats is no wish
-    const char* unused = learned                                              ? nullptr
+    const char* unused = learned                                               ? nullptr
                          : o.learned_scale != normal.learned_scale             ? "learned_scale"
                          : o.scale_learning_rate != normal.scale_learning_rate ? "scale_learning_rate"
                                                                                : nullptr;
@@ -332,7 +331,8 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
                                                  s.m.NH(), s.m.HD());
         size_t base = 0;  // a product of a packed base is expanded whole for the gradient of its inputs
         for (const Linear* l : layer_linears(s.m.layers[0]))
-            base = std::max(base, s.m.frozen && s.m.weight_rules.on() ? (size_t)(l->rows * l->cols) * sizeof(floatX) : 0);
+            base =
+                std::max(base, s.m.frozen && s.m.weight_rules.on() ? (size_t)(l->rows * l->cols) * sizeof(floatX) : 0);
         s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float) + base;
         arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), s.m.dev.scratch->size,
                   "scratch of operators", "lower --rollout_batch");
@@ -349,7 +349,8 @@ inline void session_load_adapter(Session& s) {
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
 // training says dynamic); and the working weights made of them, quantized or not yet
 inline void session_load_weights(Session& s, bool quantized = true) {
-    bool measured = s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
+    bool measured =
+        s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
         if (!measured && quantizer_load(s.m, folder))
@@ -528,10 +529,12 @@ inline void print_start(const Session& s) {
                s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : PRECISION_NAME);
     }
     if (s.m.weight_rules.on()) fputs(quantizer_table(s.m).c_str(), stdout);
-    for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c))) printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c)))
+        printf("note        %s\n", note.c_str());
     for (const std::string& note : rules_overridden(s.m.activation_rules, weight_places(c, true)))
         printf("note        %s\n", note.c_str());
-    for (const std::string& note : rules_overridden(s.m.kv_rules, cache_places(c))) printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.kv_rules, cache_places(c)))
+        printf("note        %s\n", note.c_str());
     fputs(arena_plan_text(s.arena).c_str(), stdout);
     fflush(stdout);  // into a pipe, too, before the long work
 }

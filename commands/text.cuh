@@ -59,9 +59,8 @@ inline int tokenize_command(const Options& o) {
                 bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
                                   j["add_generation_prompt"].get<bool>();
                 try {
-                    text =
-                        chat_render(chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
-                                    generation, thinking);
+                    text = chat_render(chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
+                                       generation, thinking);
                 } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
                 out["text"] = text;
             } else {

@@ -242,8 +242,8 @@ inline const GgufType* gguf_smallest_type(const Model& m, const std::string& qua
         }
         if (why.empty()) return type;
     }
-    fail("no GGUF type holds %s exactly (%s); give type BF16 or F32 for its dequantized weights",
-         quantizer.c_str(), reasons.c_str());
+    fail("no GGUF type holds %s exactly (%s); give type BF16 or F32 for its dequantized weights", quantizer.c_str(),
+         reasons.c_str());
 }
 
 // One tensor's data. type: of its blocks; q: its quantizer state, or nullptr for plain numbers.

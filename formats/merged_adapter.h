@@ -27,8 +27,8 @@ inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int
         const Linear& l = linear_of(m, t);
         for (const PackedRows& r : l.packed)
             if (t.part >= r.first_part && t.part < r.first_part + r.parts)
-                quantized_weight_unpack(rows.data, t.cols, r.codes,
-                                        l.parts[t.part].row0 - r.row0 + first / t.cols, n / t.cols, dev);
+                quantized_weight_unpack(rows.data, t.cols, r.codes, l.parts[t.part].row0 - r.row0 + first / t.cols,
+                                        n / t.cols, dev);
         copy_to_host(host.data(), rows.data, n * sizeof(floatX), dev);
     } else {
         copy_to_host(host.data(), m.work.data + t.offset + first, n * sizeof(floatX), m.dev);

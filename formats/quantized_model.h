@@ -119,10 +119,10 @@ inline bool same_codes(const Quantizer& stored, const Quantizer& q) {
 
 // What the linears of a folder are quantized to
 struct FolderQuantizer {
-    Quantizer quantizer;         // that all quantized linears share; off: there is none
-    std::string text = "none";   // of all of them, as --weights takes it
-    std::string why;             // there is neither
-    int linears = 0;             // stored quantized
+    Quantizer quantizer;        // that all quantized linears share; off: there is none
+    std::string text = "none";  // of all of them, as --weights takes it
+    std::string why;            // there is neither
+    int linears = 0;            // stored quantized
 };
 
 // places and their quantizers as rules; a part that has the same in all layers is named once
@@ -130,9 +130,7 @@ inline std::string folder_rules(const std::vector<QuantizerPlace>& linears,
                                 const std::vector<std::pair<QuantizerPlace, std::string>>& stored) {
     std::vector<std::string> texts;
     std::map<std::string, std::vector<std::string>> where;
-    auto count = [](const auto& list, const auto& wanted) {
-        return std::count_if(list.begin(), list.end(), wanted);
-    };
+    auto count = [](const auto& list, const auto& wanted) { return std::count_if(list.begin(), list.end(), wanted); };
     for (const auto& [place, text] : stored) {
         const std::string &part = place.part, &own = text;
         const bool all = count(stored, [&](const auto& s) { return s.first.part == part && s.second == own; }) ==
@@ -335,8 +333,8 @@ inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const
     auto group = std::find_if(summary.groups.begin(), summary.groups.end(), same);
     if (group == summary.groups.end()) {
         if (!plain && !summary.groups.empty() && export_format(format)->container != Container::compressed_tensors)
-            fail("%s cannot hold %s: it has %s and others have %s; compressed-tensors and hf hold mixtures", format.c_str(),
-                 shown(l.name).c_str(), quantizer_text(l.quantizer).c_str(),
+            fail("%s cannot hold %s: it has %s and others have %s; compressed-tensors and hf hold mixtures",
+                 format.c_str(), shown(l.name).c_str(), quantizer_text(l.quantizer).c_str(),
                  quantizer_text(summary.groups[0].quantizer).c_str());
         group = summary.groups.insert(summary.groups.end(), QuantizerGroup{l.quantizer, {}});
     }
@@ -359,8 +357,10 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     for (const ParamTensor& t : source.tensors) {
         const QuantizedLinear* l = cache->get(t);
         if (l && !plain && t.kind != ParamKind::linear)
-            fail("%s cannot hold %s: it holds quantized linears alone; leave head and embed out of --weights, or export hf",
-                 format.c_str(), shown(l->name).c_str());
+            fail(
+                "%s cannot hold %s: it holds quantized linears alone; leave head and embed out of --weights, or export "
+                "hf",
+                format.c_str(), shown(l->name).c_str());
         if (l) export_count(summary, *l, format, plain);
         if (!l && t.kind == ParamKind::linear) kept.push_back(module_name(t));
         if (!l || plain) {

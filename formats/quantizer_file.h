@@ -41,10 +41,11 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
     const LearnedScale kind = q.learned_scale;
     // filled when written: the arrays of all tensors at once would be a second copy of the grids
     auto add = [&](const char* part, std::vector<int64_t> shape, std::function<std::vector<float>()> values) {
-        out.push_back(st_from_callback(t.name + "." + part, "F32", shape, [values](int64_t first, int64_t n, float* to) {
-            std::vector<float> all = values();
-            std::copy(all.begin() + first, all.begin() + first + n, to);
-        }));
+        out.push_back(
+            st_from_callback(t.name + "." + part, "F32", shape, [values](int64_t first, int64_t n, float* to) {
+                std::vector<float> all = values();
+                std::copy(all.begin() + first, all.begin() + first + n, to);
+            }));
     };
     auto floats = [dev](const float* from, int64_t n) {
         return [=] {

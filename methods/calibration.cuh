@@ -126,7 +126,8 @@ inline int64_t sample_windows(int64_t length) { return std::max(LayerInputs::mos
 inline void layer_inputs_allocate(LayerInputsMemory& s, const Model& m, int64_t tokens, int64_t length) {
     s.capacity = std::min(tokens, sample_windows(length) * length);
     for (int p = 0; p < 4; p++)
-        s.x[p].allocate((size_t)(s.capacity * layer_linears(m.layers[0])[p]->cols), "a sample of a layer's inputs", "", m.dev);
+        s.x[p].allocate((size_t)(s.capacity * layer_linears(m.layers[0])[p]->cols), "a sample of a layer's inputs", "",
+                        m.dev);
 }
 
 // The inputs of layer l's products. hidden [tokens of the batches, C]: the layer's input

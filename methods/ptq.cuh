@@ -92,8 +92,8 @@ struct PtqMemory {
     Buffer<floatX> hidden, attention;  // [tokens,C], [tokens,NH*HD]
     Buffer<float> hessian;             // [n,n] of the largest linear, where the model is
     LayerInputsMemory inputs;
-    Buffer<float> difference;          // [rows,n] of the largest weight, on the host: what rounding loses
-    Buffer<float> host_hessian;        // copies, if the model is not on the host
+    Buffer<float> difference;    // [rows,n] of the largest weight, on the host: what rounding loses
+    Buffer<float> host_hessian;  // copies, if the model is not on the host
     RoundingScratch host;
     std::vector<float> host_layer;
     int64_t tokens = 0;
@@ -240,7 +240,8 @@ inline const floatX* product_input(Model& m, Activations& a, int l, Product p, c
             return y.att;
         case Product::gate_up:
             linear_forward(w.o, a.branch, attention, nullptr, a.quantized, b.T, pass, m.dev);
-            fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, {b.T, C}, eps, m.dev);
+            fused_residual_rmsnorm_forward(hidden, y.ln2, y.ln2_rstd, hidden, a.branch, w.ln2.work, {b.T, C}, eps,
+                                           m.dev);
             linear_transform(w.gate_up, y.ln2, b.T, m.dev);
             return y.ln2;
         case Product::down:
@@ -257,7 +258,8 @@ inline void round_tables(Model& m, PtqMemory& s) {
     double lost = 0.0, all = 0.0;
     for (LinearPart* t : {&m.embed, &m.head})
         if (t->quantizer.on() && !t->measured)
-            round_part(m, s, nearest, *t, [](const float*, int64_t) { return 0.0; }, &lost, &all);
+            round_part(
+                m, s, nearest, *t, [](const float*, int64_t) { return 0.0; }, &lost, &all);
 }
 
 // Quantizes the model as its quantizers and the plan say. windows: of equal length; none if nothing needs them.

@@ -36,8 +36,8 @@ struct RoundingScratch {
 inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& t) {
     s.w.resize(t.rows * t.cols), s.codes.resize(t.rows * t.cols), s.grid.resize(t.groups);
     s.state.resize(scale_state_floats(t)), s.scale_codes.resize(t.quantizer.double_quant ? t.groups : 0);
-    RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(), {}, quantized_tensor_groups(t), t.rows, t.cols,
-                       t.quantizer.spec};
+    RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(),   {}, quantized_tensor_groups(t),
+                       t.rows,     t.cols,         t.quantizer.spec};
     if (!s.state.empty()) r.state.tensor = s.state.data();
     if (t.quantizer.double_quant) r.state.codes = s.scale_codes.data(), r.state.absmax = s.state.data() + 1;
     return r;

@@ -36,7 +36,7 @@ struct LoraConfig {
 
 // The adapter of one weight
 struct LoraTensor {
-    std::string name;  // the weight's: model.layers.0.self_attn.q_proj.weight
+    std::string name;                      // the weight's: model.layers.0.self_attn.q_proj.weight
     int part = 0;                          // the weight, among the parts of its linear
     int64_t row0 = 0, rows = 0, cols = 0;  // its rows there
     size_t a = 0, b = 0;                   // offsets of A [r,cols] and B [rows,r]
@@ -54,8 +54,8 @@ struct Lora {
     uint64_t seed = 0;
     std::vector<LoraTensor> tensors;
     size_t num_params = 0;
-    Buffer<float> master;   // [num_params]
-    Buffer<floatX> work;    // [num_params]
+    Buffer<float> master;    // [num_params]
+    Buffer<floatX> work;     // [num_params]
     float* grads = nullptr;  // [num_params], the trainer's
     // scratch
     Buffer<float> sums, delta;  // [LORA_ROWS, parts r]; [LORA_ROWS, widest]

@@ -86,10 +86,10 @@ struct Linear {
     int layer = -1;
     int64_t rows = 0, cols = 0;
     std::vector<LinearPart> parts;
-    Param weight;  // [rows,cols]: its parts, which are neighbours; work is null if some part is packed codes alone
-    Param bias;    // [rows], of q,k,v; or null
-    Quantizer input;     // Q_x, one scale a row or group of it
-    Hadamard transform;  // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh)
+    Param weight;     // [rows,cols]: its parts, which are neighbours; work is null if some part is packed codes alone
+    Param bias;       // [rows], of q,k,v; or null
+    Quantizer input;  // Q_x, one scale a row or group of it
+    Hadamard transform;   // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh)
     bool frozen = false;  // the codes of `packed` are all there is where a run has some
     std::vector<PackedRows> packed;
     const Lora* lora = nullptr;  // the model's adapter
@@ -121,8 +121,8 @@ inline QuantizedWeight packed_rows_codes(const Linear& l, const PackedRows& r, D
     const bool grouped = q.scope == QuantScope::group || q.scope == QuantScope::block;
     QuantizedRows rows = {0, 0, 0};
     for (int i = 0; i < r.parts; i++) rows[i] = l.parts[r.first_part + i].rows;
-    return quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), rows, l.cols,
-                            grouped ? q.group : l.cols, quantized_layout(dev));
+    return quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), rows, l.cols, grouped ? q.group : l.cols,
+                            quantized_layout(dev));
 }
 inline size_t packed_rows_bytes(const Linear& l, const PackedRows& r, Device dev) {
     return (quantized_weight_bytes(packed_rows_codes(l, r, dev)) + 255) / 256 * 256;
@@ -233,8 +233,8 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
 
 // dinp [T,cols] = dout [T,rows] Q(W) through the straight-through rule of Q_x; the gradients of weight and bias, or of
 // the adapter, accumulate in their views. inp, quantized: as in the forward (the quantized copy is made again, not kept)
-inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const floatX* inp, floatX* quantized, int64_t T,
-                            const Pass& pass, Device dev) {
+inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const floatX* inp, floatX* quantized,
+                            int64_t T, const Pass& pass, Device dev) {
     const floatX* x = linear_input(l, quantized, inp, T, pass, dev);
     if (l.lora->on()) {
         linear_backward_adapted(l, dinp, dout, inp, x, T, pass, dev);

@@ -179,8 +179,7 @@ inline void model_fill(Model& m, const ParamTensor& t, const std::function<void(
 inline void model_init_random(Model& m, uint64_t seed) {
     for (size_t i = 0; i < m.tensors.size(); i++) {
         const ParamTensor& t = m.tensors[i];
-        const bool residual =
-            t.kind == ParamKind::linear && (t.product == Product::o || t.product == Product::down);
+        const bool residual = t.kind == ParamKind::linear && (t.product == Product::o || t.product == Product::down);
         float scale = 0.02f * (residual ? 1.0f / sqrtf(2.0f * (float)m.L()) : 1.0f);
         model_fill(m, t, [&](float* p) {
             for (int64_t j = 0; j < t.count(); j++) {

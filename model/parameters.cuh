@@ -32,13 +32,13 @@ struct Layer;
 struct ParamTensor {
     std::string name;  // Hugging Face's
     ParamKind kind;
-    int64_t rows, cols;  // a vector is [1, n]
-    size_t offset;       // into master, work, gradients and moments
-    int layer;           // -1 outside the layers
-    const char* label;   // of a weight: q, k, v, o, gate, up, down, embed, head
-    Product product;     // of a linear or its bias: which of its layer's,
-    int part;            // and which part of that
-    Param Layer::*norm;  // of a layer's norm: which one
+    int64_t rows, cols;   // a vector is [1, n]
+    size_t offset;        // into master, work, gradients and moments
+    int layer;            // -1 outside the layers
+    const char* label;    // of a weight: q, k, v, o, gate, up, down, embed, head
+    Product product;      // of a linear or its bias: which of its layer's,
+    int part;             // and which part of that
+    Param Layer::*norm;   // of a layer's norm: which one
     bool packed = false;  // lies in no array but in the packed codes of a frozen base
     int64_t count() const { return rows * cols; }
 };
@@ -71,9 +71,9 @@ struct Model {
     Hadamard rotate_qk;  // online, of q and k after RoPE (R3); R4 is the transform of the down linears
 
     QuantizerRules weight_rules, activation_rules, kv_rules;  // as they were asked for
-    QuantNoise noise;               // stochastic rounding: seed and step
-    bool work_quantized = true;     // what model_refresh last made of the working weights
-    Buffer<Grid> grids;             // of the quantized tensors, one after another
+    QuantNoise noise;                                         // stochastic rounding: seed and step
+    bool work_quantized = true;                               // what model_refresh last made of the working weights
+    Buffer<Grid> grids;                                       // of the quantized tensors, one after another
     Buffer<float> scale_floats;     // what stands behind their scales (ScaleState): for each tensor, its own, then
     Buffer<uint8_t> scale_codes;    // those of its blocks of scales; and the codes of the scales
     Buffer<float> learned;          // [quantized tensors, 2, groups]: LearnedGrid's parameters
@@ -131,8 +131,10 @@ inline std::vector<ParamTensor> model_tensors(const ModelConfig& c, size_t* num_
             add(p + "self_attn.v_proj.bias", ParamKind::bias, 1, kv, l, true, "v", Product::qkv, 2);
         }
         if (c.qk_norm) {
-            add(p + "self_attn.q_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0, &Layer::q_norm);
-            add(p + "self_attn.k_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0, &Layer::k_norm);
+            add(p + "self_attn.q_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0,
+                &Layer::q_norm);
+            add(p + "self_attn.k_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0,
+                &Layer::k_norm);
         }
         add(p + "self_attn.o_proj.weight", ParamKind::linear, C, q, l, false, "o", Product::o, 0);
         add(p + "post_attention_layernorm.weight", ParamKind::norm, 1, C, l, false, "", Product::qkv, 0, &Layer::ln2);
@@ -219,9 +221,7 @@ void model_bind(Model& m, T* base, T* Param::*view, T* QuantizedTensor::*weight)
     }
     if (m.config.tie_word_embeddings) m.head.*weight = m.embed.*weight;
 }
-inline void model_bind_masters(Model& m, float* base) {
-    model_bind(m, base, &Param::master, &QuantizedTensor::master);
-}
+inline void model_bind_masters(Model& m, float* base) { model_bind(m, base, &Param::master, &QuantizedTensor::master); }
 inline void model_bind_work(Model& m, floatX* base) { model_bind(m, base, &Param::work, &QuantizedTensor::work); }
 // null: nothing of the base is trained
 inline void model_bind_gradients(Model& m, float* base) { model_bind(m, base, &Param::grad, &QuantizedTensor::grad); }
@@ -317,8 +317,7 @@ inline void model_allocate_reference(Model& reference, const Model& m) {
     model_describe(reference, m.config);
     for (int l = 0; l < m.L(); l++) {
         reference.layers[l].kv = m.layers[l].kv;
-        for (int p = 0; p < 4; p++)
-            layer_linears(reference.layers[l])[p]->input = layer_linears(m.layers[l])[p]->input;
+        for (int p = 0; p < 4; p++) layer_linears(reference.layers[l])[p]->input = layer_linears(m.layers[l])[p]->input;
     }
     reference.activation_rules = m.activation_rules, reference.kv_rules = m.kv_rules;
     reference.k_pre_bias = m.k_pre_bias;

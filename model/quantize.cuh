@@ -146,8 +146,8 @@ inline void model_quantize(Model& m, const QuantizerRules& rules, bool track_fli
 inline double part_bits(const QuantizedTensor& t) {
     const Quantizer& q = t.quantizer;
     const bool grouped = q.scope == QuantScope::group || q.scope == QuantScope::block;
-    const QuantizedWeight w = quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), {t.rows, 0, 0}, t.cols,
-                                               grouped ? q.group : t.cols, WeightLayout::panels);
+    const QuantizedWeight w = quantized_weight(q.spec, quantized_storage(q.spec, q.double_quant), {t.rows, 0, 0},
+                                               t.cols, grouped ? q.group : t.cols, WeightLayout::panels);
     return quantized_weight_bits_per_weight(w);
 }
 
@@ -179,8 +179,8 @@ inline std::string quantizer_table(const Model& m) {
         const std::string text = quantizer_text(p->quantizer);
         const double each = p->quantizer.on() ? part_bits(*p) : 8.0 * sizeof(floatX);
         bits += each * (double)t.count(), weights += (double)t.count();
-        auto row = std::find_if(rows.begin(), rows.end(),
-                                [&](const Row& r) { return r.text == text && r.label == t.label; });
+        auto row =
+            std::find_if(rows.begin(), rows.end(), [&](const Row& r) { return r.text == text && r.label == t.label; });
         if (row == rows.end()) row = rows.insert(rows.end(), Row{text, t.label, {}, 0.0, 0.0});
         if (t.layer >= 0) row->layers.push_back(t.layer);
         row->bits += each * (double)t.count(), row->weights += (double)t.count();
@@ -199,8 +199,8 @@ inline std::string quantizer_table(const Model& m) {
     std::string table;
     for (const Row& r : rows) {
         const std::string where = r.layers.empty() ? r.label : r.label + " of layers " + ranges_text(r.layers);
-        table += format("%s%-16s %6.3f bits a weight  %s\n", table.empty() ? "weights     " : "            ", r.text.c_str(),
-                        r.bits / r.weights, where.c_str());
+        table += format("%s%-16s %6.3f bits a weight  %s\n", table.empty() ? "weights     " : "            ",
+                        r.text.c_str(), r.bits / r.weights, where.c_str());
     }
     return table + format("            %-16s %6.3f bits a weight\n", "together", bits / weights);
 }

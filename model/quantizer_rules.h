@@ -134,7 +134,8 @@ inline std::string rules_text(const QuantizerRules& rules) {
         if (!text.empty()) text += "; ";
         else if (!r.where.empty()) text = "none; ";
         for (size_t i = 0; i < r.where.size(); i++) text += (i ? "," : "") + r.where[i];
-        text += (r.where.empty() ? "" : "=") + quantizer_text(r.quantizer, rules.flag == "weights" ? "channel" : "token");
+        text +=
+            (r.where.empty() ? "" : "=") + quantizer_text(r.quantizer, rules.flag == "weights" ? "channel" : "token");
     }
     return text;
 }
@@ -148,28 +149,32 @@ inline void rules_check(const QuantizerRules& rules, const std::vector<Quantizer
             bool found = false;
             for (const QuantizerPlace& p : places) found = found || place_matches(w, p);
             if (!found)
-                fail_usage("--%s: '%s' names nothing of this model; there are layers.0 to layers.%d, layers.0-1%s, and * "
-                           "for any characters",
-                           rules.flag.c_str(), w.c_str(), last,
-                           rules.flag == "kv_cache" ? "" : ", layers.0.down, q, k, v, o, gate, up, down, head, embed");
+                fail_usage(
+                    "--%s: '%s' names nothing of this model; there are layers.0 to layers.%d, layers.0-1%s, and * "
+                    "for any characters",
+                    rules.flag.c_str(), w.c_str(), last,
+                    rules.flag == "kv_cache" ? "" : ", layers.0.down, q, k, v, o, gate, up, down, head, embed");
         }
 }
 
 // What the user should know of rules that meet: one line for each place rule that a later one overrides
-inline std::vector<std::string> rules_overridden(const QuantizerRules& rules, const std::vector<QuantizerPlace>& places) {
+inline std::vector<std::string> rules_overridden(const QuantizerRules& rules,
+                                                 const std::vector<QuantizerPlace>& places) {
     std::vector<std::string> notes;
     for (size_t a = 0; a < rules.rules.size(); a++)
         for (size_t b = a + 1; b < rules.rules.size(); b++) {
             int both = 0;
             std::string example;
             for (const QuantizerPlace& p : places) {
-                if (rules.rules[a].where.empty() || !rule_matches(rules.rules[a], p) || !rule_matches(rules.rules[b], p))
+                if (rules.rules[a].where.empty() || !rule_matches(rules.rules[a], p) ||
+                    !rule_matches(rules.rules[b], p))
                     continue;
                 if (both++ == 0) example = place_text(p);
             }
             if (!both) continue;
             notes.push_back(format("--%s: rules %zu and %zu both name %s%s; the later one wins", rules.flag.c_str(),
-                                   a + 1, b + 1, example.c_str(), both > 1 ? format(" and %d more", both - 1).c_str() : ""));
+                                   a + 1, b + 1, example.c_str(),
+                                   both > 1 ? format(" and %d more", both - 1).c_str() : ""));
         }
     return notes;
 }

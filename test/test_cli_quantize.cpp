@@ -189,8 +189,8 @@ TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
         for (const json& row : read_lines(out + "/metrics.jsonl"))
             EXPECT_EQ(number(row, "sampling/sampling_logp_difference/max"), 0.0);
         const std::string checkpoint = out + "/checkpoint-2";
-        r = good({"eval", "--model", checkpoint, "--eval_data", problems, "--eval_n", "8", "--max_completion_length", "16",
-                  "--output_dir", eval});
+        r = good({"eval", "--model", checkpoint, "--eval_data", problems, "--eval_n", "8", "--max_completion_length",
+                  "16", "--output_dir", eval});
         EXPECT_NE(r.err.find("trained as --weights '" + said), std::string::npos) << r.err;
         EXPECT_EQ(read_json(eval + "/summary.json")["weights"], said);
         EXPECT_EQ(read_json(eval + "/summary.json")["kv_cache"], "int8:token:sym; layers.1=none");
@@ -198,14 +198,16 @@ TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
         good({"export", "--model", checkpoint, "--format", "hf", "--output_dir", again});
         const Args prompt = {"--prompt", "3+4=?\n#### 7", "--kv_cache", "none", "--activations", "none"};
         json mixed = json::parse(good(Args{"logprobs", "--model", checkpoint} + prompt).out)["logprobs"];
-        json plain = json::parse(good(Args{"logprobs", "--model", again, "--weights", "none"} + prompt).out)["logprobs"];
-        json full = json::parse(good(Args{"logprobs", "--model", checkpoint, "--weights", "none"} + prompt).out)["logprobs"];
+        json plain =
+            json::parse(good(Args{"logprobs", "--model", again, "--weights", "none"} + prompt).out)["logprobs"];
+        json full =
+            json::parse(good(Args{"logprobs", "--model", checkpoint, "--weights", "none"} + prompt).out)["logprobs"];
         if (!bf16_build) { EXPECT_EQ(mixed, plain); }
         EXPECT_NE(mixed, full);
         // a container of one format cannot hold it and says which linear; compressed-tensors holds what it knows at all
         auto exported = [&](const char* format, const std::string& folder) {
-            return Args{"export",   "--model",      checkpoint, "--weights", said,     "--format", format, "--save_dtype",
-                        "float32", "--output_dir", folder};
+            return Args{"export", "--model",      checkpoint, "--weights",    said,  "--format",
+                        format,   "--save_dtype", "float32",  "--output_dir", folder};
         };
         if (!learned) {
             refused(1, exported("gptq", fresh("never")), {"gptq cannot hold", "layers.0", "others have int4:g16:sym"});
@@ -231,7 +233,8 @@ TEST(MixedPrecision, BadInput) {
     refused(2, grpo(out, {"--weights", "int4:g16; =int8:channel"}), {"empty name"});
     refused(2, grpo(out, {"--weights", "int4:g16; down=int9"}), {"int9"});
     refused(2, grpo(out, {"--weights", "int4:g16; down=int4:g128"}), {"g128", "down_proj"});
-    refused(2, grpo(out, {"--weights", "int4:g16; q=none", "--quantize_layers", "q"}), {"--quantize_layers", "--weights"});
+    refused(2, grpo(out, {"--weights", "int4:g16; q=none", "--quantize_layers", "q"}),
+            {"--quantize_layers", "--weights"});
     refused(2, grpo(out, {"--activations", "int8:token; k=none"}), {"q", "same input"});
     refused(2, grpo(out, {"--activations", "none; head=int8:token"}), {"'head'", "names nothing"});
     refused(2, grpo(out, {"--kv_cache", "int8:token; q=none"}), {"'q'", "layers.0"});

@@ -64,9 +64,7 @@ static void forward(Model& m, Trace& r, const Batch& b) {
                             &r.scratch});
 }
 
-static void give_quantizer(Model& m, const char* text, bool codes = false) {
-    model_quantize(m, rules_of(text), codes);
-}
+static void give_quantizer(Model& m, const char* text, bool codes = false) { model_quantize(m, rules_of(text), codes); }
 
 static HostMasters all_masters(Model& m) {
     HostMasters all;
@@ -315,7 +313,8 @@ TEST(Rotation, OutliersThatWerePlantedSpread) {
     Model m;
     load(m, "llama");
     for (LayerMasters& l : all_masters(m).layers)
-        for (int i = 0; i < 2 * m.F(); i++) l.weight[(int)Product::gate_up][i * m.C() + 5] *= 20.0f;  // a hidden channel
+        for (int i = 0; i < 2 * m.F(); i++)
+            l.weight[(int)Product::gate_up][i * m.C() + 5] *= 20.0f;  // a hidden channel
     Batch b = batch_of(m, {24});
     std::vector<float> before = logits_of(m, b);
     double plain = weight_error(m, "int4:channel:sym");
@@ -440,7 +439,8 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
         if (std::string(text) == "nvfp4" && m.F() % 16) continue;
         give_quantizer(m, text);
         Batch b = batch_of(m, {9, 1, 30});
-        for (LayerMasters& l : all_masters(m).layers) l.ln1[3] *= 15.0f, l.ln2[7] *= 15.0f;  // activations with outliers
+        for (LayerMasters& l : all_masters(m).layers)
+            l.ln1[3] *= 15.0f, l.ln2[7] *= 15.0f;  // activations with outliers
         Trace before, after;
         forward(m, before, b);
         AwqConfig config;
@@ -453,8 +453,7 @@ TEST_P(Transforms, AwqScalingLeavesTheFunctionAndLowersTheErrorOfEveryModule) {
                 exact[l][i] = module_of(m, before.inputs[l], l, i);
                 plain[l][i] = module_error(m, exact[l][i], before.inputs[l], l, i);
             }
-        for (int l = 0; l < m.L(); l++)
-            results.push_back(awq_layer(m, masters(m, l), l, before.inputs[l], config));
+        for (int l = 0; l < m.L(); l++) results.push_back(awq_layer(m, masters(m, l), l, before.inputs[l], config));
         forward(m, after, b);
         EXPECT_LE(relative(after.logits, before.logits), 4 * CLOSE) << text;
         int scaled = 0, compared = 0;
