@@ -25,8 +25,7 @@
 
 enum class ParamKind { embedding, head, linear, norm, bias };
 enum class Product { qkv, o, gate_up, down };  // the four linears of a layer
-
-struct Layer;
+enum class NormKind { last, ln1, ln2, q_norm, k_norm };
 
 // A tensor of the checkpoint
 struct ParamTensor {
@@ -38,7 +37,7 @@ struct ParamTensor {
     const char* label;    // of a weight: q, k, v, o, gate, up, down, embed, head
     Product product;      // of a linear or its bias: which of its layer's,
     int part;             // and which part of that
-    Param Layer::*norm;   // of a layer's norm: which one
+    NormKind norm;        // of a norm: which one
     bool packed = false;  // lies in no array but in the packed codes of a frozen base
     int64_t count() const { return rows * cols; }
 };
@@ -111,7 +110,8 @@ inline std::vector<ParamTensor> model_tensors(const ModelConfig& c, size_t* num_
     size_t end = 0;
     // joined: directly behind the tensor before it, because one matmul reads both
     auto add = [&](const std::string& name, ParamKind kind, int64_t rows, int64_t cols, int layer, bool joined,
-                   const char* label = "", Product product = Product::qkv, int part = 0, Param Layer::*norm = nullptr) {
+                   const char* label = "", Product product = Product::qkv, int part = 0,
+                   NormKind norm = NormKind::last) {
         if (!joined) end = (end + 31) / 32 * 32;
         list.push_back({name, kind, rows, cols, end, layer, label, product, part, norm});
         end += (size_t)(rows * cols);
@@ -121,7 +121,7 @@ inline std::vector<ParamTensor> model_tensors(const ModelConfig& c, size_t* num_
     add("model.embed_tokens.weight", ParamKind::embedding, c.vocab_size, C, -1, false, "embed");
     for (int l = 0; l < c.num_hidden_layers; l++) {
         std::string p = "model.layers." + std::to_string(l) + ".";
-        add(p + "input_layernorm.weight", ParamKind::norm, 1, C, l, false, "", Product::qkv, 0, &Layer::ln1);
+        add(p + "input_layernorm.weight", ParamKind::norm, 1, C, l, false, "", Product::qkv, 0, NormKind::ln1);
         add(p + "self_attn.q_proj.weight", ParamKind::linear, q, C, l, false, "q", Product::qkv, 0);
         add(p + "self_attn.k_proj.weight", ParamKind::linear, kv, C, l, true, "k", Product::qkv, 1);
         add(p + "self_attn.v_proj.weight", ParamKind::linear, kv, C, l, true, "v", Product::qkv, 2);
@@ -132,12 +132,12 @@ inline std::vector<ParamTensor> model_tensors(const ModelConfig& c, size_t* num_
         }
         if (c.qk_norm) {
             add(p + "self_attn.q_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0,
-                &Layer::q_norm);
+                NormKind::q_norm);
             add(p + "self_attn.k_norm.weight", ParamKind::norm, 1, c.head_dim, l, false, "", Product::qkv, 0,
-                &Layer::k_norm);
+                NormKind::k_norm);
         }
         add(p + "self_attn.o_proj.weight", ParamKind::linear, C, q, l, false, "o", Product::o, 0);
-        add(p + "post_attention_layernorm.weight", ParamKind::norm, 1, C, l, false, "", Product::qkv, 0, &Layer::ln2);
+        add(p + "post_attention_layernorm.weight", ParamKind::norm, 1, C, l, false, "", Product::qkv, 0, NormKind::ln2);
         add(p + "mlp.gate_proj.weight", ParamKind::linear, F, C, l, false, "gate", Product::gate_up, 0);
         add(p + "mlp.up_proj.weight", ParamKind::linear, F, C, l, true, "up", Product::gate_up, 1);
         add(p + "mlp.down_proj.weight", ParamKind::linear, C, F, l, false, "down", Product::down, 0);
@@ -162,6 +162,22 @@ inline const LinearPart* part_of(const Model& m, const ParamTensor& t) {
 }
 inline LinearPart* part_of(Model& m, const ParamTensor& t) {
     return const_cast<LinearPart*>(part_of(static_cast<const Model&>(m), t));
+}
+
+inline Param& norm_of(Model& m, const ParamTensor& t) {
+    switch (t.norm) {
+        case NormKind::ln1:
+            return m.layers[t.layer].ln1;
+        case NormKind::ln2:
+            return m.layers[t.layer].ln2;
+        case NormKind::q_norm:
+            return m.layers[t.layer].q_norm;
+        case NormKind::k_norm:
+            return m.layers[t.layer].k_norm;
+        case NormKind::last:
+            break;
+    }
+    return m.norm;
 }
 
 // the weights with a quantizer, in the order of memory
@@ -216,8 +232,7 @@ void model_bind(Model& m, T* base, T* Param::*view, T* QuantizedTensor::*weight)
         if (LinearPart* part = part_of(m, t)) part->*weight = p;
         if (t.kind == ParamKind::linear && (t.part == 0 || !p)) linear_of(m, t).weight.*view = p;
         if (t.kind == ParamKind::bias && t.part == 0) linear_of(m, t).bias.*view = p;
-        Param* norm = t.kind != ParamKind::norm ? nullptr : t.norm ? &(m.layers[t.layer].*t.norm) : &m.norm;
-        if (norm) norm->*view = p;
+        if (t.kind == ParamKind::norm) norm_of(m, t).*view = p;
     }
     if (m.config.tie_word_embeddings) m.head.*weight = m.embed.*weight;
 }
@@ -265,8 +280,8 @@ void host_masters(Model& m, int layer, std::vector<float>& copy, const F& use) {
         LayerMasters& l = w.layers[t.layer];
         if (t.kind == ParamKind::linear && t.part == 0) l.weight[(int)t.product] = p;
         if (t.kind == ParamKind::bias && t.part == 0) l.qkv_bias = p;
-        if (t.norm == &Layer::ln1) l.ln1 = p;
-        if (t.norm == &Layer::ln2) l.ln2 = p;
+        if (t.norm == NormKind::ln1) l.ln1 = p;
+        if (t.norm == NormKind::ln2) l.ln2 = p;
     }
     if (!w.head) w.head = w.embed;
     use((const HostMasters&)w);
