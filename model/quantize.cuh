@@ -202,7 +202,8 @@ inline std::string quantizer_table(const Model& m) {
         table += format("%s%-16s %6.3f bits a weight  %s\n", table.empty() ? "weights     " : "            ",
                         r.text.c_str(), r.bits / r.weights, where.c_str());
     }
-    return table + format("            %-16s %6.3f bits a weight\n", "together", bits / weights);
+    if (rows.size() > 1) table += format("            %-16s %6.3f bits a weight\n", "together", bits / weights);
+    return table;
 }
 
 // a measured grid of weights that were not trained yet is forgotten: training begins here
