@@ -1,6 +1,6 @@
 // Speed of kernels/cpu/gemm.h at the shapes of the embedded model, SmolLM-135M (C 576, V 49152) and Qwen2.5-0.5B (C
 // 896, F 4864).
-//   g++ -std=c++17 -O3 -march=native -fopenmp test/bench_gemm.cpp -o bench_gemm && ./bench_gemm [seconds for each
+//   g++ -std=c++17 -O3 -march=native -fopenmp bench/bench_gemm.cpp -o bench_gemm && ./bench_gemm [seconds for each
 //   number]
 // A number is the best of several calls, in GFLOP/s, one multiply-add counting two. `tile` is the register tile alone
 // on operands in L1, on as many threads: what the blocking above it could reach at most.

@@ -1,8 +1,8 @@
 // Speed of the CUDA operators at the shapes of Qwen2.5-0.5B. `make bench` runs it where there is a GPU:
-//   nvcc -std=c++17 -O3 -arch=native -x cu test/bench_kernels.cpp -o bench_kernels -Xcompiler -fopenmp -lcublasLt
+//   nvcc -std=c++17 -O3 -arch=native -x cu bench/bench_kernels.cpp -o bench_kernels -Xcompiler -fopenmp -lcublasLt
 //   ./bench_kernels [--tiny]
 // --tiny runs every line once at small shapes and prints no speeds, so that test/simt/ can run it too:
-//   g++ -std=c++17 -O1 -fopenmp -DTRAIN_QRL_SIMT -I test/simt test/bench_kernels.cpp -o bench_kernels
+//   g++ -std=c++17 -O1 -fopenmp -DTRAIN_QRL_SIMT -I test/simt bench/bench_kernels.cpp -o bench_kernels
 //
 // ms      median of 21 calls after 3 warm-up calls, between two events of the stream
 // MB      least memory traffic, as the head of the operator's file counts it; of a product, each operand once (`+=`
