@@ -44,10 +44,18 @@ inline std::string place_text(const QuantizerPlace& p) {
     return "layers." + std::to_string(p.layer) + (p.part.empty() ? "" : "." + p.part);
 }
 
-// does `text` match `pattern`, in which * stands for any characters?
-inline bool glob_match(const char* pattern, const char* text) {
-    if (*pattern == '*') return glob_match(pattern + 1, text) || (*text && glob_match(pattern, text + 1));
-    return *pattern == *text && (!*text || glob_match(pattern + 1, text + 1));
+// does `text` match `pattern`, in which * stands for any characters? A mismatch goes back to the last * alone, so that a
+// hostile pattern costs length times length.
+inline bool glob_match(const std::string& pattern, const std::string& text) {
+    size_t p = 0, t = 0, star = pattern.npos, from = 0;
+    while (t < text.size()) {
+        if (p < pattern.size() && pattern[p] == '*') star = p++, from = t;
+        else if (p < pattern.size() && pattern[p] == text[t]) p++, t++;
+        else if (star != pattern.npos) p = star + 1, t = ++from;
+        else return false;
+    }
+    while (p < pattern.size() && pattern[p] == '*') p++;
+    return p == pattern.size();
 }
 
 // "layers.5", "layers.2-7", either with .PART behind; false: it is not of that form
@@ -68,7 +76,7 @@ inline bool place_matches(const std::string& where, const QuantizerPlace& p) {
     int first = 0, last = 0;
     std::string part;
     if (where.find('*') != where.npos)
-        return glob_match(where.c_str(), place_text(p).c_str()) || glob_match(where.c_str(), p.name.c_str());
+        return glob_match(where, place_text(p)) || glob_match(where, p.name);
     if (layers_selector(where, &first, &last, &part))
         return p.layer >= first && p.layer <= last && (part.empty() || part == p.part);
     return where == p.part || where == p.name;

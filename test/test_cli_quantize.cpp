@@ -229,6 +229,9 @@ TEST(MixedPrecision, BadInput) {
     refused(2, grpo(out, {"--weights", "int4:g16; layers.7=none"}), {"--weights", "'layers.7'", "names nothing"});
     refused(2, grpo(out, {"--weights", "int4:g16; downn=none"}), {"'downn'", "names nothing"});
     refused(2, grpo(out, {"--weights", "int4:g16; *.x_proj.*=none"}), {"'*.x_proj.*'", "names nothing"});
+    std::string stars;  // a pattern that must not be tried in every way
+    for (int i = 0; i < 40; i++) stars += "*l";
+    refused(2, grpo(out, {"--weights", "int4:g16; " + stars + "=none"}), {stars, "names nothing"});
     refused(2, grpo(out, {"--weights", "int4:g16; int8:channel"}), {"int8:channel", "NAMES="});
     refused(2, grpo(out, {"--weights", "int4:g16; =int8:channel"}), {"empty name"});
     refused(2, grpo(out, {"--weights", "int4:g16; down=int9"}), {"int9"});
