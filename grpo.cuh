@@ -18,9 +18,8 @@
 #include <functional>
 #include <string>
 #include <vector>
-#include "rollout.cuh"
-#include "runtime/comm.h"
-#include "train.cuh"
+#include "train/loop.cuh"
+#include "train/samples.cuh"
 
 enum class LossType { grpo, bnpo, dr_grpo, dapo };
 enum class RewardScale { group, batch, none };
@@ -35,6 +34,7 @@ struct GrpoConfig {
     bool mask_truncated = false;
     float temperature = 1.0f;
     int64_t micro_batch_tokens = 4096;
+    Pass pass;                   // of the policy's forwards
     std::function<bool()> stop;  // asked before each micro-batch: true abandons the pass
     Comm* comm = nullptr;        // the ranks that share the work; null: this one alone
 };
@@ -46,13 +46,6 @@ struct Advantages {
     std::vector<float> a;  // [P*G]
     double reward_mean = 0.0, reward_std = 0.0, zero_std_share = 0.0;
 };
-
-// sample standard deviation (n-1); 0 for a single value
-inline double sample_std(const float* x, int n, double mean) {
-    double sum = 0.0;
-    for (int i = 0; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
-    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
-}
 
 inline Advantages group_advantages(const std::vector<float>& rewards, int G, RewardScale scale) {
     Advantages out;
@@ -116,79 +109,6 @@ struct PolicyPass {
     bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
 
-// the completions that this rank differentiates: [begin, end)
-inline std::pair<int, int> share_of_completions(const GrpoConfig& c, size_t completions) {
-    return c.comm ? comm_share(*c.comm, (int)completions) : std::pair<int, int>(0, (int)completions);
-}
-
-// the completions of `share` cut into micro-batches: each is a range [first, last) whose prompts and completions fit in
-// the budget
-inline std::vector<std::pair<int, int>> micro_batches(const std::vector<std::vector<int>>& prompts,
-                                                      const std::vector<Completion>& completions, int part,
-                                                      int64_t budget, std::pair<int, int> share) {
-    std::vector<std::pair<int, int>> out;
-    int64_t used = 0;
-    for (int i = share.first; i < share.second; i++) {
-        int64_t n = (int64_t)(prompts[completions[i].prompt].size() + completions[i].tokens.size());
-        if (n > budget)
-            fail("a prompt and completion of %lld tokens exceed --micro_batch_tokens %lld; raise it", (long long)n,
-                 (long long)budget);
-        if (out.empty() || used + n > budget || i % part == 0) {
-            out.push_back({i, i});
-            used = 0;
-        }
-        out.back().second = i + 1;
-        used += n;
-    }
-    return out;
-}
-
-inline void batch_add_completion(Batch& b, std::vector<int> ids, const Completion& c) {
-    ids.insert(ids.end(), c.tokens.begin(), c.tokens.end());
-    batch_add_sequence(b, ids.data(), (int)ids.size());
-}
-
-// Each rank samples its part of the prompts (their number is a multiple of the ranks'), and every rank gets all
-// completions, with the tokens that one rank alone would draw (unless --batch_invariant is off).
-inline std::vector<Completion> rollout_of_ranks(Comm& comm, Model& m, RolloutState& s,
-                                                const std::vector<std::vector<int>>& prompts, int G,
-                                                RolloutConfig config, RolloutStats* stats,
-                                                const std::function<bool(int, int)>& on_token) {
-    if (comm.world == 1) return rollout(m, s, prompts, G, config, stats, on_token);
-    auto [begin, end] = comm_share(comm, (int)prompts.size());
-    config.first_prompt = begin;
-    std::vector<Completion> mine =
-        rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token);
-    // a row a completion: finished, length, tokens, bits of their log-probabilities
-    const int most = config.max_completion_length, row = 2 + 2 * most;
-    std::vector<int> rows(mine.size() * row);
-    for (size_t i = 0; i < mine.size(); i++) {
-        int* r = rows.data() + i * row;
-        r[0] = mine[i].finished;
-        r[1] = (int)mine[i].tokens.size();
-        std::copy(mine[i].tokens.begin(), mine[i].tokens.end(), r + 2);
-        if (r[1]) memcpy(r + 2 + most, mine[i].logps.data(), r[1] * sizeof(float));
-    }
-    rows = comm_gather(comm, rows);
-    std::vector<Completion> all(prompts.size() * G);
-    for (size_t i = 0; i < all.size(); i++) {
-        const int* r = rows.data() + i * row;
-        all[i].prompt = (int)i / G;
-        all[i].sample = (int)i % G;
-        all[i].finished = r[0];
-        all[i].tokens.assign(r + 2, r + 2 + r[1]);
-        all[i].logps.resize(r[1]);
-        if (r[1]) memcpy(all[i].logps.data(), r + 2 + most, r[1] * sizeof(float));
-    }
-    if (stats) {
-        double prompt_tokens = (double)stats->prompt_tokens, completion_tokens = (double)stats->completion_tokens;
-        comm_reduce(comm, {&prompt_tokens, &completion_tokens}, Reduce::sum);
-        stats->prompt_tokens = (int64_t)prompt_tokens;
-        stats->completion_tokens = (int64_t)completion_tokens;
-    }
-    return all;
-}
-
 // log-probabilities of this rank's completions under a set of weights, one vector a completion: those of a reference
 // model, or the policy's own in another pass
 inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weights, const Pass& pass,
@@ -196,12 +116,12 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
                                                         const std::vector<Completion>& completions,
                                                         const GrpoConfig& c) {
     std::vector<std::vector<float>> out(completions.size());
-    for (auto [first, last] : micro_batches(prompts, completions, (int)completions.size(), c.micro_batch_tokens,
-                                            share_of_completions(c, completions.size()))) {
+    for (auto [first, last] : micro_batches(sample_lengths(prompts, completions), (int)completions.size(),
+                                            c.micro_batch_tokens, share_of_ranks(c.comm, completions.size()))) {
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {
-            batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
+            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
             score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
         score_forward(weights, t.acts, t.score, b, s, 1.0f / c.temperature, pass);
@@ -216,9 +136,9 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
 }
 
 // Sums over the completions of all ranks, of the gradients too, and the means that are logged
-inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, const GrpoConfig& c) {
+inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, const GrpoConfig& c, bool gradient) {
     if (c.comm && c.comm->world > 1) {
-        comm_sum(*c.comm, t.grads.data, t.grads.size);
+        if (gradient) comm_sum(*c.comm, t.grads.data, t.grads.size);
         double tokens = (double)out.tokens, forward = (double)out.forward_tokens;
         comm_reduce(*c.comm,
                     {&sums.loss, &sums.kl, &sums.entropy, &sums.logp_difference, &sums.ratio, &sums.clip_low,
@@ -246,10 +166,11 @@ inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, con
 }
 
 // Forward, loss and backward over all completions: gradients accumulate in t.grads, which several ranks must enter with
-// zeros, because they add it up at the end. ref: reference log-probabilities, empty when beta is 0.
+// zeros, because they add it up at the end; unless gradient is false. ref: reference log-probabilities, empty when beta is 0.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
                               const std::vector<Completion>& completions, const std::vector<float>& advantages,
-                              const std::vector<std::vector<float>>& ref, const GrpoConfig& c) {
+                              const std::vector<std::vector<float>>& ref, const GrpoConfig& c,
+                              bool gradient = true) {
     PolicyPass out;
     int N = (int)completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
     std::vector<int> lengths(N);
@@ -260,8 +181,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     ScoreMemory& memory = t.score;
     policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] :
-         micro_batches(prompts, completions, part, c.micro_batch_tokens, share_of_completions(c, N))) {
+    for (auto [first, last] : micro_batches(sample_lengths(prompts, completions), part, c.micro_batch_tokens,
+                                            share_of_ranks(c.comm, N))) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
@@ -269,12 +190,12 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         Batch b;
         ScoredTokens s;
         for (int i = first; i < last; i++) {
-            batch_add_completion(b, prompts[completions[i].prompt], completions[i]);
+            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
             if (lengths[i]) score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
         }
         const int64_t R = s.size();
         if (R == 0) continue;
-        score_forward_training(t, b, s, 1.0f / c.temperature);
+        score_forward_training(t, b, s, 1.0f / c.temperature, c.pass);
         PolicyInputs in = policy_inputs(memory.policy, R, dev);
         int64_t at = 0;
         for (int i = first; i < last; i++)
@@ -287,12 +208,143 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         in = policy_inputs_send(memory.policy, R, dev);
         policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
                     {c.epsilon_low, c.epsilon_high, c.beta}, dev);
-        score_backward(t, R, 1.0f / c.temperature);
+        if (gradient) score_backward(t, R, 1.0f / c.temperature);
         out.tokens += R;
         out.forward_tokens += b.T();
     }
     PolicySums sums;
     copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
-    policy_pass_finish(out, sums, t, c);
+    policy_pass_finish(out, sums, t, c, gradient);
     return out;
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the objective: one GRPO step
+
+struct GrpoObjective : Objective {
+    GrpoConfig config;
+    RewardSet rewards;
+    RolloutConfig rollout;
+    RolloutState* state = nullptr;
+    Model* reference = nullptr;  // of the KL term; null: the policy without its adapter
+    const Tokenizer* tok = nullptr;
+
+    // of this step
+    std::vector<Example> batch;
+    std::vector<std::vector<int>> prompts;
+    std::vector<Completion> samples;
+    RewardedGroup rewarded;
+    Advantages advantages;
+    std::vector<std::vector<float>> ref;
+    RolloutStats generated;
+    PolicyPass first, pass;  // of its first update and of its last
+    int updates = 0;
+    int silent = 0;  // steps in a row whose groups were all equal
+
+    int iterations() const override { return config.num_iterations; }
+
+    bool prepare(Trainer& t, const StepContext& c, LoopState& run) override {
+        batch = c.batch;
+        prompts.clear();
+        for (const Example& e : batch) prompts.push_back(e.prompt.tokens);
+        rollout.step = (uint32_t)c.step;
+        rollout.pass = model_pack(*t.model);
+        generated = RolloutStats();
+        samples = rollout_of_ranks(c.comm, *t.model, *state, prompts, config.num_generations, rollout, &generated,
+                                   [&](int, int) { return !(c.stop && c.stop()); });
+        model_unpack(*t.model);
+        if (step_stop(c)) return false;
+        run.generated.prompt_tokens += generated.prompt_tokens;
+        run.generated.completion_tokens += generated.completion_tokens;
+        run.generated.seconds += generated.seconds;
+        rewarded = reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+        advantages = group_advantages(rewarded.total, config.num_generations, config.scale_rewards);
+        config.comm = c.comm;
+        config.pass = c.pass;
+        updates = 0;
+        if (config.beta == 0.0) return true;
+        Pass base;
+        base.adapter = false;
+        ref = completion_logps(t, reference ? *reference : *t.model, reference ? Pass() : base, prompts, samples,
+                               config);
+        return true;
+    }
+
+    StepLoss loss(Trainer& t, const StepContext& c, bool gradient) override {
+        config.stop = c.stop;
+        pass = policy_pass(t, prompts, samples, advantages.a, ref, config, gradient);
+        if (updates++ == 0) first = pass;
+        return {pass.loss, pass.forward_tokens, pass.abandoned};
+    }
+
+    void metrics(nlohmann::ordered_json& j) const override {
+        j["reward"] = advantages.reward_mean;
+        j["reward_std"] = advantages.reward_std;
+        j["frac_reward_zero_std"] = advantages.zero_std_share;
+        for (size_t f = 0; f < rewards.entries.size(); f++) {
+            const std::string name = std::string("rewards/") + rewards.entries[f].name;
+            const std::vector<float>& each = rewarded.each[f];
+            double mean = 0.0;
+            for (float r : each) mean += r / (double)each.size();
+            j[name + "/mean"] = mean;
+            j[name + "/std"] = sample_std(each.data(), (int)each.size(), mean);
+        }
+        length_metrics(j, samples);
+        j["entropy"] = pass.entropy;
+        if (config.beta > 0.0) j["kl"] = pass.kl;
+        j["clip_ratio/low_mean"] = pass.clip_low;
+        j["clip_ratio/low_min"] = pass.clip_low_min;
+        j["clip_ratio/high_mean"] = pass.clip_high;
+        j["clip_ratio/high_max"] = pass.clip_high_max;
+        j["clip_ratio/region_mean"] = pass.clip_low + pass.clip_high;
+        j["sampling/sampling_logp_difference/mean"] = first.logp_difference_mean;
+        j["sampling/sampling_logp_difference/max"] = first.logp_difference_max;
+        j["sampling/importance_sampling_ratio/min"] = first.ratio_min;
+        j["sampling/importance_sampling_ratio/mean"] = first.ratio_mean;
+        j["sampling/importance_sampling_ratio/max"] = first.ratio_max;
+    }
+
+    void timings(nlohmann::ordered_json& j, const StepReport& r) const override {
+        j["timing_s/gen"] = generated.seconds;
+        j["timing_s/update_actor"] = r.train_seconds;
+        j["perf/gen_tokens_per_second"] = (double)generated.completion_tokens / generated.seconds;
+        j["perf/train_tokens_per_second"] = (double)r.forward_tokens / r.train_seconds;
+    }
+
+    void completions(RunDir& run, int64_t step) const override {
+        for (size_t i = 0; i < samples.size(); i++) {
+            const Prompt& prompt = batch[samples[i].prompt].prompt;
+            nlohmann::ordered_json j;
+            j["step"] = step;
+            j["prompt"] = prompt.text;
+            j["completion"] = rewarded.texts[i];
+            j["gold"] = prompt.gold;
+            for (size_t f = 0; f < rewards.entries.size(); f++) j[rewards.entries[f].name] = rewarded.each[f][i];
+            j["advantage"] = advantages.a[i];
+            j["finished"] = samples[i].finished;
+            log_completion(run, j);
+        }
+    }
+
+    std::string line(const StepReport& r) const override {
+        const SampleLengths lengths = sample_length_statistics(samples, false);
+        std::string s = line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", advantages.reward_mean,
+                                              advantages.reward_std, pass.loss, pass.entropy);
+        if (config.beta > 0.0) s += format(" kl %.4f |", pass.kl);
+        s += format(" len %.1f clipped %.0f%% | ", lengths.mean, 100 * clipped_ratio(samples)) + line_update(r);
+        return s + format(" gen %s train %s tok/s | %.1f s",
+                          human_count((double)generated.completion_tokens / generated.seconds).c_str(),
+                          human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
+    }
+
+    // a run that cannot learn should say so at once
+    bool done() override {
+        silent = advantages.zero_std_share > 0.999 ? silent + 1 : 0;
+        if (silent == 3)
+            fprintf(stderr,
+                    "warning: for 3 steps all samples of every prompt got the same reward, so nothing is learnt; see "
+                    "completions.jsonl (mean reward %.2f, %.0f%% cut off at --max_completion_length)\n",
+                    advantages.reward_mean, 100 * clipped_ratio(samples));
+        return false;
+    }
+};

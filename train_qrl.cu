@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
 #endif
         signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), with a message
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
-        if (s.o.command == COMMAND_GRPO || s.o.command == COMMAND_SFT) install_stop_handler();
+        if (IN_TRAIN >> s.o.command & 1) install_stop_handler();
         session_adapter(s);
         switch (s.o.command) {
             case COMMAND_GRPO:

@@ -2,7 +2,7 @@
 #pragma once
 #include "../eval/log_loss.cuh"
 #include "../methods/calibration.cuh"
-#include "session.cuh"
+#include "output.cuh"
 
 // --eval_text in windows; empty without it
 inline std::vector<ScoredText> eval_text_windows(const Session& s) {
@@ -12,6 +12,13 @@ inline std::vector<ScoredText> eval_text_windows(const Session& s) {
     std::vector<int> ids = join_documents(s.tok, calibration_documents(s.tok, s.prompt, o.eval_text));
     if (ids.size() < 2) fail("--eval_text %s: fewer than two tokens", o.eval_text.c_str());
     return text_windows(ids, window);
+}
+
+// the completion of an example, given its prompt
+inline ScoredText scored_example(const Example& e) {
+    ScoredText t{e.prompt.tokens, std::max((int)e.prompt.tokens.size(), 1)};
+    t.ids.insert(t.ids.end(), e.completion.begin(), e.completion.end());
+    return t;
 }
 
 inline int64_t longest_text(const std::vector<ScoredText>& texts) {
@@ -25,8 +32,9 @@ inline int eval_command(Session& s) {
     Options& o = s.o;
     if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
     const bool problems = o.eval_text.empty() || !o.eval_data.empty() || o.given("task");
-    if (problems) check_task(o);
-    if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = EMBEDDED_COMPLETION_LENGTH;
+    const Task& task = find_task(o.task);
+    if (problems) session_task(o);
+    if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = task.completion_length;
     session_open(s);
     std::vector<Prompt> prompts;
     if (problems) prompts = eval_prompts(s);
@@ -39,7 +47,7 @@ inline int eval_command(Session& s) {
     });
     if (session_allocate(s)) return 0;
     session_load_weights(s);
-    RunDir run = session_run_dir(o);
+    RunDir run = session_run_dir(o, problems);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     buffer_forget(s.m.master);  // nothing is trained

@@ -3,7 +3,7 @@
 // through memory.
 #pragma once
 #include "../formats/gguf_write.h"
-#include "session.cuh"
+#include "memory.cuh"
 
 inline bool is_gguf_format(const std::string& format) { return format == "gguf" || format.compare(0, 5, "gguf:") == 0; }
 

@@ -3,7 +3,7 @@
 #include <unistd.h>
 #include <iostream>
 #include <iterator>
-#include "session.cuh"
+#include "problems.cuh"
 
 inline std::string read_standard_input() {
     return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());

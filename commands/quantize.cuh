@@ -3,64 +3,8 @@
 #include <string>
 #include <vector>
 #include "../methods/ptq.cuh"
-#include "eval.cuh"
+#include "calibration.cuh"
 #include "export.cuh"
-#include "sft.cuh"
-
-// --eval_text in windows, or the answers of --eval_data given their prompts; empty if neither is there
-inline std::vector<ScoredText> held_out_texts(const Session& s) {
-    std::vector<ScoredText> texts = eval_text_windows(s);
-    if (!texts.empty() || s.o.eval_data.empty()) return texts;
-    for (const SftExample& e : load_sft(s.o.eval_data)) {
-        if (s.o.eval_n > 0 && (int)texts.size() == s.o.eval_n) break;
-        SftTokens t = sft_tokens(s, e);
-        texts.push_back({t.ids, std::max(t.first, 1)});
-    }
-    return texts;
-}
-
-// what the calibration is drawn from: problems of --train_data or the embedded task, answered by the data or the model
-inline std::vector<std::vector<int>> calibration_of_problems(const Session& s) {
-    if (!s.o.train_data.empty()) return calibration_documents(s.tok, s.prompt, s.o.train_data);
-    std::vector<std::vector<int>> documents;
-    const int64_t enough = (int64_t)s.o.calibration_samples * s.o.calibration_length;
-    for (int64_t i = 0, tokens = 0; tokens < enough; i++) {
-        ArithmeticProblem p = arithmetic_problem(s.o.seed + 1, (uint32_t)i, false);
-        documents.emplace_back();
-        append_tokens(s.tok, p.question + "\n" + p.solution, documents.back());
-        tokens += (int64_t)documents.back().size();
-    }
-    return documents;
-}
-
-inline std::vector<Prompt> calibration_prompts(const Session& s) {
-    std::vector<Problem> all = s.o.train_data.empty() ? embedded_problems(s.o.seed + 1, s.o.calibration_samples, false)
-                                                      : load_problems(s.o.train_data),
-                         some;
-    std::vector<int> order = epoch_order((int)all.size(), s.o.seed, 0);
-    for (int i = 0; i < std::min((int)all.size(), s.o.calibration_samples); i++) some.push_back(all[order[i]]);
-    return make_prompts(s, some);
-}
-
-// one sampled answer to each
-inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutState& state,
-                                                            const std::vector<Prompt>& prompts) {
-    std::vector<std::vector<int>> documents, tokens;
-    for (const Prompt& p : prompts) tokens.push_back(p.tokens);
-    RolloutStats stats;
-    RolloutConfig config = rollout_config(s);
-    config.pass = model_pack(s.m, full_precision());
-    std::vector<Completion> answers = rollout(s.m, state, tokens, 1, config, &stats, [](int, int) { return true; });
-    model_unpack(s.m);
-    for (const Completion& c : answers) {
-        documents.push_back(tokens[c.prompt]);
-        documents.back().insert(documents.back().end(), c.tokens.begin(), c.tokens.end());
-    }
-    printf("calibration %zu answers of the model's own, %lld tokens, %.1f s\n", answers.size(),
-           (long long)stats.completion_tokens, stats.seconds);
-    fflush(stdout);
-    return documents;
-}
 
 inline PtqConfig ptq_config(const Options& o) {
     PtqConfig c;

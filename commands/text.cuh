@@ -1,7 +1,8 @@
 // tokenize and logprobs: JSON lines in, JSON lines out, so that other programs can check this one.
 #pragma once
 #include <iostream>
-#include "session.cuh"
+#include "../train/scoring.cuh"
+#include "memory.cuh"
 
 // calls use(object, where) for each line of standard input, or once for --prompt
 template <class Use>

@@ -4,7 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
-#include "../train.cuh"
+#include "../train/scoring.cuh"
 
 // tokens first..n-1 of ids are scored, given those before them (the first of all never is)
 struct ScoredText {

@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 #include "../data/prompts.h"
-#include "../rewards/rewards.h"
-#include "../rollout.cuh"
+#include "../train/samples.cuh"
 
 inline double pass_at_k(int n, int c, int k) {
     if (n - c < k) return 1.0;
@@ -39,12 +38,6 @@ struct EvalResult {
     std::vector<EvalSample> greedy_samples, sampled;
     RolloutStats stats;
 };
-
-inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
-    std::vector<int> ids = c.tokens;
-    if (c.finished) ids.pop_back();  // the stop token is not part of the text
-    return tokenizer_decode(tok, ids, false);
-}
 
 inline EvalSample grade_completion(const Tokenizer& tok, const Prompt& p, const Completion& c, int max_length) {
     std::string text = completion_text(tok, c);

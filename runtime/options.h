@@ -57,7 +57,7 @@ enum CommandMask : unsigned {
 #undef CMD
 };
 static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT;                  // updates weights
-static constexpr unsigned IN_SAMPLE = IN_GRPO | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
+static constexpr unsigned IN_SAMPLE = IN_TRAIN | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
 static constexpr unsigned IN_FILES = IN_GRPO | IN_SFT | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
 static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
@@ -139,7 +139,7 @@ OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is g
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
 OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
-OPT(int, rollout_batch, 256, "[1, 65536]", IN_GRPO | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
+OPT(int, rollout_batch, 256, "[1, 65536]", IN_TRAIN | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \
 OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
 OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of the matrices") \
@@ -176,7 +176,7 @@ OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message 
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
-OPT(std::string, task, "arithmetic", "arithmetic", IN_GRPO | IN_EVAL | IN_QUANTIZE, "problems made up without a data set; with --model they must be asked for") \
+OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
 // clang-format on
 
@@ -229,6 +229,11 @@ struct Options {
         int i = option_index(name);
         if (i < 0) fail("no option is called %s", name);
         return is_given[i];
+    }
+    // `value` unless the user gave the option another
+    template <class T>
+    void set_default(const char* name, T& field, const T& value) {
+        if (!given(name)) field = value;
     }
 };
 

@@ -1,6 +1,6 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also after Ctrl-C).
-// A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
+// object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also
+// after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone. Also here: stopping
 // on SIGINT and SIGTERM, the clock, peak memory, short numbers.
@@ -25,7 +25,7 @@ static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", 
 
 struct RunDir {
     std::string path;
-    AppendFile metrics, completions;  // completions is closed when the run logs none
+    AppendFile metrics, completions, code_flips;  // closed: the run logs none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -69,7 +69,7 @@ inline std::string run_in_folder(const std::string& path) {
 // Creates the folder and its parents, writes config.json, opens the logs. Call it before the long work starts: all that
 // can be wrong with the folder is said here.
 inline RunDir open_run_dir(const std::string& path, bool overwrite, bool log_completions,
-                           const nlohmann::ordered_json& config) {
+                           const nlohmann::ordered_json& config, bool log_code_flips = false) {
     make_folders(path);
     std::string found = run_in_folder(path);
     if (!found.empty() && !overwrite)
@@ -84,6 +84,7 @@ inline RunDir open_run_dir(const std::string& path, bool overwrite, bool log_com
     write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
     run.metrics = AppendFile(path + "/metrics.jsonl");
     if (log_completions) run.completions = AppendFile(path + "/completions.jsonl");
+    if (log_code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
     return run;
 }
 
@@ -99,6 +100,7 @@ inline void log_completion(RunDir& run, const nlohmann::ordered_json& j) {
 inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.metrics.close();
     run.completions.close();
+    run.code_flips.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include "../formats/gguf_write.h"
 #include "../runtime/rng.h"
-#include "../train.cuh"
+#include "../train/trainer.cuh"
 #include "file_test.h"
 #include "load_model.h"
 #include "test_device.h"

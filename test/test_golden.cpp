@@ -10,7 +10,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#include "../train.cuh"
+#include "../train/trainer.cuh"
 #include "load_model.h"
 #include "test_device.h"
 #include "test_rules.h"

@@ -625,7 +625,7 @@ static std::vector<float> train(int steps, uint64_t seed, std::vector<int>* toke
         for (int iteration = 0; iteration < 2; iteration++) {
             PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
             EXPECT_EQ(p.logp_difference_max == 0.0, iteration == 0);
-            OptimizerResult r = optimizer_step(t, 5e-3, p.loss);
+            OptimizerResult r = optimizer_apply(t, 5e-3, p.loss);
             EXPECT_FALSE(r.skipped);
         }
     }
@@ -691,7 +691,7 @@ TEST(OptimizerStep, CountsCodeFlipsAsBruteForceDoes) {
             for (int step = 0; step < 4; step++) {
                 for (size_t i = 0; i < m.num_params; i++)
                     t.grads[i] = uniform01(rng_bits(3, RNG_TASK, (uint32_t)step, (uint32_t)i, 0).x[0]) - 0.5f;
-                OptimizerResult r = optimizer_step(t, step == 2 ? 0.0 : 2e-3, 0.0);
+                OptimizerResult r = optimizer_apply(t, step == 2 ? 0.0 : 2e-3, 0.0);
                 std::vector<int> now = codes();
                 int64_t flips = 0, total = 0;
                 for (size_t i = 0; i < now.size(); i++) flips += now[i] != last[i], total += now[i] != first[i];
@@ -721,7 +721,7 @@ TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
     };
     auto good = [&] {
         PolicyPass p = policy_pass(t, prompts(), done, group_advantages(rewards, 6, RewardScale::group).a, {}, c);
-        OptimizerResult r = optimizer_step(t, 1e-4, p.loss);
+        OptimizerResult r = optimizer_apply(t, 1e-4, p.loss);
         EXPECT_FALSE(r.skipped);
         EXPECT_TRUE(std::isfinite(r.grad_norm) && r.grad_norm > 0);
     };
@@ -730,17 +730,17 @@ TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
         nan[7] = NAN;
         PolicyPass p = policy_pass(t, prompts(), done, group_advantages(nan, 6, RewardScale::group).a, {}, c);
         EXPECT_TRUE(std::isnan(p.loss));
-        return optimizer_step(t, 1e-4, p.loss);
+        return optimizer_apply(t, 1e-4, p.loss);
     };
     good();
     std::vector<float> before = snapshot();
     EXPECT_TRUE(bad_reward().skipped);
     t.grads[5] = INFINITY;
-    EXPECT_TRUE(optimizer_step(t, 1e-4, 0.0).skipped);
+    EXPECT_TRUE(optimizer_apply(t, 1e-4, 0.0).skipped);
     t.grads[m.num_params - 1] = NAN;
-    EXPECT_TRUE(optimizer_step(t, 1e-4, 0.0).skipped);
+    EXPECT_TRUE(optimizer_apply(t, 1e-4, 0.0).skipped);
     t.grads[0] = 1.0f;
-    EXPECT_TRUE(optimizer_step(t, 1e-4, NAN).skipped);
+    EXPECT_TRUE(optimizer_apply(t, 1e-4, NAN).skipped);
     EXPECT_EQ(before, snapshot()) << "a skipped step changed something";
     EXPECT_EQ(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0) << "gradients of a skipped step remain";
     EXPECT_EQ(t.step, 1);
@@ -774,16 +774,16 @@ TEST(OptimizerStep, ClipsTheGlobalNormAndDecaysMatricesAlone) {
     double norm = std::sqrt(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size));
     ASSERT_GT(norm, 0.5);
     for (size_t i = 0; i < n.num_params; i++) u.grads[i] *= (float)(0.5 / (norm + 1e-6));
-    OptimizerResult r = optimizer_step(t, 0.1, 0.0);
+    OptimizerResult r = optimizer_apply(t, 0.1, 0.0);
     EXPECT_NEAR(r.grad_norm / norm, 1.0, 1e-12);
-    optimizer_step(u, 0.1, 0.0);
+    optimizer_apply(u, 0.1, 0.0);
     for (size_t i = 0; i < m.num_params; i++) ASSERT_NEAR(m.master[i], n.master[i], 1e-6f) << i;
 
     std::vector<float> before(m.master.data, m.master.data + m.num_params);
     Trainer w;
     trainer_init(w, m, 64, false);
     w.adam.weight_decay = 0.5f;
-    optimizer_step(w, 0.1, 0.0);  // no gradient
+    optimizer_apply(w, 0.1, 0.0);  // no gradient
     for (const ParamTensor& p : m.tensors)
         for (int64_t i = 0; i < p.count(); i++) {
             bool decays = p.kind != ParamKind::norm && p.kind != ParamKind::bias;
@@ -806,7 +806,7 @@ TEST(OptimizerStep, StraightThroughRules) {
         const float start[3] = {w[0], w[1], w[2]};
         for (size_t i = 0; i < m.num_params; i++) t.grads[i] = 1.0f;
         t.max_grad_norm = 0.0;
-        optimizer_step(t, 1e-3, 0.0);
+        optimizer_apply(t, 1e-3, 0.0);
         for (int i = 0; i < 3; i++) EXPECT_EQ(w[i] == start[i], rule == SteRule::clip && i < 2) << i;
     }
 }
@@ -841,7 +841,7 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
         for (int step = 0; step < 3; step++) {
             for (size_t i = 0; i < m.num_params; i++)
                 t.grads[i] = uniform01(rng_bits(3, RNG_TASK, (uint32_t)step, (uint32_t)i, 0).x[0]) - 0.5f;
-            optimizer_step(t, 1e-3, 0.0);
+            optimizer_apply(t, 1e-3, 0.0);
         }
         EXPECT_EQ(m.learned.size > 0, c.mode == ScaleMode::learned) << c.weights;
         int64_t moved = 0;

@@ -436,7 +436,7 @@ TEST(Lora, SamplerAndTrainerAgreeToTheBit) {
                     } else {
                         EXPECT_NE(p.ratio_max, 1.0) << weights << ": the policy that acts has not moved";
                     }
-                    optimizer_step(t, 1e-2, p.loss);
+                    optimizer_apply(t, 1e-2, p.loss);
                 }
             }
 }
@@ -513,7 +513,7 @@ TEST(Lora, TrainingLowersTheLossAndLeavesTheBaseAsItIs) {
         for (float logp : s.logp) last -= logp / (double)s.size();
         if (step == 0) first = last;
         score_backward(t, std::vector<float>(s.size(), -1.0f / (float)s.size()), 1.0f);
-        OptimizerResult r = optimizer_step(t, 1e-2, last);
+        OptimizerResult r = optimizer_apply(t, 1e-2, last);
         EXPECT_GT(r.grad_norm, 0.0);
         EXPECT_EQ(r.flip_rate, 0.0);
     }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include "../methods/ptq.cuh"
-#include "../train.cuh"
+#include "../train/trainer.cuh"
 #include "load_model.h"
 #include "test_device.h"
 #include "test_rules.h"

@@ -14,8 +14,9 @@
 #include <cstdint>
 #include <string>
 #include <vector>
-#include "../runtime/error.h"
-#include "../runtime/rng.h"
+#include "../../runtime/error.h"
+#include "../../runtime/rng.h"
+#include "task_problem.h"
 
 struct ArithmeticProblem {
     std::string question, solution, gold;
@@ -71,4 +72,9 @@ inline ArithmeticProblem arithmetic_problem(uint64_t seed, uint32_t index, bool 
         ArithmeticProblem p = arithmetic_draw(seed, index, attempt);
         if (arithmetic_held_out(p.question) == held_out) return p;
     }
+}
+
+inline TaskProblem arithmetic_task(uint64_t seed, uint32_t index, bool held_out) {
+    ArithmeticProblem p = arithmetic_problem(seed, index, held_out);
+    return {p.question + "\n", p.solution, p.gold};
 }

@@ -1,41 +1,11 @@
-// What supervised fine-tuning and GRPO share: log-probabilities of chosen tokens forward and backward, and one
-// optimizer step (straight-through rule, global norm, clipping, AdamW on the fp32 master, new quantized weights).
+// A model in training: its gradients and what its optimizer keeps, the forward and backward of chosen tokens, and one
+// optimizer step (straight-through rule, global norm, clipping, the update of the fp32 master, new quantized weights).
 #pragma once
 #include <string>
 #include <vector>
-#include "kernels/adamw.cuh"
-#include "kernels/global_norm.cuh"
-#include "kernels/policy_loss.cuh"
-#include "model.cuh"
-
-// ---------------------------------------------------------------------------------------------------------------------
-// learning rate
-
-enum class Schedule { linear, cosine, constant };
-
-// step counts from 0; warm-up is linear from 0, as in transformers
-inline double schedule_rate(Schedule s, double peak, int64_t step, int64_t warmup, int64_t total) {
-    if (step < warmup) return peak * (double)step / (double)(warmup > 1 ? warmup : 1);
-    double left = total > warmup ? (double)(total - step) / (double)(total - warmup) : 1.0;
-    left = left < 0.0 ? 0.0 : left;
-    if (s == Schedule::linear) return peak * left;
-    if (s == Schedule::cosine) return peak * 0.5 * (1.0 + cos(3.14159265358979323846 * (1.0 - left)));
-    return peak;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// training state
-
-// What scoring needs besides the activations: which rows, their hidden states, and the results. Arrays are where the
-// model is; capacity is a micro-batch.
-struct ScoreMemory {
-    int64_t capacity = 0;                     // scored tokens
-    Buffer<int> rows;                         // [2, R]: rows, then targets, brought by one copy
-    Buffer<float> logp, lse, entropy, dlogp;  // [capacity]
-    Buffer<floatX> hidden, dhidden;           // [capacity, C]
-    LmHeadScratch head;
-    PolicyMemory policy;
-};
+#include "../kernels/adamw.cuh"
+#include "../kernels/global_norm.cuh"
+#include "scoring.cuh"
 
 struct Trainer {
     Model* model = nullptr;
@@ -52,20 +22,6 @@ struct Trainer {
     int64_t skipped = 0, skipped_in_a_row = 0;
     static constexpr int max_skipped_in_a_row = 5;
 };
-
-// training: also what the backward needs
-inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens, bool training) {
-    const char* hint = training ? "lower --micro_batch_tokens" : "";
-    s.capacity = tokens;
-    s.rows.allocate(2 * tokens, "scored tokens", hint, m.dev);
-    for (Buffer<float>* b : {&s.logp, &s.lse, &s.entropy}) b->allocate(tokens, "scored tokens", hint, m.dev);
-    s.hidden.allocate(tokens * m.C(), "hidden states of the scored tokens", hint, m.dev);
-    lm_head_scratch_allocate(s.head, tokens, m.C(), m.V(), training, m.dev);
-    if (!training) return;
-    s.dlogp.allocate(tokens, "scored tokens", hint, m.dev);
-    s.dhidden.allocate(tokens * m.C(), "hidden states of the scored tokens", hint, m.dev);
-    policy_memory_allocate(s.policy, tokens, m.dev);
-}
 
 // The model's gradients go to this trainer: before its backward and its step, for a model may have several
 inline void trainer_bind(Trainer& t) {
@@ -105,39 +61,7 @@ inline void trainer_reset(Trainer& t) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// log-probabilities
-
-// Which rows of a batch are scored: the hidden state of rows[i] predicts targets[i]
-struct ScoredTokens {
-    std::vector<int> rows, targets;         // [R]
-    std::vector<float> logp, lse, entropy;  // [R], see score_fetch
-    int64_t size() const { return (int64_t)rows.size(); }
-};
-
-// score tokens first..n-1 of the sequence that was just added to the batch
-inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first) {
-    int start = b.starts[b.starts.size() - 2], end = b.starts.back();
-    for (int i = start + (first > 1 ? first : 1); i < end; i++) {
-        s.rows.push_back(i - 1);
-        s.targets.push_back(b.tokens[i]);
-    }
-}
-
-// memory.logp, .lse and .entropy [R] of the scored tokens of b
-inline void score_forward(Model& m, Activations& a, ScoreMemory& memory, const Batch& b, const ScoredTokens& s,
-                          float inverse_temperature, const Pass& pass = Pass()) {
-    int64_t R = s.size(), C = m.C();
-    if (R > memory.capacity) fail("%lld scored tokens in memory for %lld", (long long)R, (long long)memory.capacity);
-    model_forward(m, a, b, pass);
-    NVTX_RANGE("lm_head");
-    std::vector<int> both = s.rows;
-    both.insert(both.end(), s.targets.begin(), s.targets.end());
-    copy_to_device(memory.rows.data, both.data(), both.size() * sizeof(int), m.dev);
-    gather_rows(memory.hidden.data, a.hidden, memory.rows.data, R, C, m.dev);
-    lm_head_forward(memory.logp.data, memory.lse.data, memory.entropy.data,
-                    {memory.hidden.data, m.head.work, memory.rows.data + R, R, C, m.V(), inverse_temperature},
-                    memory.head, m.dev);
-}
+// forward and backward
 
 // The forward of score_backward: with dropout, if the model's adapter has any
 inline void score_forward_training(Trainer& t, const Batch& b, const ScoredTokens& s, float inverse_temperature,
@@ -146,30 +70,26 @@ inline void score_forward_training(Trainer& t, const Batch& b, const ScoredToken
     score_forward(*t.model, t.acts, t.score, b, s, inverse_temperature, pass);
 }
 
-// the results as vectors on the host
-inline void score_fetch(ScoredTokens& s, const ScoreMemory& memory, Device dev) {
-    int64_t R = s.size();
-    s.logp.resize(R), s.lse.resize(R), s.entropy.resize(R);
-    copy_to_host(s.logp.data(), memory.logp.data, R * sizeof(float), dev);
-    copy_to_host(s.lse.data(), memory.lse.data, R * sizeof(float), dev);
-    copy_to_host(s.entropy.data(), memory.entropy.data, R * sizeof(float), dev);
+// From t.score.dhidden [R,C], the gradient of the hidden states that were scored; gradients of the parameters
+// accumulate in t.grads
+inline void score_hidden_backward(Trainer& t, int64_t R) {
+    Model& m = *t.model;
+    scatter_rows(t.acts.dnorm, t.score.dhidden.data, t.score.rows.data, R, t.acts.view.T, m.C(), m.dev);
+    model_backward(m, t.acts);
 }
 
-// From t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training; gradients of the parameters
-// accumulate in t.grads
+// The same from t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training
 inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
     Model& m = *t.model;
     ScoreMemory& memory = t.score;
-    int64_t C = m.C();
     trainer_bind(t);
     {
         NVTX_RANGE("lm_head_backward");
         lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
-                         {memory.hidden.data, m.head.work, memory.rows.data + R, R, C, m.V(), inverse_temperature},
+                         {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
                          memory.head, m.dev);
-        scatter_rows(t.acts.dnorm, memory.dhidden.data, memory.rows.data, R, t.acts.view.T, C, m.dev);
     }
-    model_backward(m, t.acts);
+    score_hidden_backward(t, R);
 }
 
 // the same with dL/dlogp from the host
@@ -181,7 +101,18 @@ inline void score_backward(Trainer& t, const std::vector<float>& dlogp, float in
 // ---------------------------------------------------------------------------------------------------------------------
 // optimizer step
 
+// What an objective's loss came to
+struct StepLoss {
+    double loss = 0.0;
+    int64_t forward_tokens = 0;  // that the forward ran over
+    bool abandoned = false;      // it was stopped half-way, and its gradients are incomplete
+};
+
+// The loss of one step's batch at the weights as they are; its gradient too, if asked for, which is added to t.grads
+typedef std::function<StepLoss(bool gradient)> LossFunction;
+
 struct OptimizerResult {
+    StepLoss loss;
     double grad_norm = 0.0;
     bool skipped = false;
     double flip_rate = 0.0,
@@ -197,9 +128,9 @@ inline double code_flip_rate(const Model& m, bool total) {
     return codes ? (double)flips / (double)codes : 0.0;
 }
 
-// Consumes t.grads (zero afterwards), which those passes left that were as `pass`. A gradient or loss that is not finite skips the step and counts it; after
-// max_skipped_in_a_row the run fails.
-inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double loss, const Pass& pass = Pass()) {
+// Consumes t.grads (zero afterwards), which those passes left that were as `pass`. A gradient or loss that is not finite
+// skips the step and counts it; after max_skipped_in_a_row the run fails.
+inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double loss, const Pass& pass = Pass()) {
     Model& m = *t.model;
     OptimizerResult r;
     NVTX_RANGE("optimizer_step");
@@ -255,5 +186,14 @@ inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, double l
     }
     set_zero(t.grads.data, t.grads.bytes(), m.dev);
     set_zero(t.scale_grads.data, t.scale_grads.bytes(), m.dev);
+    return r;
+}
+
+// One update from a loss that is evaluated here
+inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, const LossFunction& loss, const Pass& pass) {
+    const StepLoss l = loss(true);
+    OptimizerResult r;
+    if (!l.abandoned) r = optimizer_apply(t, learning_rate, l.loss, pass);
+    r.loss = l;
     return r;
 }

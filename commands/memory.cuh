@@ -1,0 +1,73 @@
+// The memory plan of a command, its allocation, and the weights that go into it.
+#pragma once
+#include "adapter.cuh"
+
+// What operators need for themselves: cuBLASLt asks for 32 MiB, the sums of the backward for a few rows a block
+constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
+
+// Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
+inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
+    s.m.dev.arena = &s.arena;
+    LoraConfig lora = lora_from_options(s);
+    const bool training = IN_TRAIN >> s.o.command & 1;
+    if (lora.on() && !lora.inside_quantizer) {
+        model_allocate_frozen(s.m, ModelConfig(s.m.config), weight_rules(s.o));
+    } else {
+        model_allocate(s.m, ModelConfig(s.m.config));
+        model_quantize(s.m, weight_rules(s.o), track_flips);
+        s.m.noise.seed = s.o.seed;
+    }
+    model_quantize_activations(s.m, activation_rules(s.o), ste_rule(s.o));
+    model_quantize_kv(s.m, kv_rules(s.o), s.o.k_pre_bias);
+    if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
+    more();
+    const Options& o = s.o;
+    int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});
+    if (o.command != COMMAND_LOGPROBS)
+        rope_reserve(s.m.rope, std::min(positions, s.m.config.max_position_embeddings), s.m.dev);
+#if HAS_KERNELS
+    if (s.m.dev.cuda) {
+        size_t decode = attention_decode_scratch(o.rollout_batch, o.max_prompt_length + o.max_completion_length,
+                                                 s.m.NH(), s.m.HD());
+        size_t base = 0;  // a product of a packed base is expanded whole for the gradient of its inputs
+        for (const Linear* l : layer_linears(s.m.layers[0]))
+            base =
+                std::max(base, s.m.frozen && s.m.weight_rules.on() ? (size_t)(l->rows * l->cols) * sizeof(floatX) : 0);
+        s.m.dev.scratch->size = OPERATOR_SCRATCH + decode * sizeof(float) + base;
+        arena_add(s.arena, reinterpret_cast<void**>(&s.m.dev.scratch->base), s.m.dev.scratch->size,
+                  "scratch of operators", "lower --rollout_batch");
+    }
+#endif
+}
+
+// The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
+// training says dynamic); and the working weights made of them, quantized or not yet
+inline void session_load_weights(Session& s, bool quantized = true) {
+    bool measured =
+        s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
+    auto grids = [&] {
+        const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
+        if (!measured && quantizer_load(s.m, folder))
+            fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", folder.c_str());
+    };
+    if (s.embedded_model) {
+        model_init_random(s.m, s.o.seed);
+    } else {
+        if (s.m.frozen) grids();  // which is quantized as it is read
+        model_load_weights(s.m, s.o.model);
+        if (!s.m.frozen) grids();
+        s.base = s.o.model;
+    }
+    session_load_adapter(s);
+    model_refresh(s.m, quantized);
+}
+
+// true: --plan, and the plan has been printed; nothing more is to be done
+inline bool session_allocate(Session& s) {
+    if (s.o.plan) {
+        fputs(arena_plan_text(s.arena).c_str(), stdout);
+        return true;
+    }
+    arena_commit(s.arena);
+    return false;
+}

@@ -1,0 +1,107 @@
+// What a run prints and leaves: its folder, the lines of its start and of its evaluations, quantizers in its summary.
+#pragma once
+#include "problems.cuh"
+
+// --output_dir, or the first of out, out-2, out-3 ... that holds no run. samples, flips: there will be completions, and
+// codes that change
+inline RunDir session_run_dir(Options& o, bool samples = false, bool flips = false) {
+    for (int i = 2;
+         !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty();
+         i++)
+        o.output_dir = "out-" + std::to_string(i);
+    return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions && samples, options_to_json(o), flips);
+}
+
+// the instructions of the matrix products; those of AVX512_BF16 multiply bf16 only
+inline const char* gemm_backend_name() {
+    const char* names[] = {"portable loops", "AVX2", "AVX-512", "AVX-512 BF16"};
+    return names[sizeof(floatX) == 4 && GEMM_BACKEND == GEMM_AVX512_BF16 ? GEMM_AVX512 : GEMM_BACKEND];
+}
+
+inline void print_start(const Session& s) {
+    const ModelConfig& c = s.m.config;
+    int64_t params = 0, linear = 0;
+    for (const ParamTensor& t : s.m.tensors) {
+        params += t.count();
+        if (t.kind == ParamKind::linear) linear += t.count();
+    }
+    printf(
+        "model       %s: %s, %s parameters (%s in linears), %d layers, hidden %d, heads %d/%d of %d, vocabulary %d\n",
+        s.embedded_model ? "embedded, from scratch" : s.o.model.c_str(), c.model_type.c_str(),
+        human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
+        c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
+#if defined(_OPENMP)
+    std::string cpu = format("%d threads", omp_get_max_threads());
+#else
+    std::string cpu = "1 thread (built without OpenMP)";
+#endif
+    printf("device      %s, %s%s%s\n", device_text(s.m.dev, cpu).c_str(), PRECISION_NAME, s.m.dev.cuda ? "" : ", ",
+           s.m.dev.cuda ? "" : gemm_backend_name());
+    if (s.m.lora.on()) {
+        const Lora& l = s.m.lora;
+        printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,
+               l.tensors.size(), human_count((double)l.num_params).c_str(),
+               s.o.adapter.empty() ? "" : (", from " + s.o.adapter).c_str(),
+               l.inside()              ? "frozen, quantized with the adapter inside: "
+               : s.m.weight_rules.on() ? "packed: "
+                                       : "frozen, ",
+               s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : PRECISION_NAME);
+    }
+    if (s.m.weight_rules.on()) fputs(quantizer_table(s.m).c_str(), stdout);
+    for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c)))
+        printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.activation_rules, weight_places(c, true)))
+        printf("note        %s\n", note.c_str());
+    for (const std::string& note : rules_overridden(s.m.kv_rules, cache_places(c)))
+        printf("note        %s\n", note.c_str());
+    fputs(arena_plan_text(s.arena).c_str(), stdout);
+    fflush(stdout);  // into a pipe, too, before the long work
+}
+
+// what the policy is quantized to, as it is printed
+inline std::string policy_text(const Options& o) {
+    auto brief = [](const std::string& rules) {  // the table at the start has them all
+        return rules.find(';') == rules.npos ? rules : rules.substr(0, rules.find(';')) + "; ...";
+    };
+    std::string text = brief(o.weights);
+    if (o.activations != "none") text += ", activations " + brief(o.activations);
+    if (o.kv_cache != "none") text += ", KV " + brief(o.kv_cache);
+    return text;
+}
+
+inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s) {
+    summary["weights"] = rules_text(s.m.weight_rules);
+    summary["activations"] = rules_text(s.m.activation_rules);
+    summary["kv_cache"] = rules_text(s.m.kv_rules);
+}
+
+inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,
+                       const std::string& weights) {
+    if (quantized.n == 0) return;  // stopped before it was complete
+    printf("held out %-7s| %-13s pass@1 %5.1f%% +- %.1f (greedy %.1f%%)", when, weights.c_str(), 100 * quantized.pass1,
+           100 * quantized.pass1_standard_error, 100 * quantized.greedy);
+    if (full) printf(" | full precision %5.1f%% (greedy %.1f%%)", 100 * full->pass1, 100 * full->greedy);
+    printf(" | %d problems x %d samples, length %.1f\n", quantized.n, quantized.samples, quantized.mean_length);
+    fflush(stdout);
+}
+
+inline std::string one_line(std::string text, size_t most) {
+    std::string out;
+    for (char c : text) out += c == '\n' ? " / " : std::string(1, c);
+    return out.size() > most ? out.substr(0, most) + "..." : out;
+}
+
+inline std::string quoted(const std::string& text) {
+    return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+inline void print_samples(const char* when, const std::vector<Prompt>& prompts, const EvalResult& e) {
+    if (e.sampled.empty()) return;
+    printf("samples %s\n", when);
+    for (int i = 0; i < 5 && i < (int)e.sampled.size() / std::max(e.samples, 1); i++) {
+        const EvalSample& c = e.sampled[(size_t)i * e.samples];
+        printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong",
+               one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
+               prompts[c.problem].gold.c_str());
+    }
+}

@@ -1,0 +1,125 @@
+// Problems and examples of files and tasks, checked against the lengths that the run allows; and evaluation on them.
+#pragma once
+#include "../data/tasks/tasks.h"
+#include "../eval/pass_at_k.h"
+#include "memory.cuh"
+
+inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+    Prompt p = make_prompt(s.tok, problem, s.prompt);
+    int n = (int)p.tokens.size();
+    if (!problem.gold.empty() && !answer_parses(problem.gold))
+        fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
+             printable(problem.gold).c_str());
+    if (n == 0) fail("%s:%d: the prompt is empty", problem.source.c_str(), problem.line);
+    if (n > s.o.max_prompt_length)
+        fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
+             problem.source.c_str(), problem.line, n, s.o.max_prompt_length);
+    if (n + s.o.max_completion_length > s.m.config.max_position_embeddings)
+        fail(
+            "%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d; lower it or "
+            "leave the row out",
+            problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
+    return p;
+}
+
+inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Problem>& problems) {
+    std::vector<Prompt> out;
+    for (const Problem& p : problems) out.push_back(checked_prompt(s, p));
+    return out;
+}
+
+// The task, if problems are to come from one. A model of the user's own gets one only when asked to.
+inline const Task& session_task(const Options& o) {
+    const Task& task = find_task(o.task);
+    if (!o.model.empty() && o.train_data.empty() && o.eval_data.empty() && !o.given("task"))
+        fail_usage("name a data set with --%s, or take made-up problems with --task %s",
+                   o.command == COMMAND_EVAL ? "eval_data" : "train_data", task.name);
+    return task;
+}
+
+// held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
+inline std::vector<Prompt> eval_prompts(const Session& s) {
+    std::vector<Problem> problems;
+    const Task& task = find_task(s.o.task);
+    if (!s.o.eval_data.empty()) problems = load_problems(s.o.eval_data);
+    else if (s.o.train_data.empty()) problems = task_problems(task, task_seed(s.o.seed, true), task.held_out, true);
+    if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
+    return make_prompts(s, problems);
+}
+
+// what is trained on: problems without their solutions
+inline std::vector<Example> training_prompts(const Session& s) {
+    std::vector<Example> out;
+    const Task& task = find_task(s.o.task);
+    const std::vector<Problem> problems = s.o.train_data.empty()
+                                              ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
+                                              : load_problems(s.o.train_data);
+    for (const Problem& p : problems) out.push_back({checked_prompt(s, p), {}});
+    return out;
+}
+
+// The example as tokens, or an error where it is longer than it may be
+inline Example checked_example(const Session& s, const SftExample& e) {
+    const std::vector<int>& ends = s.m.config.eos_token_ids;
+    Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0]);
+    const int n = (int)(out.prompt.tokens.size() + out.completion.size());
+    auto at_most = [&](int most, const char* of, bool can_be_raised) {
+        if (n > most)
+            fail("%s:%d: the example has %d tokens, %s is %d; %sleave the row out", e.source.c_str(), e.line, n, of, most,
+                 can_be_raised ? "raise it or " : "");
+    };
+    at_most(s.o.max_length, "--max_length", true);
+    at_most(s.m.config.max_position_embeddings, "the model's context", false);
+    if (IN_TRAIN >> s.o.command & 1) at_most(s.o.micro_batch_tokens, "--micro_batch_tokens", true);
+    if (n <= std::max((int)out.prompt.tokens.size(), 1))
+        fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
+    return out;
+}
+
+// what is trained on: problems with their solutions
+inline TrainingData training_examples(const Session& s, int64_t per_step) {
+    TrainingData d;
+    if (!s.o.train_data.empty()) {
+        std::vector<Example> all;
+        for (const SftExample& e : load_sft(s.o.train_data)) all.push_back(checked_example(s, e));
+        return training_data(std::move(all), per_step, s.o.seed);
+    }
+    const Task& task = find_task(s.o.task);
+    d.count = task.train;
+    d.per_step = per_step;
+    d.seed = s.o.seed;
+    d.example = [&s, &task](int64_t i) {
+        return checked_example(s, task_example(task, task_seed(s.o.seed, false), (uint32_t)i, false));
+    };
+    return d;
+}
+
+// room for an evaluation of these prompts
+inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prompts) {
+    int64_t longest = 0;
+    for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
+    RolloutConfig c = rollout_config(s);
+    return rollout_larger(rollout_shape((int)prompts.size(), 1, longest, c),
+                          rollout_shape((int)prompts.size(), std::max(s.o.eval_samples, 1), longest, c));
+}
+
+inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index,
+                           const Pass& pass = Pass()) {
+    EvalConfig c;
+    c.rollout = rollout_config(s);
+    c.rollout.pass = pass;
+    c.rollout.stream = RNG_EVAL;
+    c.rollout.step = index;
+    c.samples = s.o.eval_samples;
+    c.on_token = [](int, int) { return !stop_requested(); };
+    return evaluate(s.m, state, s.tok, prompts, c);
+}
+
+// the same policy without its quantizer
+inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
+                                          uint32_t index) {
+    model_refresh(s.m, false);
+    EvalResult r = run_eval(s, state, prompts, index, full_precision());
+    model_refresh(s.m);
+    return r;
+}

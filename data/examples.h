@@ -1,0 +1,87 @@
+// What is trained on: a prompt, and the completion that follows it where one is given; and which of them a step takes.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+#include "prompts.h"
+
+struct Example {
+    Prompt prompt;
+    std::vector<int> completion;  // the end token included; empty: none is given
+};
+
+inline void append_tokens(const Tokenizer& tok, const std::string& text, std::vector<int>& ids) {
+    std::vector<int> more;
+    tokenizer_encode(tok, text, more);
+    ids.insert(ids.end(), more.begin(), more.end());
+}
+
+// Plain text is followed by the token `end` (-1: none); a conversation is rendered by the chat template, and the tokens
+// after the prompt's own rendering are the completion.
+inline Example make_example(const Tokenizer& tok, const SftExample& e, const PromptConfig& c, int end) {
+    Example out;
+    const bool chat = use_chat(c);
+    if (e.messages.is_null() && (!chat || e.prompt.empty())) {
+        if (!e.prompt.empty()) {
+            out.prompt.text = problem_text(c, e.prompt, e.bare, chat);
+            append_tokens(tok, out.prompt.text, out.prompt.tokens);
+        }
+        append_tokens(tok, e.completion, out.completion);
+        if (end >= 0) out.completion.push_back(end);
+        return out;
+    }
+    if (!chat)
+        fail("%s:%d: the example is a list of messages, but no chat template is in use; give a model that has one",
+             e.source.c_str(), e.line);
+    nlohmann::ordered_json messages = e.messages;
+    int given = e.prompt_messages;
+    if (messages.is_null()) {
+        messages = prompt_messages(problem_text(c, e.prompt, e.bare, chat), c);
+        given = (int)messages.size();
+        messages.push_back({{"role", "assistant"}, {"content", e.completion}});
+    }
+    nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
+    out.prompt.text = chat_render(c.chat, before, nullptr, true, c.enable_thinking);
+    std::string all = chat_render(c.chat, messages, nullptr, false, c.enable_thinking);
+    if (all.compare(0, out.prompt.text.size(), out.prompt.text) != 0)
+        fail("%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
+             "completion as text instead",
+             e.source.c_str(), e.line);
+    append_tokens(tok, out.prompt.text, out.prompt.tokens);
+    append_tokens(tok, all.substr(out.prompt.text.size()), out.completion);
+    return out;
+}
+
+// Training examples by number, and the order of a run: each epoch is a permutation of its own, cut into steps
+struct TrainingData {
+    int64_t count = 0;
+    std::function<Example(int64_t)> example;  // the index-th, 0 <= index < count
+    int64_t per_step = 1;
+    bool whole_steps = false;  // leave out what an epoch's last step lacks to be as large as the others
+    bool shuffled = true;
+    uint64_t seed = 0;
+    int64_t longest_prompt = 0;  // tokens
+
+    int64_t steps_per_epoch() const { return whole_steps ? count / per_step : (count + per_step - 1) / per_step; }
+};
+
+// the examples of a step, which counts from 0 and runs on over the epochs
+inline std::vector<Example> training_batch(const TrainingData& d, int64_t step) {
+    const int64_t epoch = step / d.steps_per_epoch(), first = step % d.steps_per_epoch() * d.per_step;
+    std::vector<int> order;
+    if (d.shuffled) order = epoch_order((int)d.count, d.seed, (uint32_t)epoch);
+    std::vector<Example> batch;
+    for (int64_t i = first; i < std::min(first + d.per_step, d.count); i++)
+        batch.push_back(d.example(d.shuffled ? order[i] : i));
+    return batch;
+}
+
+inline TrainingData training_data(std::vector<Example> examples, int64_t per_step, uint64_t seed) {
+    TrainingData d;
+    d.count = (int64_t)examples.size();
+    for (const Example& e : examples) d.longest_prompt = std::max(d.longest_prompt, (int64_t)e.prompt.tokens.size());
+    d.example = [examples = std::move(examples)](int64_t i) { return examples[i]; };
+    d.per_step = per_step;
+    d.seed = seed;
+    return d;
+}

@@ -1,0 +1,124 @@
+// What the training loop asks of an objective. A step prepares once (rollouts, rewards, what a teacher has to say), and
+// then gives its loss, with the gradient or without, for as many updates as it wants from what it prepared. How the
+// gradient comes about is its own affair: by token log-probabilities (score_backward) or by logits (logit_loss).
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+#include "../data/examples.h"
+#include "../runtime/comm.h"
+#include "../runtime/run_dir.h"
+#include "../rollout.cuh"
+#include "trainer.cuh"
+
+// All that a run is besides weights, optimizer and random numbers, which are keyed by the step
+struct LoopState {
+    int64_t step = 0;  // steps done
+    int64_t tokens_trained = 0;
+    double train_seconds = 0.0;
+    RolloutStats generated;
+    int64_t num_tokens() const {  // TRL's: those that were sampled, where they are; else those that were trained on
+        int64_t sampled = generated.prompt_tokens + generated.completion_tokens;
+        return sampled ? sampled : tokens_trained;
+    }
+};
+
+// One step as its objective sees it
+struct StepContext {
+    int64_t step = 0;            // from 0
+    std::vector<Example> batch;  // of all ranks
+    Pass pass;                   // what the forward of training does
+    Comm* comm = nullptr;        // the ranks that share the work; null: this one alone
+    std::function<bool()> stop;  // asked now and then; true abandons the step. null: it is to be finished
+    int world() const { return comm ? comm->world : 1; }
+};
+
+// What a step came to, for the lines of the log
+struct StepReport {
+    int64_t step = 0, steps = 0;  // step: from 1
+    double loss = 0.0, learning_rate = 0.0, seconds = 0.0, train_seconds = 0.0;
+    int64_t forward_tokens = 0;  // in forward passes of training
+    OptimizerResult update;
+    bool flips_counted = false;
+};
+
+struct Objective {
+    virtual ~Objective() = default;
+    // Once a step. False: the run was asked to stop, and the step leaves no trace.
+    virtual bool prepare(Trainer&, const StepContext&, LoopState&) { return true; }
+    // updates from what one step prepared
+    virtual int iterations() const { return 1; }
+    // Loss of the step's batch over all ranks, and, if asked for, its gradient: added to t.grads, which the ranks enter
+    // with zeros and leave with the sum.
+    virtual StepLoss loss(Trainer& t, const StepContext& c, bool gradient) = 0;
+    // its own numbers for metrics.jsonl, those that a repeated run repeats, and times
+    virtual void metrics(nlohmann::ordered_json&) const {}
+    virtual void timings(nlohmann::ordered_json&, const StepReport&) const {}
+    // the step's line on the console
+    virtual std::string line(const StepReport&) const = 0;
+    // the step's completions for completions.jsonl, if it sampled any
+    virtual void completions(RunDir&, int64_t step) const { (void)step; }
+    // asked after each step, whose numbers it has: true ends the run before its last
+    virtual bool done() { return false; }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what objectives share
+
+// has any rank been asked to stop?
+inline bool step_stop(const StepContext& c) {
+    const bool asked = c.stop && c.stop();
+    return c.comm ? comm_any(*c.comm, asked) : asked;
+}
+
+// "step 12/300 |"
+inline std::string line_step(const StepReport& r) {
+    return format("step %*lld/%lld |", r.steps > 999 ? 5 : r.steps > 99 ? 3 : 2, (long long)r.step, (long long)r.steps);
+}
+
+// "grad 0.512 | lr 1.0e-05 | flips 0.012% (0.300%) |"
+inline std::string line_update(const StepReport& r) {
+    std::string s = format("grad %.3f%s | lr %.1e |", r.update.grad_norm, r.update.skipped ? " SKIPPED" : "",
+                           r.learning_rate);
+    if (r.flips_counted)
+        s += format(" flips %.3f%% (%.2f%%) |", 100 * r.update.flip_rate, 100 * r.update.flip_total);
+    return s;
+}
+
+// Sequences [first, last) that are one forward and backward: as many of this rank's as fit in the budget. lengths: tokens
+// of each; part: no range crosses a multiple of it
+inline std::vector<std::pair<int, int>> micro_batches(const std::vector<int64_t>& lengths, int part, int64_t budget,
+                                                      std::pair<int, int> share) {
+    std::vector<std::pair<int, int>> out;
+    int64_t used = 0;
+    for (int i = share.first; i < share.second; i++) {
+        if (lengths[i] > budget)
+            fail("a prompt and completion of %lld tokens exceed --micro_batch_tokens %lld; raise it",
+                 (long long)lengths[i], (long long)budget);
+        if (out.empty() || used + lengths[i] > budget || i % part == 0) {
+            out.push_back({i, i});
+            used = 0;
+        }
+        out.back().second = i + 1;
+        used += lengths[i];
+    }
+    return out;
+}
+
+// the sequences that this rank differentiates: [begin, end) of n
+inline std::pair<int, int> share_of_ranks(const Comm* comm, size_t n) {
+    return comm ? comm_share(*comm, (int)n) : std::pair<int, int>(0, (int)n);
+}
+
+inline void batch_add(Batch& b, const std::vector<int>& prompt, const std::vector<int>& completion) {
+    std::vector<int> ids = prompt;
+    ids.insert(ids.end(), completion.begin(), completion.end());
+    batch_add_sequence(b, ids.data(), (int)ids.size());
+}
+
+// Sums over the ranks: the gradients, if there are any, and numbers of the host
+inline void sum_over_ranks(Trainer& t, const StepContext& c, bool gradient, const std::vector<double*>& numbers) {
+    if (c.world() == 1) return;
+    if (gradient) comm_sum(*c.comm, t.grads.data, t.grads.size);
+    comm_reduce(*c.comm, numbers, Reduce::sum);
+}

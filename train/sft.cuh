@@ -1,0 +1,48 @@
+// Supervised fine-tuning: the mean negative log-likelihood of the completions' tokens, given what is before them.
+//   loss = -sum_i sum_t log p(y_it | x_i, y_i<t) / N,   N: tokens of all completions of the step
+// So it does not matter how the step is cut into micro-batches or shared among ranks.
+#pragma once
+#include "loop.cuh"
+
+// the learnt tokens of an example; the first token of a text without a prompt has nothing before it
+inline int64_t completion_tokens(const Example& e) {
+    return (int64_t)e.completion.size() - (e.prompt.tokens.empty() ? 1 : 0);
+}
+
+inline std::vector<int64_t> example_lengths(const std::vector<Example>& batch) {
+    std::vector<int64_t> lengths;
+    for (const Example& e : batch) lengths.push_back((int64_t)(e.prompt.tokens.size() + e.completion.size()));
+    return lengths;
+}
+
+struct SftObjective : Objective {
+    int64_t micro_batch_tokens = 4096;
+
+    StepLoss loss(Trainer& t, const StepContext& c, bool gradient) override {
+        int64_t tokens = 0;
+        for (const Example& e : c.batch) tokens += completion_tokens(e);
+        if (tokens <= 0) fail("a batch has no token to learn; every completion in it is empty");
+        double total = 0.0, forward_tokens = 0.0;
+        for (auto [first, last] : micro_batches(example_lengths(c.batch), INT32_MAX, micro_batch_tokens,
+                                                share_of_ranks(c.comm, c.batch.size()))) {
+            Batch b;
+            ScoredTokens s;
+            for (int i = first; i < last; i++) {
+                batch_add(b, c.batch[i].prompt.tokens, c.batch[i].completion);
+                score_last_sequence(s, b, (int)c.batch[i].prompt.tokens.size());
+            }
+            score_forward_training(t, b, s, 1.0f, c.pass);
+            score_fetch(s, t.score, t.model->dev);
+            for (float logp : s.logp) total -= logp;
+            if (gradient) score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)tokens)), 1.0f);
+            forward_tokens += (double)b.T();
+        }
+        sum_over_ranks(t, c, gradient, {&total, &forward_tokens});
+        return {total / (double)tokens, (int64_t)forward_tokens};
+    }
+
+    std::string line(const StepReport& r) const override {
+        return line_step(r) + format(" loss %.4f | ", r.loss) + line_update(r) +
+               format(" %s tok/s | %.1f s", human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
+    }
+};
