@@ -212,9 +212,7 @@ inline void sample_rows(int* tokens, float* logps, const float* logits, SampleSh
         c.inverse_temperature = sampling_inverse_temperature(p);
         c.top_k = p.top_k > 0 && p.top_k < n_allowed ? p.top_k : 0;
         c.top_p = (double)p.top_p;
-        int bits = 17;  // the sum of n_allowed masses stays below 2^62
-        while ((1ll << bits) < n_allowed) bits++;
-        c.mass_scale = ldexpf(1.0f, 62 - bits);
+        c.mass_scale = sample_mass_scale(n_allowed);
         c.stream = stream;
         c.aligned = is_aligned16(logits, V);
         int row_chunks = (int)CEIL_DIV(V, LM_HEAD_COLUMNS);

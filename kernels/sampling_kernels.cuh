@@ -17,7 +17,6 @@
 #include "draw.cuh"
 #include "lm_head.cuh"
 
-#if HAS_KERNELS
 // What a draw needs besides the logits; the same in every step of a rollout
 struct SampleConfig {
     SampleMethod method;
@@ -29,13 +28,6 @@ struct SampleConfig {
     float mass_scale;  // the mass of the likeliest word
     DrawStream stream;
     bool aligned;
-};
-
-struct SampleChunk {
-    SoftmaxState softmax;  // of the whole chunk, padding included
-    float max;             // logit, of the allowed words; -inf if there is none
-    uint64_t best;         // sample_candidate of the largest logit or score
-    uint64_t mass;         // of the allowed words, relative to max
 };
 
 // Ascending order of the keys is falling order of x; -0 and 0 are equals
@@ -51,10 +43,25 @@ HOST_DEVICE uint64_t sample_candidate(float score, int index) {
 }
 
 // NaN and what is below the last place count as nothing
-__device__ inline uint64_t sample_mass(float logit, float max, const SampleConfig& c) {
+HOST_DEVICE uint64_t sample_mass(float logit, float max, const SampleConfig& c) {
     float m = exp_f((logit - max) * c.inverse_temperature) * c.mass_scale;
     return m >= 1.0f ? (uint64_t)m : 0;
 }
+
+// the sum of n masses stays below 2^62, and one below 2^45
+inline float sample_mass_scale(int64_t n) {
+    int bits = 17;
+    while ((1ll << bits) < n) bits++;
+    return ldexpf(1.0f, 62 - bits);
+}
+
+#if HAS_KERNELS
+struct SampleChunk {
+    SoftmaxState softmax;  // of the whole chunk, padding included
+    float max;             // logit, of the allowed words; -inf if there is none
+    uint64_t best;         // sample_candidate of the largest logit or score
+    uint64_t mass;         // of the allowed words, relative to max
+};
 
 __device__ inline uint64_t sample_block_min(uint64_t x) {
     __shared__ uint64_t partial[LM_HEAD_WARPS];

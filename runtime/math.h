@@ -41,4 +41,27 @@ HOST_DEVICE float exp_f(float x) {
     return p * bits_float((uint32_t)(k + 127) << 23);
 }
 
+// log(1 + x) for x > -1 to about 1 ulp (Cephes logf's polynomial of degree 8 in m - 1, m in [sqrt 1/2, sqrt 2)); small x
+// lose nothing to the addition. NaN stays NaN.
+HOST_DEVICE float log1p_f(float x) {
+    float y = 1.0f + x;
+    uint32_t u = float_bits(y);
+    int k = (int)(u - 0x3F3504F3u) >> 23;  // the power of two; 0x3F3504F3: sqrt 1/2
+    float f = k == 0 ? x : bits_float(u - ((uint32_t)k << 23)) - 1.0f;
+    float p = 7.0376836292e-2f;
+    p = mul_add(p, f, -1.1514610310e-1f);
+    p = mul_add(p, f, 1.1676998740e-1f);
+    p = mul_add(p, f, -1.2420140846e-1f);
+    p = mul_add(p, f, 1.4249322787e-1f);
+    p = mul_add(p, f, -1.6668057665e-1f);
+    p = mul_add(p, f, 2.0000714765e-1f);
+    p = mul_add(p, f, -2.4999993993e-1f);
+    p = mul_add(p, f, 3.3333331174e-1f);
+    float n = (float)k, square = f * f;
+    float small = mul_add(p * f, square, n * -2.12194440e-4f);
+    small = mul_add(square, -0.5f, small);
+    float l = mul_add(n, 0.693359375f, f + small);
+    return y == y ? l : y;
+}
+
 HOST_DEVICE float sigmoid_f(float x) { return 1.0f / (1.0f + exp_f(-x)); }

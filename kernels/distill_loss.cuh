@@ -1,0 +1,339 @@
+// Knowledge distillation: the loss between the distributions of a teacher and a student over the vocabulary, and its
+// gradient for the student's logits. Of a token with logits z, the teacher's u, and the next token y:
+//
+//   l = alpha T^2 D(p_t, p_s) + (1 - alpha) CE      p_s = softmax(z / T)   p_t = softmax(u / T)
+//   CE = -log softmax(z)_y                          loss = sum of weight l over tokens
+//   dl/dz_v = alpha T (q_v - p_s(v) sum_u q_u) + (1 - alpha) (softmax(z)_v - 1[v = y]),  q_v = p_s(v) dD/dp_s(v)
+//
+// T^2 keeps the size of D's gradient when T changes (Hinton et al. 2015, arXiv 1503.02531, section 2). Divergences:
+//   forward_kl   KL(p_t || p_s)      covers all that the teacher does
+//   reverse_kl   KL(p_s || p_t)      keeps to what the teacher does most (Gu et al. 2024, arXiv 2306.08543)
+//   jsd          beta KL(p_t || m) + (1 - beta) KL(p_s || m),  m = beta p_t + (1 - beta) p_s, beta in (0, 1)
+//                (generalised Jensen-Shannon: Agarwal et al. 2024, arXiv 2306.13649, eq. 1)
+// A new one is a struct with its two formulas and its row in DIVERGENCES.
+//
+// Each is written for sums that need not be 1, as a KL with - p_t + p_s (a Bregman divergence): the same number, since
+// both sum to 1, but each term is at least 0 and all vanish where p_t = p_s, so that a small D is not the difference of
+// large sums in fp32.
+//
+// Support (top_k, top_p): the teacher's likeliest tokens are classes of their own, all others together are one more, on
+// both sides. Nothing is left out, so it is a divergence of coarser distributions and never above the full one (data
+// processing inequality). Its probability is the sum of the small ones, not 1 - the sum of the large ones, which would
+// cancel. A token of the rest has q_v = p_s(v) q_rest / P_s(rest).
+//
+// Statistics of a row are softmax_chunk's in lm_head.cuh, to the bit: at T = 1 the cross-entropy and its gradient are
+// those of lm_head_forward and lm_head_backward for the same logits.
+// Sums: each token's in double; tokens are added one after another on either device, so that the sums of a batch do not
+// depend on how it was cut into blocks.
+// Exponentials a logit, CPU: 6 (2 for the sums of the softmaxes, 2 for D, 2 for dlogits), 2 more where T is not 1.
+// On a device a block of LM_HEAD_BLOCK threads has a row; traffic in bytes: 24V read (4V more where T is not 1, 16V to
+// 32V more with a support), sizeof(floatX) V written. The least, with a row in shared memory: 8V read.
+//
+// The trap: dlogits is the gradient by the unscaled logits and includes the token's weight.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <vector>
+#include "likeliest.cuh"
+#include "lm_head.cuh"
+#include "lm_head_logits.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// divergences
+
+// One class of the distributions. Products that are added are written mul_add: the same on both devices.
+struct ClassProbability {
+    float log_s, log_t, s, t;  // of student and teacher
+};
+
+struct DivergenceTerm {
+    float value;  // what the class adds to D
+    float q;      // s dD/ds
+};
+
+struct ForwardKl {
+    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float) {
+        return {mul_add(p.t, p.log_t - p.log_s, p.s - p.t), p.s - p.t};
+    }
+};
+
+struct ReverseKl {
+    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float) {
+        float ratio = p.log_s - p.log_t;
+        return {mul_add(p.s, ratio, p.t - p.s), p.s * ratio};
+    }
+};
+
+// log m = log of the larger + log(1 + c (e^-|d| - 1)), d = log t - log s, c the share of the smaller: no overflow, and
+// exactly log s where s = t
+struct Jsd {
+    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float beta) {
+        float d = p.log_t - p.log_s, up = d > 0.0f ? d : 0.0f, down = d > 0.0f ? 0.0f : d;
+        float l = log1p_f((d > 0.0f ? 1.0f - beta : beta) * (exp_f(down - up) - 1.0f));
+        float q = (1.0f - beta) * p.s * (-up - l);
+        return {mul_add(beta * p.t, down - l, q), q};
+    }
+};
+
+// clang-format off
+#define DIVERGENCES(DIVERGENCE)        \
+    DIVERGENCE(forward_kl, ForwardKl)  \
+    DIVERGENCE(reverse_kl, ReverseKl)  \
+    DIVERGENCE(jsd,        Jsd)
+// clang-format on
+
+#define DIVERGENCE_ENUMERATOR(name, D) name,
+enum class Divergence { DIVERGENCES(DIVERGENCE_ENUMERATOR) };
+#undef DIVERGENCE_ENUMERATOR
+
+// by the enum's number: what flags and logs call them
+#define DIVERGENCE_NAME(name, D) #name,
+static constexpr const char* divergence_names[] = {DIVERGENCES(DIVERGENCE_NAME)};
+#undef DIVERGENCE_NAME
+
+// call(divergence) with its struct, on either device
+template <class Call>
+HOST_DEVICE auto divergence_visit(Divergence divergence, const Call& call) {
+#define DIVERGENCE_CASE(name, D) \
+    case Divergence::name:       \
+        return call(D());
+    switch (divergence) { DIVERGENCES(DIVERGENCE_CASE) }
+#undef DIVERGENCE_CASE
+    __builtin_unreachable();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// a row
+
+struct DistillConfig {
+    Divergence divergence = Divergence::forward_kl;
+    double beta = 0.5;         // of jsd
+    double temperature = 1.0;  // T
+    double alpha = 1.0;        // share of the divergence; 1 - alpha of the cross-entropy
+    int64_t top_k = 0;         // the teacher's likeliest tokens; 0: all
+    double top_p = 1.0;        // the fewest whose probability at T reaches this; 1: all
+};
+
+// [R], on the device
+struct DistillTokens {
+    const double* weight;  // the token's share of the loss
+    const int* targets;    // in [0,V)
+};
+
+// Sums over tokens. Only doubles: distill_sums_kernel adds them as an array.
+struct DistillSums {
+    double loss = 0.0;                            // weighted
+    double divergence = 0.0;                      // D without T^2
+    double cross_entropy = 0.0;                   // of the target, at temperature 1
+    double entropy = 0.0, teacher_entropy = 0.0;  // at T
+    double rest_mass = 0.0;                       // the teacher's probability outside of the support
+    double support = 0.0;                         // tokens of the vocabulary in the support
+    double agree = 0.0;                           // tokens where student and teacher have the same likeliest one
+    double tokens = 0.0;
+};
+static constexpr int DISTILL_SUMS = sizeof(DistillSums) / sizeof(double);
+
+HOST_DEVICE void distill_sums_add(double* sums, const double* x) {
+    for (int i = 0; i < DISTILL_SUMS; i++) sums[i] += x[i];
+}
+
+// What every element of a row needs
+struct DistillRow {
+    float inverse_temperature, beta;
+    float lse, teacher_lse;  // at T
+    float lse_1;             // the student's at temperature 1
+    LikeliestEdge edge;      // of the support
+    float scale, ce_scale;   // weight alpha T, weight (1 - alpha)
+    float sum_q;             // over the classes
+    float rest_slope;        // q_rest / P_s(rest)
+    int target;
+};
+
+// What a row's first walk over D leaves
+struct DistillClasses {
+    double value = 0.0, q = 0.0;            // of the support
+    double rest = 0.0, teacher_rest = 0.0;  // probabilities outside
+    double rest_count = 0.0;
+};
+
+HOST_DEVICE ClassProbability distill_probability(float logit, float teacher_logit, const DistillRow& r) {
+    ClassProbability p;
+    p.log_s = logit_logp(logit, r.inverse_temperature, r.lse);
+    p.log_t = logit_logp(teacher_logit, r.inverse_temperature, r.teacher_lse);
+    p.s = exp_f(p.log_s);
+    p.t = exp_f(p.log_t);
+    return p;
+}
+
+// FULL: without a support
+template <class D, bool FULL>
+HOST_DEVICE float distill_dlogit(float logit, float teacher_logit, int v, const DistillRow& r) {
+    ClassProbability p = distill_probability(logit, teacher_logit, r);
+    float q = D::at(p, r.beta).q;
+    if (!FULL) q = likeliest_has(r.edge, teacher_logit, v) ? q : p.s * r.rest_slope;
+    float p_1 = r.inverse_temperature == 1.0f ? p.s : exp_f(logit_logp(logit, 1.0f, r.lse_1));
+    float ce = p_1 - (v == r.target ? 1.0f : 0.0f);
+    return mul_add(r.scale, q - p.s * r.sum_q, r.ce_scale * ce);
+}
+
+// The row's softmaxes: at T the student's and the teacher's, at 1 the student's
+struct DistillSoftmax {
+    SoftmaxState student, teacher, student_1;
+};
+
+HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, double weight, int target,
+                                   const DistillConfig& c) {
+    r.inverse_temperature = (float)(1.0 / c.temperature);
+    r.beta = (float)c.beta;
+    r.lse = softmax_lse(s.student), r.teacher_lse = softmax_lse(s.teacher);
+    r.lse_1 = softmax_lse(s.student_1);
+    r.scale = (float)(weight * c.alpha * c.temperature), r.ce_scale = (float)(weight * (1.0 - c.alpha));
+    r.target = target;
+    r.sum_q = r.rest_slope = 0.0f;
+}
+
+// Takes in the class of the rest; the token's sums but for agree
+template <class D>
+HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, const DistillSoftmax& softmax,
+                                        float target_logit, double weight, int64_t V, const DistillConfig& c) {
+    if (s.rest_count > 0.0) {
+        ClassProbability p = {(float)log(s.rest), (float)log(s.teacher_rest), (float)s.rest, (float)s.teacher_rest};
+        DivergenceTerm rest = D::at(p, r.beta);
+        s.value += (double)rest.value;
+        s.q += (double)rest.q;
+        r.rest_slope = (float)((double)rest.q / s.rest);
+    }
+    r.sum_q = (float)s.q;
+    DistillSums token;
+    token.divergence = s.value;
+    token.cross_entropy = -(double)logit_logp(target_logit, 1.0f, r.lse_1);
+    token.loss =
+        weight * fma(c.alpha * c.temperature * c.temperature, token.divergence, (1.0 - c.alpha) * token.cross_entropy);
+    token.entropy = (double)softmax_entropy(softmax.student);
+    token.teacher_entropy = (double)softmax_entropy(softmax.teacher);
+    token.rest_mass = s.teacher_rest;
+    token.support = (double)V - s.rest_count;
+    token.tokens = 1.0;
+    return token;
+}
+
+inline bool distill_is_full(const DistillConfig& c, int64_t V) {
+    return (c.top_k == 0 || c.top_k == V) && c.top_p >= 1.0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU loops
+
+// n <= LM_HEAD_COLUMNS logits from the v0-th on
+template <class D, bool FULL>
+inline void distill_classes_cpu(DistillClasses& s, const float* logits, const float* teacher, int v0, int n,
+                                const DistillRow& r) {
+    float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
+    int rest_count = 0;
+#pragma omp simd reduction(+ : value, q, rest, teacher_rest, rest_count)
+    for (int i = 0; i < n; i++) {
+        ClassProbability p = distill_probability(logits[i], teacher[i], r);
+        DivergenceTerm term = D::at(p, r.beta);
+        bool in = FULL || likeliest_has(r.edge, teacher[i], v0 + i);
+        value += in ? term.value : 0.0f;
+        q += in ? term.q : 0.0f;
+        rest += in ? 0.0f : p.s;
+        teacher_rest += in ? 0.0f : p.t;
+        rest_count += in ? 0 : 1;
+    }
+    s.value += (double)value, s.q += (double)q;
+    s.rest += (double)rest, s.teacher_rest += (double)teacher_rest;
+    s.rest_count += (double)rest_count;
+}
+
+// the lowest index of the largest
+inline int64_t largest_index(const float* x, int64_t n) {
+    float max = -INFINITY;
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    int64_t i = 0;
+    while (i < n - 1 && x[i] != max) i++;
+    return i;
+}
+
+// row: of the block
+template <class D, bool FULL>
+inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const DistillTokens& tokens,
+                                   const DistillConfig& c, LikeliestScratch& scratch) {
+    const float *logits = b.logits.row(row), *teacher = b.teacher.row(row);
+    const double weight = tokens.weight[b.row0 + row];
+    const int target = tokens.targets[b.row0 + row];
+    const float inverse_temperature = (float)(1.0 / c.temperature);
+    DistillSoftmax s;
+    s.student = softmax_row(logits, b.V, inverse_temperature);
+    s.teacher = softmax_row(teacher, b.V, inverse_temperature);
+    s.student_1 = inverse_temperature == 1.0f ? s.student : softmax_row(logits, b.V, 1.0f);
+    DistillRow r;
+    distill_row_begin(r, s, weight, target, c);
+    if (!FULL)
+        r.edge =
+            likeliest_edge_cpu(teacher, likeliest_config(b.V, inverse_temperature, c.top_k, c.top_p, false), scratch);
+    DistillClasses classes;
+    for (int64_t v = 0; v < b.V; v += LM_HEAD_COLUMNS)
+        distill_classes_cpu<D, FULL>(classes, logits + v, teacher + v, (int)v,
+                                     (int)(b.V - v < LM_HEAD_COLUMNS ? b.V - v : LM_HEAD_COLUMNS), r);
+    DistillSums token = distill_row_end<D>(r, classes, s, logits[target], weight, b.V, c);
+    token.agree = largest_index(logits, b.V) == largest_index(teacher, b.V) ? 1.0 : 0.0;
+    if (!b.dlogits.p) return token;
+    floatX* dlogits = b.dlogits.row(row);
+    const int V = (int)b.V;
+    INDEPENDENT
+    for (int v = 0; v < V; v++) dlogits[v] = distill_dlogit<D, FULL>(logits[v], teacher[v], v, r);
+    return token;
+}
+
+template <class D, bool FULL>
+inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens,
+                             const DistillConfig& c) {
+    std::vector<DistillSums> token(b.rows);
+#pragma omp parallel
+    {
+        LikeliestScratch scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, scratch);
+    }
+    for (const DistillSums& t : token)
+        distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+// sums as before the first call of a pass
+inline void distill_sums_reset(DistillSums* sums, Device dev) { set_zero(sums, sizeof(DistillSums), dev); }
+
+inline void distill_check(const LogitBlock& b, const DistillConfig& c) {
+    if (!b.teacher.p) fail("distill_loss: no teacher");
+    if (b.rows < 0 || b.V < 1 || b.rows > INT32_MAX || b.V > INT32_MAX / 2)
+        fail("distill_loss: bad shape: %lld rows of V %lld (V below 2^30)", (long long)b.rows, (long long)b.V);
+    if (!(c.temperature > 0.0) || !std::isfinite(c.temperature))
+        fail("distill_loss: temperature %g (must be above 0)", c.temperature);
+    if (!(c.alpha >= 0.0 && c.alpha <= 1.0)) fail("distill_loss: alpha %g (must be in [0, 1])", c.alpha);
+    if (c.divergence == Divergence::jsd && !(c.beta > 0.0 && c.beta < 1.0))
+        fail("distill_loss: beta %g of jsd (must be in (0, 1); its ends are forward_kl and reverse_kl)", c.beta);
+    if (c.top_k < 0 || c.top_k > b.V)
+        fail("distill_loss: top_k %lld of a vocabulary of %lld: lower --kd_top_k, 0 is all", (long long)c.top_k,
+             (long long)b.V);
+    if (!(c.top_p > 0.0 && c.top_p <= 1.0)) fail("distill_loss: top_p %g (must be in (0, 1])", c.top_p);
+}
+
+// For the rows of a block (lm_head_logits.cuh): its dlogits, unless that is null, and sums += (on the device)
+inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens, const DistillConfig& c,
+                         Device dev) {
+    NVTX_RANGE("distill_loss");
+    distill_check(b, c);
+    if (b.rows == 0) return;
+    if (dev.cuda) fail("distill_loss: only on the CPU so far");
+    const bool full = distill_is_full(c, b.V);
+    divergence_visit(c.divergence, [&](auto divergence) {
+        using D = decltype(divergence);
+        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c);
+        else distill_loss_cpu<D, false>(sums, b, tokens, c);
+    });
+    (void)dev;
+}
