@@ -1,5 +1,6 @@
 // train_qrl: reinforcement learning of quantized reasoning models.
 //   ./train_qrl [command] [--flag value ...]
+#include "commands/distill.cuh"   // distill_command: learn from a teacher
 #include "commands/eval.cuh"      // eval_command: accuracy on held-out problems
 #include "commands/export.cuh"    // export_command: a file for other tools
 #include "commands/generate.cuh"  // generate_command: complete a prompt
@@ -30,6 +31,8 @@ int main(int argc, char** argv) {
                 return grpo_command(s);
             case COMMAND_SFT:
                 return sft_command(s);
+            case COMMAND_DISTILL:
+                return distill_command(s);
             case COMMAND_EVAL:
                 return eval_command(s);
             case COMMAND_QUANTIZE:

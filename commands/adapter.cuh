@@ -63,21 +63,27 @@ inline void session_load_adapter(Session& s) {
     else peft_load(s.adapter, s.m.lora, s.m.dev);
 }
 
+// what lies beside the weights in a checkpoint
+inline void save_beside(const Session& s, const std::string& folder) {
+    tokenizer_save(s.tok, folder);
+    source_save(s.source, folder);
+}
+
 // The model; of a model with an adapter the adapter alone, and on request the model that merging makes of both
 inline void session_save(const Session& s, const std::string& dir) {
-    auto tokenizer = [&](const std::string& folder) { tokenizer_save(s.tok, folder); };
+    auto also = [&](const std::string& folder) { save_beside(s, folder); };
     if (!s.m.lora.on()) {
-        model_save(s.m, dir, s.o.save_dtype, tokenizer);
+        model_save(s.m, dir, s.o.save_dtype, also);
         return;
     }
     replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
         if (s.m.lora.inside()) quantizer_save(s.m, folder);  // the grid of weights and adapters together
         policy_save(s.m, folder);
-        tokenizer(folder);
+        also(folder);
     });
     if (!s.o.merge_adapter) return;
-    MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, tokenizer);
+    MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, also);
     printf("merged      into %s-merged, %s: the adapters add %.3g%% to their weights", dir.c_str(),
            s.o.save_dtype.c_str(), 100 * r.added / r.base);
     if (s.m.weight_rules.on())

@@ -57,6 +57,7 @@ inline void session_load_weights(Session& s, bool quantized = true) {
         model_load_weights(s.m, s.o.model);
         if (!s.m.frozen) grids();
         s.base = s.o.model;
+        s.source = source_load(s.o.model);
     }
     session_load_adapter(s);
     model_refresh(s.m, quantized);

@@ -89,6 +89,7 @@ inline int quantize_command(Session& s) {
     });
     if (session_allocate(s)) return 0;
     session_load_weights(s, false);
+    if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);
     RunDir run = session_run_dir(o);
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
@@ -136,7 +137,7 @@ inline int quantize_command(Session& s) {
     }
     std::string checkpoint = run.path + "/checkpoint-0";
     ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.save_dtype,
-                                         [&](const std::string& folder) { tokenizer_save(s.tok, folder); });
+                                         [&](const std::string& folder) { save_beside(s, folder); });
     summary["checkpoint"] = checkpoint;
     summary["format"] = saved.format;
     std::string bits;  // plain weights are as large as ever

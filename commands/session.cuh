@@ -5,6 +5,7 @@
 #include "../data/prompts.h"
 #include "../formats/export_model.h"
 #include "../formats/merged_adapter.h"
+#include "../formats/source_file.h"
 #include "../formats/tokenizer_file.h"
 #include "../rollout.cuh"
 #include "../runtime/comm.h"
@@ -21,6 +22,7 @@ struct Session {
     PromptConfig prompt;
     PeftAdapter adapter;  // of --adapter
     std::string base;     // the model that adapters are saved for
+    ModelSource source;   // the unquantized model behind a quantized one, if it is known
 };
 
 // A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two

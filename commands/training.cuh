@@ -2,6 +2,7 @@
 // A command brings its objective.
 #pragma once
 #include "../train/loop.cuh"
+#include "optimizer_options.cuh"
 #include "output.cuh"
 
 struct TrainingRun {
@@ -16,25 +17,23 @@ struct TrainingRun {
     double start = wall_seconds();
     bool flips_counted = false, with_full_precision = false;
     EvalResult before, before_full, after, after_full;
+    // what the objective measures on held-out texts, which it prints; null: nothing
+    std::function<nlohmann::ordered_json(const char* when)> measure;
+    nlohmann::ordered_json measured;  // before, after
 
     explicit TrainingRun(Session& session) : s(session) {}
 };
 
 inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
-    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing);
+    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o));
     t.max_grad_norm = o.max_grad_norm;
-    t.scale_learning_rate = o.scale_learning_rate >= 0.0 ? o.scale_learning_rate
-                            : o.learned_scale == "lwc"   ? 0.01
-                                                         : o.learning_rate;
-    t.adam = {(float)o.learning_rate, (float)o.adam_beta1, (float)o.adam_beta2, (float)o.adam_epsilon,
-              (float)o.weight_decay};
 }
 
 // Device, tokenizer, and the other ranks. Every rank knows the same at the end of a step; the first one tells.
 // prompts_per_step: what the ranks share, if the objective samples
 inline void training_open(TrainingRun& r, int prompts_per_step = 0) {
     Options& o = r.s.o;
-    weight_rules(o);  // refuse a bad text before the long work
+    weight_rules(o), optimizer_config(o);  // refuse a bad text before the long work
     session_open(r.s);
     const int world = world_size();
     if (world > 1 && !o.given("output_dir"))
@@ -66,6 +65,7 @@ inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std
         if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out));
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
     });
+    check_optimizer(s.o, r.t.optimizer);
     if (session_allocate(s)) return true;
     r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes,
     r.with_full_precision =
@@ -78,6 +78,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
     r.dir = session_run_dir(r.s.o, samples, r.flips_counted);
     fputs(options_print(r.s.o).c_str(), stdout);
     print_start(r.s);
+    printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
     printf("data        %s\n", data.c_str());
     fflush(stdout);
 }
@@ -85,7 +86,9 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
 inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requested()); }
 
 inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index, EvalResult& result, EvalResult& full) {
-    if (r.held_out.empty() || training_stopped(r)) return;
+    if (training_stopped(r)) return;
+    if (r.measure) r.measured[when] = r.measure(when);
+    if (r.held_out.empty()) return;
     result = run_eval(r.s, r.rollouts, r.held_out, index);
     if (r.with_full_precision) full = run_eval_full_precision(r.s, r.rollouts, r.held_out, index);
     print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
@@ -108,13 +111,17 @@ inline LoopConfig loop_config(TrainingRun& r) {
     c.save = [&r](int64_t step) {
         if (r.comm.rank == 0) session_save(r.s, format("%s/checkpoint-%lld", r.dir.path.c_str(), (long long)step));
     };
-    if (r.held_out.empty()) return c;
+    if (r.held_out.empty() && !r.measure) return c;
     c.evaluate = [&r](int64_t step, nlohmann::ordered_json& metrics) {
+        const std::string when = format("step %lld", (long long)step);
+        if (r.measure)
+            for (const auto& item : r.measure(when.c_str()).items()) metrics["eval_" + item.key()] = item.value();
+        if (r.held_out.empty()) return;
         EvalResult e = run_eval(r.s, r.rollouts, r.held_out, (uint32_t)step);
         if (e.n == 0) return;
         metrics["eval_pass@1"] = e.pass1;
         metrics["eval_greedy"] = e.greedy;
-        print_eval(format("step %lld", (long long)step).c_str(), e, nullptr, policy_text(r.s.o));
+        print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
     };
     return c;
 }
@@ -136,6 +143,7 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     if (r.after.n) j["eval"]["after"] = eval_to_json(r.after);
     if (r.before_full.n) j["eval"]["before"]["full_precision"] = eval_to_json(r.before_full);
     if (r.after_full.n) j["eval"]["after"]["full_precision"] = eval_to_json(r.after_full);
+    if (!r.measured.is_null()) j["held_out_text"] = r.measured;
     j["wall_seconds"] = wall_seconds() - r.start;
     auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
     if (state.generated.seconds > 0) {

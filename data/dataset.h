@@ -25,7 +25,7 @@ static constexpr size_t DATASET_MAX_LINE = 64u << 20;  // bytes
 struct Problem {
     std::string question;             // the text; for messages, the content of the last user message
     nlohmann::ordered_json messages;  // [{role, content}, ...], or null for plain text
-    std::string gold;                 // never empty
+    std::string gold;                 // empty only where none is needed
     bool bare = false;                // a `question` or `problem` that does not say how to answer
     std::string source;               // path of the file
     int line = 0;                     // from 1
@@ -280,7 +280,8 @@ inline void for_each_row(const std::string& path, Use use) {
 // ---------------------------------------------------------------------------------------------------------------------
 // problems
 
-inline Problem parse_problem(const DatasetRow& row) {
+// gold_needed: a row without an answer is an error
+inline Problem parse_problem(const DatasetRow& row, bool gold_needed) {
     Problem p;
     const char* prompt = first_field(row, {"question", "prompt", "problem"});
     if (!prompt)
@@ -299,13 +300,14 @@ inline Problem parse_problem(const DatasetRow& row) {
     const char* gold = gsm8k  ? first_field(row, {"answer"})
                        : math ? first_field(row, {"answer", "solution"})
                               : first_field(row, {"answer", "solution", "ground_truth", "label"});
+    p.bare = gsm8k || math;
+    if (!gold && !gold_needed) return p;
     if (!gold)
         fail("%s: no %s beside `%s`; the row has: %s", row.where.c_str(),
              gsm8k  ? "`answer`"
              : math ? "`answer` or `solution`"
                     : "`answer`, `solution`, `ground_truth` or `label`",
              prompt, row_fields(row).c_str());
-    p.bare = gsm8k || math;
     p.gold = gold_field(row, gold, gsm8k || (math && strcmp(gold, "solution") == 0));
     return p;
 }
@@ -313,10 +315,10 @@ inline Problem parse_problem(const DatasetRow& row) {
 // {"question", "answer": "... #### 72"}           GSM8K
 // {"prompt": text or messages, "answer" | "solution" | "ground_truth" | "label"}   TRL
 // {"problem", "answer" | "solution": "... \boxed{72}"}   MATH
-inline std::vector<Problem> load_problems(const std::string& path) {
+inline std::vector<Problem> load_problems(const std::string& path, bool gold_needed = true) {
     std::vector<Problem> problems;
     for_each_row(path, [&](const DatasetRow& row, int line) {
-        Problem p = parse_problem(row);
+        Problem p = parse_problem(row, gold_needed);
         p.source = path;
         p.line = line;
         problems.push_back(std::move(p));

@@ -80,7 +80,9 @@ inline void activations_views(Activations& a, const Model& m) {
     }
 }
 
-inline void activations_allocate(Activations& a, const Model& m, int64_t T, ActivationMode mode) {
+// what, hint: the line of the memory plan, if it is to have one of its own
+inline void activations_allocate(Activations& a, const Model& m, int64_t T, ActivationMode mode,
+                                 const char* what = nullptr, const char* hint = nullptr) {
     a.mode = mode;
     a.capacity = T;
     int64_t C = m.C(), F = m.F(), NH = m.NH(), NKV = m.NKV(), HD = m.HD(), QKV = m.QKV(), L = m.L();
@@ -91,9 +93,9 @@ inline void activations_allocate(Activations& a, const Model& m, int64_t T, Acti
     if (training) half += 2 * C + NH * HD + (NH + NKV) * HD + QKV + 3 * F;
     half += quantized_input_width(m);
     int64_t full = copies * (2 + 2 * NH + NKV) + 1;
-    const char* hint =
-        training ? "lower --micro_batch_tokens or use --gradient_checkpointing" : "lower --rollout_batch";
-    a.half.allocate(half * T, training ? "activations and their gradients" : "activations of generation", hint, m.dev);
+    if (!what) what = training ? "activations and their gradients" : "activations of generation";
+    if (!hint) hint = training ? "lower --micro_batch_tokens or use --gradient_checkpointing" : "lower --rollout_batch";
+    a.half.allocate(half * T, what, hint, m.dev);
     a.full.allocate(full * T, "activation statistics", hint, m.dev);
     batch_memory_allocate(a.batch, T, m.dev);
     when_allocated(m.dev, [&a, &m] { activations_views(a, m); });

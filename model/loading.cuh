@@ -11,8 +11,9 @@
 // a frozen base
 
 // Instead of model_allocate and model_quantize. Embedding and head are no linears: they have working weights, with the
-// numbers of their quantizers.
-inline void model_allocate_frozen(Model& m, const ModelConfig& config, const QuantizerRules& rules) {
+// numbers of their quantizers. what, hint: the line of the memory plan for the working weights
+inline void model_allocate_frozen(Model& m, const ModelConfig& config, const QuantizerRules& rules,
+                                  const char* what = "working weights", const char* hint = "") {
     rules_check(rules, weight_places(config));
     model_describe(m, config);
     m.frozen = true;
@@ -39,7 +40,7 @@ inline void model_allocate_frozen(Model& m, const ModelConfig& config, const Qua
             l->frozen = true;
         }
     each_packable(m, [&](const Linear& l, const PackedRows& r) { bytes += packed_rows_bytes(l, r, m.dev); });
-    m.work.allocate(m.num_params, "working weights", "", m.dev);
+    m.work.allocate(m.num_params, what, hint, m.dev);
     m.packed_codes.allocate(bytes, "packed weights of the base", "", m.dev);
     when_allocated(m.dev, [&m] {
         model_bind_work(m, m.work.data);

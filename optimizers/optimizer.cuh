@@ -25,7 +25,7 @@ inline const UpdateRule& optimizer_rule(const std::string& name) {
         names.push_back(r->name);
         list += (list.empty() ? "" : ", ") + names.back();
     }
-    fail_usage("the optimizer \"%s\" is none of %s%s", name.c_str(), list.c_str(), did_you_mean(name, names).c_str());
+    fail_usage("--optim %s: not one of %s%s", name.c_str(), list.c_str(), did_you_mean(name, names).c_str());
 }
 
 struct Optimizer {
@@ -109,7 +109,7 @@ struct OptimizerStep {
 // 0: the group is not trained
 inline float optimizer_rate(const OptimizerConfig& c, ParamGroup group, double rate) {
     const double peak = c.of(group).learning_rate;
-    if (peak == c.learning_rate) return (float)rate;
+    if (peak == c.learning_rate && group != ParamGroup::scales) return (float)rate;
     // the divisor is a float as it was when only scales had a rate of their own: old runs keep their bits
     return (float)(peak * (c.learning_rate > 0.0 ? rate / (float)c.learning_rate : 1.0));
 }

@@ -20,6 +20,7 @@
 
 // norms: and biases; embeddings: and the head; scales: the learned ones of quantizers
 enum class ParamGroup { matrices, norms, embeddings, scales, adapters };
+static constexpr const char* param_group_names[] = {"matrices", "norms", "embeddings", "scales", "adapters"};
 static constexpr int PARAM_GROUPS = 5;
 
 // learning_rate: the group's peak; 0: its tensors stay as they are

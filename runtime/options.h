@@ -37,6 +37,7 @@
 #define COMMAND_TABLE(CMD)                                                                 \
     CMD(GRPO, grpo, "reinforcement learning with group-relative advantages (the default)") \
     CMD(SFT, sft, "supervised fine-tuning on prompt and completion pairs")                 \
+    CMD(DISTILL, distill, "a quantized student learns from an unquantized teacher")        \
     CMD(EVAL, eval, "accuracy of a model on a set of problems")                            \
     CMD(QUANTIZE, quantize, "post-training quantization of a model's weights")             \
     CMD(GENERATE, generate, "complete one prompt")                                         \
@@ -56,9 +57,9 @@ enum CommandMask : unsigned {
     COMMAND_TABLE(CMD)
 #undef CMD
 };
-static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT;                  // updates weights
+static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT | IN_DISTILL;     // updates weights
 static constexpr unsigned IN_SAMPLE = IN_TRAIN | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
-static constexpr unsigned IN_FILES = IN_GRPO | IN_SFT | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
+static constexpr unsigned IN_FILES = IN_TRAIN | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
 static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
 static constexpr unsigned IN_ALL = (1u << COMMAND_COUNT) - 1;
@@ -86,8 +87,8 @@ OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on;
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
 OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run; its logs are replaced") \
-OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE, "text or JSONL file whose log-loss is measured") \
-OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE, "tokens of the windows into which eval_text is cut") \
+OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
+OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
@@ -132,6 +133,17 @@ OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide ad
 OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
+GROUP("distillation") \
+OPT(std::string, teacher, "", "", IN_DISTILL, "Hugging Face folder or .gguf file with the student's vocabulary; empty: the model that the student was quantized from") \
+OPT(std::string, kd_loss, "forward_kl", "forward_kl|reverse_kl|jsd", IN_DISTILL, "divergence of the student from the teacher: KL(teacher, student), KL(student, teacher), or Jensen-Shannon") \
+OPT(double, jsd_beta, 0.5, "(0, 1)", IN_DISTILL, "share of the teacher in the mixture of jsd; near 0 it is like forward_kl, near 1 like reverse_kl") \
+OPT(double, kd_temperature, 1.0, "(0, 100]", IN_DISTILL, "divides the logits of both in the divergence, which counts temperature^2 times") \
+OPT(double, kd_alpha, 1.0, "[0, 1]", IN_DISTILL, "share of the divergence in the loss; the rest is cross-entropy") \
+OPT(int, kd_top_k, 0, "[0, 1048576]", IN_DISTILL, "tell apart the teacher's k likeliest tokens only, all others being one; 0: all") \
+OPT(double, kd_top_p, 1.0, "(0, 1]", IN_DISTILL, "tell apart the teacher's likeliest tokens that hold this mass") \
+OPT(double, lmbda, 0.0, "[0, 1]", IN_DISTILL, "share of the steps whose completions the student samples (on-policy); the others take those of the data") \
+OPT(bool, seq_kd, false, "", IN_DISTILL, "completions sampled by the teacher in place of those of the data") \
+OPT(bool, seq_kd_correct, false, "", IN_DISTILL, "leave out the teacher's samples whose answer is wrong") \
 GROUP("sampling") \
 OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE, "tokens; a longer prompt is an error") \
 OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
@@ -141,8 +153,12 @@ OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens 
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
 OPT(int, rollout_batch, 256, "[1, 65536]", IN_TRAIN | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \
-OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "AdamW's peak learning rate") \
-OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of the matrices") \
+OPT(std::string, optim, "adamw", "", IN_TRAIN, "adamw, adamw_bf16 or adamw_8bit (smaller moments), or muon (hidden matrices; adamw for the rest)") \
+OPT(double, learning_rate, 1e-6, "[0, 10]", IN_TRAIN, "peak learning rate") \
+OPT(double, weight_decay, 0.0, "[0, 10]", IN_TRAIN, "decoupled weight decay of matrices, embeddings and adapters") \
+OPT(std::string, group_learning_rates, "", "", IN_TRAIN, "peak learning rates of parameter groups, such as 'embeddings=1e-5, norms=0' (0: not trained); groups: matrices, norms (and biases), embeddings (and head), scales, adapters") \
+OPT(std::string, group_weight_decays, "", "", IN_TRAIN, "weight decays of parameter groups, such as 'embeddings=0'") \
+OPT(double, muon_momentum, 0.95, "[0, 1)", IN_TRAIN, "decay of Muon's momentum") \
 OPT(double, adam_beta1, 0.9, "[0, 1)", IN_TRAIN, "decay of the first moment") \
 OPT(double, adam_beta2, 0.999, "[0, 1)", IN_TRAIN, "decay of the second moment") \
 OPT(double, adam_epsilon, 1e-8, "(0, 1]", IN_TRAIN, "added to the root of the second moment") \
@@ -155,15 +171,15 @@ GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
 OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
-OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT, "rows per batch") \
-OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_QUANTIZE, "tokens of prompt and completion together") \
+OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL, "rows per batch") \
+OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE, "tokens of prompt and completion together") \
 OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
 OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
 OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
 OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
-OPT(bool, log_completions, true, "", IN_GRPO | IN_EVAL, "write completions.jsonl") \
+OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT, "CPU threads; 0: all cores") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \

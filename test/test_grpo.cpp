@@ -715,8 +715,8 @@ TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
     auto snapshot = [&] {
         std::vector<float> all(m.master.data, m.master.data + m.num_params);
         for (size_t i = 0; i < m.num_params; i++) all.push_back((float)m.work[i]);
-        all.insert(all.end(), t.moment1.data, t.moment1.data + m.num_params);
-        all.insert(all.end(), t.moment2.data, t.moment2.data + m.num_params);
+        const Buffer<char>& state = t.optimizer.state;
+        all.insert(all.end(), (const float*)state.data, (const float*)(state.data + state.size));
         return all;
     };
     auto good = [&] {
@@ -766,7 +766,7 @@ TEST(OptimizerStep, ClipsTheGlobalNormAndDecaysMatricesAlone) {
     Trainer t, u;
     trainer_init(t, m, 64, false);
     trainer_init(u, n, 64, false);
-    t.adam.epsilon = u.adam.epsilon = 1.0f;  // so that the scale of a gradient matters
+    t.optimizer.config.epsilon = u.optimizer.config.epsilon = 1.0f;  // so that the scale of a gradient matters
     t.max_grad_norm = 0.5, u.max_grad_norm = 0.0;
     for (const ParamTensor& p : m.tensors)
         for (int64_t i = 0; i < p.count(); i++)
@@ -782,7 +782,7 @@ TEST(OptimizerStep, ClipsTheGlobalNormAndDecaysMatricesAlone) {
     std::vector<float> before(m.master.data, m.master.data + m.num_params);
     Trainer w;
     trainer_init(w, m, 64, false);
-    w.adam.weight_decay = 0.5f;
+    optimizer_rates(w.optimizer.config, 1e-6, 0.5);
     optimizer_apply(w, 0.1, 0.0);  // no gradient
     for (const ParamTensor& p : m.tensors)
         for (int64_t i = 0; i < p.count(); i++) {
@@ -835,8 +835,8 @@ TEST(OptimizerStep, TrainsScalesAndACheckpointKeepsTheGrid) {
         model_refresh(m);
         Trainer t;
         trainer_init(t, m, 256, false);
-        t.adam.learning_rate = 1e-3f;
-        t.scale_learning_rate = c.kind == LearnedScale::lwc ? 0.1 : 1e-3;
+        optimizer_rates(t.optimizer.config, 1e-3, 0.0);
+        t.optimizer.config.of(ParamGroup::scales).learning_rate = c.kind == LearnedScale::lwc ? 0.1 : 1e-3;
         std::vector<float> first(m.learned.data, m.learned.data + m.learned.size);
         for (int step = 0; step < 3; step++) {
             for (size_t i = 0; i < m.num_params; i++)

@@ -40,10 +40,10 @@ struct ColdStartObjective : SftObjective {
 // The model in full precision, and t as new, afterwards. example: the index-th of the task's
 inline void cold_start(Trainer& t, const ColdStartConfig& c, int64_t micro_batch_tokens,
                        const std::function<Example(int64_t)>& example, const std::function<bool()>& stop) {
-    const AdamWConfig adam = t.adam;
+    const OptimizerConfig optimizer = t.optimizer.config;
     const double max_grad_norm = t.max_grad_norm;
-    t.adam = AdamWConfig();
-    t.adam.beta2 = 0.99f;
+    optimizer_rates(t.optimizer.config, c.learning_rate, 0.0);
+    t.optimizer.config.beta1 = 0.9f, t.optimizer.config.beta2 = 0.99f, t.optimizer.config.epsilon = 1e-8f;
     t.max_grad_norm = 1.0;
     Model& m = *t.model;
     model_refresh(m, false);
@@ -65,7 +65,7 @@ inline void cold_start(Trainer& t, const ColdStartConfig& c, int64_t micro_batch
     LoopState state;
     train_loop(t, objective, data, loop, state);
     trainer_reset(t);
-    t.adam = adam;
+    t.optimizer.config = optimizer;
     t.max_grad_norm = max_grad_norm;
     model_forget_grids(m);
     model_refresh(m);

@@ -4,17 +4,6 @@
 #pragma once
 #include "loop.cuh"
 
-// the learnt tokens of an example; the first token of a text without a prompt has nothing before it
-inline int64_t completion_tokens(const Example& e) {
-    return (int64_t)e.completion.size() - (e.prompt.tokens.empty() ? 1 : 0);
-}
-
-inline std::vector<int64_t> example_lengths(const std::vector<Example>& batch) {
-    std::vector<int64_t> lengths;
-    for (const Example& e : batch) lengths.push_back((int64_t)(e.prompt.tokens.size() + e.completion.size()));
-    return lengths;
-}
-
 struct SftObjective : Objective {
     int64_t micro_batch_tokens = 4096;
 

@@ -3,19 +3,18 @@
 #pragma once
 #include <string>
 #include <vector>
-#include "../kernels/adamw.cuh"
 #include "../kernels/global_norm.cuh"
+#include "../optimizers/optimizer.cuh"
 #include "scoring.cuh"
 
 struct Trainer {
     Model* model = nullptr;
-    Buffer<float> grads, moment1, moment2;     // [num_params], of the model or, if it has an adapter, of that
-    Buffer<float> unwanted;                    // [C] where gradients of norms go that are not trained
-    Buffer<float> scale_grads, scale_moments;  // of m.learned: [n], [2, n]
-    double scale_learning_rate = 0.0;          // its peak; it falls as the weights' does
+    Buffer<float> grads;        // [num_params], of the model or, if it has an adapter, of that
+    Buffer<float> unwanted;     // [C] where gradients of norms go that are not trained
+    Buffer<float> scale_grads;  // of m.learned
+    Optimizer optimizer;
     Activations acts;
     ScoreMemory score;
-    AdamWConfig adam;
     double max_grad_norm = 1.0;
     int64_t step = 0;     // optimizer steps done
     uint32_t passes = 0;  // forward passes of training, which draw their own dropout
@@ -39,15 +38,14 @@ inline void trainer_bind(Trainer& t) {
     }
 }
 
-inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing) {
+inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing,
+                         const OptimizerConfig& optimizer = OptimizerConfig()) {
     t.model = &m;
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
     t.grads.allocate(n, "gradients", "", m.dev);
-    t.moment1.allocate(n, "AdamW's moments", "", m.dev);
-    t.moment2.allocate(n, "AdamW's moments", "", m.dev);
     if (m.lora.on()) t.unwanted.allocate(std::max(m.C(), m.HD()), "gradients of norms", "", m.dev);
     t.scale_grads.allocate(m.learned.size, "gradients", "", m.dev);
-    t.scale_moments.allocate(2 * m.learned.size, "AdamW's moments", "", m.dev);
+    optimizer_init(t.optimizer, m, t.grads, t.scale_grads, optimizer);
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
@@ -55,8 +53,8 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
 
 // as if nothing had been trained yet
 inline void trainer_reset(Trainer& t) {
-    for (Buffer<float>* b : {&t.grads, &t.moment1, &t.moment2, &t.scale_grads, &t.scale_moments})
-        set_zero(b->data, b->bytes(), t.model->dev);
+    for (Buffer<float>* b : {&t.grads, &t.scale_grads}) set_zero(b->data, b->bytes(), t.model->dev);
+    optimizer_reset(t.optimizer);
     t.step = t.skipped = t.skipped_in_a_row = 0;
 }
 
@@ -106,6 +104,7 @@ struct StepLoss {
     double loss = 0.0;
     int64_t forward_tokens = 0;  // that the forward ran over
     bool abandoned = false;      // it was stopped half-way, and its gradients are incomplete
+    bool empty = false;          // there was nothing to learn from: the step is skipped
 };
 
 // The loss of one step's batch at the weights as they are; its gradient too, if asked for, which is added to t.grads
@@ -153,27 +152,8 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
         t.step++;
         double clip =
             t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
-        AdamWConfig c = t.adam;
-        c.learning_rate = (float)learning_rate;
-        if (m.lora.on())
-            adamw_update(m.lora.master.data, t.moment1.data, t.moment2.data, t.grads.data, (int64_t)t.grads.size,
-                         (float)clip, c, t.step, m.dev);
-        else
-            for (const ParamTensor& p : m.tensors) {
-                AdamWConfig tensor = c;
-                if (p.kind == ParamKind::norm || p.kind == ParamKind::bias) tensor.weight_decay = 0.0f;
-                adamw_update(m.master.data + p.offset, t.moment1.data + p.offset, t.moment2.data + p.offset,
-                             t.grads.data + p.offset, p.count(), (float)clip, tensor, t.step, m.dev);
-            }
-        if (pass.quantized && m.learned.size) {
-            // not in the norm, and not clipped: AdamW's step does not depend on the size of a gradient
-            AdamWConfig scales = t.adam;
-            scales.weight_decay = 0.0f;
-            double share = t.adam.learning_rate > 0.0f ? learning_rate / t.adam.learning_rate : 1.0;
-            scales.learning_rate = (float)(t.scale_learning_rate * share);
-            adamw_update(m.learned.data, t.scale_moments.data, t.scale_moments.data + m.learned.size,
-                         t.scale_grads.data, (int64_t)m.learned.size, 1.0f, scales, t.step, m.dev);
-        }
+        OptimizerStep step{learning_rate, clip, t.step, pass.quantized};
+        optimizer_update(t.optimizer, step);
         const StepInfo info = {learning_rate, t.step};
         for (const ParamTensor& p : m.tensors)
             if (LinearPart* part = part_of(m, p))
@@ -193,7 +173,8 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
 inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, const LossFunction& loss, const Pass& pass) {
     const StepLoss l = loss(true);
     OptimizerResult r;
-    if (!l.abandoned) r = optimizer_apply(t, learning_rate, l.loss, pass);
+    if (!l.abandoned && !l.empty) r = optimizer_apply(t, learning_rate, l.loss, pass);
+    if (l.empty) r.skipped = true, t.skipped++;
     r.loss = l;
     return r;
 }

@@ -1,0 +1,148 @@
+// distill: a quantized student learns from an unquantized teacher.
+#pragma once
+#include "../train/distill.cuh"
+#include "calibration.cuh"
+#include "training.cuh"
+
+inline DistillConfig distill_config(const Options& o) {
+    DistillConfig c;
+    for (size_t i = 0; i < std::size(divergence_names); i++)
+        if (o.kd_loss == divergence_names[i]) c.divergence = (Divergence)i;
+    c.beta = o.jsd_beta;
+    c.temperature = o.kd_temperature;
+    c.alpha = o.kd_alpha;
+    c.top_k = o.kd_top_k;
+    c.top_p = o.kd_top_p;
+    return c;
+}
+
+inline void distill_check(const Options& o) {
+    if (o.model.empty()) fail_usage("distill needs --model, the student: a Hugging Face folder or a .gguf file");
+    if (o.jsd_beta != Options().jsd_beta && o.kd_loss != "jsd") fail_usage("--jsd_beta belongs to --kd_loss jsd");
+    if (o.seq_kd_correct && !o.seq_kd) fail_usage("--seq_kd_correct grades what the teacher samples: it needs --seq_kd");
+    if (o.seq_kd && o.lmbda >= 1.0) fail_usage("--lmbda 1 leaves no step to --seq_kd; leave one out");
+    if (o.temperature == 0.0 && o.lmbda > 0.0)
+        fail_usage("--temperature 0: on-policy completions are to be samples; allowed: (0, 100]");
+}
+
+// The teacher that is not named: the model that the student was quantized from, or is quantized from now
+inline ModelSource default_teacher(const Options& o) {
+    const std::string& folder = o.adapter.empty() ? o.model : o.adapter;
+    ModelSource source = source_load(folder);
+    if (!source.known()) {
+        if (quantized_folder(o.model).container != Container::none)
+            fail_usage("--model %s does not say what it was quantized from; give that model as --teacher",
+                       o.model.c_str());
+        return model_source(o.model);
+    }
+    if (!std::filesystem::exists(source.path))
+        fail_usage("%s was quantized from %s, which is gone; give that model, or another teacher, as --teacher",
+                   folder.c_str(), source.path.c_str());
+    if (weights_hash(source.path) != source.hash)
+        fail_usage("%s was quantized from %s, whose weights have changed since; give the teacher as --teacher",
+                   folder.c_str(), source.path.c_str());
+    return source;
+}
+
+// Teacher and student must mean the same by a token. A vocabulary padded to another size does no harm.
+inline void check_same_vocabulary(const Session& s, const std::string& teacher, const ModelConfig& config) {
+    const int n = tokenizer_vocab_size(s.tok);
+    const Tokenizer other = load_tokenizer(teacher);
+    const int theirs = tokenizer_vocab_size(other);
+    if (theirs != n || config.vocab_size < n)
+        fail("--teacher %s has a vocabulary of %d tokens, the student one of %d; distillation needs the same one",
+             teacher.c_str(), theirs, n);
+    for (int id = 0; id < n; id++)
+        if (tokenizer_token_bytes(s.tok, id) != tokenizer_token_bytes(other, id))
+            fail("--teacher %s has another vocabulary: its token %d is '%s', the student's '%s'", teacher.c_str(), id,
+                 printable(std::string(tokenizer_token_bytes(other, id))).c_str(),
+                 printable(std::string(tokenizer_token_bytes(s.tok, id))).c_str());
+}
+
+// what is trained on, as far as the completions are given: they are, unless each step samples its own
+inline void distill_data(TrainingRun& r) {
+    const Options& o = r.s.o;
+    const int64_t per_step = (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps;
+    if (o.seq_kd || o.lmbda >= 1.0)
+        r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
+    else r.data = training_examples(r.s, per_step);
+    if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(r.s);
+}
+
+// Log-loss of the held-out texts, and how far the student is from the teacher on them
+inline nlohmann::ordered_json distill_measure(TrainingRun& r, DistillObjective& d, const std::vector<Example>& texts,
+                                              const char* when) {
+    StepContext alone;
+    alone.comm = &r.comm;
+    const DistillSums s =
+        distill_pass(r.t, *d.teacher, d.memory, texts, DistillConfig(), d.micro_batch_tokens, alone, false).sums;
+    printf("held out %-7s| log-loss %.4f | KL from the teacher %.4f | same first choice %.1f%% | %.0f tokens\n", when,
+           s.cross_entropy / s.tokens, s.divergence / s.tokens, 100 * s.agree / s.tokens, s.tokens);
+    fflush(stdout);
+    return {{"log_loss", s.cross_entropy / s.tokens},
+            {"kl", s.divergence / s.tokens},
+            {"agreement", s.agree / s.tokens},
+            {"tokens", s.tokens}};
+}
+
+// --eval_text or the answers of --eval_data; else the task's held-out solutions, if that is what is trained on
+inline std::vector<Example> held_out_examples(const Session& s) {
+    const Options& o = s.o;
+    std::vector<Example> out;
+    const Task& task = find_task(o.task);
+    if (o.eval_text.empty() && o.eval_data.empty() && o.train_data.empty())
+        for (uint32_t i = 0; i < (o.eval_n > 0 ? std::min((uint32_t)o.eval_n, task.held_out) : task.held_out); i++)
+            out.push_back(checked_example(s, task_example(task, task_seed(o.seed, true), i, true)));
+    for (const ScoredText& t : held_out_texts(s)) {
+        const auto first = t.ids.begin() + (t.first > 1 ? t.first : 0);
+        Example e;
+        e.prompt.tokens.assign(t.ids.begin(), first);
+        e.completion.assign(first, t.ids.end());
+        out.push_back(e);
+    }
+    return out;
+}
+
+inline int distill_command(Session& s) {
+    Options& o = s.o;
+    TrainingRun r(s);
+    Teacher teacher;
+    DistillObjective d;
+    distill_check(o);
+    const Task& task = session_task(o);
+    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
+    training_open(r, o.lmbda > 0.0 || o.seq_kd ? o.per_device_train_batch_size : 0);
+    ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
+    ModelConfig config = model_config(source.path);
+    check_same_vocabulary(s, source.path, config);
+    if (o.kd_top_k > s.m.V()) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, s.m.V());
+    distill_data(r);
+    const std::vector<Example> texts = held_out_examples(s);
+
+    d.config = distill_config(o);
+    d.micro_batch_tokens = o.micro_batch_tokens;
+    d.lmbda = o.lmbda, d.seq_kd = o.seq_kd, d.only_correct = o.seq_kd_correct;
+    d.rollout = rollout_config(s);
+    d.state = &r.rollouts, d.teacher = &teacher, d.tok = &s.tok;
+    RolloutShape samples =
+        rollout_shape((int)r.data.per_step / r.comm.world, 1, r.data.longest_prompt, d.rollout);
+    teacher.model.dev = s.m.dev;
+    if (training_plan(r, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
+            teacher.model.dev = s.m.dev;
+            model_allocate_frozen(teacher.model, config, QuantizerRules(), "the teacher",
+                                  "--teacher a smaller one, of the same vocabulary");
+            teacher_allocate(teacher, o.micro_batch_tokens);
+            if (o.seq_kd) rollout_allocate(teacher.rollouts, teacher.model, samples);
+            distill_allocate(d.memory, s.m, o.micro_batch_tokens, std::min(s.m.V(), config.vocab_size));
+        }))
+        return 0;
+    session_load_weights(s);
+    model_load_weights(teacher.model, source.path);
+    model_refresh(teacher.model);
+    s.source = source;
+    training_start(r, o.lmbda > 0.0 || o.seq_kd,
+                   format("%lld examples, %lld steps of up to %lld; teacher %s", (long long)r.data.count,
+                          (long long)training_steps(r), (long long)r.data.per_step, source.path.c_str()));
+    if (!texts.empty()) r.measure = [&](const char* when) { return distill_measure(r, d, texts, when); };
+    return training_run(r, d);
+}
