@@ -51,8 +51,9 @@ struct RolloutShape {
 inline RolloutShape rollout_shape(int P, int G, int64_t longest, const RolloutConfig& c) {
     RolloutShape s;
     s.slots = (int)std::min<int64_t>((int64_t)P * G, c.max_sequences);
-    // a slow sample keeps its prompt's keys alive while later prompts start: allow twice the least number of prompts
-    s.regions = std::min(P, 2 * ((s.slots + G - 1) / G) + 1);
+    // a slow sample keeps its prompt's keys alive while later prompts start: allow twice the least number of prompts, but
+    // no more than there can be samples at once
+    s.regions = std::min({P, 2 * ((s.slots + G - 1) / G) + 1, s.slots});
     s.prompt_rows = s.regions * longest;
     s.own_rows = (int64_t)s.slots * c.max_completion_length;
     s.tokens = std::max<int64_t>({s.slots, c.prefill_tokens, longest});

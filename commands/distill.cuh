@@ -111,7 +111,8 @@ inline int distill_command(Session& s) {
     distill_check(o);
     const Task& task = session_task(o);
     if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
-    training_open(r, o.lmbda > 0.0 || o.seq_kd ? o.per_device_train_batch_size : 0);
+    const bool sampled = o.lmbda > 0.0 || o.seq_kd;
+    training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
     ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s, source.path, config);
@@ -126,7 +127,6 @@ inline int distill_command(Session& s) {
     d.state = &r.rollouts, d.teacher = &teacher, d.tok = &s.tok;
     RolloutShape samples =
         rollout_shape((int)r.data.per_step / r.comm.world, 1, r.data.longest_prompt, d.rollout);
-    teacher.model.dev = s.m.dev;
     if (training_plan(r, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
             teacher.model.dev = s.m.dev;
             model_allocate_frozen(teacher.model, config, QuantizerRules(), "the teacher",
@@ -140,7 +140,7 @@ inline int distill_command(Session& s) {
     model_load_weights(teacher.model, source.path);
     model_refresh(teacher.model);
     s.source = source;
-    training_start(r, o.lmbda > 0.0 || o.seq_kd,
+    training_start(r, sampled,
                    format("%lld examples, %lld steps of up to %lld; teacher %s", (long long)r.data.count,
                           (long long)training_steps(r), (long long)r.data.per_step, source.path.c_str()));
     if (!texts.empty()) r.measure = [&](const char* when) { return distill_measure(r, d, texts, when); };

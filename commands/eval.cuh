@@ -42,7 +42,7 @@ inline int eval_command(Session& s) {
     RolloutState state;
     LogLossMemory loss_memory;
     session_plan(s, false, [&] {
-        if (problems) rollout_allocate(state, s.m, eval_shape(s, prompts));
+        if (problems) rollout_allocate(state, s.m, eval_shape(s, prompts, o.rollout_batch));
         if (!text.empty()) log_loss_allocate(loss_memory, s.m, o.micro_batch_tokens, longest_text(text));
     });
     if (session_allocate(s)) return 0;

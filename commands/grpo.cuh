@@ -106,7 +106,7 @@ inline int grpo_command(Session& s) {
     grpo_check(o);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
-    training_open(r, o.prompts_per_step);
+    training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r);
     objective.config = grpo_config(o);
     objective.rollout = rollout_config(s);

@@ -94,11 +94,13 @@ inline TrainingData training_examples(const Session& s, int64_t per_step) {
     return d;
 }
 
-// room for an evaluation of these prompts
-inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prompts) {
+// Room for an evaluation of these prompts. most: sequences decoded at once, where training has room for fewer than
+// --rollout_batch; how many there are changes no token
+inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prompts, int most) {
     int64_t longest = 0;
     for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
     RolloutConfig c = rollout_config(s);
+    c.max_sequences = std::min(c.max_sequences, most);
     return rollout_larger(rollout_shape((int)prompts.size(), 1, longest, c),
                           rollout_shape((int)prompts.size(), std::max(s.o.eval_samples, 1), longest, c));
 }
@@ -107,6 +109,7 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
                            const Pass& pass = Pass()) {
     EvalConfig c;
     c.rollout = rollout_config(s);
+    c.rollout.max_sequences = std::min(c.rollout.max_sequences, state.shape.slots);
     c.rollout.pass = pass;
     c.rollout.stream = RNG_EVAL;
     c.rollout.step = index;

@@ -17,10 +17,8 @@ inline int sft_command(Session& s) {
     TrainingRun r(s);
     Options& o = s.o;
     const Task& task = session_task(o);
-    if (o.model.empty()) embedded_sft_defaults(o);
     if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
-    if (o.model.empty() && !o.train_data.empty())
-        fail_usage("--train_data needs --model: the embedded model knows nothing but its own task");
+    if (o.train_data.empty() && o.model.empty()) embedded_sft_defaults(o);
     training_open(r);
     r.data = training_examples(s, (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps);
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(s);

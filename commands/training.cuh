@@ -30,16 +30,15 @@ inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
 }
 
 // Device, tokenizer, and the other ranks. Every rank knows the same at the end of a step; the first one tells.
-// prompts_per_step: what the ranks share, if the objective samples
-inline void training_open(TrainingRun& r, int prompts_per_step = 0) {
+// flag, per_step: how many prompts the ranks share, if the objective samples
+inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 0) {
     Options& o = r.s.o;
     weight_rules(o), optimizer_config(o);  // refuse a bad text before the long work
     session_open(r.s);
     const int world = world_size();
     if (world > 1 && !o.given("output_dir"))
         fail_usage("WORLD_SIZE=%d: give --output_dir, where the ranks meet", world);
-    if (prompts_per_step % world)
-        fail_usage("--prompts_per_step %d is not a multiple of WORLD_SIZE %d; change one", prompts_per_step, world);
+    if (per_step % world) fail_usage("--%s %d is not a multiple of WORLD_SIZE %d; change one", flag, per_step, world);
     while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
     std::string parent = std::filesystem::path(o.output_dir).parent_path().string();
     if (world > 1 && !parent.empty()) make_folders(parent);
@@ -62,7 +61,7 @@ inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std
         trainer_from_options(r.t, s.m, s.o);
         more();
         RolloutShape shape = samples;
-        if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out));
+        if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out, samples.slots ? samples.slots : s.o.rollout_batch));
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
     });
     check_optimizer(s.o, r.t.optimizer);

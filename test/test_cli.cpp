@@ -50,7 +50,7 @@ TEST(BadUse, Values) {
     refused(2, {"eval", "--output_dir", out}, {"eval needs --model"});
     refused(2, {"generate", "--prompt", "x"}, {"generate needs --model"});
     refused(2, {"logprobs", "--prompt", "x"}, {"logprobs needs --model"});
-    refused(2, {"sft", "--model", trained, "--output_dir", out}, {"sft needs --train_data"});
+    refused(2, {"sft", "--model", trained, "--output_dir", out}, {"--train_data", "--task arithmetic"});
     refused(2, grpo(out, {"--weights", "int4:g33"}), {"--weights int4:g33"});
     refused(2, grpo(out, {"--cold_start_loss", "1"}), {"--cold_start_loss"});
     refused(2, grpo(out, {"--chat_template", "on"}), {"--chat_template on", "no chat template"});

@@ -1,0 +1,374 @@
+// The training loop and its objectives with a tiny random model: which examples a step takes; that a loss is the same
+// with its gradient and without, however it is cut; that the gradient is the loss's; that a student that is its teacher
+// has nothing to learn; where distillation gets its completions from; how the loop stops; parameter groups.
+#include <gtest/gtest.h>
+#include <set>
+#include "../model/loading.cuh"
+#include "../train/cold_start.cuh"
+#include "../train/distill.cuh"
+#include "test_device.h"
+#include "tiny_model.h"
+
+static void make_model(Model& m, const std::string& weights, uint64_t seed) {
+    m.dev = model_device();
+    model_allocate(m, tiny_config(2));
+    model_quantize(m, rules_of(weights), true);
+    model_init_random(m, seed);
+    model_refresh(m);
+}
+
+static Example example(std::vector<int> prompt, std::vector<int> completion) {
+    Example e;
+    e.prompt.tokens = std::move(prompt);
+    e.completion = std::move(completion);
+    return e;
+}
+
+static std::vector<Example> some_examples() {
+    std::vector<Example> all;
+    for (int i = 0; i < 9; i++) {
+        Example e;
+        for (int j = 0; j < 2 + i % 3; j++) e.prompt.tokens.push_back((7 * i + 3 * j + 1) % 100);
+        for (int j = 0; j < 1 + i % 5; j++) e.completion.push_back((11 * i + 5 * j + 2) % 100);
+        all.push_back(e);
+    }
+    all.push_back(example({}, {4, 5, 6}));  // a text without a prompt: its first token is not scored
+    return all;
+}
+
+static std::vector<float> gradients(const Trainer& t) {
+    std::vector<float> g(t.grads.size);
+    copy_to_host(g.data(), t.grads.data, t.grads.bytes(), t.model->dev);
+    return g;
+}
+
+static double squares(const std::vector<float>& x) {
+    double sum = 0.0;
+    for (float v : x) sum += (double)v * v;
+    return sum;
+}
+
+static double distance(const std::vector<float>& x, const std::vector<float>& y) {
+    double sum = 0.0;
+    for (size_t i = 0; i < x.size(); i++) sum += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
+    return sqrt(sum / squares(y));
+}
+
+// A student and a teacher of other weights
+struct Pair {
+    Model m;
+    Trainer t;
+    Teacher teacher;
+    DistillObjective d;
+    StepContext c;
+
+    Pair(const std::string& weights, uint64_t teacher_seed, int64_t budget = 4096) {
+        make_model(m, weights, 1);
+        trainer_init(t, m, std::max<int64_t>(budget, 64), false);
+        make_model(teacher.model, "none", teacher_seed);
+        teacher_allocate(teacher, std::max<int64_t>(budget, 64));
+        distill_allocate(d.memory, m, std::max<int64_t>(budget, 64), m.V());
+        d.teacher = &teacher;
+        d.micro_batch_tokens = budget;
+        c.batch = some_examples();
+    }
+    // prepared, too
+    double loss(bool gradient) {
+        LoopState state;
+        EXPECT_TRUE(d.prepare(t, c, state));
+        return d.loss(t, c, gradient).loss;
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// which examples
+
+TEST(TrainingBatch, AnEpochIsAPermutationCutIntoSteps) {
+    std::vector<Example> all;
+    for (int i = 0; i < 10; i++) all.push_back(example({i}, {1}));
+    TrainingData d = training_data(all, 4, 5);
+    ASSERT_EQ(d.steps_per_epoch(), 3);
+    std::vector<int> first, second;
+    for (int step = 0; step < 6; step++)
+        for (const Example& e : training_batch(d, step)) (step < 3 ? first : second).push_back(e.prompt.tokens[0]);
+    EXPECT_EQ(training_batch(d, 2).size(), 2u) << "what is left";
+    EXPECT_EQ(std::set<int>(first.begin(), first.end()).size(), 10u);
+    EXPECT_EQ(std::set<int>(second.begin(), second.end()).size(), 10u);
+    EXPECT_NE(first, second);
+    d.whole_steps = true;
+    EXPECT_EQ(d.steps_per_epoch(), 2);
+    EXPECT_EQ(training_batch(d, 5).size(), 4u);
+    d.shuffled = false;
+    EXPECT_EQ(training_batch(d, 3)[0].prompt.tokens[0], 4) << "the second step of an epoch";
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// losses
+
+TEST(SftObjective, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    StepContext c;
+    c.batch = some_examples();
+    std::vector<float> whole;
+    double loss = 0.0;
+    for (int64_t budget : {4096, 20, 9}) {
+        Trainer t;
+        trainer_init(t, m, 64, false);
+        SftObjective o;
+        o.micro_batch_tokens = budget;
+        const StepLoss without = o.loss(t, c, false);
+        EXPECT_EQ(squares(gradients(t)), 0.0);
+        const StepLoss with = o.loss(t, c, true);
+        EXPECT_EQ(with.loss, without.loss);
+        EXPECT_EQ(with.forward_tokens, without.forward_tokens);
+        if (budget == 4096) whole = gradients(t), loss = with.loss;
+        EXPECT_NEAR(with.loss, loss, 1e-6);
+        EXPECT_LT(distance(gradients(t), whole), 1e-2 * sizeof(floatX) / 8) << budget;
+    }
+    EXPECT_GT(squares(whole), 0.0);
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    SftObjective small;
+    small.micro_batch_tokens = 4;
+    EXPECT_THROW(small.loss(t, c, true), Error);
+}
+
+TEST(Distill, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {
+    std::vector<float> whole;
+    double loss = 0.0;
+    for (int64_t budget : {4096, 20, 9}) {
+        Pair p("int3:g16", 2, budget);
+        p.d.config.alpha = 0.7;
+        p.d.config.temperature = 2.0;
+        p.d.config.top_k = 20;
+        const double without = p.loss(false);
+        EXPECT_EQ(squares(gradients(p.t)), 0.0);
+        EXPECT_EQ(p.loss(true), without);
+        if (budget == 4096) whole = gradients(p.t), loss = without;
+        EXPECT_NEAR(without, loss, 1e-6);
+        EXPECT_LT(distance(gradients(p.t), whole), 1e-2 * sizeof(floatX) / 8) << budget;
+    }
+    EXPECT_GT(squares(whole), 0.0);
+}
+
+// The loss along the gradient g: (L(w + h g) - L(w - h g)) / 2h = |g|^2. Of fp32 weights, or rounding would drown it.
+TEST(Distill, GradientIsTheLossS) {
+    if (sizeof(floatX) != 4) GTEST_SKIP() << "needs fp32 working weights";
+    for (Divergence divergence : {Divergence::forward_kl, Divergence::reverse_kl, Divergence::jsd}) {
+        Pair p("none", 2);
+        p.d.config.divergence = divergence;
+        p.d.config.alpha = 0.8;
+        p.d.config.top_p = 0.9;
+        p.loss(true);
+        const std::vector<float> g = gradients(p.t);
+        const double norm = sqrt(squares(g)), h = 5e-3 / norm;
+        auto moved = [&](double by) {
+            std::vector<float> w(p.m.num_params);
+            copy_to_host(w.data(), p.m.master.data, p.m.master.bytes(), p.m.dev);
+            std::vector<float> kept = w;
+            for (size_t i = 0; i < w.size(); i++) w[i] += (float)(by * g[i]);
+            copy_to_device(p.m.master.data, w.data(), p.m.master.bytes(), p.m.dev);
+            model_refresh(p.m);
+            const double loss = p.loss(false);
+            copy_to_device(p.m.master.data, kept.data(), p.m.master.bytes(), p.m.dev);
+            return loss;
+        };
+        EXPECT_NEAR((moved(h) - moved(-h)) / (2 * h) / (norm * norm), 1.0, 2e-3)
+            << divergence_names[(int)divergence];
+    }
+}
+
+TEST(Distill, AStudentThatIsItsTeacherHasNothingToLearn) {
+    Pair p("none", 1);
+    EXPECT_NEAR(p.loss(true), 0.0, 1e-7);
+    EXPECT_LT(squares(gradients(p.t)), 1e-10);
+    EXPECT_EQ(p.d.pass.sums.agree, p.d.pass.sums.tokens);
+    p.d.config.alpha = 0.0;  // cross-entropy is left
+    EXPECT_GT(p.loss(true), 1.0);
+    EXPECT_GT(squares(gradients(p.t)), 1e-3);
+}
+
+TEST(Distill, WithoutTheDivergenceItIsSft) {
+    Pair p("int4:g16", 2);
+    p.d.config.alpha = 0.0;
+    const double loss = p.loss(true);
+    Trainer t;
+    trainer_init(t, p.m, 4096, false);
+    SftObjective sft;
+    EXPECT_NEAR(sft.loss(t, p.c, true).loss, loss, 1e-6);
+    EXPECT_LT(distance(gradients(p.t), gradients(t)), 1e-2 * sizeof(floatX) / 4 - 9e-3);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// whose completions
+
+static void give_sampling(Pair& p, Tokenizer& tok) {
+    tok = tokenizer_byte_level();
+    p.d.tok = &tok;
+    p.d.rollout.max_completion_length = 6;
+    p.d.rollout.n_allowed = 100;
+    p.d.rollout.stop_tokens = {3};
+    p.d.rollout.max_sequences = 4;
+    p.c.batch.pop_back();  // nothing can be sampled without a prompt
+}
+
+TEST(Distill, OnPolicyCompletionsAreTheStudentS) {
+    Pair p("int4:g16", 2);
+    Tokenizer tok;
+    RolloutState state;
+    give_sampling(p, tok);
+    p.d.state = &state;
+    p.d.lmbda = 1.0;
+    LoopState run;
+    ASSERT_TRUE(p.d.prepare(p.t, p.c, run));
+    ASSERT_EQ(p.d.samples.size(), p.c.batch.size());
+    EXPECT_EQ(run.generated.completion_tokens, p.d.generated.completion_tokens);
+    // their log-probabilities under the trainer's forward are those at which they were sampled
+    p.d.config.alpha = 0.0;
+    double sampled = 0.0, tokens = 0.0;
+    for (const Completion& c : p.d.samples)
+        for (float logp : c.logps) sampled -= logp, tokens += 1.0;
+    EXPECT_NEAR(p.d.loss(p.t, p.c, true).loss, sampled / tokens, 1e-6);
+    for (size_t i = 0; i < p.d.examples.size(); i++) EXPECT_EQ(p.d.examples[i].completion, p.d.samples[i].tokens);
+    // another step, other samples; the same step again, the same
+    const std::vector<Completion> first = p.d.samples;
+    p.c.step = 1;
+    ASSERT_TRUE(p.d.prepare(p.t, p.c, run));
+    EXPECT_NE(p.d.samples[0].tokens, first[0].tokens);
+    p.c.step = 0;
+    ASSERT_TRUE(p.d.prepare(p.t, p.c, run));
+    for (size_t i = 0; i < first.size(); i++) EXPECT_EQ(p.d.samples[i].tokens, first[i].tokens);
+    p.c.stop = [] { return true; };
+    EXPECT_FALSE(p.d.prepare(p.t, p.c, run));
+}
+
+TEST(Distill, LmbdaIsTheShareOfOnPolicySteps) {
+    DistillObjective d;
+    for (double lmbda : {0.0, 0.3, 1.0}) {
+        d.lmbda = lmbda;
+        int n = 0;
+        for (int step = 0; step < 2000; step++) n += d.student_samples(step);
+        EXPECT_NEAR(n / 2000.0, lmbda, lmbda == 0.3 ? 0.03 : 0.0);
+    }
+}
+
+TEST(Distill, TheTeacherSSamplesAreGraded) {
+    Pair p("int4:g16", 2);
+    Tokenizer tok;
+    give_sampling(p, tok);
+    p.d.seq_kd = true;
+    LoopState run;
+    ASSERT_TRUE(p.d.prepare(p.t, p.c, run));
+    ASSERT_EQ(p.d.examples.size(), p.c.batch.size());
+    EXPECT_EQ(p.d.traces, Traces::teacher);
+    p.d.only_correct = true;
+    for (Example& e : p.c.batch) e.prompt.gold = "no byte of a random model says this";
+    ASSERT_TRUE(p.d.prepare(p.t, p.c, run));
+    EXPECT_TRUE(p.d.examples.empty());
+    // a step with nothing to learn from moves nothing
+    const StepLoss l = p.d.loss(p.t, p.c, true);
+    EXPECT_TRUE(l.empty);
+    std::vector<float> before(p.m.num_params), after(p.m.num_params);
+    copy_to_host(before.data(), p.m.master.data, p.m.master.bytes(), p.m.dev);
+    OptimizerResult r = optimizer_step(p.t, 0.1, [&](bool gradient) { return p.d.loss(p.t, p.c, gradient); }, Pass());
+    copy_to_host(after.data(), p.m.master.data, p.m.master.bytes(), p.m.dev);
+    EXPECT_TRUE(r.skipped);
+    EXPECT_EQ(before, after);
+    // and those that are right stay
+    for (size_t i = 0; i < p.d.samples.size(); i++) p.d.samples[i].tokens = {'#', '#', '#', '#', ' ', '7', 3};
+    p.d.examples = p.c.batch;
+    for (size_t i = 0; i < p.d.examples.size(); i++) p.d.examples[i].prompt.gold = i % 2 ? "7" : "8";
+    for (Completion& c : p.d.samples) c.finished = true;
+    p.d.take_samples();
+    EXPECT_EQ(p.d.examples.size(), p.c.batch.size() / 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the loop
+
+struct Counting : Objective {
+    int prepared = 0, losses = 0, updates = 1;
+    int64_t stop_in_loss = -1, done_after = -1;
+    int iterations() const override { return updates; }
+    bool prepare(Trainer&, const StepContext& c, LoopState&) override { return prepared++, !step_stop(c); }
+    StepLoss loss(Trainer& t, const StepContext& c, bool gradient) override {
+        losses++;
+        EXPECT_TRUE(gradient);
+        EXPECT_EQ((bool)c.stop, (losses - 1) % updates == 0) << "only before the first update can a step be abandoned";
+        if (prepared - 1 == stop_in_loss) return {0.0, 0, true};
+        set_zero(t.grads.data, t.grads.bytes(), t.model->dev);
+        return {1.0, 10};
+    }
+    std::string line(const StepReport& r) const override { return line_step(r) + " " + line_update(r); }
+    bool done() override { return prepared == done_after; }
+};
+
+TEST(TrainLoop, CountsStepsUpdatesAndEnds) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    TrainingData data = training_data(some_examples(), 4, 0);
+    LoopConfig c;
+    c.steps = 5;
+    c.stop = [] { return false; };
+    std::vector<int64_t> evaluated, saved;
+    c.eval_steps = 2, c.save_steps = 1;
+    c.evaluate = [&](int64_t step, nlohmann::ordered_json&) { evaluated.push_back(step); };
+    c.save = [&](int64_t step) { saved.push_back(step); };
+    testing::internal::CaptureStdout();
+    Counting all;
+    all.updates = 3;
+    LoopState state;
+    train_loop(t, all, data, c, state);
+    EXPECT_EQ(state.step, 5);
+    EXPECT_EQ(all.losses, 15);
+    EXPECT_EQ(t.step, 15);
+    EXPECT_EQ(state.tokens_trained, 150);
+    EXPECT_EQ(evaluated, (std::vector<int64_t>{2, 4}));
+    EXPECT_EQ(saved, (std::vector<int64_t>{1, 2, 3, 4})) << "the last one is the command's";
+
+    Counting abandoned;
+    abandoned.stop_in_loss = 2;
+    LoopState second;
+    train_loop(t, abandoned, data, c, second);
+    EXPECT_EQ(second.step, 2);
+    EXPECT_EQ(t.step, 17) << "an abandoned step moves nothing";
+
+    Counting early;
+    early.done_after = 3;
+    LoopState third;
+    train_loop(t, early, data, c, third);
+    EXPECT_EQ(third.step, 3);
+
+    Counting stopped;
+    c.stop = [] { return true; };
+    LoopState none;
+    train_loop(t, stopped, data, c, none);
+    EXPECT_EQ(none.step, 0);
+    EXPECT_EQ(stopped.prepared, 0);
+    testing::internal::GetCapturedStdout();
+}
+
+TEST(TrainLoop, ColdStartEndsBelowItsTargetAndLeavesTheTrainerAsNew) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    Trainer t;
+    trainer_init(t, m, 512, false);
+    t.max_grad_norm = 0.25;
+    ColdStartConfig c;
+    c.max_steps = 400, c.batch = 4, c.window = 3, c.target = 1.5;
+    testing::internal::CaptureStdout();
+    cold_start(t, c, 64, [](int64_t) { return example({1, 2}, {3, 4, 5}); }, [] { return false; });
+    testing::internal::GetCapturedStdout();
+    EXPECT_EQ(t.step, 0);
+    EXPECT_EQ(t.max_grad_norm, 0.25);
+    EXPECT_EQ(t.optimizer.config.beta2, 0.999f);
+    SftObjective o;
+    StepContext s;
+    s.batch = {example({1, 2}, {3, 4, 5})};
+    s.pass = full_precision();
+    model_refresh(m, false);
+    EXPECT_LT(o.loss(t, s, false).loss, 1.6);
+}
