@@ -1,15 +1,19 @@
 // AdamW (adamw.cuh) whose moments are stored in 8 bits (Dettmers et al. 2022, "8-bit optimizers via block-wise
 // quantization", arXiv 2110.02861): blocks of 256 weights, each divided by its largest |m| and |v| and coded by a
-// dynamic map, signed for m and unsigned for v. 2 bytes of state a weight and 16 a block.
+// dynamic map, signed for m and unsigned for v. 2 bytes of state a weight and 8 a block.
 //   m = map_m[code] absmax_m;  one step of AdamW in fp32;  absmax = max |m| of the block;  code = nearest(m / absmax)
 // The weight moves by the moments before they are coded again. This is bitsandbytes' AdamW8bit; what differs:
-//   - each number gets the nearest code, a tie the lower one. bitsandbytes' CPU kernel looks codes up in a table of 2^16
-//     steps, and its GPU kernel keeps a negative m from becoming 0 but not a positive one.
+//   - each number gets the nearest code, a tie the lower one. bitsandbytes' CPU kernel looks codes up in a table of
+//     2^16 steps, and its GPU kernel keeps a negative m from becoming 0 but not a positive one.
 //   - its GPU kernel decays a weight after the step instead of before: lr^2 decay apart.
+// After 20 steps every code is that of its formula with the nearest codes; of its CPU kernel's codes 3 % of m and 7 %
+// of v differ, and where the weights went by 0.7 %; 8-bit moments are 3 % away from fp32's (test/test_optimizers.cpp).
 // A block of zeros has absmax 0, whatever its codes.
 //
 // Traffic in bytes, least and moved: 16n. Launch: a block of threads 4 blocks of weights, one after another.
-// The trap: a block's largest moment decides what becomes of its smallest: below 5e-8 of it (m: 3e-7) they vanish.
+// The trap: a block's largest moment decides what becomes of its smallest. Below 3e-7 of it m vanishes, below 2e-7 v;
+// but v is a square, so it is gone where gradients are 2500 times smaller than the block's largest: m is still there
+// then, and the weight's next step is 30 times too long and more. bitsandbytes' are too.
 #pragma once
 #include "adamw.cuh"
 #include "dynamic_map.cuh"
@@ -44,7 +48,7 @@ inline void adamw_8bit_update_cpu(float* w,  // [n]
         m_borders[u] = dynamic_map_border(maps.m.value, u);
         v_borders[u] = dynamic_map_border(maps.v.value, u);
     }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > 16 * ADAMW_8BIT_BLOCK)
     for (int64_t b = 0; b < CEIL_DIV(n, ADAMW_8BIT_BLOCK); b++) {
         const int64_t first = b * ADAMW_8BIT_BLOCK;
         const int count = n - first < ADAMW_8BIT_BLOCK ? (int)(n - first) : ADAMW_8BIT_BLOCK;

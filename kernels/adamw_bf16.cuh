@@ -1,11 +1,12 @@
 // AdamW (adamw.cuh) whose moments are stored in bf16: 4 bytes of state a weight instead of 8.
 //
 // Rounding to nearest would stop the second moment: with beta2 = 0.999 a step changes v by at most a thousandth of v
-// where the gradients have become smaller, and half a step of bf16 is 1/512 to 1/256 of it, so v would never fall again
-// and the weight would stop. So both moments are rounded at random, up with the probability of the part cut off: the
-// mean over the draws is the fp32 moment. The noise does not go away; in v it adds up over 1 / (1 - beta2) steps to a
-// standard deviation of about 4 % (test/test_optimizers.cpp measures it), 2 % of the step of a weight. An fp32 v would
-// avoid that for 2 bytes more; half the memory is what one comes here for.
+// where the gradients have become smaller, and half a step of bf16 is 1/512 to 1/256 of it, so v would never fall
+// again; from zero it would stop rising at a quarter of its height. So both moments are rounded at random, up with the
+// probability of the part cut off: the mean over the draws is the fp32 moment. The noise does not go away but adds up
+// over 1 / (1 - beta2) steps: in v to a standard deviation of 2 % where the gradients keep their size and of 9 % while
+// v falls to a fifth (test/test_optimizers.cpp), of which the step of a weight has half. An fp32 v would avoid that for
+// 2 bytes more a weight; half the memory is what one comes here for.
 // The draw is a function of (seed, step, tensor, index): a resumed run rounds as the uninterrupted one.
 //
 // Traffic in bytes, least and moved: 20n. Launch: a thread 8 weights, for which it draws 8 words.
@@ -46,7 +47,7 @@ inline void adamw_bf16_update_cpu(float* w,           // [n]
                                   const MomentNoise& noise) {
     const AdamWCorrection correct = adamw_correction(c, step);
     constexpr int64_t BLOCK = 512;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > 16 * BLOCK)
     for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
         uint32_t random[4][BLOCK / 4];
 #pragma omp simd

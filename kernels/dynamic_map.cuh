@@ -1,6 +1,7 @@
 // The dynamic maps of 8 bits (Dettmers 2016, arXiv 1511.04561; Dettmers et al. 2022, arXiv 2110.02861): 256 numbers,
-// dense near zero, for values whose block is scaled to [-1, 1]. 7 decades up to 1; decade i has 2^i linear steps on each
-// side of zero where the map is signed, else 2^(i+1) steps. Scales of double quantization and moments of AdamW use them.
+// dense near zero, for values whose block is scaled to [-1, 1]. 7 decades up to 1; decade i has 2^i linear steps on
+// each side of zero where the map is signed, else 2^(i+1) steps. Scales of double quantization and moments of AdamW use
+// them.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -10,6 +10,7 @@
 //
 // Traffic in bytes besides the iteration's: 28n, least and moved. Launch: a thread a weight.
 #pragma once
+#include "../runtime/math.h"
 #include "newton_schulz.cuh"
 
 struct MuonConfig {
@@ -42,14 +43,14 @@ inline void muon_momentum_cpu(float* u,           // [n]
                               float* b,           // [n]
                               const float* grad,  // [n]
                               int64_t n, float grad_scale, const MuonConfig& c) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NEWTON_SCHULZ_SERIAL)
     for (int64_t i = 0; i < n; i++) u[i] = muon_momentum(b + i, grad[i], grad_scale, c);
 }
 
 inline void muon_step_cpu(float* w,        // [n]
                           const float* o,  // [n]
                           int64_t n, float scale, const MuonConfig& c) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NEWTON_SCHULZ_SERIAL)
     for (int64_t i = 0; i < n; i++) muon_step(w + i, o[i], scale, c);
 }
 

@@ -1,5 +1,9 @@
 // Muon for the hidden matrices, AdamW for the rest: 4 bytes of state a weight of a matrix. q, k, v and gate, up are
 // matrices of their own, although they are neighbours in memory.
+//
+// What it costs: 6900 multiply-adds a weight for SmolLM2-135M's 210 matrices, as many as 2300 tokens of training (on a
+// CPU 1600): little beside the tens of thousands of tokens of a step of GRPO, much beside a small batch. 16 core
+// seconds a step on a CPU with AVX2, where AdamW takes 0.6.
 #pragma once
 #include "../kernels/muon.cuh"
 #include "adamw.cuh"
