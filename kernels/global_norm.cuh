@@ -65,6 +65,17 @@ __global__ void sum_of_partials_kernel(double* partial, int blocks) {
     sum = norm_block_sum(sum, part);
     if (threadIdx.x == 0) partial[blocks] = sum;
 }
+
+// doubles for sum_of_squares_launch
+inline int64_t norm_partials(int64_t n) { return CEIL_DIV(n, NORM_CHUNK) + 1; }
+
+// partial: [norm_partials(n)]; returns where the sum will be, on the device
+inline const double* sum_of_squares_launch(double* partial, const float* x, int64_t n, Device dev) {
+    int64_t blocks = CEIL_DIV(n, NORM_CHUNK);
+    LAUNCH(sum_of_squares_kernel, (unsigned)blocks, NORM_BLOCK, 0, dev.stream, partial, x, n, is_aligned16(x, 0));
+    LAUNCH(sum_of_partials_kernel, 1, NORM_BLOCK, 0, dev.stream, partial, (int)blocks);
+    return partial + blocks;
+}
 #endif
 
 // x: [n]
@@ -73,12 +84,10 @@ inline double sum_of_squares(const float* x, int64_t n, Device dev) {
     if (n <= 0) return 0.0;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int64_t blocks = CEIL_DIV(n, NORM_CHUNK);
-        Scratch scratch(2 * (size_t)(blocks + 1), dev);
-        double total = 0.0, *partial = reinterpret_cast<double*>(scratch.data);
-        LAUNCH(sum_of_squares_kernel, (unsigned)blocks, NORM_BLOCK, 0, dev.stream, partial, x, n, is_aligned16(x, 0));
-        LAUNCH(sum_of_partials_kernel, 1, NORM_BLOCK, 0, dev.stream, partial, (int)blocks);
-        copy_to_host(&total, partial + blocks, sizeof(double), dev);
+        Scratch scratch(2 * (size_t)norm_partials(n), dev);
+        double total = 0.0;
+        copy_to_host(&total, sum_of_squares_launch(reinterpret_cast<double*>(scratch.data), x, n, dev), sizeof(double),
+                     dev);
         return total;
     }
 #endif

@@ -45,6 +45,7 @@
 #include <cmath>
 #include <cstdint>
 #include "../runtime/rng.h"
+#include "dynamic_map.cuh"
 #include "formats/integer.cuh"
 #include "formats/nf4.cuh"
 #include "formats/fp8e4m3.cuh"
@@ -260,52 +261,10 @@ HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, float unit) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Double quantization (QLoRA, section 3): the scales of NF4, minus their mean, in blocks of 256 to the signed dynamic
-// map of 8 bits (Dettmers 2016, arXiv 1511.04561): 7 decades, of which decade i has 2^i linear steps.
+// map of 8 bits.
 
 static constexpr int QUANT_NESTED = 256;  // scales of a block
 
-// Entry u of bitsandbytes' map (create_dynamic_map), ascending: for i = 0 ... 6 the 2^i middles of
-// linspace(0.1, 1, 2^i + 1) times 10^(i-6), with both signs, and 0 and 1. linspace is torch's, which counts from the
-// nearer end and fuses.
-HOST_DEVICE float dynamic_map_value(uint32_t u) {
-    if (u == 127) return 0.0f;
-    if (u >= 255) return 1.0f;
-    int index = u > 127 ? (int)u - 128 : 126 - (int)u, i = 0;
-    while (index + 1 >= 2 << i) i++;
-    int n = 1 << i, k = index + 1 - n;
-    float step = (1.0f - 0.1f) / (float)n, end[2];
-    for (int e = 0; e < 2; e++)
-        end[e] = k + e < (n + 1) / 2 ? fmaf(step, (float)(k + e), 0.1f) : fmaf(-step, (float)(n - k - e), 1.0f);
-    float ten = i == 0   ? 1e-6f
-                : i == 1 ? 1e-5f
-                : i == 2 ? 1e-4f
-                : i == 3 ? 1e-3f
-                : i == 4 ? 1e-2f
-                : i == 5 ? 0.1f
-                         : 1.0f;
-    float x = (end[0] + end[1]) / 2.0f * ten;
-    return u > 127 ? x : -x;
-}
-
-struct DynamicMap {
-    float value[256];  // sorted
-};
-inline DynamicMap dynamic_map() {
-    DynamicMap m;
-    for (uint32_t u = 0; u < 256; u++) m.value[u] = dynamic_map_value(u);
-    return m;
-}
-
-// x in [-1, 1] -> the nearest of the map; a tie goes down
-HOST_DEVICE int dynamic_map_code(const DynamicMap& m, float x) {
-    int low = 0, high = 255;  // the answer lies in low ... high
-    while (low < high) {
-        int middle = (low + high) / 2;
-        if (x > 0.5f * (m.value[middle] + m.value[middle + 1])) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
 // a product that no compiler fuses with the sum: adding +0 to it is not nothing, for it turns -0 into +0
 HOST_DEVICE float dynamic_map_scale(float value, float absmax, float offset) {
     return fmaf(value, absmax, 0.0f) + offset;

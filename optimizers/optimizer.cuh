@@ -10,10 +10,13 @@
 #include "../model/parameters.cuh"
 #include "../runtime/nearest.h"
 #include "adamw.cuh"
+#include "adamw_8bit.cuh"
+#include "adamw_bf16.cuh"
+#include "muon.cuh"
 
 // the table; the first is the default
 inline const std::vector<const UpdateRule*>& optimizer_rules() {
-    static const std::vector<const UpdateRule*> rules = {&adamw_rule};
+    static const std::vector<const UpdateRule*> rules = {&adamw_rule, &adamw_bf16_rule, &adamw_8bit_rule, &muon_rule};
     return rules;
 }
 
