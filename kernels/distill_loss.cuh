@@ -89,9 +89,9 @@ enum class Divergence { DIVERGENCES(DIVERGENCE_ENUMERATOR) };
 static constexpr const char* divergence_names[] = {DIVERGENCES(DIVERGENCE_NAME)};
 #undef DIVERGENCE_NAME
 
-// call(divergence) with its struct, on either device
+// call(divergence) with its struct
 template <class Call>
-HOST_DEVICE auto divergence_visit(Divergence divergence, const Call& call) {
+inline auto divergence_visit(Divergence divergence, const Call& call) {
 #define DIVERGENCE_CASE(name, D) \
     case Divergence::name:       \
         return call(D());
@@ -182,6 +182,7 @@ HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, doubl
     r.lse_1 = softmax_lse(s.student_1);
     r.scale = (float)(weight * c.alpha * c.temperature), r.ce_scale = (float)(weight * (1.0 - c.alpha));
     r.target = target;
+    r.edge = likeliest_all();
     r.sum_q = r.rest_slope = 0.0f;
 }
 
@@ -337,6 +338,116 @@ inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const Disti
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+// The sum over the block's LM_HEAD_BLOCK threads, for every thread
+__device__ inline double distill_block_sum(double x) {
+    __shared__ double partial[LM_HEAD_WARPS];
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    __syncthreads();  // the previous call's reads of partial are over
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.0;
+    for (int w = 0; w < LM_HEAD_WARPS; w++) x += partial[w];
+    return x;
+}
+
+// The sums over the classes, and whether both distributions have the same likeliest token
+template <class D, bool FULL>
+__device__ inline DistillClasses distill_classes(const float* logits, const float* teacher, int V, const DistillRow& r,
+                                                 bool* agree) {
+    constexpr int W = Pack128<float>::size;
+    float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
+    int rest_count = 0;
+    uint64_t best = ~(uint64_t)0, teacher_best = best;
+    sample_for_each(logits, V, true, [&](int i, const Pack128<float>& z) {
+        Pack128<float> u = load_pack(teacher, i, V, true);
+        for (int k = 0; k < W && i + k < V; k++) {
+            float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
+            float s = exp_f(log_s), t = exp_f(log_t);
+            bool in = FULL || likeliest_has(r.edge, u[k], i + k);
+            value += select_f(in, D::value(log_s, log_t, s, t, r.beta), 0.0f);
+            q += select_f(in, D::q(log_s, log_t, s, t, r.beta), 0.0f);
+            rest += select_f(in, 0.0f, s);
+            teacher_rest += select_f(in, 0.0f, t);
+            rest_count += in ? 0 : 1;
+            uint64_t candidate = sample_candidate(z[k], i + k), teacher_candidate = sample_candidate(u[k], i + k);
+            best = candidate < best ? candidate : best;
+            teacher_best = teacher_candidate < teacher_best ? teacher_candidate : teacher_best;
+        }
+    });
+    *agree = (uint32_t)sample_block_min(best) == (uint32_t)sample_block_min(teacher_best);
+    DistillClasses c;
+    c.value = distill_block_sum((double)value), c.q = distill_block_sum((double)q);
+    if (FULL) return c;
+    c.rest = distill_block_sum((double)rest), c.teacher_rest = distill_block_sum((double)teacher_rest);
+    c.rest_count = distill_block_sum((double)rest_count);
+    return c;
+}
+
+template <class D, bool FULL>
+__device__ inline void distill_dlogits(floatX* dlogits, const float* logits, const float* teacher, int V,
+                                       const DistillRow& r) {
+    constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
+    const bool one = r.inverse_temperature == 1.0f;
+    for (int64_t first = threadIdx.x * W; first < V; first += LM_HEAD_BLOCK * W) {
+        const int i = (int)first;
+        Pack128<floatX> d;
+        for (int j = 0; j < W; j += F) {
+            Pack128<float> z = load_pack(logits, i + j, V, true), u = load_pack(teacher, i + j, V, true);
+            for (int k = 0; k < F; k++) {
+                float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
+                float s = exp_f(log_s), s_1 = one ? s : exp_f(logit_logp(z[k], 1.0f, r.lse_1));
+                float q = D::q(log_s, log_t, s, exp_f(log_t), r.beta);
+                d[j + k] = distill_dlogit<FULL>(s, s_1, q, u[k], i + j + k, r);
+            }
+        }
+        store_pack(dlogits, i, V, true, d);
+    }
+}
+
+// Rows begin at multiples of 16 bytes. token: (rows). grid: rows
+// dynamic shared memory: two SampleHistogram, unless FULL
+template <class D, bool FULL>
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    distill_loss_kernel(DistillSums* token, LogitBlock b, DistillTokens tokens, DistillConfig c, SampleConfig support) {
+    DYNAMIC_SHARED(SampleHistogram, histogram);
+    __shared__ DistillRow r;
+    const int64_t row = blockIdx.x;
+    const float *logits = b.logits.row(row), *teacher = b.teacher.row(row), T = support.inverse_temperature;
+    const int V = (int)b.V, target = tokens.targets[b.row0 + row];
+    const double weight = tokens.weight[b.row0 + row];
+    DistillSoftmax softmax;  // thread 0's
+    softmax.student = softmax_row_device(logits, V, T, true);
+    softmax.teacher = softmax_row_device(teacher, V, T, true);
+    softmax.student_1 = T == 1.0f ? softmax.student : softmax_row_device(logits, V, 1.0f, true);
+    LikeliestEdge edge = likeliest_all();
+    if (!FULL) edge = likeliest_edge(teacher, histogram[0], histogram[1], support);
+    if (threadIdx.x == 0) {
+        distill_row_begin(r, softmax, weight, target, c);
+        r.edge = edge;
+    }
+    __syncthreads();
+    bool agree;
+    DistillClasses classes = distill_classes<D, FULL>(logits, teacher, V, r, &agree);
+    if (threadIdx.x == 0) {  // every thread has read r before the sums over the block
+        token[row] = distill_row_end<D>(r, classes, softmax, logits[target], weight, V, c);
+        token[row].agree = agree ? 1.0 : 0.0;
+    }
+    __syncthreads();
+    if (b.dlogits.p) distill_dlogits<D, FULL>(b.dlogits.row(row), logits, teacher, V, r);
+}
+
+// sums += all tokens, one after another; a thread has a member. One block of DISTILL_SUMS threads
+__global__ void distill_sums_kernel(double* sums, const double* token, int rows) {
+    double sum = sums[threadIdx.x];
+    for (int64_t i = 0; i < rows; i++) sum += token[i * DISTILL_SUMS + threadIdx.x];
+    sums[threadIdx.x] = sum;
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
 // sums as before the first call of a pass
@@ -363,12 +474,34 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
     NVTX_RANGE("distill_loss");
     distill_check(b, c);
     if (b.rows == 0) return;
-    if (dev.cuda) fail("distill_loss: only on the CPU so far");
     const bool full = distill_is_full(c, b.V);
+#if HAS_KERNELS
+    if (dev.cuda) {
+        if (!is_aligned16(b.logits) || !is_aligned16(b.teacher) || !is_aligned16(b.dlogits))
+            fail("distill_loss: rows of logits must begin at multiples of 16 bytes (lm_head_logits.cuh pads them)");
+        Scratch scratch(b.rows * sizeof(DistillSums) / sizeof(float), dev);
+        DistillSums* token = reinterpret_cast<DistillSums*>(scratch.data);
+        SampleConfig support = likeliest_config(b.V, (float)(1.0 / c.temperature), c.top_k, c.top_p, true);
+        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
+        size_t shared = full ? 0 : 2 * sizeof(SampleHistogram) + 16;
+        divergence_visit(c.divergence, [&](auto divergence) {
+            using D = decltype(divergence);
+            if (full)
+                LAUNCH((distill_loss_kernel<D, true>), (unsigned)b.rows, LM_HEAD_BLOCK, shared, dev.stream, token, b,
+                       tokens, c, support);
+            else
+                LAUNCH((distill_loss_kernel<D, false>), (unsigned)b.rows, LM_HEAD_BLOCK, shared, dev.stream, token, b,
+                       tokens, c, support);
+        });
+        LAUNCH(distill_sums_kernel, 1, DISTILL_SUMS, 0, dev.stream, reinterpret_cast<double*>(sums),
+               reinterpret_cast<const double*>(token), (int)b.rows);
+        return;
+    }
+#endif
+    (void)dev;
     divergence_visit(c.divergence, [&](auto divergence) {
         using D = decltype(divergence);
         if (full) distill_loss_cpu<D, true>(sums, b, tokens, c);
         else distill_loss_cpu<D, false>(sums, b, tokens, c);
     });
-    (void)dev;
 }

@@ -14,9 +14,12 @@
 
 // The last token that belongs to the likeliest
 struct LikeliestEdge {
-    float logit = -INFINITY;
-    int index = INT32_MAX;
+    float logit;
+    int index;
 };
+
+// all of them; no constructor, for edges in shared memory
+HOST_DEVICE LikeliestEdge likeliest_all() { return {-INFINITY, INT32_MAX}; }
 
 HOST_DEVICE bool likeliest_has(const LikeliestEdge& e, float logit, int index) {
     return (logit > e.logit) | ((logit == e.logit) & (index <= e.index));
@@ -93,7 +96,7 @@ inline LikeliestEdge likeliest_select(LikeliestScratch& s, const float* row, flo
             if (sample_key(row[i]) >> shift == key) s.words[kept++] = i;
         s.words.resize(kept);
     }
-    if (s.words.empty()) return LikeliestEdge();
+    if (s.words.empty()) return likeliest_all();
     const uint64_t mass = by_mass ? sample_mass(row[s.words[0]], max, c) : 1;  // of each of them
     const uint64_t rank = mass ? d.left / mass : 0;
     return {sample_key_logit(key), s.words[rank < s.words.size() ? rank : s.words.size() - 1]};
@@ -115,7 +118,7 @@ inline LikeliestEdge likeliest_edge_cpu(const float* row, const SampleConfig& c,
         s.first_mass[bin] += mass;
         total += mass;
     }
-    LikeliestEdge edge;
+    LikeliestEdge edge = likeliest_all();
     if (c.top_k > 0) edge = likeliest_select(s, row, max, false, c.top_k - 1, c);
     if (by_mass && total > 0)
         edge = likeliest_fewer(edge, likeliest_select(s, row, max, true, likeliest_target(c.top_p, total), c));
@@ -147,19 +150,18 @@ __device__ inline LikeliestEdge likeliest_edge(const float* row, SampleHistogram
         }
     });
     sample_block_scan(total, &total);
-    LikeliestEdge edge;
+    LikeliestEdge edge = likeliest_all();
     if (c.top_k > 0) {
         SamplePlace last = sample_select(first, h, row, max, false, c.top_k - 1, c);
         int index = sample_tie_index(row, last.key, c.top_k - 1 - last.count_before, c);
-        edge.logit = sample_key_logit(last.key), edge.index = index;
+        edge = {sample_key_logit(last.key), index};
     }
     if (by_mass && total > 0) {
         uint64_t target = likeliest_target(c.top_p, total);
         SamplePlace last = sample_select(first, h, row, max, true, target, c);
         uint64_t rank = last.mass > 0 ? (target - last.mass_before) / last.mass : 0;
-        LikeliestEdge reaches;
-        reaches.logit = sample_key_logit(last.key), reaches.index = sample_tie_index(row, last.key, rank, c);
-        edge = likeliest_fewer(edge, reaches);
+        int index = sample_tie_index(row, last.key, rank, c);
+        edge = likeliest_fewer(edge, {sample_key_logit(last.key), index});
     }
     return edge;
 }
