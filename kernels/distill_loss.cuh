@@ -135,15 +135,16 @@ HOST_DEVICE void distill_sums_add(double* sums, const double* x) {
     for (int i = 0; i < DISTILL_SUMS; i++) sums[i] += x[i];
 }
 
-// What every element of a row needs
+// What every element of a row needs, and in the end the row's sums
 struct DistillRow {
     float inverse_temperature, beta;
-    float lse, teacher_lse;  // at T
-    float lse_1;             // the student's at temperature 1
-    LikeliestEdge edge;      // of the support
-    float scale, ce_scale;   // weight alpha T, weight (1 - alpha)
-    float sum_q;             // over the classes
-    float rest_slope;        // q_rest / P_s(rest)
+    float lse, teacher_lse;          // at T
+    float lse_1;                     // the student's at temperature 1
+    float entropy, teacher_entropy;  // at T
+    LikeliestEdge edge;              // of the support
+    float scale, ce_scale;           // weight alpha T, weight (1 - alpha)
+    float sum_q;                     // over the classes
+    float rest_slope;                // q_rest / P_s(rest)
     int target;
 };
 
@@ -180,6 +181,7 @@ HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, doubl
     r.beta = (float)c.beta;
     r.lse = softmax_lse(s.student), r.teacher_lse = softmax_lse(s.teacher);
     r.lse_1 = softmax_lse(s.student_1);
+    r.entropy = softmax_entropy(s.student), r.teacher_entropy = softmax_entropy(s.teacher);
     r.scale = (float)(weight * c.alpha * c.temperature), r.ce_scale = (float)(weight * (1.0 - c.alpha));
     r.target = target;
     r.edge = likeliest_all();
@@ -188,8 +190,8 @@ HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, doubl
 
 // Takes in the class of the rest; the token's sums but for agree
 template <class D>
-HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, const DistillSoftmax& softmax,
-                                        float target_logit, double weight, int64_t V, const DistillConfig& c) {
+HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, float target_logit, double weight, int64_t V,
+                                        const DistillConfig& c) {
     if (s.rest_count > 0.0) {
         const float log_s = (float)log(s.rest), log_t = (float)log(s.teacher_rest);
         const double q = (double)D::q(log_s, log_t, (float)s.rest, (float)s.teacher_rest, r.beta);
@@ -203,8 +205,8 @@ HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, const 
     token.cross_entropy = -(double)logit_logp(target_logit, 1.0f, r.lse_1);
     token.loss =
         weight * fma(c.alpha * c.temperature * c.temperature, token.divergence, (1.0 - c.alpha) * token.cross_entropy);
-    token.entropy = (double)softmax_entropy(softmax.student);
-    token.teacher_entropy = (double)softmax_entropy(softmax.teacher);
+    token.entropy = (double)r.entropy;
+    token.teacher_entropy = (double)r.teacher_entropy;
     token.rest_mass = s.teacher_rest;
     token.support = (double)V - s.rest_count;
     token.tokens = 1.0;
@@ -293,7 +295,7 @@ inline int64_t largest_index(const float* x, int64_t n) {
 // row: of the block
 template <class D, bool FULL>
 inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const DistillTokens& tokens,
-                                   const DistillConfig& c, LikeliestScratch& scratch) {
+                                   const DistillConfig& c, const LikeliestEdge& edge) {
     const float *logits = b.logits.row(row), *teacher = b.teacher.row(row);
     const double weight = tokens.weight[b.row0 + row];
     const int target = tokens.targets[b.row0 + row];
@@ -304,16 +306,14 @@ inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const Disti
     s.student_1 = inverse_temperature == 1.0f ? s.student : softmax_row(logits, b.V, 1.0f);
     DistillRow r;
     distill_row_begin(r, s, weight, target, c);
-    if (!FULL)
-        r.edge =
-            likeliest_edge_cpu(teacher, likeliest_config(b.V, inverse_temperature, c.top_k, c.top_p, false), scratch);
+    r.edge = edge;
     DistillClasses classes;
     DistillPiece p;
     for (int v = 0; v < (int)b.V; v += p.size) {
         distill_piece_cpu<D>(p, logits, teacher, v, (int)b.V, r);
         distill_classes_cpu<D, FULL>(classes, p, r);
     }
-    DistillSums token = distill_row_end<D>(r, classes, s, logits[target], weight, b.V, c);
+    DistillSums token = distill_row_end<D>(r, classes, logits[target], weight, b.V, c);
     token.agree = largest_index(logits, b.V) == largest_index(teacher, b.V) ? 1.0 : 0.0;
     if (!b.dlogits.p) return token;
     for (int v = 0; v < (int)b.V; v += p.size) {
@@ -325,14 +325,12 @@ inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const Disti
 
 template <class D, bool FULL>
 inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens,
-                             const DistillConfig& c) {
+                             const DistillConfig& c, const SampleConfig& support) {
     std::vector<DistillSums> token(b.rows);
-#pragma omp parallel
-    {
-        LikeliestScratch scratch;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, scratch);
-    }
+    std::vector<LikeliestEdge> edges(b.rows, likeliest_all());
+    if (!FULL) likeliest_edges_cpu(edges.data(), b.teacher, b.rows, support);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, edges[i]);
     for (const DistillSums& t : token)
         distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));
 }
@@ -407,32 +405,29 @@ __device__ inline void distill_dlogits(floatX* dlogits, const float* logits, con
     }
 }
 
-// Rows begin at multiples of 16 bytes. token: (rows). grid: rows
-// dynamic shared memory: two SampleHistogram, unless FULL
+// Rows begin at multiples of 16 bytes. token, edges: (rows); edges may be null if FULL. grid: rows
 template <class D, bool FULL>
 __global__ void __launch_bounds__(LM_HEAD_BLOCK)
-    distill_loss_kernel(DistillSums* token, LogitBlock b, DistillTokens tokens, DistillConfig c, SampleConfig support) {
-    DYNAMIC_SHARED(SampleHistogram, histogram);
+    distill_loss_kernel(DistillSums* token, LogitBlock b, DistillTokens tokens, DistillConfig c,
+                        const LikeliestEdge* edges) {
     __shared__ DistillRow r;
     const int64_t row = blockIdx.x;
-    const float *logits = b.logits.row(row), *teacher = b.teacher.row(row), T = support.inverse_temperature;
+    const float *logits = b.logits.row(row), *teacher = b.teacher.row(row), inverse = (float)(1.0 / c.temperature);
     const int V = (int)b.V, target = tokens.targets[b.row0 + row];
     const double weight = tokens.weight[b.row0 + row];
     DistillSoftmax softmax;  // thread 0's
-    softmax.student = softmax_row_device(logits, V, T, true);
-    softmax.teacher = softmax_row_device(teacher, V, T, true);
-    softmax.student_1 = T == 1.0f ? softmax.student : softmax_row_device(logits, V, 1.0f, true);
-    LikeliestEdge edge = likeliest_all();
-    if (!FULL) edge = likeliest_edge(teacher, histogram[0], histogram[1], support);
+    softmax.student = softmax_row_device(logits, V, inverse, true);
+    softmax.teacher = softmax_row_device(teacher, V, inverse, true);
+    softmax.student_1 = inverse == 1.0f ? softmax.student : softmax_row_device(logits, V, 1.0f, true);
     if (threadIdx.x == 0) {
         distill_row_begin(r, softmax, weight, target, c);
-        r.edge = edge;
+        if (!FULL) r.edge = edges[row];
     }
     __syncthreads();
     bool agree;
     DistillClasses classes = distill_classes<D, FULL>(logits, teacher, V, r, &agree);
     if (threadIdx.x == 0) {  // every thread has read r before the sums over the block
-        token[row] = distill_row_end<D>(r, classes, softmax, logits[target], weight, V, c);
+        token[row] = distill_row_end<D>(r, classes, logits[target], weight, V, c);
         token[row].agree = agree ? 1.0 : 0.0;
     }
     __syncthreads();
@@ -475,23 +470,23 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
     distill_check(b, c);
     if (b.rows == 0) return;
     const bool full = distill_is_full(c, b.V);
+    const SampleConfig support = likeliest_config(b.V, (float)(1.0 / c.temperature), c.top_k, c.top_p, true);
 #if HAS_KERNELS
     if (dev.cuda) {
         if (!is_aligned16(b.logits) || !is_aligned16(b.teacher) || !is_aligned16(b.dlogits))
             fail("distill_loss: rows of logits must begin at multiples of 16 bytes (lm_head_logits.cuh pads them)");
-        Scratch scratch(b.rows * sizeof(DistillSums) / sizeof(float), dev);
+        Scratch scratch(b.rows * (sizeof(DistillSums) + sizeof(LikeliestEdge)) / sizeof(float), dev);
         DistillSums* token = reinterpret_cast<DistillSums*>(scratch.data);
-        SampleConfig support = likeliest_config(b.V, (float)(1.0 / c.temperature), c.top_k, c.top_p, true);
-        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
-        size_t shared = full ? 0 : 2 * sizeof(SampleHistogram) + 16;
+        LikeliestEdge* edges = full ? nullptr : reinterpret_cast<LikeliestEdge*>(token + b.rows);
+        if (!full) likeliest_edges(edges, b.teacher, b.rows, support, dev);
         divergence_visit(c.divergence, [&](auto divergence) {
             using D = decltype(divergence);
             if (full)
-                LAUNCH((distill_loss_kernel<D, true>), (unsigned)b.rows, LM_HEAD_BLOCK, shared, dev.stream, token, b,
-                       tokens, c, support);
+                LAUNCH((distill_loss_kernel<D, true>), (unsigned)b.rows, LM_HEAD_BLOCK, 0, dev.stream, token, b, tokens,
+                       c, edges);
             else
-                LAUNCH((distill_loss_kernel<D, false>), (unsigned)b.rows, LM_HEAD_BLOCK, shared, dev.stream, token, b,
-                       tokens, c, support);
+                LAUNCH((distill_loss_kernel<D, false>), (unsigned)b.rows, LM_HEAD_BLOCK, 0, dev.stream, token, b,
+                       tokens, c, edges);
         });
         LAUNCH(distill_sums_kernel, 1, DISTILL_SUMS, 0, dev.stream, reinterpret_cast<double*>(sums),
                reinterpret_cast<const double*>(token), (int)b.rows);
@@ -501,7 +496,7 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
     (void)dev;
     divergence_visit(c.divergence, [&](auto divergence) {
         using D = decltype(divergence);
-        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c);
-        else distill_loss_cpu<D, false>(sums, b, tokens, c);
+        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c, support);
+        else distill_loss_cpu<D, false>(sums, b, tokens, c, support);
     });
 }

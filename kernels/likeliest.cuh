@@ -125,8 +125,18 @@ inline LikeliestEdge likeliest_edge_cpu(const float* row, const SampleConfig& c,
     return edge;
 }
 
+// edges: [rows]; logits: [rows,V]
+inline void likeliest_edges_cpu(LikeliestEdge* edges, Rows<const float> logits, int64_t rows, const SampleConfig& c) {
+#pragma omp parallel
+    {
+        LikeliestScratch scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < rows; i++) edges[i] = likeliest_edge_cpu(logits.row(i), c, scratch);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
-// CUDA
+// CUDA kernels
 
 #if HAS_KERNELS
 // All LM_HEAD_BLOCK threads of the block must call it, and get the result. shared: first, h
@@ -165,4 +175,32 @@ __device__ inline LikeliestEdge likeliest_edge(const float* row, SampleHistogram
     }
     return edge;
 }
+
+// edges: (rows). grid: rows. dynamic shared memory: two SampleHistogram
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    likeliest_kernel(LikeliestEdge* edges, Rows<const float> logits, SampleConfig c) {
+    DYNAMIC_SHARED(SampleHistogram, histogram);
+    LikeliestEdge edge = likeliest_edge(logits.row(blockIdx.x), histogram[0], histogram[1], c);
+    if (threadIdx.x == 0) edges[blockIdx.x] = edge;
+}
 #endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+// edges: [rows]; logits: [rows,V], on the device
+inline void likeliest_edges(LikeliestEdge* edges, Rows<const float> logits, int64_t rows, const SampleConfig& c,
+                            Device dev) {
+    if (rows < 0 || rows > INT32_MAX) fail("likeliest_edges: bad shape: %lld rows", (long long)rows);
+    if (rows == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
+        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram) + 16, dev.stream, edges,
+               logits, c);
+        return;
+    }
+#endif
+    (void)dev;
+    likeliest_edges_cpu(edges, logits, rows, c);
+}
