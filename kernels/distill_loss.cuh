@@ -41,37 +41,35 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // divergences
 
-// One class of the distributions. Products that are added are written mul_add: the same on both devices.
-struct ClassProbability {
-    float log_s, log_t, s, t;  // of student and teacher
-};
-
-struct DivergenceTerm {
-    float value;  // what the class adds to D
-    float q;      // s dD/ds
-};
-
+// Of one class of the distributions, from its probabilities and their logarithms: value is what it adds to D, q is
+// s dD/ds. Plain numbers and no branches: g++ 12 vectorizes neither loops over structs nor choices between products.
 struct ForwardKl {
-    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float) {
-        return {mul_add(p.t, p.log_t - p.log_s, p.s - p.t), p.s - p.t};
+    HOST_DEVICE static float value(float log_s, float log_t, float s, float t, float) {
+        return mul_add(t, log_t - log_s, s - t);
     }
+    HOST_DEVICE static float q(float, float, float s, float t, float) { return s - t; }
 };
 
 struct ReverseKl {
-    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float) {
-        float ratio = p.log_s - p.log_t;
-        return {mul_add(p.s, ratio, p.t - p.s), p.s * ratio};
+    HOST_DEVICE static float value(float log_s, float log_t, float s, float t, float) {
+        return mul_add(s, log_s - log_t, t - s);
     }
+    HOST_DEVICE static float q(float log_s, float log_t, float s, float, float) { return s * (log_s - log_t); }
 };
 
-// log m = log of the larger + log(1 + c (e^-|d| - 1)), d = log t - log s, c the share of the smaller: no overflow, and
-// exactly log s where s = t
 struct Jsd {
-    HOST_DEVICE static DivergenceTerm at(const ClassProbability& p, float beta) {
-        float d = p.log_t - p.log_s, up = d > 0.0f ? d : 0.0f, down = d > 0.0f ? 0.0f : d;
-        float l = log1p_f((d > 0.0f ? 1.0f - beta : beta) * (exp_f(down - up) - 1.0f));
-        float q = (1.0f - beta) * p.s * (-up - l);
-        return {mul_add(beta * p.t, down - l, q), q};
+    // log of m / the larger of s and t: log(1 + c (e^-|d| - 1)), d = log t - log s, c the share of the smaller. No
+    // overflow, and exactly 0 where s = t.
+    HOST_DEVICE static float log_mean(float d, float beta) {
+        return log1p_f(select_f(d > 0.0f, 1.0f - beta, beta) * (exp_f(-fabsf(d)) - 1.0f));
+    }
+    HOST_DEVICE static float value(float log_s, float log_t, float s, float t, float beta) {
+        float d = log_t - log_s;
+        return mul_add(beta * t, 0.5f * (d - fabsf(d)) - log_mean(d, beta), q(log_s, log_t, s, t, beta));
+    }
+    HOST_DEVICE static float q(float log_s, float log_t, float s, float, float beta) {
+        float d = log_t - log_s;
+        return (1.0f - beta) * s * (-0.5f * (d + fabsf(d)) - log_mean(d, beta));
     }
 };
 
@@ -91,9 +89,9 @@ enum class Divergence { DIVERGENCES(DIVERGENCE_ENUMERATOR) };
 static constexpr const char* divergence_names[] = {DIVERGENCES(DIVERGENCE_NAME)};
 #undef DIVERGENCE_NAME
 
-// call(divergence) with its struct, on either device
+// call(divergence) with its struct
 template <class Call>
-HOST_DEVICE auto divergence_visit(Divergence divergence, const Call& call) {
+inline auto divergence_visit(Divergence divergence, const Call& call) {
 #define DIVERGENCE_CASE(name, D) \
     case Divergence::name:       \
         return call(D());
@@ -137,15 +135,16 @@ HOST_DEVICE void distill_sums_add(double* sums, const double* x) {
     for (int i = 0; i < DISTILL_SUMS; i++) sums[i] += x[i];
 }
 
-// What every element of a row needs
+// What every element of a row needs, and in the end the row's sums
 struct DistillRow {
     float inverse_temperature, beta;
-    float lse, teacher_lse;  // at T
-    float lse_1;             // the student's at temperature 1
-    LikeliestEdge edge;      // of the support
-    float scale, ce_scale;   // weight alpha T, weight (1 - alpha)
-    float sum_q;             // over the classes
-    float rest_slope;        // q_rest / P_s(rest)
+    float lse, teacher_lse;          // at T
+    float lse_1;                     // the student's at temperature 1
+    float entropy, teacher_entropy;  // at T
+    LikeliestEdge edge;              // of the support
+    float scale, ce_scale;           // weight alpha T, weight (1 - alpha)
+    float sum_q;                     // over the classes
+    float rest_slope;                // q_rest / P_s(rest)
     int target;
 };
 
@@ -156,24 +155,19 @@ struct DistillClasses {
     double rest_count = 0.0;
 };
 
-HOST_DEVICE ClassProbability distill_probability(float logit, float teacher_logit, const DistillRow& r) {
-    ClassProbability p;
-    p.log_s = logit_logp(logit, r.inverse_temperature, r.lse);
-    p.log_t = logit_logp(teacher_logit, r.inverse_temperature, r.teacher_lse);
-    p.s = exp_f(p.log_s);
-    p.t = exp_f(p.log_t);
-    return p;
+HOST_DEVICE float distill_log_s(float logit, const DistillRow& r) {
+    return logit_logp(logit, r.inverse_temperature, r.lse);
+}
+HOST_DEVICE float distill_log_t(float teacher_logit, const DistillRow& r) {
+    return logit_logp(teacher_logit, r.inverse_temperature, r.teacher_lse);
 }
 
-// FULL: without a support
-template <class D, bool FULL>
-HOST_DEVICE float distill_dlogit(float logit, float teacher_logit, int v, const DistillRow& r) {
-    ClassProbability p = distill_probability(logit, teacher_logit, r);
-    float q = D::at(p, r.beta).q;
-    if (!FULL) q = likeliest_has(r.edge, teacher_logit, v) ? q : p.s * r.rest_slope;
-    float p_1 = r.inverse_temperature == 1.0f ? p.s : exp_f(logit_logp(logit, 1.0f, r.lse_1));
-    float ce = p_1 - (v == r.target ? 1.0f : 0.0f);
-    return mul_add(r.scale, q - p.s * r.sum_q, r.ce_scale * ce);
+// s, s_1: the student's probability at T and at 1; q: of the divergence. FULL: without a support
+template <bool FULL>
+HOST_DEVICE float distill_dlogit(float s, float s_1, float q, float teacher_logit, int v, const DistillRow& r) {
+    if (!FULL) q = select_f(likeliest_has(r.edge, teacher_logit, v), q, s * r.rest_slope);
+    float ce = s_1 - select_f(v == r.target, 1.0f, 0.0f);
+    return mul_add(r.scale, q - s * r.sum_q, r.ce_scale * ce);
 }
 
 // The row's softmaxes: at T the student's and the teacher's, at 1 the student's
@@ -187,21 +181,23 @@ HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, doubl
     r.beta = (float)c.beta;
     r.lse = softmax_lse(s.student), r.teacher_lse = softmax_lse(s.teacher);
     r.lse_1 = softmax_lse(s.student_1);
+    r.entropy = softmax_entropy(s.student), r.teacher_entropy = softmax_entropy(s.teacher);
     r.scale = (float)(weight * c.alpha * c.temperature), r.ce_scale = (float)(weight * (1.0 - c.alpha));
     r.target = target;
+    r.edge = likeliest_all();
     r.sum_q = r.rest_slope = 0.0f;
 }
 
 // Takes in the class of the rest; the token's sums but for agree
 template <class D>
-HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, const DistillSoftmax& softmax,
-                                        float target_logit, double weight, int64_t V, const DistillConfig& c) {
+HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, float target_logit, double weight, int64_t V,
+                                        const DistillConfig& c) {
     if (s.rest_count > 0.0) {
-        ClassProbability p = {(float)log(s.rest), (float)log(s.teacher_rest), (float)s.rest, (float)s.teacher_rest};
-        DivergenceTerm rest = D::at(p, r.beta);
-        s.value += (double)rest.value;
-        s.q += (double)rest.q;
-        r.rest_slope = (float)((double)rest.q / s.rest);
+        const float log_s = (float)log(s.rest), log_t = (float)log(s.teacher_rest);
+        const double q = (double)D::q(log_s, log_t, (float)s.rest, (float)s.teacher_rest, r.beta);
+        s.value += (double)D::value(log_s, log_t, (float)s.rest, (float)s.teacher_rest, r.beta);
+        s.q += q;
+        r.rest_slope = (float)(q / s.rest);
     }
     r.sum_q = (float)s.q;
     DistillSums token;
@@ -209,8 +205,8 @@ HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, const 
     token.cross_entropy = -(double)logit_logp(target_logit, 1.0f, r.lse_1);
     token.loss =
         weight * fma(c.alpha * c.temperature * c.temperature, token.divergence, (1.0 - c.alpha) * token.cross_entropy);
-    token.entropy = (double)softmax_entropy(softmax.student);
-    token.teacher_entropy = (double)softmax_entropy(softmax.teacher);
+    token.entropy = (double)r.entropy;
+    token.teacher_entropy = (double)r.teacher_entropy;
     token.rest_mass = s.teacher_rest;
     token.support = (double)V - s.rest_count;
     token.tokens = 1.0;
@@ -224,26 +220,66 @@ inline bool distill_is_full(const DistillConfig& c, int64_t V) {
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-// n <= LM_HEAD_COLUMNS logits from the v0-th on
+// A piece of a row, in the first cache. One formula a loop: of larger ones g++ 12 vectorizes none.
+struct DistillPiece {
+    static constexpr int size = 512;
+    int v0, n;
+    const float *logits, *teacher;      // [n]
+    float s[size], t[size], s_1[size];  // probabilities
+    float value[size], q[size];         // of the divergence
+};
+
+inline void distill_probabilities_cpu(float* p, const float* logits, int n, float inverse_temperature, float lse) {
+    INDEPENDENT
+    for (int i = 0; i < n; i++) p[i] = exp_f(logit_logp(logits[i], inverse_temperature, lse));
+}
+
+// Fills p but for value and s_1
+template <class D>
+inline void distill_piece_cpu(DistillPiece& p, const float* logits, const float* teacher, int v0, int V,
+                              const DistillRow& row) {
+    const DistillRow r = row;
+    const int n = V - v0 < p.size ? V - v0 : p.size;
+    p.v0 = v0, p.n = n, p.logits = logits + v0, p.teacher = teacher + v0;
+    distill_probabilities_cpu(p.s, p.logits, n, r.inverse_temperature, r.lse);
+    distill_probabilities_cpu(p.t, p.teacher, n, r.inverse_temperature, r.teacher_lse);
+    const float *z = p.logits, *u = p.teacher;
+    INDEPENDENT
+    for (int i = 0; i < n; i++) p.q[i] = D::q(distill_log_s(z[i], r), distill_log_t(u[i], r), p.s[i], p.t[i], r.beta);
+}
+
 template <class D, bool FULL>
-inline void distill_classes_cpu(DistillClasses& s, const float* logits, const float* teacher, int v0, int n,
-                                const DistillRow& r) {
+inline void distill_classes_cpu(DistillClasses& s, DistillPiece& p, const DistillRow& row) {
+    const DistillRow r = row;
+    const float *z = p.logits, *u = p.teacher;
+    const int n = p.n, v0 = p.v0;
+    INDEPENDENT
+    for (int i = 0; i < n; i++)
+        p.value[i] = D::value(distill_log_s(z[i], r), distill_log_t(u[i], r), p.s[i], p.t[i], r.beta);
     float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
     int rest_count = 0;
 #pragma omp simd reduction(+ : value, q, rest, teacher_rest, rest_count)
     for (int i = 0; i < n; i++) {
-        ClassProbability p = distill_probability(logits[i], teacher[i], r);
-        DivergenceTerm term = D::at(p, r.beta);
-        bool in = FULL || likeliest_has(r.edge, teacher[i], v0 + i);
-        value += in ? term.value : 0.0f;
-        q += in ? term.q : 0.0f;
-        rest += in ? 0.0f : p.s;
-        teacher_rest += in ? 0.0f : p.t;
+        bool in = FULL || likeliest_has(r.edge, u[i], v0 + i);
+        value += select_f(in, p.value[i], 0.0f);
+        q += select_f(in, p.q[i], 0.0f);
+        rest += select_f(in, 0.0f, p.s[i]);
+        teacher_rest += select_f(in, 0.0f, p.t[i]);
         rest_count += in ? 0 : 1;
     }
     s.value += (double)value, s.q += (double)q;
     s.rest += (double)rest, s.teacher_rest += (double)teacher_rest;
     s.rest_count += (double)rest_count;
+}
+
+template <bool FULL>
+inline void distill_dlogits_cpu(floatX* dlogits, DistillPiece& p, const DistillRow& row) {
+    const DistillRow r = row;
+    const bool one = r.inverse_temperature == 1.0f;
+    if (!one) distill_probabilities_cpu(p.s_1, p.logits, p.n, 1.0f, r.lse_1);
+    const float *s_1 = one ? p.s : p.s_1, *u = p.teacher;
+    INDEPENDENT
+    for (int i = 0; i < p.n; i++) dlogits[i] = distill_dlogit<FULL>(p.s[i], s_1[i], p.q[i], u[i], p.v0 + i, r);
 }
 
 // the lowest index of the largest
@@ -259,7 +295,7 @@ inline int64_t largest_index(const float* x, int64_t n) {
 // row: of the block
 template <class D, bool FULL>
 inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const DistillTokens& tokens,
-                                   const DistillConfig& c, LikeliestScratch& scratch) {
+                                   const DistillConfig& c, const LikeliestEdge& edge) {
     const float *logits = b.logits.row(row), *teacher = b.teacher.row(row);
     const double weight = tokens.weight[b.row0 + row];
     const int target = tokens.targets[b.row0 + row];
@@ -270,36 +306,141 @@ inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const Disti
     s.student_1 = inverse_temperature == 1.0f ? s.student : softmax_row(logits, b.V, 1.0f);
     DistillRow r;
     distill_row_begin(r, s, weight, target, c);
-    if (!FULL)
-        r.edge =
-            likeliest_edge_cpu(teacher, likeliest_config(b.V, inverse_temperature, c.top_k, c.top_p, false), scratch);
+    r.edge = edge;
     DistillClasses classes;
-    for (int64_t v = 0; v < b.V; v += LM_HEAD_COLUMNS)
-        distill_classes_cpu<D, FULL>(classes, logits + v, teacher + v, (int)v,
-                                     (int)(b.V - v < LM_HEAD_COLUMNS ? b.V - v : LM_HEAD_COLUMNS), r);
-    DistillSums token = distill_row_end<D>(r, classes, s, logits[target], weight, b.V, c);
+    DistillPiece p;
+    for (int v = 0; v < (int)b.V; v += p.size) {
+        distill_piece_cpu<D>(p, logits, teacher, v, (int)b.V, r);
+        distill_classes_cpu<D, FULL>(classes, p, r);
+    }
+    DistillSums token = distill_row_end<D>(r, classes, logits[target], weight, b.V, c);
     token.agree = largest_index(logits, b.V) == largest_index(teacher, b.V) ? 1.0 : 0.0;
     if (!b.dlogits.p) return token;
-    floatX* dlogits = b.dlogits.row(row);
-    const int V = (int)b.V;
-    INDEPENDENT
-    for (int v = 0; v < V; v++) dlogits[v] = distill_dlogit<D, FULL>(logits[v], teacher[v], v, r);
+    for (int v = 0; v < (int)b.V; v += p.size) {
+        distill_piece_cpu<D>(p, logits, teacher, v, (int)b.V, r);
+        distill_dlogits_cpu<FULL>(b.dlogits.row(row) + v, p, r);
+    }
     return token;
 }
 
 template <class D, bool FULL>
 inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens,
-                             const DistillConfig& c) {
+                             const DistillConfig& c, const SampleConfig& support) {
     std::vector<DistillSums> token(b.rows);
-#pragma omp parallel
-    {
-        LikeliestScratch scratch;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, scratch);
-    }
+    std::vector<LikeliestEdge> edges(b.rows, likeliest_all());
+    if (!FULL) likeliest_edges_cpu(edges.data(), b.teacher, b.rows, support);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, edges[i]);
     for (const DistillSums& t : token)
         distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
+#if HAS_KERNELS
+// The sum over the block's LM_HEAD_BLOCK threads, for every thread
+__device__ inline double distill_block_sum(double x) {
+    __shared__ double partial[LM_HEAD_WARPS];
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    __syncthreads();  // the previous call's reads of partial are over
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.0;
+    for (int w = 0; w < LM_HEAD_WARPS; w++) x += partial[w];
+    return x;
+}
+
+// The sums over the classes, and whether both distributions have the same likeliest token
+template <class D, bool FULL>
+__device__ inline DistillClasses distill_classes(const float* logits, const float* teacher, int V, const DistillRow& r,
+                                                 bool* agree) {
+    constexpr int W = Pack128<float>::size;
+    float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
+    int rest_count = 0;
+    uint64_t best = ~(uint64_t)0, teacher_best = best;
+    sample_for_each(logits, V, true, [&](int i, const Pack128<float>& z) {
+        Pack128<float> u = load_pack(teacher, i, V, true);
+        for (int k = 0; k < W && i + k < V; k++) {
+            float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
+            float s = exp_f(log_s), t = exp_f(log_t);
+            bool in = FULL || likeliest_has(r.edge, u[k], i + k);
+            value += select_f(in, D::value(log_s, log_t, s, t, r.beta), 0.0f);
+            q += select_f(in, D::q(log_s, log_t, s, t, r.beta), 0.0f);
+            rest += select_f(in, 0.0f, s);
+            teacher_rest += select_f(in, 0.0f, t);
+            rest_count += in ? 0 : 1;
+            uint64_t candidate = sample_candidate(z[k], i + k), teacher_candidate = sample_candidate(u[k], i + k);
+            best = candidate < best ? candidate : best;
+            teacher_best = teacher_candidate < teacher_best ? teacher_candidate : teacher_best;
+        }
+    });
+    *agree = (uint32_t)sample_block_min(best) == (uint32_t)sample_block_min(teacher_best);
+    DistillClasses c;
+    c.value = distill_block_sum((double)value), c.q = distill_block_sum((double)q);
+    if (FULL) return c;
+    c.rest = distill_block_sum((double)rest), c.teacher_rest = distill_block_sum((double)teacher_rest);
+    c.rest_count = distill_block_sum((double)rest_count);
+    return c;
+}
+
+template <class D, bool FULL>
+__device__ inline void distill_dlogits(floatX* dlogits, const float* logits, const float* teacher, int V,
+                                       const DistillRow& r) {
+    constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
+    const bool one = r.inverse_temperature == 1.0f;
+    for (int64_t first = threadIdx.x * W; first < V; first += LM_HEAD_BLOCK * W) {
+        const int i = (int)first;
+        Pack128<floatX> d;
+        for (int j = 0; j < W; j += F) {
+            Pack128<float> z = load_pack(logits, i + j, V, true), u = load_pack(teacher, i + j, V, true);
+            for (int k = 0; k < F; k++) {
+                float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
+                float s = exp_f(log_s), s_1 = one ? s : exp_f(logit_logp(z[k], 1.0f, r.lse_1));
+                float q = D::q(log_s, log_t, s, exp_f(log_t), r.beta);
+                d[j + k] = distill_dlogit<FULL>(s, s_1, q, u[k], i + j + k, r);
+            }
+        }
+        store_pack(dlogits, i, V, true, d);
+    }
+}
+
+// Rows begin at multiples of 16 bytes. token, edges: (rows); edges may be null if FULL. grid: rows
+template <class D, bool FULL>
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    distill_loss_kernel(DistillSums* token, LogitBlock b, DistillTokens tokens, DistillConfig c,
+                        const LikeliestEdge* edges) {
+    __shared__ DistillRow r;
+    const int64_t row = blockIdx.x;
+    const float *logits = b.logits.row(row), *teacher = b.teacher.row(row), inverse = (float)(1.0 / c.temperature);
+    const int V = (int)b.V, target = tokens.targets[b.row0 + row];
+    const double weight = tokens.weight[b.row0 + row];
+    DistillSoftmax softmax;  // thread 0's
+    softmax.student = softmax_row_device(logits, V, inverse, true);
+    softmax.teacher = softmax_row_device(teacher, V, inverse, true);
+    softmax.student_1 = inverse == 1.0f ? softmax.student : softmax_row_device(logits, V, 1.0f, true);
+    if (threadIdx.x == 0) {
+        distill_row_begin(r, softmax, weight, target, c);
+        if (!FULL) r.edge = edges[row];
+    }
+    __syncthreads();
+    bool agree;
+    DistillClasses classes = distill_classes<D, FULL>(logits, teacher, V, r, &agree);
+    if (threadIdx.x == 0) {  // every thread has read r before the sums over the block
+        token[row] = distill_row_end<D>(r, classes, logits[target], weight, V, c);
+        token[row].agree = agree ? 1.0 : 0.0;
+    }
+    __syncthreads();
+    if (b.dlogits.p) distill_dlogits<D, FULL>(b.dlogits.row(row), logits, teacher, V, r);
+}
+
+// sums += all tokens, one after another; a thread has a member. One block of DISTILL_SUMS threads
+__global__ void distill_sums_kernel(double* sums, const double* token, int rows) {
+    double sum = sums[threadIdx.x];
+    for (int64_t i = 0; i < rows; i++) sum += token[i * DISTILL_SUMS + threadIdx.x];
+    sums[threadIdx.x] = sum;
+}
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
@@ -328,12 +469,34 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
     NVTX_RANGE("distill_loss");
     distill_check(b, c);
     if (b.rows == 0) return;
-    if (dev.cuda) fail("distill_loss: only on the CPU so far");
     const bool full = distill_is_full(c, b.V);
+    const SampleConfig support = likeliest_config(b.V, (float)(1.0 / c.temperature), c.top_k, c.top_p, true);
+#if HAS_KERNELS
+    if (dev.cuda) {
+        if (!is_aligned16(b.logits) || !is_aligned16(b.teacher) || !is_aligned16(b.dlogits))
+            fail("distill_loss: rows of logits must begin at multiples of 16 bytes (lm_head_logits.cuh pads them)");
+        Scratch scratch(b.rows * (sizeof(DistillSums) + sizeof(LikeliestEdge)) / sizeof(float), dev);
+        DistillSums* token = reinterpret_cast<DistillSums*>(scratch.data);
+        LikeliestEdge* edges = full ? nullptr : reinterpret_cast<LikeliestEdge*>(token + b.rows);
+        if (!full) likeliest_edges(edges, b.teacher, b.rows, support, dev);
+        divergence_visit(c.divergence, [&](auto divergence) {
+            using D = decltype(divergence);
+            if (full)
+                LAUNCH((distill_loss_kernel<D, true>), (unsigned)b.rows, LM_HEAD_BLOCK, 0, dev.stream, token, b, tokens,
+                       c, edges);
+            else
+                LAUNCH((distill_loss_kernel<D, false>), (unsigned)b.rows, LM_HEAD_BLOCK, 0, dev.stream, token, b,
+                       tokens, c, edges);
+        });
+        LAUNCH(distill_sums_kernel, 1, DISTILL_SUMS, 0, dev.stream, reinterpret_cast<double*>(sums),
+               reinterpret_cast<const double*>(token), (int)b.rows);
+        return;
+    }
+#endif
+    (void)dev;
     divergence_visit(c.divergence, [&](auto divergence) {
         using D = decltype(divergence);
-        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c);
-        else distill_loss_cpu<D, false>(sums, b, tokens, c);
+        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c, support);
+        else distill_loss_cpu<D, false>(sums, b, tokens, c, support);
     });
-    (void)dev;
 }

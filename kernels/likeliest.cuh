@@ -14,9 +14,12 @@
 
 // The last token that belongs to the likeliest
 struct LikeliestEdge {
-    float logit = -INFINITY;
-    int index = INT32_MAX;
+    float logit;
+    int index;
 };
+
+// all of them; no constructor, for edges in shared memory
+HOST_DEVICE LikeliestEdge likeliest_all() { return {-INFINITY, INT32_MAX}; }
 
 HOST_DEVICE bool likeliest_has(const LikeliestEdge& e, float logit, int index) {
     return (logit > e.logit) | ((logit == e.logit) & (index <= e.index));
@@ -93,7 +96,7 @@ inline LikeliestEdge likeliest_select(LikeliestScratch& s, const float* row, flo
             if (sample_key(row[i]) >> shift == key) s.words[kept++] = i;
         s.words.resize(kept);
     }
-    if (s.words.empty()) return LikeliestEdge();
+    if (s.words.empty()) return likeliest_all();
     const uint64_t mass = by_mass ? sample_mass(row[s.words[0]], max, c) : 1;  // of each of them
     const uint64_t rank = mass ? d.left / mass : 0;
     return {sample_key_logit(key), s.words[rank < s.words.size() ? rank : s.words.size() - 1]};
@@ -115,15 +118,25 @@ inline LikeliestEdge likeliest_edge_cpu(const float* row, const SampleConfig& c,
         s.first_mass[bin] += mass;
         total += mass;
     }
-    LikeliestEdge edge;
+    LikeliestEdge edge = likeliest_all();
     if (c.top_k > 0) edge = likeliest_select(s, row, max, false, c.top_k - 1, c);
     if (by_mass && total > 0)
         edge = likeliest_fewer(edge, likeliest_select(s, row, max, true, likeliest_target(c.top_p, total), c));
     return edge;
 }
 
+// edges: [rows]; logits: [rows,V]
+inline void likeliest_edges_cpu(LikeliestEdge* edges, Rows<const float> logits, int64_t rows, const SampleConfig& c) {
+#pragma omp parallel
+    {
+        LikeliestScratch scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < rows; i++) edges[i] = likeliest_edge_cpu(logits.row(i), c, scratch);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
-// CUDA
+// CUDA kernels
 
 #if HAS_KERNELS
 // All LM_HEAD_BLOCK threads of the block must call it, and get the result. shared: first, h
@@ -147,20 +160,47 @@ __device__ inline LikeliestEdge likeliest_edge(const float* row, SampleHistogram
         }
     });
     sample_block_scan(total, &total);
-    LikeliestEdge edge;
+    LikeliestEdge edge = likeliest_all();
     if (c.top_k > 0) {
         SamplePlace last = sample_select(first, h, row, max, false, c.top_k - 1, c);
         int index = sample_tie_index(row, last.key, c.top_k - 1 - last.count_before, c);
-        edge.logit = sample_key_logit(last.key), edge.index = index;
+        edge = {sample_key_logit(last.key), index};
     }
     if (by_mass && total > 0) {
         uint64_t target = likeliest_target(c.top_p, total);
         SamplePlace last = sample_select(first, h, row, max, true, target, c);
         uint64_t rank = last.mass > 0 ? (target - last.mass_before) / last.mass : 0;
-        LikeliestEdge reaches;
-        reaches.logit = sample_key_logit(last.key), reaches.index = sample_tie_index(row, last.key, rank, c);
-        edge = likeliest_fewer(edge, reaches);
+        int index = sample_tie_index(row, last.key, rank, c);
+        edge = likeliest_fewer(edge, {sample_key_logit(last.key), index});
     }
     return edge;
 }
+
+// edges: (rows). grid: rows. dynamic shared memory: two SampleHistogram
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    likeliest_kernel(LikeliestEdge* edges, Rows<const float> logits, SampleConfig c) {
+    DYNAMIC_SHARED(SampleHistogram, histogram);
+    LikeliestEdge edge = likeliest_edge(logits.row(blockIdx.x), histogram[0], histogram[1], c);
+    if (threadIdx.x == 0) edges[blockIdx.x] = edge;
+}
 #endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launchers
+
+// edges: [rows]; logits: [rows,V], on the device
+inline void likeliest_edges(LikeliestEdge* edges, Rows<const float> logits, int64_t rows, const SampleConfig& c,
+                            Device dev) {
+    if (rows < 0 || rows > INT32_MAX) fail("likeliest_edges: bad shape: %lld rows", (long long)rows);
+    if (rows == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
+        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram) + 16, dev.stream, edges,
+               logits, c);
+        return;
+    }
+#endif
+    (void)dev;
+    likeliest_edges_cpu(edges, logits, rows, c);
+}

@@ -258,6 +258,18 @@ __device__ __attribute__((noinline)) inline SoftmaxState softmax_merge(const Sof
     return m;
 }
 
+// whole row at once, as softmax_row; for thread 0, all threads of the block must call it
+__device__ inline SoftmaxState softmax_row_device(const float* logits, int64_t V, float inverse_temperature,
+                                                  bool aligned) {
+    SoftmaxState s;
+    for (int64_t v = 0; v < V; v += LM_HEAD_COLUMNS) {
+        int n = (int)(V - v < LM_HEAD_COLUMNS ? V - v : LM_HEAD_COLUMNS);
+        SoftmaxState chunk = softmax_chunk_device(logits + v, n, inverse_temperature, aligned);
+        if (threadIdx.x == 0) s = softmax_merge(s, chunk);
+    }
+    return s;
+}
+
 // Columns v0 ... v0 + n - 1 of the logits of some rows
 struct LmHeadChunk {
     Rows<const float> logits;  // [rows,n]

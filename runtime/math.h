@@ -13,8 +13,15 @@
 #define INDEPENDENT
 #endif
 
+// Inlined even where g++ finds the caller long enough: a call keeps a loop from vectorizing
+#if defined(__CUDACC__)
+#define ALWAYS_INLINE HOST_DEVICE
+#else
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
+
 // a * b + c, fused where the machine has it (software fma would cost 50x)
-HOST_DEVICE float mul_add(float a, float b, float c) {
+ALWAYS_INLINE float mul_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__)
     return fmaf(a, b, c);
 #else
@@ -22,12 +29,23 @@ HOST_DEVICE float mul_add(float a, float b, float c) {
 #endif
 }
 
+// c ? a : b with both computed: of a choice between two products g++ makes a branch, and then does not vectorize the loop
+ALWAYS_INLINE float select_f(bool c, float a, float b) {
+#if defined(__CUDA_ARCH__)
+    return c ? a : b;
+#else
+    uint32_t mask = 0u - (uint32_t)c;
+    return bits_float((float_bits(a) & mask) | (float_bits(b) & ~mask));
+#endif
+}
+
 // e^x to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial).
 // Inputs below -87 give 1.6e-38, not zero and not a subnormal; inputs above 88 saturate at 1.6e38. NaN stays NaN.
-HOST_DEVICE float exp_f(float x) {
+ALWAYS_INLINE float exp_f(float x) {
     float y = x < -87.0f ? -87.0f : x;
     y = y > 88.0f ? 88.0f : y;
-    float n = mul_add(y, 1.44269504088896341f, 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    float shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);  // 1.5 * 2^23: rounds to an integer
+    float n = shifted - 12582912.0f;
     float r = mul_add(n, -0.693359375f, y);
     r = mul_add(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
@@ -37,17 +55,16 @@ HOST_DEVICE float exp_f(float x) {
     p = mul_add(p, r, 1.6666665459e-1f);
     p = mul_add(p, r, 5.0000001201e-1f);
     p = mul_add(p, r * r, r) + 1.0f;
-    int k = n == n ? (int)n : 0;
-    return p * bits_float((uint32_t)(k + 127) << 23);
+    return p * bits_float((float_bits(shifted) - 0x4B400000u + 127u) << 23);
 }
 
-// log(1 + x) for x > -1 to about 1 ulp (Cephes logf's polynomial of degree 8 in m - 1, m in [sqrt 1/2, sqrt 2)); small x
-// lose nothing to the addition. NaN stays NaN.
-HOST_DEVICE float log1p_f(float x) {
-    float y = 1.0f + x;
+// log(1 + x) for x > -1 to about 1 ulp (Cephes logf: polynomial of degree 8 in m - 1, m in [sqrt 1/2, sqrt 2)). What the
+// addition 1 + x rounds away is given back to m - 1, so that a small x loses nothing. NaN stays NaN.
+ALWAYS_INLINE float log1p_f(float x) {
+    float y = 1.0f + x, lost = x - (y - 1.0f);
     uint32_t u = float_bits(y);
     int k = (int)(u - 0x3F3504F3u) >> 23;  // the power of two; 0x3F3504F3: sqrt 1/2
-    float f = k == 0 ? x : bits_float(u - ((uint32_t)k << 23)) - 1.0f;
+    float f = mul_add(lost, bits_float((uint32_t)(127 - k) << 23), bits_float(u - ((uint32_t)k << 23)) - 1.0f);
     float p = 7.0376836292e-2f;
     p = mul_add(p, f, -1.1514610310e-1f);
     p = mul_add(p, f, 1.1676998740e-1f);
@@ -60,8 +77,7 @@ HOST_DEVICE float log1p_f(float x) {
     float n = (float)k, square = f * f;
     float small = mul_add(p * f, square, n * -2.12194440e-4f);
     small = mul_add(square, -0.5f, small);
-    float l = mul_add(n, 0.693359375f, f + small);
-    return y == y ? l : y;
+    return mul_add(n, 0.693359375f, f + small);
 }
 
 HOST_DEVICE float sigmoid_f(float x) { return 1.0f / (1.0f + exp_f(-x)); }
