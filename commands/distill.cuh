@@ -110,10 +110,10 @@ inline int distill_command(Session& s) {
     DistillObjective d;
     distill_check(o);
     const Task& task = session_task(o);
+    const ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
     if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
     const bool sampled = o.lmbda > 0.0 || o.seq_kd;
     training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
-    ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s, source.path, config);
     if (o.kd_top_k > s.m.V()) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, s.m.V());

@@ -39,13 +39,13 @@ ALWAYS_INLINE float select_f(bool c, float a, float b) {
 #endif
 }
 
-// e^x to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial).
-// Inputs below -87 give 1.6e-38, not zero and not a subnormal; inputs above 88 saturate at 1.6e38. NaN stays NaN.
-ALWAYS_INLINE float exp_f(float x) {
+// e^x = 2^n p to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial): p, and n as
+// the last bits of n + 1.5 * 2^23, where rounding to an integer comes from
+ALWAYS_INLINE float exp_polynomial(float x, float* shifted) {
     float y = x < -87.0f ? -87.0f : x;
     y = y > 88.0f ? 88.0f : y;
-    float shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);  // 1.5 * 2^23: rounds to an integer
-    float n = shifted - 12582912.0f;
+    *shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);
+    float n = *shifted - 12582912.0f;
     float r = mul_add(n, -0.693359375f, y);
     r = mul_add(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
@@ -54,7 +54,20 @@ ALWAYS_INLINE float exp_f(float x) {
     p = mul_add(p, r, 4.1665795894e-2f);
     p = mul_add(p, r, 1.6666665459e-1f);
     p = mul_add(p, r, 5.0000001201e-1f);
-    p = mul_add(p, r * r, r) + 1.0f;
+    return mul_add(p, r * r, r) + 1.0f;
+}
+
+// Inputs below -87 give 1.6e-38, not zero and not a subnormal; inputs above 88 saturate at 1.6e38. NaN stays NaN.
+HOST_DEVICE float exp_f(float x) {
+    float shifted, p = exp_polynomial(x, &shifted), n = shifted - 12582912.0f;
+    int k = n == n ? (int)n : 0;
+    return p * bits_float((uint32_t)(k + 127) << 23);
+}
+
+// The same number, for all 2^32 inputs, without the branch, which keeps g++ 12 from vectorizing the loop around it. Not
+// everywhere: a vectorized sum has another order, and with it other bits than the runs that were made with exp_f.
+ALWAYS_INLINE float exp_loop_f(float x) {
+    float shifted, p = exp_polynomial(x, &shifted);
     return p * bits_float((float_bits(shifted) - 0x4B400000u + 127u) << 23);
 }
 
