@@ -56,3 +56,42 @@ inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutS
     fflush(stdout);
     return documents;
 }
+
+// What a quantization is calibrated on: windows of a text, of problems and their answers, or of the model's own answers
+struct Calibration {
+    bool on = false, self = false;
+    std::string source = "none";
+    std::vector<Prompt> prompts;  // of --calibration self
+    std::vector<std::vector<int>> windows;
+};
+
+inline void calibration_draw(Calibration& c, const Session& s, const std::vector<std::vector<int>>& documents) {
+    const Options& o = s.o;
+    c.windows = draw_windows(join_documents(s.tok, documents), o.calibration_samples, o.calibration_length, o.seed,
+                             c.source);
+}
+
+// The windows, unless the model is yet to answer
+inline Calibration calibration_read(const Session& s, bool on) {
+    Calibration c;
+    const Options& o = s.o;
+    c.on = on;
+    if (!on) return c;
+    if (o.calibration_length > s.m.config.max_position_embeddings)
+        fail_usage("--calibration_length %d: the model's context is %d", o.calibration_length,
+                   s.m.config.max_position_embeddings);
+    c.self = o.calibration == "self";
+    const bool from_file = o.calibration != "prompts" && !c.self;
+    c.source = from_file || c.self    ? "--calibration " + o.calibration
+               : o.train_data.empty() ? "the task " + o.task
+                                      : "--train_data " + o.train_data;
+    if (c.self) c.prompts = calibration_prompts(s);
+    else calibration_draw(c, s, from_file ? calibration_documents(s.tok, s.prompt, o.calibration) : calibration_of_problems(s));
+    return c;
+}
+
+inline RolloutShape calibration_shape(const Session& s, const Calibration& c) {
+    int64_t longest = 0;
+    for (const Prompt& p : c.prompts) longest = std::max(longest, (int64_t)p.tokens.size());
+    return rollout_shape((int)c.prompts.size(), 1, longest, rollout_config(s));
+}

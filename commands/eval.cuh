@@ -27,6 +27,31 @@ inline int64_t longest_text(const std::vector<ScoredText>& texts) {
     return (int64_t)n;
 }
 
+inline void log_samples(RunDir& run, const std::vector<Prompt>& prompts, const EvalResult& e) {
+    for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
+        for (const EvalSample& c : *samples) {
+            nlohmann::ordered_json j;
+            j["decoding"] = samples == &e.sampled ? "sampled" : "greedy";
+            j["prompt"] = prompts[c.problem].text;
+            j["completion"] = c.text;
+            j["gold"] = prompts[c.problem].gold;
+            j["strict"] = c.strict;
+            j["lenient"] = c.lenient;
+            j["finished"] = c.finished;
+            log_completion(run, j);
+        }
+}
+
+inline void print_accuracy(const Session& s, const EvalResult& e, double seconds, const std::string& folder) {
+    printf("%d problems, weights %s\n", e.n, policy_text(s.o).c_str());
+    printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
+    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
+           100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, s.o.temperature);
+    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length,
+           100 * e.clipped_ratio, human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(),
+           seconds, folder.c_str());
+}
+
 inline int eval_command(Session& s) {
     double start = wall_seconds();
     Options& o = s.o;
@@ -55,18 +80,7 @@ inline int eval_command(Session& s) {
     if (!text.empty()) loss = log_loss(s.m, loss_memory, text);
     EvalResult e;
     if (problems) e = run_eval(s, state, prompts, 0);
-    for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
-        for (const EvalSample& c : *samples) {
-            nlohmann::ordered_json j;
-            j["decoding"] = samples == &e.sampled ? "sampled" : "greedy";
-            j["prompt"] = prompts[c.problem].text;
-            j["completion"] = c.text;
-            j["gold"] = prompts[c.problem].gold;
-            j["strict"] = c.strict;
-            j["lenient"] = c.lenient;
-            j["finished"] = c.finished;
-            log_completion(run, j);
-        }
+    log_samples(run, prompts, e);
     nlohmann::ordered_json summary;
     summary["command"] = "eval";
     summary["seed"] = o.seed;
@@ -86,13 +100,6 @@ inline int eval_command(Session& s) {
     if (!text.empty())
         printf("log-loss %.4f a token over %lld tokens of %s, weights %s\n", loss.mean, (long long)loss.tokens,
                o.eval_text.c_str(), policy_text(o).c_str());
-    if (!problems) return 0;
-    printf("%d problems, weights %s\n", e.n, policy_text(o).c_str());
-    printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
-    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
-           100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, o.temperature);
-    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length,
-           100 * e.clipped_ratio, human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(),
-           wall_seconds() - start, run.path.c_str());
+    if (problems) print_accuracy(s, e, wall_seconds() - start, run.path);
     return 0;
 }

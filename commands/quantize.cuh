@@ -34,44 +34,25 @@ inline void check_quantize(const Options& o, const QuantizerRules& rules, const 
             o.ptq.c_str());
 }
 
-inline int quantize_command(Session& s) {
-    double start = wall_seconds();
-    Options& o = s.o;
-    const QuantizerRules rules = weight_rules(o);
-    PtqConfig config = ptq_config(o);
-    PtqPlan plan = ptq_parse(o.ptq, config);
-    const bool calibrates = plan.needs_calibration() || o.given("calibration");
-    check_quantize(o, rules, plan, calibrates);
-    if (!o.format.empty()) check_export_format(o);
-    if (o.format.empty()) o.format = natural_format(rules);
-    if (!o.given("save_dtype")) o.save_dtype = o.format == "hf" ? "float32" : "bfloat16";
-    session_open(s);
-    // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
-    if (!plan.models.empty() && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
-    const int length = o.calibration_length;
-    if (calibrates && length > s.m.config.max_position_embeddings)
-        fail_usage("--calibration_length %d: the model's context is %d", length, s.m.config.max_position_embeddings);
-
-    // data
-    const bool self = calibrates && o.calibration == "self";
-    const bool from_file = o.calibration != "prompts" && !self;
-    std::string source = from_file || self      ? "--calibration " + o.calibration
-                         : o.train_data.empty() ? "the embedded task"
-                                                : "--train_data " + o.train_data;
-    std::vector<std::vector<int>> windows;
-    std::vector<Prompt> prompts;
-    auto draw = [&](const std::vector<std::vector<int>>& documents) {
-        windows = draw_windows(join_documents(s.tok, documents), o.calibration_samples, length, o.seed, source);
-    };
-    if (self) prompts = calibration_prompts(s);
-    else if (calibrates)
-        draw(from_file ? calibration_documents(s.tok, s.prompt, o.calibration) : calibration_of_problems(s));
-    std::vector<ScoredText> held_out = held_out_texts(s);
-
-    // memory
+struct QuantizeRun {
+    Session& s;
+    PtqPlan plan;
+    Calibration calibration;
+    std::vector<ScoredText> held_out;
     PtqMemory memory;
     LogLossMemory loss_memory;
-    RolloutState state;
+    RolloutState rollouts;  // of --calibration self
+    RunDir dir;
+    LogLoss before, after;
+    double start = wall_seconds();
+
+    explicit QuantizeRun(Session& session) : s(session) {}
+};
+
+// True: --plan, and nothing more is to be done
+inline bool quantize_plan(QuantizeRun& q) {
+    Session& s = q.s;
+    const Options& o = s.o;
     session_plan(s, false, [&] {
         int64_t codes = 0;
         for (const LinearPart* t : quantized_parts(s.m)) {
@@ -79,63 +60,47 @@ inline int quantize_command(Session& s) {
             codes += t->count();
         }
         if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);
-        ptq_allocate(memory, s.m, plan, calibrates ? (int64_t)o.calibration_samples * length : 0, length,
-                     o.micro_batch_tokens);
-        if (!held_out.empty()) log_loss_allocate(loss_memory, s.m, o.micro_batch_tokens, longest_text(held_out));
-        if (!self) return;
-        int64_t longest = 0;
-        for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
-        rollout_allocate(state, s.m, rollout_shape((int)prompts.size(), 1, longest, rollout_config(s)));
+        const int64_t tokens = q.calibration.on ? (int64_t)o.calibration_samples * o.calibration_length : 0;
+        ptq_allocate(q.memory, s.m, q.plan, tokens, o.calibration_length, o.micro_batch_tokens);
+        if (!q.held_out.empty()) log_loss_allocate(q.loss_memory, s.m, o.micro_batch_tokens, longest_text(q.held_out));
+        if (q.calibration.self) rollout_allocate(q.rollouts, s.m, calibration_shape(s, q.calibration));
     });
-    if (session_allocate(s)) return 0;
-    session_load_weights(s, false);
-    if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);
-    RunDir run = session_run_dir(o);
-    fputs(options_print(o).c_str(), stdout);
-    print_start(s);
-    if (self) draw(calibration_of_answers(s, state, prompts));
-    if (calibrates) printf("calibration %zu windows of %d tokens from %s\n", windows.size(), length, source.c_str());
+    return session_allocate(s);
+}
 
+inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report) {
+    nlohmann::ordered_json j;
+    j["layer"] = l;
+    std::string line;
+    for (int p = 0; p < 4; p++) {
+        const PtqLinear& r = report.linear[p];
+        const char* name = layer_linears(q.s.m.layers[l])[p]->name;
+        if (!r.quantized) continue;
+        line += format(" | %s %.3g", name, r.error);
+        j["error"][name] = r.error;
+        if (q.plan.rounder.prepare) j["damp_percent"][name] = r.damp_percent;
+    }
+    j["seconds"] = report.seconds;
+    log_metrics(q.dir, j);
+    printf("layer %d/%d%s | %.1f s\n", l + 1, q.s.m.L(), line.c_str(), report.seconds);
+    fflush(stdout);
+}
+
+// Checkpoint and summary
+inline void quantize_save(QuantizeRun& q, double seconds) {
+    const Session& s = q.s;
+    const Options& o = s.o;
     nlohmann::ordered_json summary;
     summary["command"] = "quantize";
     summary["seed"] = o.seed;
     summary["model"] = s.embedded_model ? "embedded" : o.model;
     summary_quantizers(summary, s);
     summary["ptq"] = o.ptq;
-    summary["calibration"] = calibrates ? source : "none";
-    LogLoss before, after;
-    if (!held_out.empty()) {
-        before = log_loss(s.m, loss_memory, held_out, full_precision());
-        printf("held out    log-loss %.4f before, over %lld tokens\n", before.mean, (long long)before.tokens);
-    }
-    fflush(stdout);
-
-    double quantize_start = wall_seconds();
-    ptq_run(s.m, memory, plan, windows, [&](int l, const PtqLayer& report) {
-        nlohmann::ordered_json j;
-        j["layer"] = l;
-        std::string line;
-        for (int p = 0; p < 4; p++) {
-            const PtqLinear& r = report.linear[p];
-            const char* name = layer_linears(s.m.layers[l])[p]->name;
-            if (!r.quantized) continue;
-            line += format(" | %s %.3g", name, r.error);
-            j["error"][name] = r.error;
-            if (plan.rounder.prepare) j["damp_percent"][name] = r.damp_percent;
-        }
-        j["seconds"] = report.seconds;
-        log_metrics(run, j);
-        printf("layer %d/%d%s | %.1f s\n", l + 1, s.m.L(), line.c_str(), report.seconds);
-        fflush(stdout);
-    });
-    summary["quantize_seconds"] = wall_seconds() - quantize_start;
-    if (!held_out.empty()) {
-        after = log_loss(s.m, loss_memory, held_out);
-        printf("held out    log-loss %.4f before, %.4f after (%+.4f)\n", before.mean, after.mean,
-               after.mean - before.mean);
-        summary["log_loss"] = {{"tokens", before.tokens}, {"before", before.mean}, {"after", after.mean}};
-    }
-    std::string checkpoint = run.path + "/checkpoint-0";
+    summary["calibration"] = q.calibration.source;
+    summary["quantize_seconds"] = seconds;
+    if (q.before.tokens)
+        summary["log_loss"] = {{"tokens", q.before.tokens}, {"before", q.before.mean}, {"after", q.after.mean}};
+    const std::string checkpoint = q.dir.path + "/checkpoint-0";
     ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.save_dtype,
                                          [&](const std::string& folder) { save_beside(s, folder); });
     summary["checkpoint"] = checkpoint;
@@ -145,11 +110,55 @@ inline int quantize_command(Session& s) {
         summary["bits_per_weight"] = 8.0 * (double)saved.linear_bytes / (double)saved.linear_weights;
         bits = format(", %.3f bits a quantized weight", summary["bits_per_weight"].get<double>());
     }
-    summary["wall_seconds"] = wall_seconds() - start;
+    summary["wall_seconds"] = wall_seconds() - q.start;
     summary["peak_rss_bytes"] = peak_rss_bytes();
-    close_run_dir(run, summary);
-    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n", wall_seconds() - start,
-           (double)peak_rss_bytes() / 1048576.0, run.path.c_str(), checkpoint.c_str(), saved.format.c_str(),
+    close_run_dir(q.dir, summary);
+    printf("done, %.1f s, peak memory %.0f MiB; results in %s, model in %s (%s%s)\n", wall_seconds() - q.start,
+           (double)peak_rss_bytes() / 1048576.0, q.dir.path.c_str(), checkpoint.c_str(), saved.format.c_str(),
            bits.c_str());
+}
+
+inline int quantize_command(Session& s) {
+    QuantizeRun q(s);
+    Options& o = s.o;
+    const QuantizerRules rules = weight_rules(o);
+    const PtqConfig config = ptq_config(o);
+    q.plan = ptq_parse(o.ptq, config);
+    const bool calibrates = q.plan.needs_calibration() || o.given("calibration");
+    check_quantize(o, rules, q.plan, calibrates);
+    if (!o.format.empty()) check_export_format(o);
+    if (o.format.empty()) o.format = natural_format(rules);
+    o.set_default("save_dtype", o.save_dtype, std::string(o.format == "hf" ? "float32" : "bfloat16"));
+    session_open(s);
+    // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
+    if (!q.plan.models.empty() && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
+    q.calibration = calibration_read(s, calibrates);
+    q.held_out = held_out_texts(s);
+    if (quantize_plan(q)) return 0;
+    session_load_weights(s, false);
+    if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);
+    q.dir = session_run_dir(o);
+    fputs(options_print(o).c_str(), stdout);
+    print_start(s);
+    if (q.calibration.self)
+        calibration_draw(q.calibration, s, calibration_of_answers(s, q.rollouts, q.calibration.prompts));
+    if (calibrates)
+        printf("calibration %zu windows of %d tokens from %s\n", q.calibration.windows.size(), o.calibration_length,
+               q.calibration.source.c_str());
+    if (!q.held_out.empty()) {
+        q.before = log_loss(s.m, q.loss_memory, q.held_out, full_precision());
+        printf("held out    log-loss %.4f before, over %lld tokens\n", q.before.mean, (long long)q.before.tokens);
+    }
+    fflush(stdout);
+    const double quantize_start = wall_seconds();
+    ptq_run(s.m, q.memory, q.plan, q.calibration.windows,
+            [&](int l, const PtqLayer& report) { quantize_layer_report(q, l, report); });
+    const double seconds = wall_seconds() - quantize_start;
+    if (!q.held_out.empty()) {
+        q.after = log_loss(s.m, q.loss_memory, q.held_out);
+        printf("held out    log-loss %.4f before, %.4f after (%+.4f)\n", q.before.mean, q.after.mean,
+               q.after.mean - q.before.mean);
+    }
+    quantize_save(q, seconds);
     return 0;
 }

@@ -18,6 +18,7 @@
 struct MomentNoise {
     uint64_t seed = 0;
     uint32_t tensor = 0;
+    int64_t step = 1;  // from 1
 };
 
 // the neighbour above in size if the 16 bits cut off and 16 random ones carry; NaN stays NaN
@@ -35,24 +36,24 @@ HOST_DEVICE void adamw_bf16_step(float* w, bf16* m, bf16* v, float grad, uint32_
 }
 
 // for weights 4 index ... 4 index + 3
-HOST_DEVICE Philox4 adamw_bf16_noise(const MomentNoise& noise, int64_t step, int64_t index) {
-    return rng_bits(noise.seed, RNG_MOMENTS, (uint32_t)step, noise.tensor, (uint32_t)index);
+HOST_DEVICE Philox4 adamw_bf16_noise(const MomentNoise& noise, int64_t index) {
+    return rng_bits(noise.seed, RNG_MOMENTS, (uint32_t)noise.step, noise.tensor, (uint32_t)index);
 }
 
 inline void adamw_bf16_update_cpu(float* w,           // [n]
                                   bf16* m,            // [n]
                                   bf16* v,            // [n]
                                   const float* grad,  // [n]
-                                  int64_t n, float grad_scale, const AdamWConfig& c, int64_t step,
+                                  int64_t n, float grad_scale, const AdamWConfig& c,
                                   const MomentNoise& noise) {
-    const AdamWCorrection correct = adamw_correction(c, step);
+    const AdamWCorrection correct = adamw_correction(c, noise.step);
     constexpr int64_t BLOCK = 512;
 #pragma omp parallel for schedule(static) if (n > 16 * BLOCK)
     for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
         uint32_t random[4][BLOCK / 4];
 #pragma omp simd
         for (int64_t j = 0; j < BLOCK / 4; j++) {
-            const Philox4 p = adamw_bf16_noise(noise, step, i0 / 4 + j);
+            const Philox4 p = adamw_bf16_noise(noise, i0 / 4 + j);
             random[0][j] = p.x[0], random[1][j] = p.x[1], random[2][j] = p.x[2], random[3][j] = p.x[3];
         }
         uint32_t in_order[BLOCK];
@@ -72,8 +73,8 @@ static constexpr int ADAMW_BF16_BLOCK = 256;
 
 // grid: CEIL_DIV(n, ADAMW_BF16_BLOCK * 8)
 __global__ void adamw_bf16_update_kernel(float* w, bf16* m, bf16* v, const float* grad, int64_t n, float grad_scale,
-                                         AdamWConfig c, AdamWCorrection correct, int64_t step, MomentNoise noise,
-                                         bool aligned) {
+                                         AdamWConfig c, AdamWCorrection correct, MomentNoise noise) {
+    const bool aligned = is_aligned16(w, 0) && is_aligned16(m, 0) && is_aligned16(v, 0) && is_aligned16(grad, 0);
     const int64_t first = ((int64_t)blockIdx.x * ADAMW_BF16_BLOCK + threadIdx.x) * 8;
     if (first >= n) return;
     const int left = n - first < 8 ? (int)(n - first) : 8;
@@ -82,7 +83,7 @@ __global__ void adamw_bf16_update_kernel(float* w, bf16* m, bf16* v, const float
     for (int half = 0; half < 2; half++) {
         Pack128<float> pw = load_pack(w + first, half * 4, left, aligned);
         Pack128<float> pg = load_pack(grad + first, half * 4, left, aligned);
-        const Philox4 random = adamw_bf16_noise(noise, step, first / 4 + half);
+        const Philox4 random = adamw_bf16_noise(noise, first / 4 + half);
         UNROLL
         for (int k = 0; k < 4; k++)
             adamw_bf16_step(&pw[k], &pm[half * 4 + k], &pv[half * 4 + k], pg[k], random.x[k], grad_scale, c, correct);
@@ -96,19 +97,18 @@ __global__ void adamw_bf16_update_kernel(float* w, bf16* m, bf16* v, const float
 // ---------------------------------------------------------------------------------------------------------------------
 // launcher
 
-// w, m, v, grad: [n]; step counts from 1
+// w, m, v, grad: [n]
 inline void adamw_bf16_update(float* w, bf16* m, bf16* v, const float* grad, int64_t n, float grad_scale,
-                              const AdamWConfig& c, int64_t step, const MomentNoise& noise, Device dev) {
+                              const AdamWConfig& c, const MomentNoise& noise, Device dev) {
     NVTX_RANGE("adamw_bf16_update");
     if (n <= 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        bool aligned = is_aligned16(w, 0) && is_aligned16(m, 0) && is_aligned16(v, 0) && is_aligned16(grad, 0);
         LAUNCH(adamw_bf16_update_kernel, (unsigned)CEIL_DIV(n, ADAMW_BF16_BLOCK * 8), ADAMW_BF16_BLOCK, 0, dev.stream,
-               w, m, v, grad, n, grad_scale, c, adamw_correction(c, step), step, noise, aligned);
+               w, m, v, grad, n, grad_scale, c, adamw_correction(c, noise.step), noise);
         return;
     }
 #endif
     (void)dev;
-    adamw_bf16_update_cpu(w, m, v, grad, n, grad_scale, c, step, noise);
+    adamw_bf16_update_cpu(w, m, v, grad, n, grad_scale, c, noise);
 }

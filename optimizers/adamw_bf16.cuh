@@ -13,5 +13,5 @@ inline const UpdateRule adamw_bf16_rule = {
     [](const OptimizerTensor&) { return (size_t)0; },
     [](const OptimizerTensor& t, const UpdateInfo& info, const OptimizerConfig& c, Device dev) {
         adamw_bf16_update(t.weight, t.array<bf16>(0), t.array<bf16>(1), t.grad, t.count(), info.grad_scale,
-                          adamw_config(info, c), info.step, {c.seed, t.number}, dev);
+                          adamw_config(info, c), {c.seed, t.number, info.step}, dev);
     }};

@@ -72,7 +72,7 @@ TEST(AdamWBf16, EveryBackendGivesTheBitsOfTheLoops) {
                 for (int step = 1; step <= 3; step++) {
                     Full grad(random_values<float>(w0.size(), 50 + step, 2.0f), run.dev);
                     adamw_bf16_update(w.data + offset, m.data + offset, v.data + offset, grad.data + offset, n, 0.7f, c,
-                                      step, {77, 5}, run.dev);
+                                      {77, 5, step}, run.dev);
                 }
                 const std::vector<float> got = w.get();
                 for (size_t i = 0; i < w0.size(); i++)
@@ -109,7 +109,7 @@ static SecondMoment second_moment(int64_t large, int64_t small) {
     for (int64_t step = 1; step <= large + small; step++) {
         const float g = step <= large ? 1.0f : 0.01f;
         std::fill(grad.data, grad.data + n, g);
-        adamw_bf16_update(w.data, m.data, v.data, grad.data, n, 1.0f, c, step, {77, 5}, CPU);
+        adamw_bf16_update(w.data, m.data, v.data, grad.data, n, 1.0f, c, {77, 5, step}, CPU);
         adamw_update_cpu(&w32, &m32, &v32, &g, 1, 1.0f, c, step);
         nearest = (float)bf16(mul_add(c.beta2, nearest, (1.0f - c.beta2) * g * g));
     }
