@@ -13,15 +13,8 @@
 #define INDEPENDENT
 #endif
 
-// Inlined even where g++ finds the caller long enough: a call keeps a loop from vectorizing
-#if defined(__CUDACC__)
-#define ALWAYS_INLINE HOST_DEVICE
-#else
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#endif
-
 // a * b + c, fused where the machine has it (software fma would cost 50x)
-ALWAYS_INLINE float mul_add(float a, float b, float c) {
+HOST_DEVICE float mul_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__)
     return fmaf(a, b, c);
 #else
@@ -29,23 +22,15 @@ ALWAYS_INLINE float mul_add(float a, float b, float c) {
 #endif
 }
 
-// c ? a : b with both computed: of a choice between two products g++ makes a branch, and then does not vectorize the loop
-ALWAYS_INLINE float select_f(bool c, float a, float b) {
-#if defined(__CUDA_ARCH__)
-    return c ? a : b;
+// Inlined even where g++ finds the caller long enough: a call keeps a loop from vectorizing
+#if defined(__CUDACC__)
+#define ALWAYS_INLINE HOST_DEVICE
 #else
-    uint32_t mask = 0u - (uint32_t)c;
-    return bits_float((float_bits(a) & mask) | (float_bits(b) & ~mask));
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 #endif
-}
 
-// e^x = 2^n p to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial): p, and n as
-// the last bits of n + 1.5 * 2^23, where rounding to an integer comes from
-ALWAYS_INLINE float exp_polynomial(float x, float* shifted) {
-    float y = x < -87.0f ? -87.0f : x;
-    y = y > 88.0f ? 88.0f : y;
-    *shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);
-    float n = *shifted - 12582912.0f;
+// 2^-n e^y, n the integer next to y / ln 2
+ALWAYS_INLINE float exp_reduced(float y, float n) {
     float r = mul_add(n, -0.693359375f, y);
     r = mul_add(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
@@ -57,18 +42,34 @@ ALWAYS_INLINE float exp_polynomial(float x, float* shifted) {
     return mul_add(p, r * r, r) + 1.0f;
 }
 
+// e^x to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial).
 // Inputs below -87 give 1.6e-38, not zero and not a subnormal; inputs above 88 saturate at 1.6e38. NaN stays NaN.
 HOST_DEVICE float exp_f(float x) {
-    float shifted, p = exp_polynomial(x, &shifted), n = shifted - 12582912.0f;
+    float y = x < -87.0f ? -87.0f : x;
+    y = y > 88.0f ? 88.0f : y;
+    float n = mul_add(y, 1.44269504088896341f, 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    float p = exp_reduced(y, n);
     int k = n == n ? (int)n : 0;
     return p * bits_float((uint32_t)(k + 127) << 23);
 }
 
-// The same number, for all 2^32 inputs, without the branch, which keeps g++ 12 from vectorizing the loop around it. Not
-// everywhere: a vectorized sum has another order, and with it other bits than the runs that were made with exp_f.
-ALWAYS_INLINE float exp_loop_f(float x) {
-    float shifted, p = exp_polynomial(x, &shifted);
-    return p * bits_float((float_bits(shifted) - 0x4B400000u + 127u) << 23);
+// exp_f to the bit, without its choice of k, of which g++ 12 makes a branch: loops over exp_f of more than a lone load do
+// not vectorize, those over this do. The integer is read from the bits of y / ln 2 + 1.5 * 2^23.
+ALWAYS_INLINE float exp_v(float x) {
+    float y = x < -87.0f ? -87.0f : x;
+    y = y > 88.0f ? 88.0f : y;
+    float shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);
+    return exp_reduced(y, shifted - 12582912.0f) * bits_float((float_bits(shifted) - 0x4B400000u + 127u) << 23);
+}
+
+// c ? a : b with both computed: of a choice between two products g++ makes a branch, and then does not vectorize the loop
+ALWAYS_INLINE float select_f(bool c, float a, float b) {
+#if defined(__CUDA_ARCH__)
+    return c ? a : b;
+#else
+    uint32_t mask = 0u - (uint32_t)c;
+    return bits_float((float_bits(a) & mask) | (float_bits(b) & ~mask));
+#endif
 }
 
 // log(1 + x) for x > -1 to about 1 ulp (Cephes logf: polynomial of degree 8 in m - 1, m in [sqrt 1/2, sqrt 2)). What the

@@ -178,7 +178,6 @@ TEST(ExpF, WithinOneAndAHalfUlpOverTheWholeRange) {
         double expected = std::exp((double)x);
         float near = (float)expected;
         double ulp = (double)std::nextafter(near, INFINITY) - (double)near;
-        ASSERT_EQ(float_bits(exp_loop_f(x)), float_bits(exp_f(x))) << x;
         double off = std::fabs((double)exp_f(x) - expected) / ulp;
         if (!(off <= worst)) worst = off, worst_x = x;
     };
@@ -192,8 +191,6 @@ TEST(ExpF, WithinOneAndAHalfUlpOverTheWholeRange) {
 }
 
 TEST(ExpF, SaturatesAndKeepsNaN) {
-    for (float x : {-0.0f, -87.0f, 88.0f, -INFINITY, INFINITY, NAN})
-        EXPECT_EQ(float_bits(exp_loop_f(x)), float_bits(exp_f(x))) << x;
     for (float x : {-87.5f, -1000.0f, -3e38f, -INFINITY}) EXPECT_EQ(exp_f(x), exp_f(-87.0f)) << x;
     for (float x : {88.5f, 1000.0f, 3e38f, INFINITY}) EXPECT_EQ(exp_f(x), exp_f(88.0f)) << x;
     EXPECT_NEAR(exp_f(-87.0f), 1.6458e-38, 1e-41);
