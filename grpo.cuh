@@ -26,6 +26,7 @@ enum class RewardScale { group, batch, none };
 
 struct GrpoConfig {
     int num_generations = 8;
+    PolicyLoss policy_loss = PolicyLoss::clip;
     LossType loss_type = LossType::dapo;
     RewardScale scale_rewards = RewardScale::group;
     double epsilon_low = 0.2, epsilon_high = 0.2, beta = 0.0;
@@ -207,7 +208,7 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
             }
         in = policy_inputs_send(memory.policy, R, dev);
         policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
-                    {c.epsilon_low, c.epsilon_high, c.beta}, dev);
+                    {c.epsilon_low, c.epsilon_high, c.beta, c.policy_loss}, dev);
         if (gradient) score_backward(t, R, 1.0f / c.temperature);
         out.tokens += R;
         out.forward_tokens += b.T();

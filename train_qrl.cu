@@ -27,24 +27,11 @@ int main(int argc, char** argv) {
         if (IN_TRAIN >> s.o.command & 1) install_stop_handler();
         session_adapter(s);
         switch (s.o.command) {
-            case COMMAND_GRPO:
-                return grpo_command(s);
-            case COMMAND_SFT:
-                return sft_command(s);
-            case COMMAND_DISTILL:
-                return distill_command(s);
-            case COMMAND_EVAL:
-                return eval_command(s);
-            case COMMAND_QUANTIZE:
-                return quantize_command(s);
-            case COMMAND_GENERATE:
-                return generate_command(s);
-            case COMMAND_TOKENIZE:
-                return tokenize_command(s.o);
-            case COMMAND_LOGPROBS:
-                return logprobs_command(s);
-            case COMMAND_EXPORT:
-                return export_command(s);
+#define CMD(id, name, trains, help) \
+    case COMMAND_##id:              \
+        return name##_command(s);
+            COMMAND_TABLE(CMD)
+#undef CMD
             case COMMAND_COUNT:
                 break;
         }

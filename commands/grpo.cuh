@@ -7,6 +7,7 @@
 inline GrpoConfig grpo_config(const Options& o) {
     GrpoConfig c;
     c.num_generations = o.num_generations;
+    c.policy_loss = policy_loss_named(o.policy_loss);
     c.loss_type = o.loss_type == "grpo"      ? LossType::grpo
                   : o.loss_type == "bnpo"    ? LossType::bnpo
                   : o.loss_type == "dr_grpo" ? LossType::dr_grpo
@@ -106,9 +107,9 @@ inline int grpo_command(Session& s) {
     grpo_check(o);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
+    objective.config = grpo_config(o);
     training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r);
-    objective.config = grpo_config(o);
     objective.rollout = rollout_config(s);
     objective.state = &r.rollouts;
     objective.tok = &s.tok;

@@ -42,7 +42,8 @@ inline std::string text_field_of(const nlohmann::ordered_json& j, const std::str
 
 // {"text"} -> {"ids"}; {"messages", "tools", "add_generation_prompt", "enable_thinking"} -> {"text", "ids"};
 // with --decode {"ids"} -> {"text"}
-inline int tokenize_command(const Options& o) {
+inline int tokenize_command(Session& s) {
+    const Options& o = s.o;
     std::string path = o.tokenizer.empty() ? o.model : o.tokenizer;
     Tokenizer tok = path.empty() ? tokenizer_byte_level() : load_tokenizer(path);
     ChatTemplate chat = path.empty() ? ChatTemplate::chatml : chat_template_detect(tok.chat_text);

@@ -1,7 +1,7 @@
 // The policy loss of GRPO, its gradient for each token's log-probability, and what a step logs about both.
 //
 //   rho = exp(logp - old)                     old: the log-probability at which the token was sampled
-//   l   = -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta k3
+//   l   = loss(rho, A) + beta k3              loss: a row of POLICY_LOSSES; GRPO's is clip
 //   k3  = exp(ref - logp) - (ref - logp) - 1  (Schulman 2020)
 //   dlogp = weight dl/dlogp,  loss = sum of weight l
 //
@@ -20,6 +20,40 @@
 #pragma once
 #include <cmath>
 #include "../runtime/buffer.h"
+#include "../runtime/nearest.h"
+#include "../runtime/words.h"
+#include "policy_losses/cispo.cuh"
+#include "policy_losses/clip.cuh"
+
+// what --policy_loss calls them; a new one is a file in policy_losses/, its #include and its row
+// clang-format off
+#define POLICY_LOSSES(LOSS)  \
+    LOSS(clip, ClipLoss)     \
+    LOSS(cispo, CispoLoss)
+// clang-format on
+
+#define POLICY_LOSS_ENUMERATOR(name, Loss) name,
+enum class PolicyLoss { POLICY_LOSSES(POLICY_LOSS_ENUMERATOR) };
+#undef POLICY_LOSS_ENUMERATOR
+
+inline PolicyLoss policy_loss_named(const std::string& text) {
+#define POLICY_LOSS_NAME(name, Loss) #name,
+    const std::vector<std::string> names = {POLICY_LOSSES(POLICY_LOSS_NAME)};
+#undef POLICY_LOSS_NAME
+    for (size_t i = 0; i < names.size(); i++)
+        if (text == names[i]) return (PolicyLoss)i;
+    fail_usage("--policy_loss %s: not one of %s%s", text.c_str(), join_words(names).c_str(),
+               did_you_mean(text, names).c_str());
+}
+
+HOST_DEVICE RatioLoss policy_ratio_loss(PolicyLoss kind, const PolicyRatio& r, double epsilon_low, double epsilon_high) {
+#define POLICY_LOSS_CASE(name, Loss) \
+    case PolicyLoss::name:           \
+        return Loss::at(r, epsilon_low, epsilon_high);
+    switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
+#undef POLICY_LOSS_CASE
+    __builtin_unreachable();
+}
 
 struct TokenLoss {
     double loss, kl;
@@ -31,18 +65,16 @@ struct TokenLoss {
 // One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf;
 // the slope is kept there, or such a token could never come back.
 HOST_DEVICE TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
-                                        double epsilon_high, double beta) {
+                                        double epsilon_high, double beta, PolicyLoss kind = PolicyLoss::clip) {
     TokenLoss t;
     double log_ratio = (double)logp - (double)old_logp;
     log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
-    double ratio = exp(log_ratio), A = advantage;
-    double bounded =
-        ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
-    t.ratio = (float)ratio;
-    t.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
-    t.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
-    t.loss = bounded * A < ratio * A ? -(bounded * A) : -(ratio * A);
-    double d = t.clipped_low || t.clipped_high ? 0.0 : -ratio * A;  // d ratio / d logp = ratio
+    const PolicyRatio r = {(double)logp, exp(log_ratio), (double)advantage};
+    const RatioLoss l = policy_ratio_loss(kind, r, epsilon_low, epsilon_high);
+    t.ratio = (float)r.ratio;
+    t.clipped_low = l.clipped_low, t.clipped_high = l.clipped_high;
+    t.loss = l.loss;
+    double d = l.slope;
     t.kl = 0.0;
     if (beta > 0.0) {
         double x = (double)ref_logp - (double)logp;
@@ -112,11 +144,12 @@ struct PolicyInputs {
 
 struct PolicyConfig {
     double epsilon_low, epsilon_high, beta;
+    PolicyLoss kind = PolicyLoss::clip;
 };
 
 HOST_DEVICE TokenLoss policy_loss_at(const PolicyInputs& in, int64_t i, float logp, const PolicyConfig& c) {
     return policy_token_loss(logp, in.old_logp[i], in.ref_logp ? in.ref_logp[i] : 0.0f, in.advantage[i], c.epsilon_low,
-                             c.epsilon_high, c.beta);
+                             c.epsilon_high, c.beta, c.kind);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

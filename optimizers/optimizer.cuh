@@ -33,6 +33,7 @@ inline const UpdateRule& optimizer_rule(const std::string& name) {
 
 struct Optimizer {
     OptimizerConfig config;
+    const UpdateRule* rule = nullptr;  // that of config.name
     Device dev;
     std::vector<OptimizerTensor> tensors;
     Buffer<char> state;    // the arrays of all tensors, one after another
@@ -75,6 +76,7 @@ inline void optimizer_init(Optimizer& o, Model& m, const Buffer<float>& grads, c
                            const OptimizerConfig& config) {
     const UpdateRule& rule = optimizer_rule(config.name);
     o.config = config;
+    o.rule = &rule;
     o.dev = m.dev;
     o.tensors.clear();
     size_t bytes = 0, scratch = 0;

@@ -6,14 +6,13 @@
 //
 // State that is all zero bytes is the state before the first step, whatever its type.
 //
-// A forward-only optimizer (MeZO, Malladi et al. 2023, arXiv 2305.17333) would not fit `update` alone, for it needs the
-// loss at moved weights. Its row would have a second function, called once a step in place of backward and update,
-//   void (*search)(Optimizer&, const std::function<double(bool gradient)>& loss)
-// with the loop's closure: the loss of the batch with the weights as they are, and, if asked, its gradient in
-// OptimizerTensor::grad. What is here stands in its way nowhere: the gradient is read by update() only.
+// A forward-only optimizer (MeZO, Malladi et al. 2023, arXiv 2305.17333) has a `search` in place of `update`: called once a
+// step, it moves the weights, asks for the loss there as often as it needs, and leaves the weights where they are to be. No
+// backward runs, and no gradient is read.
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 #include "../runtime/device.h"
@@ -98,10 +97,15 @@ struct UpdateInfo {
     char* scratch;     // the rule's scratch_bytes
 };
 
+struct Optimizer;
+struct OptimizerStep;
+
 struct UpdateRule {
     const char *name, *help;
     bool (*takes)(const OptimizerTensor&);  // what it does not take gets adamw
     std::vector<StateArray> (*state)(const OptimizerTensor&);
     size_t (*scratch_bytes)(const OptimizerTensor&);
     void (*update)(const OptimizerTensor&, const UpdateInfo&, const OptimizerConfig&, Device);
+    // null: by gradient. loss: of the step's batch with the weights as they are
+    void (*search)(Optimizer&, const OptimizerStep&, const std::function<double()>& loss) = nullptr;
 };

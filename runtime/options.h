@@ -34,30 +34,34 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // commands
 
-#define COMMAND_TABLE(CMD)                                                                 \
-    CMD(GRPO, grpo, "reinforcement learning with group-relative advantages (the default)") \
-    CMD(SFT, sft, "supervised fine-tuning on prompt and completion pairs")                 \
-    CMD(DISTILL, distill, "a quantized student learns from an unquantized teacher")        \
-    CMD(EVAL, eval, "accuracy of a model on a set of problems")                            \
-    CMD(QUANTIZE, quantize, "post-training quantization of a model's weights")             \
-    CMD(GENERATE, generate, "complete one prompt")                                         \
-    CMD(TOKENIZE, tokenize, "text to token ids, or back with --decode")                    \
-    CMD(LOGPROBS, logprobs, "log-probability of every token of a text")                    \
-    CMD(EXPORT, export, "a model as a file that other tools load")
+// A row is a command NAME, whose function is NAME_command(Session&). trains: it updates weights by an objective.
+#define COMMAND_TABLE(CMD)                                                                        \
+    CMD(GRPO, grpo, true, "reinforcement learning with group-relative advantages (the default)")  \
+    CMD(SFT, sft, true, "supervised fine-tuning on prompt and completion pairs")                  \
+    CMD(DISTILL, distill, true, "a quantized student learns from an unquantized teacher")         \
+    CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                            \
+    CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")             \
+    CMD(GENERATE, generate, false, "complete one prompt")                                         \
+    CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                    \
+    CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                    \
+    CMD(EXPORT, export, false, "a model as a file that other tools load")
 
 enum Command : int {
-#define CMD(id, name, help) COMMAND_##id,
+#define CMD(id, name, trains, help) COMMAND_##id,
     COMMAND_TABLE(CMD)
 #undef CMD
         COMMAND_COUNT
 };
 
 enum CommandMask : unsigned {
-#define CMD(id, name, help) IN_##id = 1u << COMMAND_##id,
+#define CMD(id, name, trains, help) IN_##id = 1u << COMMAND_##id,
     COMMAND_TABLE(CMD)
 #undef CMD
 };
-static constexpr unsigned IN_TRAIN = IN_GRPO | IN_SFT | IN_DISTILL;     // updates weights
+static constexpr unsigned IN_TRAIN =  // updates weights
+#define CMD(id, name, trains, help) (trains ? (unsigned)IN_##id : 0u) |
+    COMMAND_TABLE(CMD) 0u;
+#undef CMD
 static constexpr unsigned IN_SAMPLE = IN_TRAIN | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
 static constexpr unsigned IN_FILES = IN_TRAIN | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
@@ -70,7 +74,7 @@ struct CommandRow {
 };
 
 static constexpr CommandRow command_rows[COMMAND_COUNT] = {
-#define CMD(id, name, help) {#name, help},
+#define CMD(id, name, trains, help) {#name, help},
     COMMAND_TABLE(CMD)
 #undef CMD
 };
@@ -125,6 +129,7 @@ OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the 
 OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \
 OPT(int, num_iterations, 1, "[1, 64]", IN_GRPO, "passes over one batch of rollouts") \
 OPT(int, gradient_accumulation_steps, 1, "[1, 65536]", IN_TRAIN, "batches per optimizer step") \
+OPT(std::string, policy_loss, "clip", "", IN_GRPO, "loss of a token: clip (PPO's, GRPO's clipped ratio) or cispo (a capped ratio that is not differentiated)") \
 OPT(std::string, loss_type, "dapo", "grpo|dr_grpo|bnpo|dapo", IN_GRPO, "how token losses are averaged") \
 OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - epsilon") \
 OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high; unset: epsilon") \

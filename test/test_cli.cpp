@@ -16,6 +16,7 @@ TEST(BadUse, Flags) {
     refused(2, {"--temperature", "hot", "--output_dir", out}, {"--temperature hot", "not a number"});
     refused(2, {"--temperature", "nan", "--output_dir", out}, {"--temperature nan"});
     refused(2, {"--temperature", "0", "--output_dir", out}, {"--temperature 0", "greedy"});
+    refused(2, {"--policy_loss", "clipp", "--output_dir", out}, {"--policy_loss clipp", "clip, cispo"});
     refused(2, {"--loss_type", "drgrpo", "--output_dir", out}, {"--loss_type drgrpo", "dr_grpo"});
     refused(2, {"--gradient_checkpointing", "yes", "--output_dir", out},
             {"--gradient_checkpointing yes", "true or false"});

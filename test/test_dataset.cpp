@@ -43,7 +43,7 @@ static std::string error_of(Load load, const std::string& text) {
     return "";
 }
 static void expect_error(const std::string& text, const std::string& part) {
-    std::string what = error_of(load_problems, text);
+    std::string what = error_of([](const std::string& path) { load_problems(path); }, text);
     EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks: " << part;
 }
 static void expect_sft_error(const std::string& text, const std::string& part) {

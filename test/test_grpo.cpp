@@ -59,6 +59,20 @@ TEST(Advantages, SmallGroupsAndNaN) {
 // ---------------------------------------------------------------------------------------------------------------------
 // loss of a token
 
+// the ratio is a number there: its own change is not differentiated
+TEST(PolicyTokenLoss, CispoCapsTheRatioAndKeepsTheGradient) {
+    for (float gap : {-1.0f, -0.1f, 0.0f, 0.2f, 0.3f, 1.0f})
+        for (float advantage : {-1.5f, 0.7f}) {
+            const float logp = -1.0f + gap;
+            TokenLoss t = policy_token_loss(logp, -1.0f, 0.0f, advantage, 0.2, 0.28, 0.0, PolicyLoss::cispo);
+            const double weight = std::min(std::exp((double)logp + 1.0), 1.28);
+            EXPECT_NEAR(t.dlogp, -weight * advantage, 1e-6);
+            EXPECT_NEAR(t.loss, -weight * advantage * logp, 1e-6);
+            EXPECT_EQ(t.clipped_high, gap > 0.25f);
+            EXPECT_FALSE(t.clipped_low);
+        }
+}
+
 TEST(PolicyTokenLoss, GradientAgainstCentralDifferences) {
     const double low = 0.2, high = 0.28;
     int clipped_low = 0, clipped_high = 0;

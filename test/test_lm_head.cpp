@@ -537,7 +537,8 @@ struct PolicyResult {
 };
 
 // in two calls, of which the second adds to the sums of the first
-static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta, const Backend& run) {
+static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta, const Backend& run,
+                               PolicyLoss kind = PolicyLoss::clip) {
     select_backend(run);
     Device dev = run.dev;
     int64_t R = (int64_t)in.logp.size(), first = R / 3;
@@ -556,8 +557,8 @@ static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta
         }
         PolicyInputs at = policy_inputs_send(memory, n, dev);
         if (!with_ref) at.ref_logp = nullptr;
-        policy_loss(dlogp.data + start, sums.data, logp.data + start, entropy.data + start, at, n, {0.2, 0.3, beta},
-                    dev);
+        policy_loss(dlogp.data + start, sums.data, logp.data + start, entropy.data + start, at, n,
+                    {0.2, 0.3, beta, kind}, dev);
     }
     EXPECT_THROW(policy_inputs(memory, R + 1, dev), Error);
     return {dlogp.get(), sums.get()[0]};
@@ -566,6 +567,7 @@ static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta
 TEST(PolicyLoss, SumsAndGradientsOnEveryBackend) {
     for (int64_t R : {1, 2, 5, 127, 128, 129, 390, 20000})
         for (double beta : {0.0, 0.04}) {
+            const PolicyLoss kind = R % 2 ? PolicyLoss::cispo : PolicyLoss::clip;
             PolicyInput in = policy_input(R);
             int64_t first = R / 3;
             std::vector<double> d;
@@ -579,6 +581,10 @@ TEST(PolicyLoss, SumsAndGradientsOnEveryBackend) {
                 double x = std::clamp((double)in.ref_logp[i] - in.logp[i], -20.0, 20.0), k3 = std::exp(x) - x - 1;
                 bool is_low = rho < 0.8 && A<0, is_high = rho> 1.3 && A > 0;
                 double slope = is_low || is_high ? 0.0 : -rho * A;
+                if (kind == PolicyLoss::cispo) {
+                    is_low = false, is_high = rho > 1.3;
+                    slope = -std::min(rho, 1.3) * A, loss = slope * in.logp[i];
+                }
                 if (beta > 0) loss += beta * k3, slope += beta * (1 - std::exp(x)), ref.kl += k3;
                 d.push_back(in.weight[i] * slope);
                 ref.loss += in.weight[i] * loss;
@@ -599,7 +605,7 @@ TEST(PolicyLoss, SumsAndGradientsOnEveryBackend) {
             std::vector<Backend> runs = all_backends();
             PolicyResult simt;
             for (size_t r = 0; r < runs.size(); r++) {
-                PolicyResult got = run_policy(in, beta > 0, beta, runs[r]);
+                PolicyResult got = run_policy(in, beta > 0, beta, runs[r], kind);
                 std::string what = format("R %lld beta %g, %s", (long long)R, beta, runs[r].name.c_str());
                 const PolicySums& s = got.sums;
                 EXPECT_EQ(s.tokens, (double)R) << what;

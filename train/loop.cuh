@@ -26,8 +26,9 @@ inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context,
                          StepReport& report) {
     for (int i = 0; i < objective.iterations(); i++) {
         // Before the first update a step can be abandoned without a trace; after it, it is finished. Several ranks would
-        // have to agree on each micro-batch, so they finish it.
-        context.stop = i == 0 && context.world() == 1 ? c.stop : nullptr;
+        // have to agree on each micro-batch, so they finish it; and a search has moved weights in between.
+        const bool can_stop = i == 0 && context.world() == 1 && !t.optimizer.rule->search;
+        context.stop = can_stop ? c.stop : nullptr;
         report.update = optimizer_step(
             t, report.learning_rate, [&](bool gradient) { return objective.loss(t, context, gradient); }, c.pass);
         if (report.update.loss.abandoned) return false;

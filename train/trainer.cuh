@@ -127,6 +127,20 @@ inline double code_flip_rate(const Model& m, bool total) {
     return codes ? (double)flips / (double)codes : 0.0;
 }
 
+// After the masters have moved: what methods do then, new working weights, flips counted
+inline void optimizer_moved(Trainer& t, OptimizerResult& r, double learning_rate, const Pass& pass) {
+    Model& m = *t.model;
+    const StepInfo info = {learning_rate, t.step};
+    for (const ParamTensor& p : m.tensors)
+        if (LinearPart* part = part_of(m, p))
+            for (const WeightHook& h : part->hooks)
+                if (h.after_step) h.after_step(*part, info);
+    m.noise.step = (uint32_t)t.step;
+    model_refresh(m, pass.quantized);
+    r.flip_rate = code_flip_rate(m, false);
+    r.flip_total = code_flip_rate(m, true);
+}
+
 // Consumes t.grads (zero afterwards), which those passes left that were as `pass`. A gradient or loss that is not finite
 // skips the step and counts it; after max_skipped_in_a_row the run fails.
 inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double loss, const Pass& pass = Pass()) {
@@ -152,25 +166,32 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
         t.step++;
         double clip =
             t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
-        OptimizerStep step{learning_rate, clip, t.step, pass.quantized};
-        optimizer_update(t.optimizer, step);
-        const StepInfo info = {learning_rate, t.step};
-        for (const ParamTensor& p : m.tensors)
-            if (LinearPart* part = part_of(m, p))
-                for (const WeightHook& h : part->hooks)
-                    if (h.after_step) h.after_step(*part, info);
-        m.noise.step = (uint32_t)t.step;
-        model_refresh(m, pass.quantized);
-        r.flip_rate = code_flip_rate(m, false);
-        r.flip_total = code_flip_rate(m, true);
+        optimizer_update(t.optimizer, {learning_rate, clip, t.step, pass.quantized});
+        optimizer_moved(t, r, learning_rate, pass);
     }
     set_zero(t.grads.data, t.grads.bytes(), m.dev);
     set_zero(t.scale_grads.data, t.scale_grads.bytes(), m.dev);
     return r;
 }
 
-// One update from a loss that is evaluated here
+// One update by losses alone: no backward runs.
+inline OptimizerResult optimizer_search(Trainer& t, double learning_rate, const LossFunction& loss, const Pass& pass) {
+    OptimizerResult r;
+    t.step++;
+    t.optimizer.rule->search(t.optimizer, {learning_rate, 1.0, t.step, pass.quantized}, [&] {
+        model_refresh(*t.model, pass.quantized);
+        const StepLoss l = loss(false);
+        r.loss.loss = l.loss;
+        r.loss.forward_tokens += l.forward_tokens;
+        return l.loss;
+    });
+    optimizer_moved(t, r, learning_rate, pass);
+    return r;
+}
+
+// One update from a loss that is evaluated here, as often as the optimizer needs
 inline OptimizerResult optimizer_step(Trainer& t, double learning_rate, const LossFunction& loss, const Pass& pass) {
+    if (t.optimizer.rule->search) return optimizer_search(t, learning_rate, loss, pass);
     const StepLoss l = loss(true);
     OptimizerResult r;
     if (!l.abandoned && !l.empty) r = optimizer_apply(t, learning_rate, l.loss, pass);
