@@ -322,7 +322,7 @@ TEST(BadData, Examples) {
            {"chat.jsonl:2", "no chat template"});
     refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"),
            {"context.jsonl:2", "201", "128"});
-    refuse(sums, {"--micro_batch_tokens 4"}, {"--micro_batch_tokens", "4"});
+    refuse(sums, {"--micro_batch_tokens is 4"}, {"--micro_batch_tokens", "4"});
 }
 
 TEST(BadData, StandardInput) {

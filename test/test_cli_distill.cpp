@@ -43,7 +43,7 @@ TEST(Distill, AStudentComesCloserToItsTeacher) {
     good(distill(base, out, {"--teacher", trained, "--weights", "int4:g16", "--eval_text", sums}, 30));
     std::vector<json> rows = read_lines(out + "/metrics.jsonl");
     ASSERT_EQ(rows.size(), 30u);
-    EXPECT_LT(number(rows[29], "kd/divergence"), 0.5 * number(rows[0], "kd/divergence"));
+    EXPECT_LT(number(rows[29], "kd/divergence"), 0.7 * number(rows[0], "kd/divergence"));
     json held_out = read_json(out + "/summary.json")["held_out_text"];
     EXPECT_LT(number(held_out["after"], "kl"), number(held_out["before"], "kl"));
 }

@@ -73,7 +73,7 @@ inline bool step_stop(const StepContext& c) {
 
 // "step 12/300 |"
 inline std::string line_step(const StepReport& r) {
-    return format("step %*lld/%lld |", r.steps > 999 ? 5 : r.steps > 99 ? 3 : 2, (long long)r.step, (long long)r.steps);
+    return format("step %*lld/%lld |", r.steps > 999 ? 5 : 3, (long long)r.step, (long long)r.steps);
 }
 
 // "grad 0.512 | lr 1.0e-05 | flips 0.012% (0.300%) |"
