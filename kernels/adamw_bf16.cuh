@@ -71,26 +71,33 @@ inline void adamw_bf16_update_cpu(float* w,           // [n]
 #if HAS_KERNELS
 static constexpr int ADAMW_BF16_BLOCK = 256;
 
+struct AdamWBf16Step {
+    AdamWConfig config;
+    AdamWCorrection correct;
+    float grad_scale;
+    bool aligned;  // all arrays, to 16 bytes
+};
+
 // grid: CEIL_DIV(n, ADAMW_BF16_BLOCK * 8)
-__global__ void adamw_bf16_update_kernel(float* w, bf16* m, bf16* v, const float* grad, int64_t n, float grad_scale,
-                                         AdamWConfig c, AdamWCorrection correct, MomentNoise noise) {
-    const bool aligned = is_aligned16(w, 0) && is_aligned16(m, 0) && is_aligned16(v, 0) && is_aligned16(grad, 0);
+__global__ void adamw_bf16_update_kernel(float* w, bf16* m, bf16* v, const float* grad, int64_t n, AdamWBf16Step s,
+                                         MomentNoise noise) {
     const int64_t first = ((int64_t)blockIdx.x * ADAMW_BF16_BLOCK + threadIdx.x) * 8;
     if (first >= n) return;
     const int left = n - first < 8 ? (int)(n - first) : 8;
-    Pack128<bf16> pm = load_pack(m + first, 0, left, aligned), pv = load_pack(v + first, 0, left, aligned);
+    Pack128<bf16> pm = load_pack(m + first, 0, left, s.aligned), pv = load_pack(v + first, 0, left, s.aligned);
     UNROLL
     for (int half = 0; half < 2; half++) {
-        Pack128<float> pw = load_pack(w + first, half * 4, left, aligned);
-        Pack128<float> pg = load_pack(grad + first, half * 4, left, aligned);
+        Pack128<float> pw = load_pack(w + first, half * 4, left, s.aligned);
+        Pack128<float> pg = load_pack(grad + first, half * 4, left, s.aligned);
         const Philox4 random = adamw_bf16_noise(noise, first / 4 + half);
         UNROLL
         for (int k = 0; k < 4; k++)
-            adamw_bf16_step(&pw[k], &pm[half * 4 + k], &pv[half * 4 + k], pg[k], random.x[k], grad_scale, c, correct);
-        store_pack(w + first, half * 4, left, aligned, pw);
+            adamw_bf16_step(&pw[k], &pm[half * 4 + k], &pv[half * 4 + k], pg[k], random.x[k], s.grad_scale, s.config,
+                            s.correct);
+        store_pack(w + first, half * 4, left, s.aligned, pw);
     }
-    store_pack(m + first, 0, left, aligned, pm);
-    store_pack(v + first, 0, left, aligned, pv);
+    store_pack(m + first, 0, left, s.aligned, pm);
+    store_pack(v + first, 0, left, s.aligned, pv);
 }
 #endif
 
@@ -104,8 +111,10 @@ inline void adamw_bf16_update(float* w, bf16* m, bf16* v, const float* grad, int
     if (n <= 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
+        bool aligned = is_aligned16(w, 0) && is_aligned16(m, 0) && is_aligned16(v, 0) && is_aligned16(grad, 0);
+        AdamWBf16Step s = {c, adamw_correction(c, noise.step), grad_scale, aligned};
         LAUNCH(adamw_bf16_update_kernel, (unsigned)CEIL_DIV(n, ADAMW_BF16_BLOCK * 8), ADAMW_BF16_BLOCK, 0, dev.stream,
-               w, m, v, grad, n, grad_scale, c, adamw_correction(c, noise.step), noise);
+               w, m, v, grad, n, s, noise);
         return;
     }
 #endif

@@ -1,6 +1,6 @@
 // What the training loop asks of an objective. A step prepares once (rollouts, rewards, what a teacher has to say), and
 // then gives its loss, with the gradient or without, for as many updates as it wants from what it prepared. How the
-// gradient comes about is its own affair: by token log-probabilities (score_backward) or by logits (logit_loss).
+// gradient comes about is its own affair: by token log-probabilities (score_backward) or by logits (lm_head_logits).
 #pragma once
 #include <functional>
 #include <string>
