@@ -116,25 +116,29 @@ TEST_F(Simulated, WithoutBatchInvarianceTheRatioIsOneToRounding) {
     }
 }
 
-// Two processes over the simulated NCCL. The ranks' gradients are summed in another order than one rank adds them, so
-// the first update agrees to rounding and what is sampled after it may differ by a draw near a boundary.
-TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
-    std::string one = fresh("one"), two = fresh("new") + "/two";  // the folder above is made too
-    Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
-                 "--beta", "0.02", "--eval_n", "1"};
-    good(grpo(one, more));
+// two processes over the simulated NCCL
+static void run_on_two_ranks(const Args& args) {
     std::string command = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 ./train_qrl_simt";
-    for (const std::string& arg : grpo(two, more)) command += " '" + arg + "'";
+    for (const std::string& arg : args) command += " '" + arg + "'";
     int status = -1;
     std::thread other([&] { status = system(command.c_str()); });
     for (const char* name : {"RANK", "LOCAL_RANK"}) setenv(name, "0", 1);
     setenv("WORLD_SIZE", "2", 1);
-    Args args = grpo(two, more);
     Outcome r = run(args);
     for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
     other.join();
     ASSERT_EQ(r.status, 0) << shown_run(args, r);
     ASSERT_EQ(status, 0);
+}
+
+// The ranks' gradients are summed in another order than one rank adds them, so the first update agrees to rounding, and
+// what is sampled after it may differ by a draw near a boundary.
+TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
+    std::string one = fresh("one"), two = fresh("new") + "/two";  // the folder above is made too
+    Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
+                 "--beta", "0.02", "--eval_n", "1"};
+    good(grpo(one, more));
+    run_on_two_ranks(grpo(two, more));
     EXPECT_FALSE(fs::exists(two + ".nccl_id"));
     EXPECT_EQ(learning_curve(two), learning_curve(two + ".rank-1")) << "the ranks disagree";
     std::vector<json> a = read_lines(one + "/metrics.jsonl"), b = read_lines(two + "/metrics.jsonl");
@@ -147,6 +151,27 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
     std::vector<json> x = read_lines(one + "/completions.jsonl"), y = read_lines(two + "/completions.jsonl");
     ASSERT_EQ(x.size(), y.size());
     for (size_t i = 0; i < x.size() / 2; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
+}
+
+TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
+    for (const Args& objective : {Args{"sft"}, Args{"distill", "--weights", "int4:g16"}, Args{"distill", "--lmbda", "1"}}) {
+        std::string one = fresh("one"), two = fresh("two");
+        auto args = [&](const std::string& out) {
+            return objective + Args{"--model", trained, "--train_data", sums, "--max_steps", "2",
+                                    "--per_device_train_batch_size", "6", "--learning_rate", "0.001", "--device", "cuda",
+                                    "--output_dir", out} +
+                   (objective.back() == "1" ? Args{"--max_completion_length", "8"} : Args{});
+        };
+        good(args(one));
+        run_on_two_ranks(args(two));
+        EXPECT_EQ(learning_curve(two), learning_curve(two + ".rank-1")) << "the ranks disagree";
+        json a = read_lines(one + "/metrics.jsonl").at(0), b = read_lines(two + "/metrics.jsonl").at(0);
+        EXPECT_NEAR(number(b, "loss"), number(a, "loss"), 1e-3 * std::fabs(number(a, "loss")) + 1e-6) << objective[0];
+        if (number(a, "grad_norm") > 0) {
+            EXPECT_NEAR(number(b, "grad_norm") / number(a, "grad_norm"), 1.0, 1e-2) << objective[0];
+        }
+        EXPECT_EQ(number(b, "num_tokens"), number(a, "num_tokens")) << objective[0];
+    }
 }
 
 TEST_F(Simulated, RanksThatCannotMeetAreRefused) {
