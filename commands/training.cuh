@@ -61,7 +61,9 @@ inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std
         trainer_from_options(r.t, s.m, s.o);
         more();
         RolloutShape shape = samples;
-        if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out, samples.slots ? samples.slots : s.o.rollout_batch));
+        // an evaluation on the way is no reason to plan for more than training takes
+        const int most = samples.slots ? samples.slots : s.o.given("rollout_batch") ? s.o.rollout_batch : 64;
+        if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out, most));
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
     });
     check_optimizer(s.o, r.t.optimizer);
