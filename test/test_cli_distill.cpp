@@ -65,16 +65,19 @@ TEST(Distill, EachWayOfChoosingCompletions) {
         ASSERT_EQ(rows.size(), 4u);
         const std::string completions = read_text(out + "/completions.jsonl");
         EXPECT_EQ(completions.empty(), !samples) << more[0];
-        if (more[0] == "--lmbda")
+        if (more[0] == "--lmbda") {
             EXPECT_NE(completions.find("\"by\":\"student\""), std::string::npos) << completions.substr(0, 300);
-        if (more[0] == "--seq_kd")
+        }
+        if (more[0] == "--seq_kd") {
             EXPECT_NE(completions.find("\"by\":\"teacher\""), std::string::npos) << completions.substr(0, 300);
+        }
         if (more[0] == "--kd_top_k") {
             EXPECT_EQ(number(rows[0], "kd/support"), 5.0);
         }
-        if (more.back() == "--seq_kd_correct")
+        if (more.back() == "--seq_kd_correct") {
             for (const json& row : read_lines(out + "/completions.jsonl"))
                 EXPECT_NE(row["completion"].get<std::string>().find(row["gold"].get<std::string>()), std::string::npos);
+        }
     }
 }
 
