@@ -63,19 +63,24 @@ inline void check_same_vocabulary(const Session& s, const std::string& teacher, 
 inline void distill_data(TrainingRun& r) {
     const Options& o = r.s.o;
     const int64_t per_step = (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps;
+    const bool sampled = o.seq_kd || o.lmbda > 0.0;
     if (o.seq_kd || o.lmbda >= 1.0)
         r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
-    else r.data = training_examples(r.s, per_step);
+    else r.data = training_examples(r.s, per_step, sampled);
+    if (sampled) training_whole_steps(r, "per_device_train_batch_size");
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(r.s);
 }
 
-// Log-loss of the held-out texts, and how far the student is from the teacher on them
+// Log-loss of the held-out texts, and how far the student is from the teacher on them; null: stopped
 inline nlohmann::ordered_json distill_measure(TrainingRun& r, DistillObjective& d, const std::vector<Example>& texts,
                                               const char* when) {
     StepContext alone;
     alone.comm = &r.comm;
-    const DistillSums s =
-        distill_pass(r.t, *d.teacher, d.memory, texts, DistillConfig(), d.micro_batch_tokens, alone, false).sums;
+    if (r.comm.world == 1) alone.stop = stop_requested;
+    const DistillPass pass =
+        distill_pass(r.t, *d.teacher, d.memory, texts, DistillConfig(), d.micro_batch_tokens, alone, false);
+    if (pass.abandoned) return nullptr;
+    const DistillSums& s = pass.sums;
     printf("held out %-7s| log-loss %.4f | KL from the teacher %.4f | same first choice %.1f%% | %.0f tokens\n", when,
            s.cross_entropy / s.tokens, s.divergence / s.tokens, 100 * s.agree / s.tokens, s.tokens);
     fflush(stdout);
@@ -116,7 +121,10 @@ inline int distill_command(Session& s) {
     training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s, source.path, config);
-    if (o.kd_top_k > s.m.V()) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, s.m.V());
+    if (policy_load(source.path).contains("weights"))
+        fprintf(stderr, "note: %s was trained quantized; it teaches with its unquantized weights\n", source.path.c_str());
+    const int vocabulary = std::min(s.m.V(), config.vocab_size);
+    if (o.kd_top_k > vocabulary) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, vocabulary);
     distill_data(r);
     const std::vector<Example> texts = held_out_examples(s);
 
@@ -133,13 +141,13 @@ inline int distill_command(Session& s) {
                                   "--teacher a smaller one, of the same vocabulary");
             teacher_allocate(teacher, o.micro_batch_tokens);
             if (o.seq_kd) rollout_allocate(teacher.rollouts, teacher.model, samples);
-            distill_allocate(d.memory, s.m, o.micro_batch_tokens, std::min(s.m.V(), config.vocab_size));
+            distill_allocate(d.memory, s.m, o.micro_batch_tokens, vocabulary);
         }))
         return 0;
     session_load_weights(s);
     model_load_weights(teacher.model, source.path);
     model_refresh(teacher.model);
-    s.source = source;
+    if (o.teacher.empty()) s.source = source;  // another teacher is not what the student was made of
     training_start(r, sampled,
                    format("%lld examples, %lld steps of up to %lld; teacher %s", (long long)r.data.count,
                           (long long)training_steps(r), (long long)r.data.per_step, source.path.c_str()));

@@ -90,12 +90,8 @@ inline void grpo_check(const Options& o) {
 
 inline void grpo_data(TrainingRun& r) {
     const Options& o = r.s.o;
-    std::vector<Example> prompts = training_prompts(r.s);
-    if ((int)prompts.size() < o.prompts_per_step)
-        fail("%zu problems are fewer than --prompts_per_step %d; lower it or bring more data", prompts.size(),
-             o.prompts_per_step);
-    r.data = training_data(std::move(prompts), o.prompts_per_step, o.seed);
-    r.data.whole_steps = true;
+    r.data = training_data(training_prompts(r.s), o.prompts_per_step, o.seed);
+    training_whole_steps(r, "prompts_per_step");
     r.held_out = eval_prompts(r.s);
 }
 

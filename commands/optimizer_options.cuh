@@ -49,8 +49,19 @@ inline OptimizerConfig optimizer_config(const Options& o) {
     return c;
 }
 
-// What is trained must be something that the optimizer takes
+// What is trained must be something that the optimizer takes, and what is set something that is used
 inline void check_optimizer(const Options& o, const Optimizer& optimizer) {
+    auto trained = [&](const char* flag) {
+        return [&optimizer, flag](ParamGroup g, double) {
+            for (const OptimizerTensor& t : optimizer.tensors)
+                if (t.group == g) return;
+            fail_usage("--%s: nothing of the group %s is trained here; leave it out", flag, param_group_names[(int)g]);
+        };
+    };
+    parse_group_values(o.group_learning_rates, "group_learning_rates", trained("group_learning_rates"));
+    parse_group_values(o.group_weight_decays, "group_weight_decays", trained("group_weight_decays"));
+    if (o.muon_momentum != Options().muon_momentum && o.optim != "muon")
+        fail_usage("--muon_momentum belongs to --optim muon");
     for (const OptimizerTensor& t : optimizer.tensors)
         if (t.rule->name == o.optim) return;
     fail_usage("--optim %s: nothing that is trained here would get it (%s); use --optim adamw", o.optim.c_str(),

@@ -4,21 +4,25 @@
 #include "../eval/pass_at_k.h"
 #include "memory.cuh"
 
-inline Prompt checked_prompt(const Session& s, const Problem& problem) {
-    Prompt p = make_prompt(s.tok, problem, s.prompt);
-    int n = (int)p.tokens.size();
-    if (!problem.gold.empty() && !answer_parses(problem.gold))
-        fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
-             printable(problem.gold).c_str());
-    if (n == 0) fail("%s:%d: the prompt is empty", problem.source.c_str(), problem.line);
+// A prompt of n tokens that completions are to be sampled for; source, line: where it stands
+inline void check_prompt_length(const Session& s, int n, const std::string& source, int line) {
+    if (n == 0) fail("%s:%d: the prompt is empty", source.c_str(), line);
     if (n > s.o.max_prompt_length)
         fail("%s:%d: the prompt has %d tokens, --max_prompt_length is %d; raise it or leave the row out",
-             problem.source.c_str(), problem.line, n, s.o.max_prompt_length);
+             source.c_str(), line, n, s.o.max_prompt_length);
     if (n + s.o.max_completion_length > s.m.config.max_position_embeddings)
         fail(
             "%s:%d: %d prompt tokens and --max_completion_length %d exceed the model's context of %d; lower it or "
             "leave the row out",
-            problem.source.c_str(), problem.line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
+            source.c_str(), line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
+}
+
+inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+    Prompt p = make_prompt(s.tok, problem, s.prompt);
+    if (!problem.gold.empty() && !answer_parses(problem.gold))
+        fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
+             printable(problem.gold).c_str());
+    check_prompt_length(s, (int)p.tokens.size(), problem.source, problem.line);
     return p;
 }
 
@@ -31,9 +35,10 @@ inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Prob
 // The task, if problems are to come from one. A model of the user's own gets one only when asked to.
 inline const Task& session_task(const Options& o) {
     const Task& task = find_task(o.task);
-    if (!o.model.empty() && o.train_data.empty() && o.eval_data.empty() && !o.given("task"))
+    const bool evaluates = o.command == COMMAND_EVAL;
+    if (!o.model.empty() && (evaluates ? o.eval_data : o.train_data).empty() && !o.given("task"))
         fail_usage("name a data set with --%s, or take made-up problems with --task %s",
-                   o.command == COMMAND_EVAL ? "eval_data" : "train_data", task.name);
+                   evaluates ? "eval_data" : "train_data", task.name);
     return task;
 }
 
@@ -76,22 +81,19 @@ inline Example checked_example(const Session& s, const SftExample& e) {
     return out;
 }
 
-// what is trained on: problems with their solutions
-inline TrainingData training_examples(const Session& s, int64_t per_step) {
-    TrainingData d;
-    if (!s.o.train_data.empty()) {
-        std::vector<Example> all;
-        for (const SftExample& e : load_sft(s.o.train_data)) all.push_back(checked_example(s, e));
-        return training_data(std::move(all), per_step, s.o.seed);
-    }
-    const Task& task = find_task(s.o.task);
-    d.count = task.train;
-    d.per_step = per_step;
-    d.seed = s.o.seed;
-    d.example = [&s, &task](int64_t i) {
-        return checked_example(s, task_example(task, task_seed(s.o.seed, false), (uint32_t)i, false));
+// what is trained on: problems with their solutions. sampled: in some steps completions are sampled for the prompts
+inline TrainingData training_examples(const Session& s, int64_t per_step, bool sampled = false) {
+    std::vector<Example> all;
+    auto add = [&](const SftExample& e) {
+        all.push_back(checked_example(s, e));
+        if (sampled) check_prompt_length(s, (int)all.back().prompt.tokens.size(), e.source, e.line);
     };
-    return d;
+    const Task& task = find_task(s.o.task);
+    if (!s.o.train_data.empty())
+        for (const SftExample& e : load_sft(s.o.train_data)) add(e);
+    else
+        for (uint32_t i = 0; i < task.train; i++) add(task_example(task, task_seed(s.o.seed, false), i, false));
+    return training_data(std::move(all), per_step, s.o.seed);
 }
 
 // Room for an evaluation of these prompts. most: sequences decoded at once, where training has room for fewer than

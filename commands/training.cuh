@@ -17,7 +17,7 @@ struct TrainingRun {
     double start = wall_seconds();
     bool flips_counted = false, with_full_precision = false;
     EvalResult before, before_full, after, after_full;
-    // what the objective measures on held-out texts, which it prints; null: nothing
+    // what the objective measures on held-out texts, which it prints (null: it was stopped); none: nothing
     std::function<nlohmann::ordered_json(const char* when)> measure;
     nlohmann::ordered_json measured;  // before, after
 
@@ -48,6 +48,14 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
     if (!freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
 }
 
+// The ranks share the prompts that completions are sampled for, and a step has as many of them as another
+inline void training_whole_steps(TrainingRun& r, const char* flag) {
+    if (r.data.count < r.data.per_step)
+        fail("%lld problems are fewer than the %lld of a step; lower --%s or bring more data", (long long)r.data.count,
+             (long long)r.data.per_step, flag);
+    r.data.whole_steps = true;
+}
+
 inline int64_t training_steps(const TrainingRun& r) {
     const Options& o = r.s.o;
     return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);
@@ -66,7 +74,7 @@ inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std
         if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out, most));
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
     });
-    check_optimizer(s.o, r.t.optimizer);
+    check_optimizer(s.o, r.t.optimizer);  // which knows by now what is trained
     if (session_allocate(s)) return true;
     r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes,
     r.with_full_precision =
@@ -88,7 +96,8 @@ inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requ
 
 inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index, EvalResult& result, EvalResult& full) {
     if (training_stopped(r)) return;
-    if (r.measure) r.measured[when] = r.measure(when);
+    nlohmann::ordered_json measured = r.measure ? r.measure(when) : nullptr;
+    if (!measured.is_null()) r.measured[when] = measured;
     if (r.held_out.empty()) return;
     result = run_eval(r.s, r.rollouts, r.held_out, index);
     if (r.with_full_precision) full = run_eval_full_precision(r.s, r.rollouts, r.held_out, index);

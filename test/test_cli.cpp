@@ -47,6 +47,7 @@ TEST(BadUse, Values) {
     refused(2, {"--task", "chess", "--output_dir", out}, {"--task chess", "arithmetic"});
     refused(2, {"--train_data", problems, "--output_dir", out}, {"--train_data", "--model"});
     refused(2, {"--model", trained, "--output_dir", out}, {"--train_data", "--task arithmetic"});
+    refused(2, {"--model", trained, "--eval_data", problems, "--output_dir", out}, {"--train_data", "--task arithmetic"});
     refused(2, {"eval", "--model", trained, "--output_dir", out}, {"--eval_data", "--task arithmetic"});
     refused(2, {"eval", "--output_dir", out}, {"eval needs --model"});
     refused(2, {"generate", "--prompt", "x"}, {"generate needs --model"});

@@ -103,6 +103,7 @@ TEST(Distill, Refusals) {
     refuse({"--jsd_beta", "0.2"}, {"--jsd_beta", "--kd_loss jsd"});
     refuse({"--kd_loss", "kl"}, {"--kd_loss kl", "forward_kl"});
     refuse({"--seq_kd_correct"}, {"--seq_kd"});
+    refuse({"--lmbda", "0.5", "--per_device_train_batch_size", "200"}, {"100 problems", "200", "--per_device_train_batch_size"}, 1);
     refuse({"--seq_kd", "--lmbda", "1"}, {"--lmbda 1", "--seq_kd"});
     refuse({"--teacher", root + "/none"}, {"none"}, 1);
     refused(1, {"distill", "--model", trained, "--train_data", jsonl("bare", "{\"prompt\": \"1+1\"}\n"), "--output_dir", out},
@@ -137,7 +138,9 @@ TEST(Distill, ATeacherThatIsGoneOrHasChangedIsSaid) {
     refused(2, distill(out + "/checkpoint-0", never), {source, "gone", "--teacher"});
     fs::remove(out + "/checkpoint-0/source.json");
     refused(2, distill(out + "/checkpoint-0", never), {"does not say", "--teacher"});
-    good(distill(out + "/checkpoint-0", fresh("distill"), {"--teacher", base}));
+    std::string student = fresh("distill");
+    good(distill(out + "/checkpoint-0", student, {"--teacher", base}));
+    EXPECT_FALSE(fs::exists(student + "/checkpoint-2/source.json")) << "a teacher is not what the student was made of";
 }
 
 TEST(Optimizers, EachTrainsAndGroupsHaveTheirRates) {
@@ -176,5 +179,7 @@ TEST(Optimizers, Refusals) {
     refuse({"--group_learning_rates", "norms"}, {"norms", "GROUP=NUMBER"});
     refuse({"--group_weight_decays", "norms=x"}, {"norms", "x", "[0, 10]"});
     refuse({"--group_weight_decays", "norms=0,norms=1"}, {"norms", "twice"});
+    refuse({"--group_learning_rates", "adapters=0"}, {"adapters", "nothing"});
+    refuse({"--muon_momentum", "0.9"}, {"--muon_momentum", "--optim muon"});
     EXPECT_FALSE(fs::exists(out));
 }

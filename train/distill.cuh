@@ -75,22 +75,11 @@ inline DistillPass distill_pass(Trainer& t, Teacher& teacher, DistillMemory& d, 
     int64_t tokens = 0;
     for (const Example& e : examples) tokens += completion_tokens(e);
     distill_sums_reset(d.sums.data, dev);
-    for (auto [first, last] : micro_batches(example_lengths(examples), INT32_MAX, micro_batch_tokens,
-                                            share_of_ranks(c.comm, examples.size()))) {
-        if (c.stop && c.stop()) {
-            out.abandoned = true;
-            return out;
-        }
-        Batch b;
-        ScoredTokens s;
-        for (int i = first; i < last; i++) {
-            batch_add(b, examples[i].prompt.tokens, examples[i].completion);
-            score_last_sequence(s, b, (int)examples[i].prompt.tokens.size());
-        }
-        if (s.size() == 0) continue;
+    out.abandoned = !each_micro_batch(examples, micro_batch_tokens, c, [&](const Batch& b, const ScoredTokens& s) {
         distill_micro_batch(t, teacher, d, b, s, config, 1.0 / (double)tokens, gradient, c.pass);
         out.forward_tokens += b.T();
-    }
+    });
+    if (out.abandoned) return out;
     copy_to_host(&out.sums, d.sums.data, sizeof(out.sums), dev);
     double forward_tokens = (double)out.forward_tokens;
     std::vector<double*> numbers = {&forward_tokens};
@@ -180,7 +169,7 @@ struct DistillObjective : Objective {
         j["kd/teacher_entropy"] = mean(s.teacher_entropy);
         j["entropy"] = mean(s.entropy);
         j["kd/tokens"] = s.tokens;
-        if (lmbda > 0.0) j["kd/on_policy"] = traces == Traces::student;
+        if (lmbda > 0.0) j["kd/on_policy"] = traces == Traces::student ? 1 : 0;
         if (samples.empty()) return;
         if (only_correct) j["kd/accepted"] = (double)examples.size() / (double)samples.size();
         length_metrics(j, samples);

@@ -127,6 +127,24 @@ inline void batch_add(Batch& b, const std::vector<int>& prompt, const std::vecto
     batch_add_sequence(b, ids.data(), (int)ids.size());
 }
 
+// This rank's share of the examples, one micro-batch after the other: use(batch, its scored tokens), which are those of the
+// completions. False: the step was abandoned
+template <class Use>
+bool each_micro_batch(const std::vector<Example>& examples, int64_t budget, const StepContext& c, const Use& use) {
+    for (auto [first, last] :
+         micro_batches(example_lengths(examples), INT32_MAX, budget, share_of_ranks(c.comm, examples.size()))) {
+        if (c.stop && c.stop()) return false;
+        Batch b;
+        ScoredTokens s;
+        for (int i = first; i < last; i++) {
+            batch_add(b, examples[i].prompt.tokens, examples[i].completion);
+            score_last_sequence(s, b, (int)examples[i].prompt.tokens.size());
+        }
+        if (s.size() > 0) use(b, s);
+    }
+    return true;
+}
+
 // Sums over the ranks: the gradients, if there are any, and numbers of the host
 inline void sum_over_ranks(Trainer& t, const StepContext& c, bool gradient, const std::vector<double*>& numbers) {
     if (c.world() == 1) return;
