@@ -103,7 +103,8 @@ TEST(Distill, Refusals) {
     refuse({"--jsd_beta", "0.2"}, {"--jsd_beta", "--kd_loss jsd"});
     refuse({"--kd_loss", "kl"}, {"--kd_loss kl", "forward_kl"});
     refuse({"--seq_kd_correct"}, {"--seq_kd"});
-    refuse({"--lmbda", "0.5", "--per_device_train_batch_size", "200"}, {"100 problems", "200", "--per_device_train_batch_size"}, 1);
+    refuse({"--lmbda", "0.5", "--max_completion_length", "16", "--per_device_train_batch_size", "200"},
+           {"100 problems", "200", "--per_device_train_batch_size"}, 1);
     refuse({"--seq_kd", "--lmbda", "1"}, {"--lmbda 1", "--seq_kd"});
     refuse({"--teacher", root + "/none"}, {"none"}, 1);
     refused(1, {"distill", "--model", trained, "--train_data", jsonl("bare", "{\"prompt\": \"1+1\"}\n"), "--output_dir", out},
