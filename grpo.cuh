@@ -170,8 +170,7 @@ inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, con
 // zeros, because they add it up at the end; unless gradient is false. ref: reference log-probabilities, empty when beta is 0.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
                               const std::vector<Completion>& completions, const std::vector<float>& advantages,
-                              const std::vector<std::vector<float>>& ref, const GrpoConfig& c,
-                              bool gradient = true) {
+                              const std::vector<std::vector<float>>& ref, const GrpoConfig& c, bool gradient = true) {
     PolicyPass out;
     int N = (int)completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
     std::vector<int> lengths(N);
@@ -182,8 +181,8 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     ScoreMemory& memory = t.score;
     policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] : micro_batches(sample_lengths(prompts, completions), part, c.micro_batch_tokens,
-                                            share_of_ranks(c.comm, N))) {
+    for (auto [first, last] :
+         micro_batches(sample_lengths(prompts, completions), part, c.micro_batch_tokens, share_of_ranks(c.comm, N))) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
@@ -266,8 +265,8 @@ struct GrpoObjective : Objective {
         if (config.beta == 0.0) return true;
         Pass base;
         base.adapter = false;
-        ref = completion_logps(t, reference ? *reference : *t.model, reference ? Pass() : base, prompts, samples,
-                               config);
+        ref =
+            completion_logps(t, reference ? *reference : *t.model, reference ? Pass() : base, prompts, samples, config);
         return true;
     }
 
@@ -329,8 +328,8 @@ struct GrpoObjective : Objective {
 
     std::string line(const StepReport& r) const override {
         const SampleLengths lengths = sample_length_statistics(samples, false);
-        std::string s = line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", advantages.reward_mean,
-                                              advantages.reward_std, pass.loss, pass.entropy);
+        std::string s = line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |",
+                                              advantages.reward_mean, advantages.reward_std, pass.loss, pass.entropy);
         if (config.beta > 0.0) s += format(" kl %.4f |", pass.kl);
         s += format(" len %.1f clipped %.0f%% | ", lengths.mean, 100 * clipped_ratio(samples)) + line_update(r);
         return s + format(" gen %s train %s tok/s | %.1f s",

@@ -67,8 +67,8 @@ struct Calibration {
 
 inline void calibration_draw(Calibration& c, const Session& s, const std::vector<std::vector<int>>& documents) {
     const Options& o = s.o;
-    c.windows = draw_windows(join_documents(s.tok, documents), o.calibration_samples, o.calibration_length, o.seed,
-                             c.source);
+    c.windows =
+        draw_windows(join_documents(s.tok, documents), o.calibration_samples, o.calibration_length, o.seed, c.source);
 }
 
 // The windows, unless the model is yet to answer
@@ -86,7 +86,9 @@ inline Calibration calibration_read(const Session& s, bool on) {
                : o.train_data.empty() ? "the task " + o.task
                                       : "--train_data " + o.train_data;
     if (c.self) c.prompts = calibration_prompts(s);
-    else calibration_draw(c, s, from_file ? calibration_documents(s.tok, s.prompt, o.calibration) : calibration_of_problems(s));
+    else
+        calibration_draw(
+            c, s, from_file ? calibration_documents(s.tok, s.prompt, o.calibration) : calibration_of_problems(s));
     return c;
 }
 

@@ -19,7 +19,8 @@ inline DistillConfig distill_config(const Options& o) {
 inline void distill_check(const Options& o) {
     if (o.model.empty()) fail_usage("distill needs --model, the student: a Hugging Face folder or a .gguf file");
     if (o.jsd_beta != Options().jsd_beta && o.kd_loss != "jsd") fail_usage("--jsd_beta belongs to --kd_loss jsd");
-    if (o.seq_kd_correct && !o.seq_kd) fail_usage("--seq_kd_correct grades what the teacher samples: it needs --seq_kd");
+    if (o.seq_kd_correct && !o.seq_kd)
+        fail_usage("--seq_kd_correct grades what the teacher samples: it needs --seq_kd");
     if (o.seq_kd && o.lmbda >= 1.0) fail_usage("--lmbda 1 leaves no step to --seq_kd; leave one out");
     if (o.temperature == 0.0 && o.lmbda > 0.0)
         fail_usage("--temperature 0: on-policy completions are to be samples; allowed: (0, 100]");
@@ -64,8 +65,7 @@ inline void distill_data(TrainingRun& r) {
     const Options& o = r.s.o;
     const int64_t per_step = (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps;
     const bool sampled = o.seq_kd || o.lmbda > 0.0;
-    if (o.seq_kd || o.lmbda >= 1.0)
-        r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
+    if (o.seq_kd || o.lmbda >= 1.0) r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
     else r.data = training_examples(r.s, per_step, sampled);
     if (sampled) training_whole_steps(r, "per_device_train_batch_size");
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(r.s);
@@ -122,7 +122,8 @@ inline int distill_command(Session& s) {
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s, source.path, config);
     if (policy_load(source.path).contains("weights"))
-        fprintf(stderr, "note: %s was trained quantized; it teaches with its unquantized weights\n", source.path.c_str());
+        fprintf(stderr, "note: %s was trained quantized; it teaches with its unquantized weights\n",
+                source.path.c_str());
     const int vocabulary = std::min(s.m.V(), config.vocab_size);
     if (o.kd_top_k > vocabulary) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, vocabulary);
     distill_data(r);
@@ -133,8 +134,7 @@ inline int distill_command(Session& s) {
     d.lmbda = o.lmbda, d.seq_kd = o.seq_kd, d.only_correct = o.seq_kd_correct;
     d.rollout = rollout_config(s);
     d.state = &r.rollouts, d.teacher = &teacher, d.tok = &s.tok;
-    RolloutShape samples =
-        rollout_shape((int)r.data.per_step / r.comm.world, 1, r.data.longest_prompt, d.rollout);
+    RolloutShape samples = rollout_shape((int)r.data.per_step / r.comm.world, 1, r.data.longest_prompt, d.rollout);
     if (training_plan(r, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
             teacher.model.dev = s.m.dev;
             model_allocate_frozen(teacher.model, config, QuantizerRules(), "the teacher",

@@ -110,8 +110,8 @@ inline int grpo_command(Session& s) {
     objective.state = &r.rollouts;
     objective.tok = &s.tok;
     Model reference;  // the weights at the start, for the KL term; with a frozen base it is the policy's own
-    RolloutShape shape = rollout_shape(o.prompts_per_step / r.comm.world, o.num_generations, r.data.longest_prompt,
-                                       objective.rollout);
+    RolloutShape shape =
+        rollout_shape(o.prompts_per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
     if (training_plan(r, shape, [&] {
             if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m);
         }))

@@ -70,8 +70,8 @@ inline Example checked_example(const Session& s, const SftExample& e) {
     const int n = (int)(out.prompt.tokens.size() + out.completion.size());
     auto at_most = [&](int most, const char* of, bool can_be_raised) {
         if (n > most)
-            fail("%s:%d: the example has %d tokens, %s is %d; %sleave the row out", e.source.c_str(), e.line, n, of, most,
-                 can_be_raised ? "raise it or " : "");
+            fail("%s:%d: the example has %d tokens, %s is %d; %sleave the row out", e.source.c_str(), e.line, n, of,
+                 most, can_be_raised ? "raise it or " : "");
     };
     at_most(s.o.max_length, "--max_length", true);
     at_most(s.m.config.max_position_embeddings, "the model's context", false);

@@ -24,8 +24,9 @@ inline int sft_command(Session& s) {
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(s);
     if (training_plan(r, RolloutShape(), [] {})) return 0;
     session_load_weights(s);
-    training_start(r, false, format("%lld examples, %lld steps of up to %lld", (long long)r.data.count,
-                                    (long long)training_steps(r), (long long)r.data.per_step));
+    training_start(r, false,
+                   format("%lld examples, %lld steps of up to %lld", (long long)r.data.count,
+                          (long long)training_steps(r), (long long)r.data.per_step));
     SftObjective objective;
     objective.micro_batch_tokens = o.micro_batch_tokens;
     return training_run(r, objective);

@@ -44,9 +44,10 @@ inline Example make_example(const Tokenizer& tok, const SftExample& e, const Pro
     out.prompt.text = chat_render(c.chat, before, nullptr, true, c.enable_thinking);
     std::string all = chat_render(c.chat, messages, nullptr, false, c.enable_thinking);
     if (all.compare(0, out.prompt.text.size(), out.prompt.text) != 0)
-        fail("%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
-             "completion as text instead",
-             e.source.c_str(), e.line);
+        fail(
+            "%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "
+            "completion as text instead",
+            e.source.c_str(), e.line);
     append_tokens(tok, out.prompt.text, out.prompt.tokens);
     append_tokens(tok, all.substr(out.prompt.text.size()), out.completion);
     return out;

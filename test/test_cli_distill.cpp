@@ -2,8 +2,17 @@
 #include "cli.h"
 
 static Args distill(const std::string& model, const std::string& out, const Args& more = {}, int steps = 2) {
-    return Args{"distill", "--model", model, "--train_data", sums, "--max_steps", std::to_string(steps), "--learning_rate",
-                "0.001", "--output_dir", out} +
+    return Args{"distill",
+                "--model",
+                model,
+                "--train_data",
+                sums,
+                "--max_steps",
+                std::to_string(steps),
+                "--learning_rate",
+                "0.001",
+                "--output_dir",
+                out} +
            more;
 }
 
@@ -27,11 +36,13 @@ TEST(Distill, FromTheModelThatWasQuantized) {
     std::vector<json> rows = read_lines(out + "/metrics.jsonl");
     ASSERT_EQ(rows.size(), 12u);
     for (const json& row : rows)
-        for (const char* key : {"loss", "grad_norm", "kd/divergence", "kd/cross_entropy", "kd/agreement", "kd/rest_mass"})
+        for (const char* key :
+             {"loss", "grad_norm", "kd/divergence", "kd/cross_entropy", "kd/agreement", "kd/rest_mass"})
             EXPECT_GE(number(row, key), 0.0) << key;
     json held_out = read_json(out + "/summary.json")["held_out_text"];
     for (const char* when : {"before", "after"})
-        for (const char* key : {"kl", "log_loss", "agreement", "tokens"}) EXPECT_GT(number(held_out[when], key), 0.0) << key;
+        for (const char* key : {"kl", "log_loss", "agreement", "tokens"})
+            EXPECT_GT(number(held_out[when], key), 0.0) << key;
     // the student goes on from where it is, from the same teacher
     std::string more = fresh("more");
     r = good(distill(out + "/checkpoint-12", more, {"--weights", "int2:g16:asym"}, 1));
@@ -52,14 +63,27 @@ TEST(Distill, EachWayOfChoosingCompletions) {
     for (const Args& more :
          {Args{"--lmbda", "1"}, Args{"--lmbda", "0.5"}, Args{"--seq_kd"}, Args{"--seq_kd", "--seq_kd_correct"},
           Args{"--kd_loss", "reverse_kl", "--kd_temperature", "2"}, Args{"--kd_loss", "jsd", "--jsd_beta", "0.1"},
-          Args{"--kd_top_k", "5", "--kd_alpha", "0.5"}, Args{"--kd_top_p", "0.9", "--lora_r", "4", "--weights", "int4:g16"}}) {
+          Args{"--kd_top_k", "5", "--kd_alpha", "0.5"},
+          Args{"--kd_top_p", "0.9", "--lora_r", "4", "--weights", "int4:g16"}}) {
         std::string out = fresh("distill");
         const bool samples = more[0] == "--lmbda" || more[0] == "--seq_kd";
         // a problem has an answer where an example has a completion; both have prompts
         const bool problems_alone = samples && more.back() != "0.5";
-        Args args = {"distill", "--model", trained, "--weights", "int3:g16", "--train_data", problems_alone ? problems : sums,
-                     "--max_steps", "4", "--max_completion_length", "16", "--output_dir", out};
-        if (std::find(more.begin(), more.end(), "--weights") != more.end()) args.erase(args.begin() + 3, args.begin() + 5);
+        Args args = {"distill",
+                     "--model",
+                     trained,
+                     "--weights",
+                     "int3:g16",
+                     "--train_data",
+                     problems_alone ? problems : sums,
+                     "--max_steps",
+                     "4",
+                     "--max_completion_length",
+                     "16",
+                     "--output_dir",
+                     out};
+        if (std::find(more.begin(), more.end(), "--weights") != more.end())
+            args.erase(args.begin() + 3, args.begin() + 5);
         good(args + more);
         std::vector<json> rows = read_lines(out + "/metrics.jsonl");
         ASSERT_EQ(rows.size(), 4u);
@@ -71,9 +95,7 @@ TEST(Distill, EachWayOfChoosingCompletions) {
         if (more[0] == "--seq_kd") {
             EXPECT_NE(completions.find("\"by\":\"teacher\""), std::string::npos) << completions.substr(0, 300);
         }
-        if (more[0] == "--kd_top_k") {
-            EXPECT_EQ(number(rows[0], "kd/support"), 5.0);
-        }
+        if (more[0] == "--kd_top_k") { EXPECT_EQ(number(rows[0], "kd/support"), 5.0); }
         if (more.back() == "--seq_kd_correct") {
             for (const json& row : read_lines(out + "/completions.jsonl"))
                 EXPECT_NE(row["completion"].get<std::string>().find(row["gold"].get<std::string>()), std::string::npos);
@@ -83,11 +105,11 @@ TEST(Distill, EachWayOfChoosingCompletions) {
 
 TEST(Distill, ATaskNeedsNoFile) {
     std::string out = fresh("sft"), kd = fresh("distill");
-    Outcome r = good({"sft", "--task", "arithmetic", "--max_steps", "2", "--per_device_train_batch_size", "4", "--eval_n",
-                      "2", "--output_dir", out});
+    Outcome r = good({"sft", "--task", "arithmetic", "--max_steps", "2", "--per_device_train_batch_size", "4",
+                      "--eval_n", "2", "--output_dir", out});
     EXPECT_NE(r.out.find("held out after"), std::string::npos) << r.out;
-    r = good({"distill", "--model", out + "/checkpoint-2", "--weights", "int4:g32", "--task", "arithmetic", "--max_steps",
-              "1", "--per_device_train_batch_size", "4", "--eval_n", "2", "--output_dir", kd});
+    r = good({"distill", "--model", out + "/checkpoint-2", "--weights", "int4:g32", "--task", "arithmetic",
+              "--max_steps", "1", "--per_device_train_batch_size", "4", "--eval_n", "2", "--output_dir", kd});
     EXPECT_NE(r.out.find("KL from the teacher"), std::string::npos) << r.out;
 }
 
@@ -107,8 +129,10 @@ TEST(Distill, Refusals) {
            {"100 problems", "200", "--per_device_train_batch_size"}, 1);
     refuse({"--seq_kd", "--lmbda", "1"}, {"--lmbda 1", "--seq_kd"});
     refuse({"--teacher", root + "/none"}, {"none"}, 1);
-    refused(1, {"distill", "--model", trained, "--train_data", jsonl("bare", "{\"prompt\": \"1+1\"}\n"), "--output_dir", out},
-            {"bare.jsonl:1", "completion"});
+    refused(
+        1,
+        {"distill", "--model", trained, "--train_data", jsonl("bare", "{\"prompt\": \"1+1\"}\n"), "--output_dir", out},
+        {"bare.jsonl:1", "completion"});
     // another vocabulary
     std::string other = model_copy();
     std::string tokenizer = read_text(other + "/tokenizer.json");
@@ -175,7 +199,8 @@ TEST(Optimizers, Refusals) {
         refused(2, Args{"sft", "--model", base, "--train_data", sums, "--output_dir", out} + more, parts);
     };
     refuse({"--optim", "muno"}, {"--optim muno", "muon", "adamw_8bit"});
-    refuse({"--optim", "muon", "--lora_r", "4", "--weights", "none"}, {"--optim muon", "adamw for 1 tensor", "--optim adamw"});
+    refuse({"--optim", "muon", "--lora_r", "4", "--weights", "none"},
+           {"--optim muon", "adamw for 1 tensor", "--optim adamw"});
     refuse({"--group_learning_rates", "embedding=0"}, {"embedding", "embeddings"});
     refuse({"--group_learning_rates", "norms"}, {"norms", "GROUP=NUMBER"});
     refuse({"--group_weight_decays", "norms=x"}, {"norms", "x", "[0, 10]"});

@@ -81,7 +81,7 @@ TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
     for (const Args& weights : cases) {
         std::string cpu = fresh("cpu"), cuda = fresh("cuda");
         Args more = weights + Args{"--prompts_per_step", "4", "--num_generations", "4", "--max_steps", "3",
-                     "--eval_n", "1", "--rollout_batch", "16"};
+                                   "--eval_n",           "1", "--rollout_batch",   "16"};
         RunSetting setting;
         setting.seconds = 300;
         for (const std::string& device : {std::string("cpu"), std::string("cuda")}) {
@@ -95,7 +95,8 @@ TEST_F(Simulated, GrpoOnTheDeviceFollowsTheCpu) {
         check_metrics(b);  // on the device too the ratio is exactly 1
         for (size_t i = 0; i < 3; i++) {
             std::string rows = a[i].dump() + "\n" + b[i].dump();
-            EXPECT_NEAR(number(b[i], "entropy"), number(a[i], "entropy"), 0.05 * number(a[i], "entropy") + 0.01) << rows;
+            EXPECT_NEAR(number(b[i], "entropy"), number(a[i], "entropy"), 0.05 * number(a[i], "entropy") + 0.01)
+                << rows;
             EXPECT_NEAR(number(b[i], "reward"), number(a[i], "reward"), 0.13) << rows;
             EXPECT_NEAR(number(b[i], "completions/mean_length"), number(a[i], "completions/mean_length"), 0.6) << rows;
             EXPECT_EQ(number(b[i], "learning_rate"), number(a[i], "learning_rate"));
@@ -135,8 +136,8 @@ static void run_on_two_ranks(const Args& args) {
 // what is sampled after it may differ by a draw near a boundary.
 TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
     std::string one = fresh("one"), two = fresh("new") + "/two";  // the folder above is made too
-    Args more = {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations", "4",
-                 "--beta", "0.02", "--eval_n", "1"};
+    Args more = {"--device",          "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4",
+                 "--num_generations", "4",    "--beta",    "0.02",         "--eval_n",           "1"};
     good(grpo(one, more));
     run_on_two_ranks(grpo(two, more));
     EXPECT_FALSE(fs::exists(two + ".nccl_id"));
@@ -154,12 +155,24 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
 }
 
 TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
-    for (const Args& objective : {Args{"sft"}, Args{"distill", "--weights", "int4:g16"}, Args{"distill", "--lmbda", "1"}}) {
+    for (const Args& objective :
+         {Args{"sft"}, Args{"distill", "--weights", "int4:g16"}, Args{"distill", "--lmbda", "1"}}) {
         std::string one = fresh("one"), two = fresh("two");
         auto args = [&](const std::string& out) {
-            return objective + Args{"--model", trained, "--train_data", sums, "--max_steps", "2",
-                                    "--per_device_train_batch_size", "6", "--learning_rate", "0.001", "--device", "cuda",
-                                    "--output_dir", out} +
+            return objective + Args{"--model",
+                                    trained,
+                                    "--train_data",
+                                    sums,
+                                    "--max_steps",
+                                    "2",
+                                    "--per_device_train_batch_size",
+                                    "6",
+                                    "--learning_rate",
+                                    "0.001",
+                                    "--device",
+                                    "cuda",
+                                    "--output_dir",
+                                    out} +
                    (objective.back() == "1" ? Args{"--max_completion_length", "8"} : Args{});
         };
         good(args(one));

@@ -177,8 +177,7 @@ TEST(Distill, GradientIsTheLossS) {
             copy_to_device(p.m.master.data, kept.data(), p.m.master.bytes(), p.m.dev);
             return loss;
         };
-        EXPECT_NEAR((moved(h) - moved(-h)) / (2 * h) / (norm * norm), 1.0, 2e-3)
-            << divergence_names[(int)divergence];
+        EXPECT_NEAR((moved(h) - moved(-h)) / (2 * h) / (norm * norm), 1.0, 2e-3) << divergence_names[(int)divergence];
     }
 }
 
@@ -274,7 +273,8 @@ TEST(Distill, TheTeacherSSamplesAreGraded) {
     EXPECT_TRUE(l.empty);
     std::vector<float> before(p.m.num_params), after(p.m.num_params);
     copy_to_host(before.data(), p.m.master.data, p.m.master.bytes(), p.m.dev);
-    OptimizerResult r = optimizer_step(p.t, 0.1, [&](bool gradient) { return p.d.loss(p.t, p.c, gradient); }, Pass());
+    OptimizerResult r = optimizer_step(
+        p.t, 0.1, [&](bool gradient) { return p.d.loss(p.t, p.c, gradient); }, Pass());
     copy_to_host(after.data(), p.m.master.data, p.m.master.bytes(), p.m.dev);
     EXPECT_TRUE(r.skipped);
     EXPECT_EQ(before, after);
@@ -363,7 +363,12 @@ TEST(TrainLoop, ColdStartEndsBelowItsTargetAndLeavesTheTrainerAsNew) {
     ColdStartConfig c;
     c.max_steps = 400, c.batch = 4, c.window = 3, c.target = 1.5;
     testing::internal::CaptureStdout();
-    cold_start(t, c, 64, [](int64_t) { return example({1, 2}, {3, 4, 5}); }, [] { return false; });
+    cold_start(
+        t, c, 64,
+        [](int64_t) {
+            return example({1, 2}, {3, 4, 5});
+        },
+        [] { return false; });
     testing::internal::GetCapturedStdout();
     EXPECT_EQ(t.step, 0);
     EXPECT_EQ(t.max_grad_norm, 0.25);

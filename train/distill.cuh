@@ -94,9 +94,9 @@ enum class Traces { given, teacher, student };
 struct DistillObjective : Objective {
     DistillConfig config;
     int64_t micro_batch_tokens = 4096;
-    double lmbda = 0.0;           // share of the steps whose completions the student samples
-    bool seq_kd = false;          // the other steps' completions are sampled by the teacher, and not given
-    bool only_correct = false;    // the teacher's samples with a wrong answer are left out
+    double lmbda = 0.0;         // share of the steps whose completions the student samples
+    bool seq_kd = false;        // the other steps' completions are sampled by the teacher, and not given
+    bool only_correct = false;  // the teacher's samples with a wrong answer are left out
     RolloutConfig rollout;
     RolloutState* state = nullptr;  // of the student's samples
     Teacher* teacher = nullptr;
@@ -126,8 +126,8 @@ struct DistillObjective : Objective {
         for (const Example& e : examples) prompts.push_back(e.prompt.tokens);
         rollout.step = (uint32_t)c.step;
         rollout.pass = model_pack(m);
-        samples = rollout_of_ranks(c.comm, m, traces == Traces::student ? *state : teacher->rollouts, prompts, 1, rollout,
-                                   &generated, [&](int, int) { return !(c.stop && c.stop()); });
+        samples = rollout_of_ranks(c.comm, m, traces == Traces::student ? *state : teacher->rollouts, prompts, 1,
+                                   rollout, &generated, [&](int, int) { return !(c.stop && c.stop()); });
         model_unpack(m);
         if (step_stop(c)) return false;
         run.generated.prompt_tokens += generated.prompt_tokens;
@@ -144,7 +144,11 @@ struct DistillObjective : Objective {
             examples[i].completion = samples[i].tokens;
             if (traces != Traces::teacher || !only_correct) continue;
             const std::string text = completion_text(*tok, samples[i]);
-            RewardInput in{prompt.text, text, prompt.gold, samples[i].finished, (int)samples[i].tokens.size(),
+            RewardInput in{prompt.text,
+                           text,
+                           prompt.gold,
+                           samples[i].finished,
+                           (int)samples[i].tokens.size(),
                            rollout.max_completion_length};
             if (reward_accuracy(in) < 0.5f) examples[i].completion.clear();
         }
@@ -195,9 +199,10 @@ struct DistillObjective : Objective {
 
     std::string line(const StepReport& r) const override {
         const char* of[] = {"", " of the teacher's", " of its own"};
-        return line_step(r) + format(" loss %.4f | %s %.4f | ce %.4f | agree %.1f%% | ", r.loss,
-                                     divergence_names[(int)config.divergence], mean(pass.sums.divergence),
-                                     mean(pass.sums.cross_entropy), 100 * mean(pass.sums.agree)) +
+        return line_step(r) +
+               format(" loss %.4f | %s %.4f | ce %.4f | agree %.1f%% | ", r.loss,
+                      divergence_names[(int)config.divergence], mean(pass.sums.divergence),
+                      mean(pass.sums.cross_entropy), 100 * mean(pass.sums.agree)) +
                line_update(r) +
                format(" %.0f tokens%s | %s tok/s | %.1f s", pass.sums.tokens, of[(int)traces],
                       human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);

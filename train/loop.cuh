@@ -13,9 +13,9 @@ struct LoopConfig {
     int64_t warmup_from = 0;  // 1: the first step has a rate, too
     Pass pass;
     Comm* comm = nullptr;
-    std::function<bool()> stop;    // asked before each step and within: an end in order
-    RunDir* run = nullptr;         // null: nothing is logged
-    bool flips_counted = false;    // changes of quantization codes are logged
+    std::function<bool()> stop;  // asked before each step and within: an end in order
+    RunDir* run = nullptr;       // null: nothing is logged
+    bool flips_counted = false;  // changes of quantization codes are logged
     bool log_completions = false;
     std::function<void(int64_t step, nlohmann::ordered_json& metrics)> evaluate;  // adds its results; may be null
     std::function<void(int64_t step)> save;
@@ -95,7 +95,8 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         if (!objective.prepare(t, context, state)) break;
         StepReport r;
         r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
-        r.learning_rate = schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
+        r.learning_rate =
+            schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
         const double train_start = wall_seconds();
         if (!loop_updates(t, objective, context, c, r)) break;
         r.train_seconds = wall_seconds() - train_start;
@@ -105,8 +106,8 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         done = objective.done();
         const bool last = done || state.step == c.steps;
 
-        nlohmann::ordered_json j = loop_metrics(t, objective, state, r,
-                                                (double)state.step / (double)data.steps_per_epoch(), transfers_before);
+        nlohmann::ordered_json j =
+            loop_metrics(t, objective, state, r, (double)state.step / (double)data.steps_per_epoch(), transfers_before);
         auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
         if (c.evaluate && due(c.eval_steps) && !last) c.evaluate(state.step, j);
         j["step_time"] = r.seconds = wall_seconds() - start;

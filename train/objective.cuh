@@ -78,10 +78,9 @@ inline std::string line_step(const StepReport& r) {
 
 // "grad 0.512 | lr 1.0e-05 | flips 0.012% (0.300%) |"
 inline std::string line_update(const StepReport& r) {
-    std::string s = format("grad %.3f%s | lr %.1e |", r.update.grad_norm, r.update.skipped ? " SKIPPED" : "",
-                           r.learning_rate);
-    if (r.flips_counted)
-        s += format(" flips %.3f%% (%.2f%%) |", 100 * r.update.flip_rate, 100 * r.update.flip_total);
+    std::string s =
+        format("grad %.3f%s | lr %.1e |", r.update.grad_norm, r.update.skipped ? " SKIPPED" : "", r.learning_rate);
+    if (r.flips_counted) s += format(" flips %.3f%% (%.2f%%) |", 100 * r.update.flip_rate, 100 * r.update.flip_total);
     return s;
 }
 

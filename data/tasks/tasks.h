@@ -11,8 +11,8 @@ struct Task {
     const char* name;
     const char* help;
     TaskProblem (*problem)(uint64_t seed, uint32_t index, bool held_out);  // a pure function
-    uint32_t train, held_out;  // problems of an epoch, and of an evaluation
-    int completion_length;     // tokens, bytes for the embedded model, that a solution and some slack take
+    uint32_t train, held_out;                                              // problems of an epoch, and of an evaluation
+    int completion_length;  // tokens, bytes for the embedded model, that a solution and some slack take
 };
 
 inline const Task tasks[] = {
