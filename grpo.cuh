@@ -337,6 +337,14 @@ struct GrpoObjective : Objective {
                           human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
     }
 
+    void save(nlohmann::ordered_json& j) const override { j["silent_steps"] = silent; }
+    void load(const nlohmann::json& j) override { silent = j.value("silent_steps", 0); }
+    std::vector<NamedArray> arrays() override {
+        std::vector<NamedArray> list;
+        if (reference) add_array(list, "reference", reference->work);
+        return list;
+    }
+
     // a run that cannot learn should say so at once
     bool done() override {
         silent = advantages.zero_std_share > 0.999 ? silent + 1 : 0;

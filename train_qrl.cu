@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
         signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), with a message
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
         if (IN_TRAIN >> s.o.command & 1) install_stop_handler();
+        if (IN_TRAIN >> s.o.command & 1) session_resume(s, std::vector<std::string>(argv + 1, argv + argc));
         session_adapter(s);
         switch (s.o.command) {
 #define CMD(id, name, trains, help) \

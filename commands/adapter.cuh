@@ -69,18 +69,24 @@ inline void save_beside(const Session& s, const std::string& folder) {
     source_save(s.source, folder);
 }
 
-// The model; of a model with an adapter the adapter alone, and on request the model that merging makes of both
-inline void session_save(const Session& s, const std::string& dir) {
+// The model; of a model with an adapter the adapter alone, and on request the model that merging makes of both.
+// more(folder): what else goes into a checkpoint
+inline void session_save(const Session& s, const std::string& dir,
+                         const std::function<void(const std::string&)>& more = nullptr) {
     auto also = [&](const std::string& folder) { save_beside(s, folder); };
+    auto all = [&](const std::string& folder) {
+        also(folder);
+        if (more) more(folder);
+    };
     if (!s.m.lora.on()) {
-        model_save(s.m, dir, s.o.save_dtype, also);
+        model_save(s.m, dir, s.o.save_dtype, all);
         return;
     }
     replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
         if (s.m.lora.inside()) quantizer_save(s.m, folder);  // the grid of weights and adapters together
         policy_save(s.m, folder);
-        also(folder);
+        all(folder);
     });
     if (!s.o.merge_adapter) return;
     MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, also);

@@ -135,7 +135,9 @@ inline int distill_command(Session& s) {
     d.rollout = rollout_config(s);
     d.state = &r.rollouts, d.teacher = &teacher, d.tok = &s.tok;
     RolloutShape samples = rollout_shape((int)r.data.per_step / r.comm.world, 1, r.data.longest_prompt, d.rollout);
-    if (training_plan(r, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
+    if (!texts.empty()) r.measure = [&](const char* when) { return distill_measure(r, d, texts, when); };
+    check_best(r);
+    if (training_plan(r, d, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
             teacher.model.dev = s.m.dev;
             model_allocate_frozen(teacher.model, config, QuantizerRules(), "the teacher",
                                   "--teacher a smaller one, of the same vocabulary");
@@ -151,6 +153,5 @@ inline int distill_command(Session& s) {
     training_start(r, sampled,
                    format("%lld examples, %lld steps of up to %lld; teacher %s", (long long)r.data.count,
                           (long long)training_steps(r), (long long)r.data.per_step, source.path.c_str()));
-    if (!texts.empty()) r.measure = [&](const char* when) { return distill_measure(r, d, texts, when); };
     return training_run(r, d);
 }

@@ -72,7 +72,7 @@ inline int eval_command(Session& s) {
     });
     if (session_allocate(s)) return 0;
     session_load_weights(s);
-    RunDir run = session_run_dir(o, problems);
+    RunDir run = session_run_dir(o, {false, problems}, new_run_id());
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     buffer_forget(s.m.master);  // nothing is trained

@@ -48,9 +48,8 @@ inline std::function<Example(int64_t)> cold_start_examples(const Session& s) {
     };
 }
 
-// A frozen base cannot be trained itself: a model of its own learns, is saved as `folder`, where the adapters will find
-// their base, and is then frozen and quantized.
-inline void cold_start_of_base(Session& s, const ColdStartConfig& c, const std::string& folder) {
+// A base of adapters is not trained with them: a model of its own learns, and is saved as `folder`
+inline void cold_start_of_base(const Session& s, const ColdStartConfig& c, const std::string& folder) {
     Session cold;
     cold.o = s.o;
     cold.tok = s.tok;
@@ -62,23 +61,29 @@ inline void cold_start_of_base(Session& s, const ColdStartConfig& c, const std::
     trainer_from_options(t, cold.m, s.o);
     cold_start(t, c, s.o.micro_batch_tokens, cold_start_examples(s), stop_requested);
     session_save(cold, folder);
-    s.base = folder;
-    for (size_t i = 0; i < s.m.tensors.size(); i++) {
-        const ParamTensor& from = cold.m.tensors[i];
-        model_fill(s.m, s.m.tensors[i], [&](float* to) {
-            copy_to_host(to, cold.m.master.data + from.offset, from.count() * sizeof(float), s.m.dev);
-        });
-    }
-    session_load_adapter(s);
-    model_refresh(s.m);
+}
+
+// the base that the embedded model's adapters of a run that is resumed were trained over
+inline std::string resumed_base(const ResumePoint& resume) {
+    const std::string beside = parent_folder(resume.folder) + "/base";
+    return is_folder(beside) ? beside : peft_open(resume.folder).base;
 }
 
 inline void grpo_cold_start(TrainingRun& r) {
     Session& s = r.s;
+    const bool resumed = s.resume.on();
     ColdStartConfig c;
     c.target = s.o.cold_start_loss;
-    if (s.m.lora.on()) cold_start_of_base(s, c, r.dir.path + "/base");
-    else cold_start(r.t, c, s.o.micro_batch_tokens, cold_start_examples(s), stop_requested);
+    if (s.m.lora.on()) {
+        s.base = resumed ? resumed_base(s.resume) : r.dir.path + "/base";
+        if (!resumed) cold_start_of_base(s, c, s.base);
+        model_load_weights(s.m, s.base);
+        session_load_adapter(s);
+        model_refresh(s.m);
+    } else if (!resumed) {
+        cold_start(r.t, c, s.o.micro_batch_tokens, cold_start_examples(s), stop_requested);
+    }
+    r.checkpoints.model_alone = !resumed && stop_requested();  // half of a cold start is nothing to go on from
 }
 
 inline void grpo_check(const Options& o) {
@@ -112,8 +117,9 @@ inline int grpo_command(Session& s) {
     Model reference;  // the weights at the start, for the KL term; with a frozen base it is the policy's own
     RolloutShape shape =
         rollout_shape(o.prompts_per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
-    if (training_plan(r, shape, [&] {
-            if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m);
+    check_best(r);
+    if (training_plan(r, objective, shape, [&] {
+            if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m), objective.reference = &reference;
         }))
         return 0;
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
@@ -121,9 +127,6 @@ inline int grpo_command(Session& s) {
                    format("%lld training prompts, %zu held out; first prompt %s", (long long)r.data.count,
                           r.held_out.size(), quoted(one_line(r.data.example(0).prompt.text, 160)).c_str()));
     if (s.embedded_model) grpo_cold_start(r);
-    if (reference.work.size) {
-        model_copy_work(reference, s.m);
-        objective.reference = &reference;
-    }
+    if (objective.reference) model_copy_work(reference, s.m);
     return training_run(r, objective);
 }

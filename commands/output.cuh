@@ -2,14 +2,18 @@
 #pragma once
 #include "problems.cuh"
 
-// --output_dir, or the first of out, out-2, out-3 ... that holds no run. samples, flips: there will be completions, and
-// codes that change
-inline RunDir session_run_dir(Options& o, bool samples = false, bool flips = false) {
+// --output_dir, or the first of out, out-2, out-3 ... that holds no run. setting: for `completions`, whether there will be
+// any; run_id: what config.json and the checkpoints of a run have in common
+inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::string& run_id) {
     for (int i = 2;
          !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty();
          i++)
         o.output_dir = "out-" + std::to_string(i);
-    return open_run_dir(o.output_dir, o.overwrite_output_dir, o.log_completions && samples, options_to_json(o), flips);
+    setting.overwrite |= o.overwrite_output_dir;
+    setting.completions &= o.log_completions;
+    nlohmann::ordered_json config = options_to_json(o);
+    config["run_id"] = run_id;
+    return open_run_dir(o.output_dir, setting, config);
 }
 
 // the instructions of the matrix products; those of AVX512_BF16 multiply bf16 only
@@ -74,6 +78,9 @@ inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s
     summary["activations"] = rules_text(s.m.activation_rules);
     summary["kv_cache"] = rules_text(s.m.kv_rules);
 }
+
+// names one run: when it began, and by which process
+inline std::string new_run_id() { return format("%lld-%ld", (long long)time(nullptr), (long)getpid()); }
 
 inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,
                        const std::string& weights) {

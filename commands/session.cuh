@@ -11,7 +11,17 @@
 #include "../runtime/comm.h"
 #include "../runtime/open_device.h"
 #include "../runtime/run_dir.h"
+#include "../runtime/stop.h"
 #include "quantizer_options.cuh"
+
+// The checkpoint that a run goes on from
+struct ResumePoint {
+    std::string folder;       // empty: none
+    nlohmann::json state;     // its trainer_state.json
+    bool from_start = false;  // the run was killed before it had one
+    bool on() const { return !folder.empty(); }
+    int64_t step() const { return state["loop"]["step"]; }
+};
 
 struct Session {
     Options o;
@@ -23,6 +33,7 @@ struct Session {
     PeftAdapter adapter;  // of --adapter
     std::string base;     // the model that adapters are saved for
     ModelSource source;   // the unquantized model behind a quantized one, if it is known
+    ResumePoint resume;   // of --resume_from_checkpoint
 };
 
 // A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two

@@ -22,12 +22,13 @@ inline int sft_command(Session& s) {
     training_open(r);
     r.data = training_examples(s, (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps);
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(s);
-    if (training_plan(r, RolloutShape(), [] {})) return 0;
+    SftObjective objective;
+    objective.micro_batch_tokens = o.micro_batch_tokens;
+    check_best(r);
+    if (training_plan(r, objective, RolloutShape(), [] {})) return 0;
     session_load_weights(s);
     training_start(r, false,
                    format("%lld examples, %lld steps of up to %lld", (long long)r.data.count,
                           (long long)training_steps(r), (long long)r.data.per_step));
-    SftObjective objective;
-    objective.micro_batch_tokens = o.micro_batch_tokens;
     return training_run(r, objective);
 }

@@ -2,8 +2,8 @@
 // A command brings its objective.
 #pragma once
 #include "../train/loop.cuh"
+#include "checkpoints.cuh"
 #include "optimizer_options.cuh"
-#include "output.cuh"
 
 struct TrainingRun {
     Session& s;
@@ -14,12 +14,19 @@ struct TrainingRun {
     RolloutState rollouts;  // of evaluations, and of an objective that samples
     RunDir dir;
     LoopState state;
-    double start = wall_seconds();
+    Checkpoints checkpoints{s, dir, t, state};
+    double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
     bool flips_counted = false, with_full_precision = false;
-    EvalResult before, before_full, after, after_full;
+    bool in_its_folder = false;  // a run that is resumed goes on in the folder that it had
+    std::string run_id = new_run_id();
+    nlohmann::ordered_json inputs;  // files that it depends on, with their hashes
+    // of the held-out problems: before, after, best
+    nlohmann::ordered_json evaluated = nlohmann::ordered_json::object();
     // what the objective measures on held-out texts, which it prints (null: it was stopped); none: nothing
     std::function<nlohmann::ordered_json(const char* when)> measure;
-    nlohmann::ordered_json measured;  // before, after
+    nlohmann::ordered_json measured = nlohmann::ordered_json::object();  // before, after
+    double best_value = 0.0;                                             // that of checkpoints.best
+    bool new_best = false;
 
     explicit TrainingRun(Session& session) : s(session) {}
 };
@@ -40,6 +47,12 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
         fail_usage("WORLD_SIZE=%d: give --output_dir, where the ranks meet", world);
     if (per_step % world) fail_usage("--%s %d is not a multiple of WORLD_SIZE %d; change one", flag, per_step, world);
     while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
+    r.in_its_folder = resumes_in(r.s, o.output_dir);
+    r.inputs = input_files(r.s);
+    if (r.s.resume.on()) {
+        check_build(r.s.resume.state["build"], build_json(r.s), r.s.resume.folder);
+        check_input_files(r.s.resume.state["inputs"], r.inputs);
+    }
     std::string parent = std::filesystem::path(o.output_dir).parent_path().string();
     if (world > 1 && !parent.empty()) make_folders(parent);
     comm_open(r.comm, o.output_dir + ".nccl_id", r.s.m.dev);
@@ -61,9 +74,27 @@ inline int64_t training_steps(const TrainingRun& r) {
     return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);
 }
 
+// what a checkpoint knows of the command's own
+inline nlohmann::ordered_json training_state(const TrainingRun& r) {
+    nlohmann::ordered_json j;
+    j["command"] = command_rows[r.s.o.command].name;
+    j["run_id"] = r.run_id;
+    j["wall_seconds"] = r.earlier_seconds + wall_seconds() - r.start;
+    j["evaluated"] = r.evaluated;
+    j["measured"] = r.measured;
+    j["checkpoints"] = r.checkpoints.kept;
+    j["best"] = {{"step", r.checkpoints.best}, {"value", r.best_value}};
+    j["build"] = build_json(r.s);
+    j["inputs"] = r.inputs;
+    j["given"] = flags_json(r.s.o, true);
+    j["options"] = flags_json(r.s.o, false);
+    return j;
+}
+
 // Everything that the run will need. samples: room for the rollouts of the objective; more: what else it needs. True:
 // --plan, and nothing more is to be done
-inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std::function<void()>& more) {
+inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutShape& samples,
+                          const std::function<void()>& more) {
     Session& s = r.s;
     session_plan(s, true, [&] {
         trainer_from_options(r.t, s.m, s.o);
@@ -75,35 +106,148 @@ inline bool training_plan(TrainingRun& r, const RolloutShape& samples, const std
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
     });
     check_optimizer(s.o, r.t.optimizer);  // which knows by now what is trained
-    if (session_allocate(s)) return true;
+    r.checkpoints.objective = &objective;
+    r.checkpoints.command = [&r] { return training_state(r); };
+    if (session_allocate(s)) {
+        fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
+        return true;
+    }
     r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes,
     r.with_full_precision =
         !s.m.frozen && (s.m.weight_rules.on() || s.m.activation_rules.on());  // and there is nothing but its codes
     return false;
 }
 
+// Checkpoints behind the one that the run goes on from would be taken for its own
+inline void check_later_checkpoints(const TrainingRun& r) {
+    const int64_t step = r.s.resume.step();
+    if (!r.in_its_folder || r.comm.rank != 0) return;
+    for (int64_t later : checkpoint_steps(r.s.o.output_dir))
+        if (later > step && r.s.resume.state["run_id"] == checkpoint_run(r.s.o.output_dir, later))
+            fail(
+                "%s is later than %s: a run that goes on there would mix with it; remove it, or give another "
+                "--output_dir",
+                checkpoint_folder(r.s.o.output_dir, later).c_str(), r.s.resume.folder.c_str());
+}
+
+// A run that died before its first checkpoint begins again, if it is the same run
+inline void check_same_start(const TrainingRun& r) {
+    const Options& o = r.s.o;
+    const nlohmann::json config = json_parse(read_file(o.output_dir + "/config.json", 1 << 20), o.output_dir);
+    nlohmann::json now = options_to_json(o);
+    for (const auto& item : now.items())
+        if (config.contains(item.key()) && config[item.key()] != item.value() && item.key() != "output_dir" &&
+            item.key() != "overwrite_output_dir")
+            fail(
+                "%s holds a run that has no checkpoint yet and was begun with another --%s (%s, now %s); give the "
+                "same, "
+                "or begin anew with --overwrite_output_dir",
+                o.output_dir.c_str(), item.key().c_str(), printable(config[item.key()].dump()).c_str(),
+                printable(item.value().dump()).c_str());
+}
+
 // The run's folder, and what is printed before the first step. data: what is trained on
 inline void training_start(TrainingRun& r, bool samples, const std::string& data) {
-    r.dir = session_run_dir(r.s.o, samples, r.flips_counted);
-    fputs(options_print(r.s.o).c_str(), stdout);
+    const ResumePoint& resume = r.s.resume;
+    const Options& o = r.s.o;
+    RunDirSetting setting = {false, samples, r.flips_counted};
+    if (resume.on()) {
+        check_later_checkpoints(r);
+        if (r.in_its_folder) {
+            r.run_id = resume.state["run_id"];
+            setting.resume_step = resume.step();
+        }
+    }
+    if (resume.from_start && !o.overwrite_output_dir && file_exists(o.output_dir + "/config.json")) {
+        check_same_start(r);
+        setting.overwrite = true;
+    }
+    r.dir = session_run_dir(r.s.o, setting, r.run_id);
+    fputs(options_print(o).c_str(), stdout);
     print_start(r.s);
     printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
     printf("data        %s\n", data.c_str());
+    fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
+    if (resume.on()) {
+        printf("resumed     from %s, %lld of %lld steps done\n", resume.folder.c_str(), (long long)resume.step(),
+               (long long)training_steps(r));
+        fputs(flag_differences(resume.state["options"], o).c_str(), stdout);
+    }
     fflush(stdout);
 }
 
 inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requested()); }
 
-inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index, EvalResult& result, EvalResult& full) {
+// Held-out texts and problems, once before and once after training; what a checkpoint has of it is not done again
+inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) {
     if (training_stopped(r)) return;
-    nlohmann::ordered_json measured = r.measure ? r.measure(when) : nullptr;
-    if (!measured.is_null()) r.measured[when] = measured;
-    if (r.held_out.empty()) return;
-    result = run_eval(r.s, r.rollouts, r.held_out, index);
+    if (r.measure && !r.measured.contains(when)) {
+        const nlohmann::ordered_json measured = r.measure(when);
+        if (!measured.is_null()) r.measured[when] = measured;
+    }
+    if (r.held_out.empty() || r.evaluated.contains(when)) return;
+    const EvalResult result = run_eval(r.s, r.rollouts, r.held_out, index);
+    EvalResult full;
     if (r.with_full_precision) full = run_eval_full_precision(r.s, r.rollouts, r.held_out, index);
     print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
     print_samples(when, r.held_out, result);
+    if (!result.n || (r.with_full_precision && !full.n)) return;  // stopped
+    r.evaluated[when] = eval_to_json(result);
+    if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the best model
+
+inline std::string best_metric(const TrainingRun& r) {
+    const std::string& asked = r.s.o.metric_for_best_model;
+    return !asked.empty() ? asked : r.held_out.empty() ? "log_loss" : "pass@1";
+}
+
+// before the long work
+inline void check_best(const TrainingRun& r) {
+    const Options& o = r.s.o;
+    if (!o.load_best_model_at_end) {
+        if (!o.metric_for_best_model.empty()) fail_usage("--metric_for_best_model belongs to --load_best_model_at_end");
+        return;
+    }
+    if (o.eval_steps == 0) fail_usage("--load_best_model_at_end needs evaluations to choose from; give --eval_steps");
+    if (o.save_only_model) fail_usage("--load_best_model_at_end loads a whole checkpoint; leave --save_only_model out");
+    const std::string metric = best_metric(r);
+    const bool of_problems = metric == "pass@1" || metric == "greedy";
+    if (of_problems ? r.held_out.empty() : !r.measure)
+        fail_usage("--metric_for_best_model %s is not measured by this run; %s", metric.c_str(),
+                   of_problems ? "give --eval_data, or take log_loss" : "distill measures it, on held-out texts");
+}
+
+// metrics of an evaluation at this step: is it the best so far?
+inline void judge_best(TrainingRun& r, const nlohmann::ordered_json& metrics, const std::string& prefix, int64_t step) {
+    const std::string metric = best_metric(r), key = prefix + metric;
+    r.new_best = false;
+    if (!r.s.o.load_best_model_at_end || !metrics.contains(key)) return;
+    const double value = metrics[key];
+    const bool lower = metric == "log_loss" || metric == "kl";
+    r.new_best = r.checkpoints.best < 0 || (lower ? value < r.best_value : value > r.best_value);
+    if (r.new_best) r.checkpoints.best = step, r.best_value = value;
+}
+
+// After the last step: the weights of the best evaluation, the last one included
+inline void training_take_best(TrainingRun& r) {
+    if (!r.s.o.load_best_model_at_end || training_stopped(r)) return;
+    for (const nlohmann::ordered_json* after : {&r.evaluated, &r.measured})
+        if (after->contains("after")) judge_best(r, (*after)["after"], "", r.state.step);
+    const int64_t best = r.checkpoints.best;
+    printf("best        step %lld, %s %.4g\n", (long long)best, best_metric(r).c_str(), r.best_value);
+    if (best < 0 || best == r.state.step) return;
+    const std::string folder = checkpoint_folder(r.checkpoints.dir.path, best);
+    const LoopState last = r.state;
+    checkpoint_load(r.checkpoints, folder, run_state_read(folder));
+    r.state = last;
+    training_evaluate(r, "best", 1u << 30);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the run
 
 inline LoopConfig loop_config(TrainingRun& r) {
     const Options& o = r.s.o;
@@ -118,20 +262,25 @@ inline LoopConfig loop_config(TrainingRun& r) {
     c.run = &r.dir;
     c.flips_counted = r.flips_counted;
     c.log_completions = o.log_completions;
-    c.save = [&r](int64_t step) {
-        if (r.comm.rank == 0) session_save(r.s, format("%s/checkpoint-%lld", r.dir.path.c_str(), (long long)step));
-    };
+    c.save = [&r](int64_t) { checkpoint_save(r.checkpoints); };
+    c.worth_saving = [&r] { return std::exchange(r.new_best, false); };
     if (r.held_out.empty() && !r.measure) return c;
     c.evaluate = [&r](int64_t step, nlohmann::ordered_json& metrics) {
         const std::string when = format("step %lld", (long long)step);
-        if (r.measure)
-            for (const auto& item : r.measure(when.c_str()).items()) metrics["eval_" + item.key()] = item.value();
-        if (r.held_out.empty()) return;
-        EvalResult e = run_eval(r.s, r.rollouts, r.held_out, (uint32_t)step);
-        if (e.n == 0) return;
-        metrics["eval_pass@1"] = e.pass1;
-        metrics["eval_greedy"] = e.greedy;
-        print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
+        if (r.measure) {
+            const nlohmann::ordered_json measured = r.measure(when.c_str());
+            if (measured.is_null()) return false;
+            for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
+        }
+        if (!r.held_out.empty()) {
+            const EvalResult e = run_eval(r.s, r.rollouts, r.held_out, (uint32_t)step);
+            if (e.n == 0) return false;
+            metrics["eval_pass@1"] = e.pass1;
+            metrics["eval_greedy"] = e.greedy;
+            print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
+        }
+        judge_best(r, metrics, "eval_", step);
+        return true;
     };
     return c;
 }
@@ -149,12 +298,9 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     j["stopped"] = stopped;
     j["eval"]["n"] = (int)r.held_out.size();
     j["eval"]["samples"] = s.o.eval_samples;
-    if (r.before.n) j["eval"]["before"] = eval_to_json(r.before);
-    if (r.after.n) j["eval"]["after"] = eval_to_json(r.after);
-    if (r.before_full.n) j["eval"]["before"]["full_precision"] = eval_to_json(r.before_full);
-    if (r.after_full.n) j["eval"]["after"]["full_precision"] = eval_to_json(r.after_full);
-    if (!r.measured.is_null()) j["held_out_text"] = r.measured;
-    j["wall_seconds"] = wall_seconds() - r.start;
+    for (const auto& item : r.evaluated.items()) j["eval"][item.key()] = item.value();
+    if (!r.measured.empty()) j["held_out_text"] = r.measured;
+    j["wall_seconds"] = r.earlier_seconds + wall_seconds() - r.start;
     auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
     if (state.generated.seconds > 0) {
         j["tokens_generated"] = state.generated.completion_tokens;
@@ -165,22 +311,58 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     if (r.flips_counted) j["code_flip_total"] = code_flip_rate(s.m, true);
     j["skipped_steps"] = r.t.skipped;
     j["checkpoint"] = checkpoint;
+    j["saved"] = {
+        {"checkpoints", r.checkpoints.count}, {"seconds", r.checkpoints.seconds}, {"bytes", r.checkpoints.bytes}};
+    if (r.checkpoints.best >= 0) j["best"] = {{"step", r.checkpoints.best}, {best_metric(r), r.best_value}};
     j["peak_rss_bytes"] = peak_rss_bytes();
     return j;
 }
 
-// Evaluation, the loop, evaluation, checkpoint, summary. The result is the program's exit code.
+// Everything as the checkpoint has it
+inline void training_resume(TrainingRun& r) {
+    const ResumePoint& resume = r.s.resume;
+    const nlohmann::json& j = resume.state;
+    Checkpoints& c = r.checkpoints;
+    checkpoint_load(c, resume.folder, j);
+    r.earlier_seconds = j["wall_seconds"];
+    if (j["evaluated"].contains("before")) r.evaluated["before"] = j["evaluated"]["before"];
+    if (j["measured"].contains("before")) r.measured["before"] = j["measured"]["before"];
+    if (!r.in_its_folder) return;
+    for (int64_t step : j["checkpoints"])
+        if (is_folder(checkpoint_folder(r.dir.path, step))) c.kept.push_back(step);
+    if (is_folder(checkpoint_folder(r.dir.path, j["best"]["step"])))
+        c.best = j["best"]["step"], r.best_value = j["best"]["value"];
+}
+
+// Evaluation, the loop, evaluation, checkpoints
+inline void training_work(TrainingRun& r, Objective& objective) {
+    if (r.s.resume.on()) training_resume(r);
+    else if (r.s.embedded_model && r.s.o.save_steps > 0) checkpoint_save(r.checkpoints);  // after its cold start
+    training_evaluate(r, "before", 0);
+    train_loop(r.t, objective, r.data, loop_config(r), r.state);
+    checkpoint_save(r.checkpoints);
+    training_evaluate(r, "after", 1u << 30);
+    training_take_best(r);
+}
+
+// The result is the program's exit code.
 inline int training_run(TrainingRun& r, Objective& objective) {
-    training_evaluate(r, "before", 0, r.before, r.before_full);
-    const LoopConfig config = loop_config(r);
-    train_loop(r.t, objective, r.data, config, r.state);
-    training_evaluate(r, "after", 1u << 30, r.after, r.after_full);
+    try {
+        training_work(r, objective);
+    } catch (...) {
+        checkpoint_emergency(r.checkpoints);
+        throw;
+    }
     const bool stopped = training_stopped(r);
-    config.save(r.state.step);
-    const std::string checkpoint = format("%s/checkpoint-%lld", r.dir.path.c_str(), (long long)r.state.step);
+    const Checkpoints& c = r.checkpoints;
+    const int64_t model = c.best >= 0 && !stopped ? c.best : r.state.step;
+    const std::string checkpoint = checkpoint_folder(r.dir.path, model);
+    const double seconds = wall_seconds() - r.start;
     close_run_dir(r.dir, training_summary(r, stopped, checkpoint));
+    printf("saved       %lld checkpoint%s, %s in %.1f s (%.1f%% of the run)\n", (long long)c.count,
+           c.count == 1 ? "" : "s", bytes_text((double)c.bytes).c_str(), c.seconds, 100.0 * c.seconds / seconds);
     printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n",
-           stopped ? "stopped" : "done", (long long)r.state.step, wall_seconds() - r.start,
-           (double)peak_rss_bytes() / 1048576.0, r.dir.path.c_str(), checkpoint.c_str());
+           stopped ? "stopped" : "done", (long long)r.state.step, seconds, (double)peak_rss_bytes() / 1048576.0,
+           r.dir.path.c_str(), checkpoint.c_str());
     return stopped ? stop_exit_code() : 0;
 }

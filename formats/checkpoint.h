@@ -2,7 +2,7 @@
 //
 // Weights are saved as float32 unless asked otherwise: at a learning rate of 1e-6 a run moves a weight of 0.02 by less
 // than half a step of bf16 (1.2e-4), and a checkpoint rounded to bf16 would lose what was learnt.
-// A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
+// A checkpoint appears whole or not at all (runtime/folders.h).
 //
 // A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
 // model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 #include "../model.cuh"
+#include "../runtime/folders.h"
 #include "gguf_grid.h"
 #include "hf_config.h"
 #include "quantized_model.h"
@@ -145,26 +146,6 @@ inline void model_load_weights(Model& m, const std::string& path) {
             });
         if (!m.frozen && stored() && part->quantizer.scale_mode != ScaleMode::dynamic) keep_grid(*part, l, m.dev);
     }
-}
-
-// Runs fill(folder) for a folder that gets the name dir when it is complete, in place of one that was there
-inline void replace_folder(const std::string& dir, const std::function<void(const std::string&)>& fill) {
-    namespace fs = std::filesystem;
-    std::string temp = dir + ".tmp", old = dir + ".old";
-    std::error_code ec;
-    fs::remove_all(temp, ec);
-    if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
-    try {
-        fill(temp);
-    } catch (...) {
-        fs::remove_all(temp, ec);
-        throw;
-    }
-    fs::remove_all(old, ec);
-    if (fs::exists(dir)) fs::rename(dir, old, ec);
-    fs::rename(temp, dir, ec);
-    if (ec) fail("cannot rename %s to %s: %s", temp.c_str(), dir.c_str(), ec.message().c_str());
-    fs::remove_all(old, ec);
 }
 
 // values(t, first, n, buffer): what is written of a tensor

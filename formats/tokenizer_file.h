@@ -11,6 +11,7 @@
 #include <vector>
 #include <nlohmann/json.hpp>
 #include "../runtime/error.h"
+#include "../runtime/file_io.h"
 #include "../runtime/unicode.h"
 #include "../tokenizer.h"
 
@@ -345,17 +346,6 @@ inline nlohmann::ordered_json pre_tokenizer_json(PreTokenizer pre) {
     return {{"type", "Sequence"}, {"pretokenizers", J::array({first, bytes})}};
 }
 
-inline void tokenizer_write_file(const std::filesystem::path& path, const std::string& text) {
-    std::filesystem::path beside = path;
-    beside += ".tmp";
-    std::ofstream file(beside, std::ios::binary);
-    file << text;
-    file.close();
-    std::error_code error;
-    if (file) std::filesystem::rename(beside, path, error);
-    if (!file || error) fail("%s: cannot be written", path.c_str());
-}
-
 // Byte-level BPE's post-processor, with BOS before the text if the tokenizer adds one
 inline nlohmann::ordered_json post_processor_json(const Tokenizer& t, const nlohmann::ordered_json& bytes) {
     using J = nlohmann::ordered_json;
@@ -433,7 +423,6 @@ inline void tokenizer_save(const Tokenizer& t, const std::string& dir) {
     config["split_special_tokens"] = false;
     config["tokenizer_class"] = "PreTrainedTokenizerFast";
     config["unk_token"] = name(t.unk);
-    std::filesystem::path out(dir);
-    tokenizer_write_file(out / "tokenizer.json", j.dump(1) + "\n");
-    tokenizer_write_file(out / "tokenizer_config.json", config.dump(2) + "\n");
+    write_file_atomic(dir + "/tokenizer.json", j.dump(1) + "\n");
+    write_file_atomic(dir + "/tokenizer_config.json", config.dump(2) + "\n");
 }

@@ -56,13 +56,14 @@ inline int world_size() {
     if (n < 1) fail_usage("WORLD_SIZE=%d: at least 1", n);
     return n;
 }
+inline int world_rank() { return environment_int("RANK", 0); }
 inline int local_rank() { return environment_int("LOCAL_RANK", environment_int("RANK", 0)); }
 
 #if HAS_NCCL
 inline void nccl_check(ncclResult_t result, const char* call, const char* file, int line) {
     if (result != ncclSuccess)
-        fail("%s:%d: %s: %s (did every rank start, and is every one alive? NCCL_DEBUG=INFO says more)", file, line, call,
-             ncclGetErrorString(result));
+        fail("%s:%d: %s: %s (did every rank start, and is every one alive? NCCL_DEBUG=INFO says more)", file, line,
+             call, ncclGetErrorString(result));
 }
 #define NCCL_CHECK(call) nccl_check((call), #call, __FILE__, __LINE__)
 
@@ -84,7 +85,8 @@ inline ncclUniqueId comm_read_id(const std::string& path, int rank, double timeo
             return id;
         }
         if (seconds_now() - start > timeout)
-            fail("rank %d waited %.0f s for rank 0 at %s; start it with the same --output_dir", rank, timeout, path.c_str());
+            fail("rank %d waited %.0f s for rank 0 at %s; start it with the same --output_dir", rank, timeout,
+                 path.c_str());
         usleep(20000);
     }
 }
@@ -93,7 +95,7 @@ inline ncclUniqueId comm_read_id(const std::string& path, int rank, double timeo
 // Joins the ranks of the environment; alone if there is one. meeting: the file, a path that all ranks share
 inline void comm_open(Comm& c, const std::string& meeting, Device dev, double timeout = 60.0) {
     c.world = world_size();
-    c.rank = environment_int("RANK", 0);
+    c.rank = world_rank();
     c.dev = dev;
     if (c.rank >= c.world) fail_usage("RANK=%d of WORLD_SIZE=%d: ranks count from 0", c.rank, c.world);
     if (c.world == 1) return;
@@ -115,9 +117,11 @@ inline void comm_open(Comm& c, const std::string& meeting, Device dev, double ti
     NCCL_CHECK(joined);
 #else
     (void)timeout;
-    fail("WORLD_SIZE=%d: this program was built without NCCL (meeting at %s); install NCCL and build it again, or use one "
-         "rank",
-         c.world, meeting.c_str());
+    fail(
+        "WORLD_SIZE=%d: this program was built without NCCL (meeting at %s); install NCCL and build it again, or use "
+        "one "
+        "rank",
+        c.world, meeting.c_str());
 #endif
 }
 
@@ -172,7 +176,8 @@ inline std::vector<int> comm_gather(Comm& c, const std::vector<int>& mine) {
     plain.arena = nullptr;
     device.allocate(all.size(), "completions of all ranks", "lower --max_completion_length", plain);
     copy_to_device(device.data + c.rank * mine.size(), mine.data(), mine.size() * sizeof(int), c.dev);
-    NCCL_CHECK(ncclAllGather(device.data + c.rank * mine.size(), device.data, mine.size(), ncclInt, c.nccl, c.dev.stream));
+    NCCL_CHECK(
+        ncclAllGather(device.data + c.rank * mine.size(), device.data, mine.size(), ncclInt, c.nccl, c.dev.stream));
     copy_to_host(all.data(), device.data, all.size() * sizeof(int), c.dev);
 #endif
     return all;

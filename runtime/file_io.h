@@ -138,6 +138,16 @@ inline bool file_exists(const std::string& path) {
 // ----------------------------------------------------------------------------------------------------------------
 // writing
 
+// The names in a folder, on the disk
+inline void sync_folder(const std::string& folder) {
+    const int dir = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0) return;  // a folder one may write but not list
+    const int e = fsync(dir) != 0 ? errno : 0;
+    close(dir);
+    if (e != 0 && e != EINVAL)  // EINVAL: a file system without fsync
+        fail("%s is written, but cannot be flushed: %s; check the disk", folder.c_str(), strerror(e));
+}
+
 // A file that appears at commit(). Until then the bytes are in path.tmp.<pid>; without a commit the destructor removes
 // them. write() collects small pieces into 256 KiB. One writer per path and process.
 struct AtomicFile {
@@ -206,14 +216,8 @@ struct AtomicFile {
         finish();
         if (rename(temp.c_str(), path.c_str()) != 0) broken(errno);
         temp_exists = false;
-        size_t slash = path.rfind('/');
-        std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-        int dir = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (dir < 0) return;  // a folder one may write but not list
-        int e = fsync(dir) != 0 ? errno : 0;
-        close(dir);
-        if (e != 0 && e != EINVAL)
-            fail("%s is written, but its folder cannot be flushed: %s; check the disk", path.c_str(), strerror(e));
+        const size_t slash = path.rfind('/');
+        sync_folder(slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash));
     }
 };
 

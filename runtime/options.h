@@ -35,15 +35,15 @@
 // commands
 
 // A row is a command NAME, whose function is NAME_command(Session&). trains: it updates weights by an objective.
-#define COMMAND_TABLE(CMD)                                                                        \
-    CMD(GRPO, grpo, true, "reinforcement learning with group-relative advantages (the default)")  \
-    CMD(SFT, sft, true, "supervised fine-tuning on prompt and completion pairs")                  \
-    CMD(DISTILL, distill, true, "a quantized student learns from an unquantized teacher")         \
-    CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                            \
-    CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")             \
-    CMD(GENERATE, generate, false, "complete one prompt")                                         \
-    CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                    \
-    CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                    \
+#define COMMAND_TABLE(CMD)                                                                       \
+    CMD(GRPO, grpo, true, "reinforcement learning with group-relative advantages (the default)") \
+    CMD(SFT, sft, true, "supervised fine-tuning on prompt and completion pairs")                 \
+    CMD(DISTILL, distill, true, "a quantized student learns from an unquantized teacher")        \
+    CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                           \
+    CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")            \
+    CMD(GENERATE, generate, false, "complete one prompt")                                        \
+    CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
+    CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                   \
     CMD(EXPORT, export, false, "a model as a file that other tools load")
 
 enum Command : int {
@@ -63,7 +63,7 @@ static constexpr unsigned IN_TRAIN =  // updates weights
     COMMAND_TABLE(CMD) 0u;
 #undef CMD
 static constexpr unsigned IN_SAMPLE = IN_TRAIN | IN_EVAL | IN_GENERATE | IN_QUANTIZE;  // draws completions
-static constexpr unsigned IN_FILES = IN_TRAIN | IN_EVAL | IN_QUANTIZE;  // reads data sets, writes --output_dir
+static constexpr unsigned IN_FILES = IN_TRAIN | IN_EVAL | IN_QUANTIZE;        // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
 static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
 static constexpr unsigned IN_ALL = (1u << COMMAND_COUNT) - 1;
@@ -182,6 +182,11 @@ OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: 
 OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
 OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
 OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
+OPT(int, save_total_limit, 0, "[0, inf)", IN_TRAIN, "most checkpoints that are kept, the oldest go; 0: all") \
+OPT(bool, save_only_model, false, "", IN_TRAIN, "checkpoints without what a run resumes from") \
+OPT(std::string, resume_from_checkpoint, "", "", IN_TRAIN, "go on from this checkpoint folder, or from the last one in output_dir: last; flags that are not given are those of its run") \
+OPT(bool, load_best_model_at_end, false, "", IN_TRAIN, "keep the checkpoint of the best evaluation, and end with its weights") \
+OPT(std::string, metric_for_best_model, "", "|pass@1|greedy|log_loss|kl|agreement", IN_TRAIN, "what is best; unless given, pass@1 where problems are held out, else log_loss") \
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
@@ -466,8 +471,8 @@ inline std::string json_error_text(const nlohmann::json::exception& e) {
     return printable(s, 160);
 }
 
-// Reads --config: one object whose keys are option names. null leaves the default. The keys "command" and "version",
-// which config.json of a run has, are understood: the command is taken when the command line names none.
+// Reads --config: one object whose keys are option names. null leaves the default. The keys "command", "version"
+// and "run_id", which config.json of a run has, are understood: the command is taken when the command line names none.
 inline nlohmann::ordered_json read_config_file(const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     if (!in) fail_usage("--config %s: cannot be opened", printable(path, 400).c_str());
@@ -518,7 +523,7 @@ inline void apply_config_file(Options& o, const std::string& path) {
         o.command = c;
     }
     for (auto& item : j.items()) {
-        if (item.key() == "command" || item.key() == "version") continue;
+        if (item.key() == "command" || item.key() == "version" || item.key() == "run_id") continue;
         std::string shown = file + "key " + printable(item.key());
         if (item.key() == "config") fail_usage("%s: a config file cannot name another", shown.c_str());
         int row = option_row_of(item.key(), o.command, shown, "");
@@ -693,15 +698,16 @@ inline std::string options_print(const Options& o) {
     return s;
 }
 
-// Everything that applies to the command, in the table's order; --config FILE reads it back. The flag --config itself
-// is left out: its values are in here.
+// Everything that applies to the command, in the table's order; --config FILE reads it back. Left out are --config itself,
+// whose values are in here, and --resume_from_checkpoint: to repeat a run is to begin it.
 inline nlohmann::ordered_json options_to_json(const Options& o) {
     nlohmann::ordered_json j;
     j["version"] = TRAIN_QRL_VERSION;
     j["command"] = command_rows[o.command].name;
     for (int i = 0; i < OPTION_ROWS; i++) {
         const OptionRow& r = option_rows[i];
-        if (!r.name || !(r.commands >> o.command & 1) || std::string(r.name) == "config") continue;
+        const std::string name = r.name ? r.name : "config";
+        if (!(r.commands >> o.command & 1) || name == "config" || name == "resume_from_checkpoint") continue;
         const void* p = option_field(o, i);
         if (!option_is_set(o, i)) {
             j[r.name] = nullptr;

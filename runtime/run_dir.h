@@ -2,11 +2,10 @@
 // object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also
 // after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
-// look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone. Also here: stopping
-// on SIGINT and SIGTERM, the clock, peak memory, short numbers.
+// look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone, and a run that goes on
+// from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
 #pragma once
 #include <dirent.h>
-#include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,16 +14,19 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <nlohmann/json.hpp>
 #include "error.h"
 #include "file_io.h"
+#include "folders.h"
 
-static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl",
-                                                "code_flips.jsonl", "summary.json"};
+static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "code_flips.jsonl",
+                                                "summary.json"};
 
 struct RunDir {
     std::string path;
+    FolderLock lock;
     AppendFile metrics, completions, code_flips;  // closed: the run logs none
 };
 
@@ -66,26 +68,63 @@ inline std::string run_in_folder(const std::string& path) {
     return found;
 }
 
-// Creates the folder and its parents, writes config.json, opens the logs. Call it before the long work starts: all that
-// can be wrong with the folder is said here.
-inline RunDir open_run_dir(const std::string& path, bool overwrite, bool log_completions,
-                           const nlohmann::ordered_json& config, bool log_code_flips = false) {
-    make_folders(path);
-    std::string found = run_in_folder(path);
-    if (!found.empty() && !overwrite)
-        fail(
-            "%s already holds a run (%s); choose another --output_dir, or replace its logs with --overwrite_output_dir",
-            path.c_str(), found.c_str());
-    for (const char* name : run_dir_files)
-        if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
-            fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name, strerror(errno));
+// Cuts a log behind its last line of steps up to `step`: what comes after will be logged again. A log that is not there
+// is none.
+inline void cut_log(const std::string& path, int64_t step) {
+    if (!file_exists(path)) return;
+    std::ifstream in(path, std::ios::binary);
+    std::string line;
+    uint64_t end = 0;
+    for (uint64_t at = 0; std::getline(in, line); end = at) {
+        long long of = 0;
+        if (in.eof()) break;  // torn: a line ends with a newline
+        if (sscanf(line.c_str(), "{\"step\":%lld", &of) != 1)
+            fail("%s: the line at byte %llu has no step; it is not this program's log", path.c_str(),
+                 (unsigned long long)at);
+        if (of > step) break;
+        at += line.size() + 1;
+    }
+    if (truncate(path.c_str(), (off_t)end) != 0) fail("cannot cut %s: %s", path.c_str(), strerror(errno));
+}
+
+struct RunDirSetting {
+    bool overwrite = false, completions = false, code_flips = false;
+    int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
+};
+
+// Creates the folder and its parents, locks it, writes config.json, opens the logs. Call it before the long work starts:
+// all that can be wrong with the folder is said here.
+inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting,
+                           const nlohmann::ordered_json& config) {
     RunDir run;
     run.path = path;
+    make_folders(path);
+    run.lock = FolderLock(path);
+    repair_folders(path);
+    const bool resumes = setting.resume_step >= 0;
+    const std::string found = run_in_folder(path);
+    if (!found.empty() && !setting.overwrite && !resumes)
+        fail(
+            "%s already holds a run (%s); choose another --output_dir, go on with it by --resume_from_checkpoint last, "
+            "or replace its logs with --overwrite_output_dir",
+            path.c_str(), found.c_str());
+    for (const std::string name : run_dir_files) {
+        if (name == "config.json") continue;  // replaced as one
+        if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0)
+            cut_log(path + "/" + name, setting.resume_step);
+        else if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
+            fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name.c_str(), strerror(errno));
+    }
     write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
     run.metrics = AppendFile(path + "/metrics.jsonl");
-    if (log_completions) run.completions = AppendFile(path + "/completions.jsonl");
-    if (log_code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
+    if (setting.completions) run.completions = AppendFile(path + "/completions.jsonl");
+    if (setting.code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
     return run;
+}
+
+// what has been logged is on the disk
+inline void sync_logs(RunDir& run) {
+    for (AppendFile* f : {&run.metrics, &run.completions, &run.code_flips}) f->sync();
 }
 
 // one object, in its own key order
@@ -103,40 +142,6 @@ inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.code_flips.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// stopping
-
-inline volatile sig_atomic_t stop_signal = 0;  // the signal that asked the run to stop, or 0
-
-// only calls that are allowed in a signal handler
-extern "C" inline void stop_handler(int signal_number) {
-    if (stop_signal != 0) _exit(130);
-    stop_signal = signal_number;
-    static const char text[] = "\nstopping; once more to leave at once\n";
-    int saved = errno;
-    if (write(2, text, sizeof(text) - 1) < 0) errno = 0;  // no terminal: nothing to tell
-    errno = saved;
-}
-
-// SIGINT and SIGTERM set the flag; the second one leaves with 130. A signal that the parent ignores (nohup, a job in
-// the background) stays ignored. SIGXFSZ is turned into an error of write(), so that a file size limit gives a message.
-inline void install_stop_handler() {
-    for (int s : {SIGINT, SIGTERM}) {
-        struct sigaction old, act;
-        if (sigaction(s, nullptr, &old) == 0 && old.sa_handler == SIG_IGN) continue;
-        memset(&act, 0, sizeof(act));
-        act.sa_handler = stop_handler;
-        act.sa_flags = SA_RESTART;
-        sigemptyset(&act.sa_mask);
-        sigaction(s, &act, nullptr);
-    }
-    signal(SIGXFSZ, SIG_IGN);
-}
-
-inline bool stop_requested() { return stop_signal != 0; }
-// what a stopped run exits with: 128 + signal, as shells expect (130 after Ctrl-C)
-inline int stop_exit_code() { return 128 + (int)stop_signal; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // measures

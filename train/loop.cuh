@@ -17,24 +17,52 @@ struct LoopConfig {
     RunDir* run = nullptr;       // null: nothing is logged
     bool flips_counted = false;  // changes of quantization codes are logged
     bool log_completions = false;
-    std::function<void(int64_t step, nlohmann::ordered_json& metrics)> evaluate;  // adds its results; may be null
+    // Adds its results to the metrics. False: it was stopped, and is to be done again. May be null
+    std::function<bool(int64_t step, nlohmann::ordered_json& metrics)> evaluate;
     std::function<void(int64_t step)> save;
+    std::function<bool()>
+        worth_saving;  // what the last evaluation found, whether or not save_steps says so; may be null
 };
 
 // The updates of one step. False: abandoned, and nothing of the model has changed
 inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context, const LoopConfig& c,
-                         StepReport& report) {
+                         StepReport& report, bool& whole) {
     for (int i = 0; i < objective.iterations(); i++) {
         // Before the first update a step can be abandoned without a trace; after it, it is finished. Several ranks would
         // have to agree on each micro-batch, so they finish it; and a search has moved weights in between.
         const bool can_stop = i == 0 && context.world() == 1 && !t.optimizer.rule->search;
         context.stop = can_stop ? c.stop : nullptr;
+        whole = i == 0 && !t.optimizer.rule->search;
         report.update = optimizer_step(
             t, report.learning_rate, [&](bool gradient) { return objective.loss(t, context, gradient); }, c.pass);
         if (report.update.loss.abandoned) return false;
         report.forward_tokens += report.update.loss.forward_tokens;
     }
+    whole = true;
     report.loss = report.update.loss.loss;
+    return true;
+}
+
+// One step. False: abandoned. state: changes when it is complete, but for `whole`
+inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data, const LoopConfig& c, LoopState& state,
+                      StepReport& r) {
+    const double start = wall_seconds();
+    LoopState next = state;
+    StepContext context{state.step, {}, c.pass, c.comm, c.stop};
+    if (step_stop(context)) return false;
+    context.batch = training_batch(data, state.step);
+    if (!objective.prepare(t, context, next)) return false;
+    r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
+    r.learning_rate = schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
+    const double train_start = wall_seconds();
+    if (!loop_updates(t, objective, context, c, r, state.whole)) return false;
+    r.train_seconds = wall_seconds() - train_start;
+    next.step++;
+    next.tokens_trained += r.forward_tokens;
+    next.train_seconds += r.train_seconds;
+    next.trainer = t;
+    r.seconds = wall_seconds() - start;
+    state = next;
     return true;
 }
 
@@ -60,6 +88,7 @@ inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& ob
         j["perf/bytes_to_device"] = transfers.to_device_bytes - before.to_device_bytes;
         j["perf/bytes_to_host"] = transfers.to_host_bytes - before.to_host_bytes;
     }
+    j["step_time"] = r.seconds;
     return j;
 }
 
@@ -72,46 +101,67 @@ inline void log_code_flips(RunDir& run, const Model& m, int64_t step) {
     run.code_flips.line(json_line(flips));
 }
 
-inline void loop_log(const Trainer& t, const Objective& objective, const LoopConfig& c, const StepReport& r,
-                     const nlohmann::ordered_json& metrics) {
-    if (c.run) {
-        log_metrics(*c.run, metrics);
-        if (c.log_completions) objective.completions(*c.run, r.step);
-        if (c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
+// A run that does not move the quantized model should say so
+struct FlipWatch {
+    static constexpr int steps_until_said = 10;
+    int still = 0;  // steps in a row in which no code changed
+    void step(const StepReport& r) {
+        if (!r.flips_counted || r.update.skipped || r.learning_rate == 0.0) return;
+        still = r.update.flip_rate == 0.0 ? still + 1 : 0;
+        if (still == steps_until_said)
+            fprintf(stderr,
+                    "warning: for %d steps no code has flipped: the quantized model stands still, since a step of "
+                    "--learning_rate %.1e is small against a cell of its grid; raise it, or take --rounding stochastic "
+                    "or --qat_scale learned\n",
+                    still, r.learning_rate);
     }
-    printf("%s\n", objective.line(r).c_str());
-    fflush(stdout);
+};
+
+// The evaluation of the step that is done, whose metrics wait for it. False: stopped
+inline bool loop_evaluate(const LoopConfig& c, LoopState& state) {
+    nlohmann::ordered_json j = state.pending;
+    bool stopped = !c.evaluate(state.step, j);
+    if (c.comm) stopped = comm_any(*c.comm, stopped);
+    if (stopped) return false;
+    state.pending = nullptr;
+    if (c.run) log_metrics(*c.run, j);
+    return true;
 }
 
-// state: where the run stands; on return, where it ended
+// state: where the run stands; on return, where it ended. An exception leaves it at the last step that is complete.
 inline void train_loop(Trainer& t, Objective& objective, const TrainingData& data, const LoopConfig& c,
                        LoopState& state) {
-    for (bool done = false; !done && state.step < c.steps;) {
-        const double start = wall_seconds();
-        const Transfers transfers_before = transfers;
-        StepContext context{state.step, {}, c.pass, c.comm, c.stop};
-        if (step_stop(context)) break;
-        context.batch = training_batch(data, state.step);
-        if (!objective.prepare(t, context, state)) break;
-        StepReport r;
-        r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
-        r.learning_rate =
-            schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
-        const double train_start = wall_seconds();
-        if (!loop_updates(t, objective, context, c, r)) break;
-        r.train_seconds = wall_seconds() - train_start;
-        state.step++;
-        state.tokens_trained += r.forward_tokens;
-        state.train_seconds += r.train_seconds;
-        done = objective.done();
-        const bool last = done || state.step == c.steps;
-
-        nlohmann::ordered_json j =
-            loop_metrics(t, objective, state, r, (double)state.step / (double)data.steps_per_epoch(), transfers_before);
-        auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
-        if (c.evaluate && due(c.eval_steps) && !last) c.evaluate(state.step, j);
-        j["step_time"] = r.seconds = wall_seconds() - start;
-        if (due(c.logging_steps) || last) loop_log(t, objective, c, r, j);
-        if (c.save && due(c.save_steps) && !last) c.save(state.step);
+    FlipWatch flips;
+    auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
+    auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
+    state.trainer = t;
+    if (!state.pending.is_null()) {  // it was stopped there
+        if (!loop_evaluate(c, state)) return;
+        if (c.save && save() && state.step < c.steps) c.save(state.step);
     }
+    for (bool done = false; !done && state.step < c.steps;) {
+        const Transfers transfers_before = transfers;
+        StepReport r;
+        if (!loop_step(t, objective, data, c, state, r)) break;
+        done = objective.done();
+        flips.step(r);
+        const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
+        const double epoch = (double)state.step / (double)data.steps_per_epoch();
+        nlohmann::ordered_json j = loop_metrics(t, objective, state, r, epoch, transfers_before);
+        if (logs) {
+            if (c.run && c.log_completions) objective.completions(*c.run, r.step);
+            if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
+            printf("%s\n", objective.line(r).c_str());
+            fflush(stdout);
+        }
+        if (c.evaluate && due(c.eval_steps) && !last) {
+            state.pending = j;
+            if (!loop_evaluate(c, state)) break;
+        } else if (logs && c.run) {
+            log_metrics(*c.run, j);
+        }
+        if (c.save && !last && save()) c.save(state.step);
+    }
+    static_cast<TrainerCounters&>(t) = state.trainer;  // a step that was given up has counted
+    set_zero(t.grads.data, t.grads.bytes(), t.model->dev);
 }

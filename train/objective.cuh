@@ -6,17 +6,23 @@
 #include <string>
 #include <vector>
 #include "../data/examples.h"
+#include "../formats/arrays_file.h"
 #include "../runtime/comm.h"
 #include "../runtime/run_dir.h"
 #include "../rollout.cuh"
 #include "trainer.cuh"
 
-// All that a run is besides weights, optimizer and random numbers, which are keyed by the step
+// All that a run is besides weights, optimizer and random numbers, which are keyed by the step. It changes when a step is
+// complete, so that a step which was given up has left nothing in it.
 struct LoopState {
     int64_t step = 0;  // steps done
     int64_t tokens_trained = 0;
     double train_seconds = 0.0;
     RolloutStats generated;
+    TrainerCounters trainer;  // as that step left them
+    nlohmann::ordered_json
+        pending;                  // the metrics of that step, if its evaluation was stopped and they are not logged yet
+    bool whole = true;            // the weights are those of that step, and not between two updates of the next
     int64_t num_tokens() const {  // TRL's: those that were sampled, where they are; else those that were trained on
         int64_t sampled = generated.prompt_tokens + generated.completion_tokens;
         return sampled ? sampled : tokens_trained;
@@ -60,6 +66,11 @@ struct Objective {
     virtual void completions(RunDir&, int64_t step) const { (void)step; }
     // asked after each step, whose numbers it has: true ends the run before its last
     virtual bool done() { return false; }
+    // What it knows of the steps before, beyond what the step is given: numbers, and arrays that are there from
+    // the start
+    virtual void save(nlohmann::ordered_json&) const {}
+    virtual void load(const nlohmann::json&) {}
+    virtual std::vector<NamedArray> arrays() { return {}; }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

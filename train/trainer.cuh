@@ -7,7 +7,14 @@
 #include "../optimizers/optimizer.cuh"
 #include "scoring.cuh"
 
-struct Trainer {
+// What it counts, all that a trainer is besides its arrays
+struct TrainerCounters {
+    int64_t step = 0;     // optimizer steps done
+    uint32_t passes = 0;  // forward passes of training, which draw their own dropout
+    int64_t skipped = 0, skipped_in_a_row = 0;
+};
+
+struct Trainer : TrainerCounters {
     Model* model = nullptr;
     Buffer<float> grads;        // [num_params], of the model or, if it has an adapter, of that
     Buffer<float> unwanted;     // [C] where gradients of norms go that are not trained
@@ -16,9 +23,6 @@ struct Trainer {
     Activations acts;
     ScoreMemory score;
     double max_grad_norm = 1.0;
-    int64_t step = 0;     // optimizer steps done
-    uint32_t passes = 0;  // forward passes of training, which draw their own dropout
-    int64_t skipped = 0, skipped_in_a_row = 0;
     static constexpr int max_skipped_in_a_row = 5;
 };
 

@@ -1,0 +1,128 @@
+// What a run resumes from, beside the weights of its checkpoint, which are fp32 there unless --save_dtype says otherwise:
+//   trainer_state.json      counters (LoopState), the objective's own, and what the command adds
+//   optimizer.safetensors   formats/optimizer_file.h
+//   trainer.safetensors     masters, where the checkpoint's weights are not fp32; the quantizers' grids, what stands
+//                           behind them, learned scales, and codes at load (for the flip rates); arrays of the objective,
+//                           such as the reference model
+// All else is a function of these and of the flags: random numbers are keyed by step, data by step and seed, working
+// weights are made of masters and grids.
+#pragma once
+#include <string>
+#include <vector>
+#include "../formats/optimizer_file.h"
+#include "../runtime/file_io.h"
+#include "objective.cuh"
+
+static constexpr int RUN_STATE_VERSION = 1;
+
+// masters: of a model that is not saved as fp32
+inline std::vector<NamedArray> run_arrays(Trainer& t, Objective& objective, bool masters) {
+    Model& m = *t.model;
+    std::vector<NamedArray> list;
+    if (masters) add_array(list, "masters", m.master);
+    if (m.grids.size) list.push_back({"grids", "F32", (int64_t)m.grids.size, 2, m.grids.data, sizeof(float)});
+    add_array(list, "scale_floats", m.scale_floats);
+    add_array(list, "scale_codes", m.scale_codes);
+    add_array(list, "learned_scales", m.learned);
+    add_array(list, "codes_at_load", m.initial);
+    for (const NamedArray& a : objective.arrays()) list.push_back(a);
+    return list;
+}
+
+inline nlohmann::ordered_json state_to_json(const LoopState& s) {
+    nlohmann::ordered_json j;
+    j["step"] = s.step;
+    j["tokens_trained"] = s.tokens_trained;
+    j["train_seconds"] = s.train_seconds;
+    j["prompt_tokens"] = s.generated.prompt_tokens;
+    j["completion_tokens"] = s.generated.completion_tokens;
+    j["generate_seconds"] = s.generated.seconds;
+    j["optimizer_steps"] = s.trainer.step;
+    j["forward_passes"] = s.trainer.passes;
+    j["skipped_steps"] = s.trainer.skipped;
+    j["skipped_in_a_row"] = s.trainer.skipped_in_a_row;
+    j["pending_metrics"] = s.pending.is_null() ? "" : json_line(s.pending);  // as text: its keys keep their order
+    return j;
+}
+
+inline LoopState state_from_json(const nlohmann::json& j, const std::string& where) {
+    auto number = [&](const char* key) {
+        if (!j.is_object() || !j.contains(key) || !j[key].is_number() || j[key] < 0)
+            fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
+        return j[key];
+    };
+    LoopState s;
+    s.step = number("step");
+    s.tokens_trained = number("tokens_trained");
+    s.train_seconds = number("train_seconds");
+    s.generated.prompt_tokens = number("prompt_tokens");
+    s.generated.completion_tokens = number("completion_tokens");
+    s.generated.seconds = number("generate_seconds");
+    s.trainer.step = number("optimizer_steps");
+    s.trainer.passes = number("forward_passes");
+    s.trainer.skipped = number("skipped_steps");
+    s.trainer.skipped_in_a_row = number("skipped_in_a_row");
+    if (!j.contains("pending_metrics") || !j["pending_metrics"].is_string())
+        fail("%s: no text `pending_metrics`; the file is damaged", where.c_str());
+    const std::string pending = j["pending_metrics"];
+    if (pending.empty()) return s;
+    s.pending = nlohmann::ordered_json::parse(pending, nullptr, false);
+    if (!s.pending.is_object()) fail("%s: `pending_metrics` is not an object; the file is damaged", where.c_str());
+    return s;
+}
+
+// Into a checkpoint's folder, beside its weights. command: what the command adds
+inline void run_state_save(const std::string& folder, Trainer& t, Objective& objective, const LoopState& state,
+                           bool masters, const nlohmann::ordered_json& command) {
+    const Device dev = t.model->dev;
+    const std::vector<NamedArray> arrays = run_arrays(t, objective, masters);
+    if (!arrays.empty()) arrays_save(folder + "/trainer.safetensors", arrays, {}, dev);
+    optimizer_save(t.optimizer, state.trainer.step, folder + "/optimizer.safetensors");
+    nlohmann::ordered_json j;
+    j["version"] = RUN_STATE_VERSION;
+    j["loop"] = state_to_json(state);
+    j["objective"] = nlohmann::ordered_json::object();
+    objective.save(j["objective"]);
+    for (const auto& item : command.items()) j[item.key()] = item.value();
+    write_file_atomic(folder + "/trainer_state.json", json_line(j, 2) + "\n");
+}
+
+// trainer_state.json of a checkpoint
+inline nlohmann::json run_state_read(const std::string& folder) {
+    const std::string path = folder + "/trainer_state.json";
+    if (!file_exists(path))
+        fail(
+            "%s has no trainer_state.json: it is no checkpoint, or was saved with --save_only_model or by an earlier "
+            "version; begin a new run with its weights: --model %s",
+            folder.c_str(), folder.c_str());
+    nlohmann::json j = json_parse(read_file(path, 256 << 20), path);
+    auto part = [&](const char* key) { return j.is_object() && j.contains(key) && j[key].is_object(); };
+    if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
+        fail("%s: no number `version`; the file is damaged", path.c_str());
+    if (j["version"] > RUN_STATE_VERSION)
+        fail("%s is of version %lld, this program reads %d; take a later program", path.c_str(),
+             (long long)j["version"].get<int64_t>(), RUN_STATE_VERSION);
+    for (const char* key : {"loop", "objective"})
+        if (!part(key)) fail("%s: no object `%s`; the file is damaged", path.c_str(), key);
+    state_from_json(j["loop"], path);
+    return j;
+}
+
+// Everything but the weights themselves, which are loaded before (masters: they are here); j: run_state_read's
+inline LoopState run_state_load(const std::string& folder, const nlohmann::json& j, Trainer& t, Objective& objective,
+                                bool masters) {
+    Model& m = *t.model;
+    const LoopState state = state_from_json(j["loop"], folder + "/trainer_state.json");
+    const std::vector<NamedArray> arrays = run_arrays(t, objective, masters);
+    const std::string path = folder + "/trainer.safetensors";
+    if (!arrays.empty()) arrays_load(st_open(path), path, arrays, "a run with other flags", m.dev);
+    if (optimizer_load(t.optimizer, folder + "/optimizer.safetensors") != state.trainer.step)
+        fail("%s: its optimizer.safetensors is of another step than its trainer_state.json; take another checkpoint",
+             folder.c_str());
+    objective.load(j["objective"]);
+    static_cast<TrainerCounters&>(t) = state.trainer;
+    for (LinearPart* p : quantized_parts(m)) p->measured = true, p->given = p->restored = false;
+    m.noise.step = (uint32_t)t.step;
+    model_refresh(m);
+    return state;
+}
