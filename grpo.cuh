@@ -18,6 +18,7 @@
 #include <functional>
 #include <string>
 #include <vector>
+#include "kernels/mix.cuh"
 #include "train/loop.cuh"
 #include "train/samples.cuh"
 
@@ -31,6 +32,8 @@ struct GrpoConfig {
     RewardScale scale_rewards = RewardScale::group;
     double epsilon_low = 0.2, epsilon_high = 0.2, beta = 0.0;
     int num_iterations = 1, accumulation_steps = 1;
+    int ref_sync_steps = 0;        // the reference takes its share of the policy every so many steps; 0: never
+    double ref_mixup_alpha = 0.6;  // that share
     int max_completion_length = 256;
     bool mask_truncated = false;
     float temperature = 1.0f;
@@ -337,8 +340,15 @@ struct GrpoObjective : Objective {
                           human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
     }
 
+    // both are the weights that a forward multiplies with, quantized or not
+    void after_step(Trainer& t, int64_t step) override {
+        if (!reference || config.ref_sync_steps == 0 || step % config.ref_sync_steps) return;
+        mix_forward(reference->work.data, t.model->work.data, (float)config.ref_mixup_alpha,
+                    (int64_t)reference->work.size, t.model->dev);
+    }
+
     void save(nlohmann::ordered_json& j) const override { j["silent_steps"] = silent; }
-    void load(const nlohmann::json& j) override { silent = j.value("silent_steps", 0); }
+    void load(const nlohmann::ordered_json& j) override { silent = j.value("silent_steps", 0); }
     std::vector<NamedArray> arrays() override {
         std::vector<NamedArray> list;
         if (reference) add_array(list, "reference", reference->work);

@@ -66,7 +66,7 @@ inline void checkpoint_save(Checkpoints& c) {
 }
 
 // Weights, and all that goes with them, of a checkpoint of this run
-inline void checkpoint_load(Checkpoints& c, const std::string& folder, const nlohmann::json& state) {
+inline void checkpoint_load(Checkpoints& c, const std::string& folder, const nlohmann::ordered_json& state) {
     Session& s = c.s;
     if (s.m.lora.on()) {
         const PeftAdapter adapter = peft_open(folder);
@@ -86,8 +86,12 @@ inline void checkpoint_load(Checkpoints& c, const std::string& folder, const nlo
 // The weights in memory, where they can be written: the run's folder, else a temporary one, with what a resumed run needs
 // if there is room for that. Says where they are, or that they are lost.
 inline void checkpoint_emergency(Checkpoints& c) {
-    const bool nothing_new = c.state.step == 0 || (!c.kept.empty() && c.kept.back() == c.state.step && !c.saving);
-    if (world_rank() != 0 || !c.objective || nothing_new) return;
+    if (world_rank() != 0 || !c.objective || c.state.trainer.step == 0) return;
+    if (!c.kept.empty() && c.kept.back() == c.state.step && !c.saving) {
+        fprintf(stderr, "train_qrl: the weights of step %lld are in %s\n", (long long)c.state.step,
+                checkpoint_folder(c.dir.path, c.state.step).c_str());
+        return;
+    }
     const std::string temporary = std::filesystem::temp_directory_path().string();
     const std::vector<std::string> places = {c.dir.path, format("%s/train_qrl-%ld", temporary.c_str(), (long)getpid())};
     for (bool model_alone : {false, true}) {

@@ -19,6 +19,7 @@ inline GrpoConfig grpo_config(const Options& o) {
     c.epsilon_high = o.epsilon_high;
     c.beta = o.beta;
     c.num_iterations = o.num_iterations;
+    if (o.sync_ref_model) c.ref_sync_steps = o.ref_model_sync_steps, c.ref_mixup_alpha = o.ref_model_mixup_alpha;
     c.accumulation_steps = o.gradient_accumulation_steps;
     c.max_completion_length = o.max_completion_length;
     c.mask_truncated = o.mask_truncated_completions;
@@ -93,6 +94,21 @@ inline void grpo_check(const Options& o) {
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
 }
 
+inline void grpo_check_reference(const Session& s) {
+    const Options &o = s.o, normal;
+    if (!o.sync_ref_model) {
+        const char* flag = o.ref_model_mixup_alpha != normal.ref_model_mixup_alpha ? "ref_model_mixup_alpha"
+                           : o.ref_model_sync_steps != normal.ref_model_sync_steps ? "ref_model_sync_steps"
+                                                                                   : nullptr;
+        if (flag) fail_usage("--%s belongs to --sync_ref_model", flag);
+        return;
+    }
+    if (o.beta == 0.0) fail_usage("--sync_ref_model needs a reference model: give --beta above 0");
+    if ((o.lora_r > 0 || !o.adapter.empty()) && !o.lora_inside_quantizer)
+        fail_usage(
+            "--sync_ref_model: the reference of an adapter is its frozen base, which follows nothing; leave it out");
+}
+
 inline void grpo_data(TrainingRun& r) {
     const Options& o = r.s.o;
     r.data = training_data(training_prompts(r.s), o.prompts_per_step, o.seed);
@@ -106,6 +122,7 @@ inline int grpo_command(Session& s) {
     const Task& task = session_task(o);
     if (o.train_data.empty()) embedded_defaults(o, task);
     grpo_check(o);
+    grpo_check_reference(s);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     objective.config = grpo_config(o);

@@ -12,9 +12,9 @@ inline std::string run_id_of(const std::string& run) {
 }
 
 // trainer_state.json of a checkpoint with all that the command adds, each of its kind
-inline nlohmann::json checkpoint_state(const std::string& folder) {
-    const nlohmann::json j = run_state_read(folder);
-    typedef nlohmann::json J;
+inline nlohmann::ordered_json checkpoint_state(const std::string& folder) {
+    const nlohmann::ordered_json j = run_state_read(folder);
+    typedef nlohmann::ordered_json J;
     auto text = [](const J& v) { return v.is_string(); };
     auto number = [](const J& v) { return v.is_number(); };
     auto object = [](const J& v) { return v.is_object(); };
@@ -68,7 +68,7 @@ inline std::string last_checkpoint(const std::string& run) {
 }
 
 // The flags of the checkpoint's run, unless others are given now
-inline Options resumed_options(const Options& now, std::vector<std::string> args, const nlohmann::json& state,
+inline Options resumed_options(const Options& now, std::vector<std::string> args, const nlohmann::ordered_json& state,
                                const std::string& where) {
     const std::string command = state["command"];
     if (now.command_given && command != command_rows[now.command].name)
@@ -137,7 +137,7 @@ inline nlohmann::ordered_json input_files(const Session& s) {
 }
 
 // Fails if a file is not what it was; another file is another flag, and that is said elsewhere
-inline void check_input_files(const nlohmann::json& saved, const nlohmann::ordered_json& now) {
+inline void check_input_files(const nlohmann::ordered_json& saved, const nlohmann::ordered_json& now) {
     for (const auto& item : saved.items()) {
         if (!now.contains(item.key())) continue;
         const std::string path = now[item.key()]["path"], hash = now[item.key()]["hash"];
@@ -159,7 +159,8 @@ inline nlohmann::ordered_json build_json(const Session& s) {
 }
 
 // What a change of it does, as notes; another precision is refused
-inline void check_build(const nlohmann::json& saved, const nlohmann::ordered_json& now, const std::string& folder) {
+inline void check_build(const nlohmann::ordered_json& saved, const nlohmann::ordered_json& now,
+                        const std::string& folder) {
     if (saved.value("precision", PRECISION_NAME) != PRECISION_NAME)
         fail(
             "%s was written by the %s build, and this is the %s build; take that, or begin a new run with the "
@@ -210,7 +211,7 @@ inline const char* flag_effect(const Options& o, const std::string& name) {
 }
 
 // one line a difference; saved: the flags in force when the checkpoint was written
-inline std::string flag_differences(const nlohmann::json& saved, const Options& o) {
+inline std::string flag_differences(const nlohmann::ordered_json& saved, const Options& o) {
     std::string text;
     const nlohmann::ordered_json now = flags_json(o, false);
     for (const auto& item : now.items()) {

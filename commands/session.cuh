@@ -16,9 +16,9 @@
 
 // The checkpoint that a run goes on from
 struct ResumePoint {
-    std::string folder;       // empty: none
-    nlohmann::json state;     // its trainer_state.json
-    bool from_start = false;  // the run was killed before it had one
+    std::string folder;            // empty: none
+    nlohmann::ordered_json state;  // its trainer_state.json
+    bool from_start = false;       // the run was killed before it had one
     bool on() const { return !folder.empty(); }
     int64_t step() const { return state["loop"]["step"]; }
 };

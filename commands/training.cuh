@@ -201,14 +201,15 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
 
 inline std::string best_metric(const TrainingRun& r) {
     const std::string& asked = r.s.o.metric_for_best_model;
-    return !asked.empty() ? asked : r.held_out.empty() ? "log_loss" : "pass@1";
+    return asked != "auto" ? asked : r.held_out.empty() ? "log_loss" : "pass@1";
 }
 
 // before the long work
 inline void check_best(const TrainingRun& r) {
     const Options& o = r.s.o;
     if (!o.load_best_model_at_end) {
-        if (!o.metric_for_best_model.empty()) fail_usage("--metric_for_best_model belongs to --load_best_model_at_end");
+        if (o.metric_for_best_model != "auto")
+            fail_usage("--metric_for_best_model belongs to --load_best_model_at_end");
         return;
     }
     if (o.eval_steps == 0) fail_usage("--load_best_model_at_end needs evaluations to choose from; give --eval_steps");
@@ -321,21 +322,24 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
 // Everything as the checkpoint has it
 inline void training_resume(TrainingRun& r) {
     const ResumePoint& resume = r.s.resume;
-    const nlohmann::json& j = resume.state;
+    const nlohmann::ordered_json& j = resume.state;
     Checkpoints& c = r.checkpoints;
     checkpoint_load(c, resume.folder, j);
     r.earlier_seconds = j["wall_seconds"];
     if (j["evaluated"].contains("before")) r.evaluated["before"] = j["evaluated"]["before"];
     if (j["measured"].contains("before")) r.measured["before"] = j["measured"]["before"];
     if (!r.in_its_folder) return;
-    for (int64_t step : j["checkpoints"])
+    for (const auto& item : j["checkpoints"]) {
+        const int64_t step = item;
         if (is_folder(checkpoint_folder(r.dir.path, step))) c.kept.push_back(step);
+    }
     if (is_folder(checkpoint_folder(r.dir.path, j["best"]["step"])))
         c.best = j["best"]["step"], r.best_value = j["best"]["value"];
 }
 
 // Evaluation, the loop, evaluation, checkpoints
 inline void training_work(TrainingRun& r, Objective& objective) {
+    r.state.trainer = r.t;  // a cold start has counted
     if (r.s.resume.on()) training_resume(r);
     else if (r.s.embedded_model && r.s.o.save_steps > 0) checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);

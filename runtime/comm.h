@@ -119,8 +119,7 @@ inline void comm_open(Comm& c, const std::string& meeting, Device dev, double ti
     (void)timeout;
     fail(
         "WORLD_SIZE=%d: this program was built without NCCL (meeting at %s); install NCCL and build it again, or use "
-        "one "
-        "rank",
+        "one rank",
         c.world, meeting.c_str());
 #endif
 }

@@ -6,7 +6,6 @@
 // A death leaves them there, and repair_folders sees to them: the old one gets its name back if the new one has not got
 // it yet. No other names are touched. Also here: the lock of a run's folder, and its checkpoints by number.
 #pragma once
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>

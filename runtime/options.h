@@ -134,6 +134,9 @@ OPT(std::string, loss_type, "dapo", "grpo|dr_grpo|bnpo|dapo", IN_GRPO, "how toke
 OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - epsilon") \
 OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high; unset: epsilon") \
 OPT(double, beta, 0.0, "[0, 100]", IN_GRPO, "weight of the KL divergence from the reference model; 0 keeps no reference") \
+OPT(bool, sync_ref_model, false, "", IN_GRPO, "the reference model follows the policy") \
+OPT(double, ref_model_mixup_alpha, 0.6, "(0, 1]", IN_GRPO, "share of the policy in the reference model at each sync") \
+OPT(int, ref_model_sync_steps, 512, "[1, inf)", IN_GRPO, "steps between two syncs of the reference model") \
 OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide advantages by this standard deviation") \
 OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
@@ -186,7 +189,7 @@ OPT(int, save_total_limit, 0, "[0, inf)", IN_TRAIN, "most checkpoints that are k
 OPT(bool, save_only_model, false, "", IN_TRAIN, "checkpoints without what a run resumes from") \
 OPT(std::string, resume_from_checkpoint, "", "", IN_TRAIN, "go on from this checkpoint folder, or from the last one in output_dir: last; flags that are not given are those of its run") \
 OPT(bool, load_best_model_at_end, false, "", IN_TRAIN, "keep the checkpoint of the best evaluation, and end with its weights") \
-OPT(std::string, metric_for_best_model, "", "|pass@1|greedy|log_loss|kl|agreement", IN_TRAIN, "what is best; unless given, pass@1 where problems are held out, else log_loss") \
+OPT(std::string, metric_for_best_model, "auto", "auto|pass@1|greedy|log_loss|kl|agreement", IN_TRAIN, "which evaluation is best; auto: pass@1 where problems are held out, else log_loss") \
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \

@@ -5,7 +5,6 @@
 // look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone, and a run that goes on
 // from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
 #pragma once
-#include <dirent.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -59,13 +58,8 @@ inline std::string run_in_folder(const std::string& path) {
         struct stat st;
         if (lstat((path + "/" + name).c_str(), &st) == 0) return name;
     }
-    std::string found;
-    DIR* dir = opendir(path.c_str());
-    if (!dir) fail("cannot list %s: %s; choose another --output_dir", path.c_str(), strerror(errno));
-    while (dirent* entry = readdir(dir))
-        if (strncmp(entry->d_name, "checkpoint-", 11) == 0) found = entry->d_name;
-    closedir(dir);
-    return found;
+    const std::vector<int64_t> steps = checkpoint_steps(path);
+    return steps.empty() ? "" : format("checkpoint-%lld", (long long)steps.back());
 }
 
 // Cuts a log behind its last line of steps up to `step`: what comes after will be logged again. A log that is not there

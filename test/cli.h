@@ -185,7 +185,7 @@ inline std::string leftovers(const std::string& folder, bool checkpoints) {
     if (!fs::exists(folder)) return s;
     for (const auto& entry : fs::recursive_directory_iterator(folder)) {
         std::string name = entry.path().filename();
-        if (name.find(".tmp") != std::string::npos || name.find(".old") != std::string::npos ||
+        if (name.find(".tmp") != std::string::npos || name.find(".train_qrl-") != std::string::npos ||
             (checkpoints && name.rfind("checkpoint-", 0) == 0))
             s += name + " ";
     }

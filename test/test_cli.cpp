@@ -88,7 +88,7 @@ TEST(BadUse, Export) {
     refused(1, args({"--format", "awq", "--weights", "int8:g32"}), {"AWQ", "layers.0", "q_proj", "4 bits"});
     refused(1, args({"--format", "gptq", "--weights", "int6:g32"}), {"GPTQ", "layers.0", "2, 3, 4 and 8 bits"});
     EXPECT_FALSE(fs::exists(out));
-    EXPECT_FALSE(fs::exists(out + ".tmp"));
+    EXPECT_FALSE(fs::exists(out + ".train_qrl-new"));
     fs::create_directory(out);
     write_text(out + "/mine", "x");
     refused(1, args({"--format", "hf"}), {out, "exists", "--overwrite_output_dir"});

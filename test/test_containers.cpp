@@ -383,7 +383,7 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
     TempDir d;
     expect_has(error_of([&] { save_quantized(m, d.path, "gptq", "", nothing); }), "no linear is quantized");
     EXPECT_FALSE(fs::exists(d.path));
-    EXPECT_FALSE(fs::exists(d.path + ".tmp"));
+    EXPECT_FALSE(fs::exists(d.path + ".train_qrl-new"));
     expect_has(error_of([&] { save_quantized(m, d.path, "exl2", "", nothing); }), "exl2");
 }
 

@@ -11,6 +11,7 @@
 #include "../kernels/adamw.cuh"
 #include "../kernels/bias.cuh"
 #include "../kernels/convert.cuh"
+#include "../kernels/mix.cuh"
 #include "../kernels/embedding.cuh"
 #include "../kernels/global_norm.cuh"
 #include "../kernels/rope.cuh"
@@ -147,6 +148,30 @@ TEST(Convert, RoundsLikeOneNumberAtATime) {
                 if (offset) { EXPECT_TRUE(still_poison(y[0])) << run.name; }
             }
         }
+}
+
+TEST(Mix, IsTheWeightedMeanRoundedOnce) {
+    for (int64_t n : {1, 3, 8, 67, 2051})
+        for (float a : {1.0f, 0.6f, 0.01f})
+            for (size_t offset : {0, 1}) {  // 1: not aligned
+                std::vector<floatX> x = random_values<floatX>(n + offset, 11, 3.0f),
+                                    y = random_values<floatX>(n + offset, 12, 3.0f);
+                for (const Backend& run : all_backends()) {
+                    select_backend(run);
+                    Half in(x, run.dev), out(y, run.dev);
+                    mix_forward(out.data + offset, in.data + offset, a, n, run.dev);
+                    std::vector<floatX> got = out.get();
+                    for (int64_t i = (int64_t)offset; i < n + (int64_t)offset; i++) {
+                        const double exact = (double)a * (float)x[i] + (1.0 - (double)a) * (float)y[i];
+                        ASSERT_NEAR(
+                            (float)got[i], exact,
+                            (sizeof(floatX) == 2 ? 4e-3 : 3e-7) * (std::fabs((float)x[i]) + std::fabs((float)y[i])))
+                            << "n " << n << " a " << a << " element " << i << ", " << run.name;
+                        if (a == 1.0f) ASSERT_EQ((float)got[i], (float)x[i]);
+                    }
+                    if (offset) { ASSERT_EQ((float)got[0], (float)y[0]) << run.name; }
+                }
+            }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -445,6 +470,7 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         bias_backward(nullptr, nullptr, 0, 8, dev);
         adamw_update(nullptr, nullptr, nullptr, nullptr, 0, 1.0f, AdamWConfig(), 1, dev);
         convert_forward(nullptr, nullptr, 0, dev);
+        mix_forward(nullptr, nullptr, 0.5f, 0, dev);
         EXPECT_THROW(gather_rows(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);
     }

@@ -4,8 +4,10 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <vector>
 #include "../runtime/run_dir.h"
+#include "../runtime/stop.h"
 
 namespace fs = std::filesystem;
 typedef nlohmann::ordered_json json;
@@ -35,7 +37,7 @@ static std::string error_of(Call call) {
 TEST(RunDir, WritesWhatItPromises) {
     TempFolder t;
     std::string path = t.path + "/a/b";  // parents are made
-    RunDir run = open_run_dir(path, false, true, json{{"seed", 1}});
+    RunDir run = open_run_dir(path, {false, true}, json{{"seed", 1}});
     double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
     log_metrics(run, json{{"step", 1}, {"loss", nan}, {"a", -inf}, {"b", 0.5}});
     EXPECT_EQ(read_file(path + "/metrics.jsonl"),
@@ -48,12 +50,12 @@ TEST(RunDir, WritesWhatItPromises) {
     EXPECT_EQ(json::parse(read_file(path + "/config.json")), (json{{"seed", 1}}));
     int files = 0;
     for (const auto& entry : fs::directory_iterator(path)) files += entry.is_regular_file();
-    EXPECT_EQ(files, 4);  // and nothing temporary
+    EXPECT_EQ(files, 5);  // the lock, and nothing temporary
 }
 
 TEST(RunDir, CompletionsAreOptional) {
     TempFolder t;
-    RunDir run = open_run_dir(t.path, false, false, json::object());
+    RunDir run = open_run_dir(t.path, {false, false}, json::object());
     log_completion(run, json{{"x", 1}});
     close_run_dir(run, json::object());
     EXPECT_FALSE(fs::exists(t.path + "/completions.jsonl"));
@@ -63,40 +65,108 @@ TEST(RunDir, RefusesAnotherRun) {
     TempFolder t;
     std::ofstream(t.path + "/notes.txt") << "mine";
     {
-        RunDir run = open_run_dir(t.path, false, true, json{{"run", 1}});
+        RunDir run = open_run_dir(t.path, {false, true}, json{{"run", 1}});
         log_metrics(run, json{{"step", 1}});
     }
-    std::string e = error_of([&] { open_run_dir(t.path, false, true, json{{"run", 2}}); });
+    std::string e = error_of([&] { open_run_dir(t.path, {false, true}, json{{"run", 2}}); });
     EXPECT_NE(e.find("already holds a run"), std::string::npos) << e;
     EXPECT_NE(e.find("--overwrite_output_dir"), std::string::npos) << e;
     EXPECT_EQ(json::parse(read_file(t.path + "/config.json"))["run"], 1);  // untouched
     fs::create_directory(t.path + "/checkpoint-5");
-    RunDir run = open_run_dir(t.path, true, true, json{{"run", 2}});
+    RunDir run = open_run_dir(t.path, {true, true}, json{{"run", 2}});
     EXPECT_EQ(read_file(t.path + "/metrics.jsonl"), "");
     EXPECT_EQ(json::parse(read_file(t.path + "/config.json"))["run"], 2);
     EXPECT_TRUE(fs::exists(t.path + "/checkpoint-5"));
     EXPECT_TRUE(fs::exists(t.path + "/notes.txt"));
     TempFolder other;  // a checkpoint alone is a run, too
     fs::create_directory(other.path + "/checkpoint-5");
-    EXPECT_NE(error_of([&] { open_run_dir(other.path, false, true, json::object()); }).find("checkpoint-5"),
+    EXPECT_NE(error_of([&] {
+                  open_run_dir(other.path, {false, true}, json::object());
+              }).find("checkpoint-5"),
               std::string::npos);
+}
+
+TEST(RunDir, GoesOnBehindAStep) {
+    TempFolder t;
+    std::ofstream(t.path + "/config.json") << "{}";
+    std::ofstream(t.path + "/summary.json") << "{}";
+    std::ofstream(t.path + "/metrics.jsonl") << "{\"step\":1}\n{\"step\":2}\n{\"step\":4}\n{\"step\":5";
+    std::ofstream(t.path + "/completions.jsonl") << "{\"step\":2,\"x\":1}\n{\"step\":2,\"x\":2}\n{\"step\":3}\n";
+    RunDirSetting setting;
+    setting.completions = true, setting.resume_step = 2;
+    {
+        RunDir run = open_run_dir(t.path, setting, json{{"run", 2}});
+        EXPECT_EQ(read_file(t.path + "/metrics.jsonl"), "{\"step\":1}\n{\"step\":2}\n");
+        EXPECT_EQ(read_file(t.path + "/completions.jsonl"), "{\"step\":2,\"x\":1}\n{\"step\":2,\"x\":2}\n");
+        EXPECT_FALSE(fs::exists(t.path + "/summary.json"));
+        log_metrics(run, json{{"step", 3}});
+    }
+    setting.resume_step = 7;  // a torn line is no line
+    std::ofstream(t.path + "/metrics.jsonl", std::ios::app) << "{\"step\":4";
+    open_run_dir(t.path, setting, json{{"run", 2}});
+    EXPECT_EQ(read_file(t.path + "/metrics.jsonl"), "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n");
+    std::ofstream(t.path + "/metrics.jsonl") << "loss 3\n";
+    EXPECT_NE(error_of([&] { open_run_dir(t.path, setting, json::object()); }).find("has no step"), std::string::npos);
+}
+
+TEST(Folders, AppearWholeAndAreRepaired) {
+    TempFolder t;
+    const std::string dir = t.path + "/m";
+    auto write = [](const std::string& text) {
+        return [text](const std::string& to) { std::ofstream(to + "/x") << text; };
+    };
+    replace_folder(dir, write("1"));
+    replace_folder(dir, write("2"));
+    EXPECT_EQ(read_file(dir + "/x"), "2");
+    EXPECT_THROW(replace_folder(dir, [](const std::string&) { fail("full"); }), Error);
+    EXPECT_EQ(read_file(dir + "/x"), "2");
+    // a death between two renames
+    fs::rename(dir, dir + ".train_qrl-old");
+    fs::create_directories(dir + ".train_qrl-new");
+    fs::create_directories(t.path + "/other.train_qrl-gone");
+    fs::create_directories(t.path + "/mine.old");
+    repair_folders(t.path);
+    EXPECT_EQ(read_file(dir + "/x"), "2");
+    discard_folder(dir);
+    discard_folder(dir);  // there is none
+    std::set<std::string> left;
+    for (const auto& entry : fs::directory_iterator(t.path)) left.insert(entry.path().filename());
+    EXPECT_EQ(left, std::set<std::string>{"mine.old"});
+}
+
+TEST(Folders, CheckpointsByNumber) {
+    TempFolder t;
+    for (const char* name : {"checkpoint-12", "checkpoint-3", "checkpoint-3-merged", "checkpoint-", "checkpoint-x",
+                             "checkpoint-99999999999999999999"})
+        fs::create_directories(t.path + "/" + name);
+    std::ofstream(t.path + "/checkpoint-5") << "a file";
+    EXPECT_EQ(checkpoint_steps(t.path), (std::vector<int64_t>{3, 12}));
+}
+
+TEST(Folders, AreLockedOnce) {
+    TempFolder t;
+    {
+        FolderLock lock(t.path);
+        EXPECT_NE(error_of([&] { FolderLock again(t.path); }).find("another run"), std::string::npos);
+    }
+    FolderLock after(t.path);
 }
 
 TEST(RunDir, RefusesWhatIsNoFolder) {
     TempFolder t;
     std::ofstream(t.path + "/file") << "x";
     for (const char* name : {"/file", "/file/below"}) {
-        std::string e = error_of([&] { open_run_dir(t.path + name, true, true, json::object()); });
+        std::string e = error_of([&] { open_run_dir(t.path + name, {true, true}, json::object()); });
         EXPECT_NE(e.find("/file is a file"), std::string::npos) << e;
     }
-    EXPECT_NE(error_of([&] { open_run_dir("", false, true, json::object()); }), "");
-    EXPECT_NE(error_of([&] { open_run_dir("/proc/no/such", false, true, json::object()); }), "");
+    EXPECT_NE(error_of([&] { open_run_dir("", {false, true}, json::object()); }), "");
+    EXPECT_NE(error_of([&] { open_run_dir("/proc/no/such", {false, true}, json::object()); }), "");
     EXPECT_EQ(read_file(t.path + "/file"), "x");
 }
 
 TEST(RunDir, AFullDiskLeavesWholeLines) {
     TempFolder t;
-    RunDir run = open_run_dir(t.path, false, true, json::object());
+    RunDir run = open_run_dir(t.path, {false, true}, json::object());
     log_metrics(run, json{{"step", 1}});
     install_stop_handler();  // ignores SIGXFSZ
     struct rlimit old, small;

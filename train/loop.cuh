@@ -58,6 +58,7 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
     if (!loop_updates(t, objective, context, c, r, state.whole)) return false;
     r.train_seconds = wall_seconds() - train_start;
     next.step++;
+    objective.after_step(t, next.step);
     next.tokens_trained += r.forward_tokens;
     next.train_seconds += r.train_seconds;
     next.trainer = t;

@@ -64,12 +64,14 @@ struct Objective {
     virtual std::string line(const StepReport&) const = 0;
     // the step's completions for completions.jsonl, if it sampled any
     virtual void completions(RunDir&, int64_t step) const { (void)step; }
+    // once a step, after its last update; step: how many are done with it
+    virtual void after_step(Trainer&, int64_t step) { (void)step; }
     // asked after each step, whose numbers it has: true ends the run before its last
     virtual bool done() { return false; }
     // What it knows of the steps before, beyond what the step is given: numbers, and arrays that are there from
     // the start
     virtual void save(nlohmann::ordered_json&) const {}
-    virtual void load(const nlohmann::json&) {}
+    virtual void load(const nlohmann::ordered_json&) {}
     virtual std::vector<NamedArray> arrays() { return {}; }
 };
 

@@ -41,11 +41,11 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
     j["forward_passes"] = s.trainer.passes;
     j["skipped_steps"] = s.trainer.skipped;
     j["skipped_in_a_row"] = s.trainer.skipped_in_a_row;
-    j["pending_metrics"] = s.pending.is_null() ? "" : json_line(s.pending);  // as text: its keys keep their order
+    j["pending_metrics"] = s.pending;
     return j;
 }
 
-inline LoopState state_from_json(const nlohmann::json& j, const std::string& where) {
+inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::string& where) {
     auto number = [&](const char* key) {
         if (!j.is_object() || !j.contains(key) || !j[key].is_number() || j[key] < 0)
             fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
@@ -62,12 +62,9 @@ inline LoopState state_from_json(const nlohmann::json& j, const std::string& whe
     s.trainer.passes = number("forward_passes");
     s.trainer.skipped = number("skipped_steps");
     s.trainer.skipped_in_a_row = number("skipped_in_a_row");
-    if (!j.contains("pending_metrics") || !j["pending_metrics"].is_string())
-        fail("%s: no text `pending_metrics`; the file is damaged", where.c_str());
-    const std::string pending = j["pending_metrics"];
-    if (pending.empty()) return s;
-    s.pending = nlohmann::ordered_json::parse(pending, nullptr, false);
-    if (!s.pending.is_object()) fail("%s: `pending_metrics` is not an object; the file is damaged", where.c_str());
+    if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
+        fail("%s: no object `pending_metrics`; the file is damaged", where.c_str());
+    s.pending = j["pending_metrics"];
     return s;
 }
 
@@ -88,14 +85,16 @@ inline void run_state_save(const std::string& folder, Trainer& t, Objective& obj
 }
 
 // trainer_state.json of a checkpoint
-inline nlohmann::json run_state_read(const std::string& folder) {
+inline nlohmann::ordered_json run_state_read(const std::string& folder) {
     const std::string path = folder + "/trainer_state.json";
     if (!file_exists(path))
         fail(
             "%s has no trainer_state.json: it is no checkpoint, or was saved with --save_only_model or by an earlier "
             "version; begin a new run with its weights: --model %s",
             folder.c_str(), folder.c_str());
-    nlohmann::json j = json_parse(read_file(path, 256 << 20), path);
+    const std::string text = read_file(path, 256 << 20);
+    json_parse(text, path);                                                // checks it
+    const nlohmann::ordered_json j = nlohmann::ordered_json::parse(text);  // what is logged from it keeps its order
     auto part = [&](const char* key) { return j.is_object() && j.contains(key) && j[key].is_object(); };
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         fail("%s: no number `version`; the file is damaged", path.c_str());
@@ -109,13 +108,13 @@ inline nlohmann::json run_state_read(const std::string& folder) {
 }
 
 // Everything but the weights themselves, which are loaded before (masters: they are here); j: run_state_read's
-inline LoopState run_state_load(const std::string& folder, const nlohmann::json& j, Trainer& t, Objective& objective,
-                                bool masters) {
+inline LoopState run_state_load(const std::string& folder, const nlohmann::ordered_json& j, Trainer& t,
+                                Objective& objective, bool masters) {
     Model& m = *t.model;
     const LoopState state = state_from_json(j["loop"], folder + "/trainer_state.json");
     const std::vector<NamedArray> arrays = run_arrays(t, objective, masters);
     const std::string path = folder + "/trainer.safetensors";
-    if (!arrays.empty()) arrays_load(st_open(path), path, arrays, "a run with other flags", m.dev);
+    if (!arrays.empty() || file_exists(path)) arrays_load(st_open(path), path, arrays, "a run with other flags", m.dev);
     if (optimizer_load(t.optimizer, folder + "/optimizer.safetensors") != state.trainer.step)
         fail("%s: its optimizer.safetensors is of another step than its trainer_state.json; take another checkpoint",
              folder.c_str());
