@@ -1,6 +1,7 @@
 # make            build ./train_qrl: nvcc when there are a CUDA toolkit and a driver (or CUDA=1), else g++ or clang++
 # make run        install what is missing, build, run the embedded example
 # make test       install what is missing, build and run every test; the last line counts them
+# make test-long  the tests that take minutes: kills at every system call of a save, and at 40 random moments
 # make bench      speed of the parts, in one table
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
@@ -203,6 +204,10 @@ test: deps-test
 	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
 	  test/run $(TEST_BINARIES) test/format_recipe test/rooms -- test/coverage
 
+test-long: deps-test
+	@$(MAKE) --no-print-directory -j2 train_qrl $(BUILD)/test_cli_resume
+	@TRAIN_QRL_LONG=1 test/run $(BUILD)/test_cli_resume
+
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
@@ -244,4 +249,4 @@ $(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 clean:
 	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test simt sanitize bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt sanitize bench clean

@@ -665,6 +665,20 @@ TEST(Grpo, KlTerm) {
     EXPECT_GT(number(rows[1], "kl"), 0.0);
 }
 
+TEST(Grpo, TheReferenceFollowsThePolicy) {
+    std::vector<double> kl;  // of the second step
+    for (const char* share : {"", "0.5", "1"}) {
+        std::string out = fresh("kl");
+        Args sync = {"--sync_ref_model", "--ref_model_sync_steps", "1", "--ref_model_mixup_alpha", share};
+        good(grpo(out, Args{"--beta", "0.01"} + (*share ? sync : Args{})));
+        kl.push_back(number(read_lines(out + "/metrics.jsonl").at(1), "kl"));
+    }
+    EXPECT_GT(kl[0], 0.0);
+    EXPECT_LT(kl[1], 0.6 * kl[0]);  // half of the way in the weights is about a quarter of the divergence
+    EXPECT_GT(kl[1], 0.0);
+    EXPECT_EQ(kl[2], 0.0);  // it is the policy of before the step
+}
+
 TEST(Grpo, SeveralIterationsClip) {
     std::string out = fresh("iterations");
     good(grpo(out, {"--num_iterations", "3", "--learning_rate", "0.02", "--epsilon", "0.05"}));

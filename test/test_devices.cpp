@@ -154,6 +154,34 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
     for (size_t i = 0; i < x.size() / 2; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
 }
 
+// the same ranks go on with the same bits; another number of them is a note
+TEST_F(Simulated, TwoRanksGoOnFromACheckpoint) {
+    const std::string whole = fresh("whole"), died = fresh("died");
+    run_on_two_ranks(
+        grpo(whole, {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations",
+                     "4", "--beta", "0.02", "--eval_n", "1", "--max_steps", "4", "--save_steps", "2"}));
+    for (const char* rank : {"", ".rank-1"}) fs::copy(whole + rank, died + rank, fs::copy_options::recursive);
+    fs::remove_all(died + "/checkpoint-4");
+    EXPECT_FALSE(fs::exists(whole + ".rank-1/checkpoint-4"));  // one of them writes
+    const std::string alone = fresh("alone");
+    fs::copy(died, alone, fs::copy_options::recursive);
+    auto resumed = [](const std::string& out) {
+        return Args{"grpo", "--output_dir", out, "--resume_from_checkpoint", "last"};
+    };
+    run_on_two_ranks(resumed(died));
+    EXPECT_EQ(learning_curve(died), learning_curve(whole));
+    EXPECT_EQ(learning_curve(died + ".rank-1"), learning_curve(whole + ".rank-1"));
+    EXPECT_EQ(read_text(died + "/completions.jsonl"), read_text(whole + "/completions.jsonl"));
+    for (const char* file : {"model", "optimizer", "trainer"})
+        EXPECT_TRUE(read_text(died + "/checkpoint-4/" + file + ".safetensors") ==
+                    read_text(whole + "/checkpoint-4/" + file + ".safetensors"))
+            << file;
+    Outcome r = good(resumed(alone));
+    EXPECT_NE(r.err.find("note: ranks 1 now, 2 before: sums run in another order"), std::string::npos) << r.err;
+    EXPECT_NEAR(number(read_lines(alone + "/metrics.jsonl")[2], "entropy"),
+                number(read_lines(whole + "/metrics.jsonl")[2], "entropy"), 0.05);
+}
+
 TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
     for (const Args& objective :
          {Args{"sft"}, Args{"distill", "--weights", "int4:g16"}, Args{"distill", "--lmbda", "1"}}) {
