@@ -1,35 +1,8 @@
-// What the training commands share: ranks, data, memory plan, evaluation before, within and after, checkpoints, summary.
-// A command brings its objective.
+// What the training commands share: ranks, data, memory plan, checkpoints, the loop, summary. A command brings its
+// objective.
 #pragma once
-#include "../train/loop.cuh"
-#include "checkpoints.cuh"
 #include "optimizer_options.cuh"
-
-struct TrainingRun {
-    Session& s;
-    Comm comm;
-    TrainingData data;
-    std::vector<Prompt> held_out;
-    Trainer t;
-    RolloutState rollouts;  // of evaluations, and of an objective that samples
-    RunDir dir;
-    LoopState state;
-    Checkpoints checkpoints{s, dir, t, state};
-    double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
-    bool flips_counted = false, with_full_precision = false;
-    bool in_its_folder = false;  // a run that is resumed goes on in the folder that it had
-    std::string run_id = new_run_id();
-    nlohmann::ordered_json inputs;  // files that it depends on, with their hashes
-    // of the held-out problems: before, after, best
-    nlohmann::ordered_json evaluated = nlohmann::ordered_json::object();
-    // what the objective measures on held-out texts, which it prints (null: it was stopped); none: nothing
-    std::function<nlohmann::ordered_json(const char* when)> measure;
-    nlohmann::ordered_json measured = nlohmann::ordered_json::object();  // before, after
-    double best_value = 0.0;                                             // that of checkpoints.best
-    bool new_best = false;
-
-    explicit TrainingRun(Session& session) : s(session) {}
-};
+#include "training_run.cuh"
 
 inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
     trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o));
@@ -174,77 +147,6 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
         fputs(flag_differences(resume.state["options"], o).c_str(), stdout);
     }
     fflush(stdout);
-}
-
-inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requested()); }
-
-// Held-out texts and problems, once before and once after training; what a checkpoint has of it is not done again
-inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) {
-    if (training_stopped(r)) return;
-    if (r.measure && !r.measured.contains(when)) {
-        const nlohmann::ordered_json measured = r.measure(when);
-        if (!measured.is_null()) r.measured[when] = measured;
-    }
-    if (r.held_out.empty() || r.evaluated.contains(when)) return;
-    const EvalResult result = run_eval(r.s, r.rollouts, r.held_out, index);
-    EvalResult full;
-    if (r.with_full_precision) full = run_eval_full_precision(r.s, r.rollouts, r.held_out, index);
-    print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
-    print_samples(when, r.held_out, result);
-    if (!result.n || (r.with_full_precision && !full.n)) return;  // stopped
-    r.evaluated[when] = eval_to_json(result);
-    if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// the best model
-
-inline std::string best_metric(const TrainingRun& r) {
-    const std::string& asked = r.s.o.metric_for_best_model;
-    return asked != "auto" ? asked : r.held_out.empty() ? "log_loss" : "pass@1";
-}
-
-// before the long work
-inline void check_best(const TrainingRun& r) {
-    const Options& o = r.s.o;
-    if (!o.load_best_model_at_end) {
-        if (o.metric_for_best_model != "auto")
-            fail_usage("--metric_for_best_model belongs to --load_best_model_at_end");
-        return;
-    }
-    if (o.eval_steps == 0) fail_usage("--load_best_model_at_end needs evaluations to choose from; give --eval_steps");
-    if (o.save_only_model) fail_usage("--load_best_model_at_end loads a whole checkpoint; leave --save_only_model out");
-    const std::string metric = best_metric(r);
-    const bool of_problems = metric == "pass@1" || metric == "greedy";
-    if (of_problems ? r.held_out.empty() : !r.measure)
-        fail_usage("--metric_for_best_model %s is not measured by this run; %s", metric.c_str(),
-                   of_problems ? "give --eval_data, or take log_loss" : "distill measures it, on held-out texts");
-}
-
-// metrics of an evaluation at this step: is it the best so far?
-inline void judge_best(TrainingRun& r, const nlohmann::ordered_json& metrics, const std::string& prefix, int64_t step) {
-    const std::string metric = best_metric(r), key = prefix + metric;
-    r.new_best = false;
-    if (!r.s.o.load_best_model_at_end || !metrics.contains(key)) return;
-    const double value = metrics[key];
-    const bool lower = metric == "log_loss" || metric == "kl";
-    r.new_best = r.checkpoints.best < 0 || (lower ? value < r.best_value : value > r.best_value);
-    if (r.new_best) r.checkpoints.best = step, r.best_value = value;
-}
-
-// After the last step: the weights of the best evaluation, the last one included
-inline void training_take_best(TrainingRun& r) {
-    if (!r.s.o.load_best_model_at_end || training_stopped(r)) return;
-    for (const nlohmann::ordered_json* after : {&r.evaluated, &r.measured})
-        if (after->contains("after")) judge_best(r, (*after)["after"], "", r.state.step);
-    const int64_t best = r.checkpoints.best;
-    printf("best        step %lld, %s %.4g\n", (long long)best, best_metric(r).c_str(), r.best_value);
-    if (best < 0 || best == r.state.step) return;
-    const std::string folder = checkpoint_folder(r.checkpoints.dir.path, best);
-    const LoopState last = r.state;
-    checkpoint_load(r.checkpoints, folder, run_state_read(folder));
-    r.state = last;
-    training_evaluate(r, "best", 1u << 30);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -243,3 +243,19 @@ TEST(MixedPrecision, BadInput) {
     refused(2, grpo(out, {"--kv_cache", "int8:token; q=none"}), {"'q'", "layers.0"});
     EXPECT_FALSE(fs::exists(out));
 }
+
+TEST(Flips, ARunThatDoesNotMoveTheQuantizedModelSaysSo) {
+    for (const char* rate : {"1e-9", "1e-2"}) {
+        const Args args = grpo(fresh("out"), {"--weights", "int4:g32", "--learning_rate", rate, "--lr_scheduler_type",
+                                              "constant", "--max_steps", "12"});
+        Outcome r = run(args);
+        EXPECT_EQ(r.status, 0) << shown_run(args, r);
+        const std::string warning = "warning: for 10 steps no code has flipped";
+        const size_t at = r.err.find(warning);
+        EXPECT_EQ(at != std::string::npos, rate == std::string("1e-9")) << shown_run(args, r);
+        if (at == std::string::npos) continue;
+        EXPECT_EQ(r.err.find(warning, at + 1), std::string::npos) << "said twice";
+        for (const char* part : {"--learning_rate 1.0e-09", "--rounding stochastic", "--qat_scale learned"})
+            EXPECT_NE(r.err.find(part), std::string::npos) << part;
+    }
+}
