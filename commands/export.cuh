@@ -30,6 +30,15 @@ inline void print_export(const Options& o, const ExportSummary& r) {
     printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());
 }
 
+// What lies beside an export: the tokenizer, and what the policy's activations and KV cache are quantized to, which no
+// weights tell
+inline void export_beside(const Session& s, bool has_tokenizer, const std::string& folder) {
+    if (has_tokenizer) tokenizer_save(s.tok, folder);
+    nlohmann::json policy = is_gguf_path(s.o.model) ? nlohmann::json::object() : policy_load(s.o.model);
+    policy.erase("weights");
+    if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
+}
+
 // the model in memory, on the grid that it was trained with or found by a calibration
 inline int export_from_memory(Session& s) {
     Options& o = s.o;
@@ -39,7 +48,7 @@ inline int export_from_memory(Session& s) {
     session_load_weights(s);
     if (!is_gguf_format(o.format)) {
         print_export(o, export_folder(export_source(s.m), o.output_dir, o.format, o.save_dtype,
-                                      [&](const std::string& folder) { tokenizer_save(s.tok, folder); }));
+                                      [&](const std::string& folder) { export_beside(s, true, folder); }));
         return 0;
     }
     std::string path = o.output_dir;
@@ -89,9 +98,7 @@ inline int export_command(Session& s) {
         if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
     }
     ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format, o.save_dtype,
-                                    [&](const std::string& folder) {
-                                        if (has_tokenizer) tokenizer_save(s.tok, folder);
-                                    });
+                                    [&](const std::string& folder) { export_beside(s, has_tokenizer, folder); });
     print_export(o, r);
     if (!has_tokenizer) fprintf(stderr, "note: %s has no tokenizer to copy\n", tokenizer.c_str());
     return 0;

@@ -40,6 +40,14 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
 #endif
 }
 
+// What training goes on from, where the weights are those of a quantized folder; an adapter inside the quantizer was
+// trained over them and is used over them
+inline void session_load_masters(Session& s) {
+    const bool trained = (IN_TRAIN >> s.o.command & 1) || s.m.lora.inside();
+    if (!s.m.frozen && trained && masters_load(s.m, s.o.model))
+        fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
+}
+
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
 // training says dynamic); and the working weights made of them, quantized or not yet
 inline void session_load_weights(Session& s, bool quantized = true) {
@@ -56,6 +64,7 @@ inline void session_load_weights(Session& s, bool quantized = true) {
         if (s.m.frozen) grids();  // which is quantized as it is read
         model_load_weights(s.m, s.o.model);
         if (!s.m.frozen) grids();
+        session_load_masters(s);
         s.base = s.o.model;
         s.source = source_load(s.o.model);
     }

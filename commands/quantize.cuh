@@ -101,10 +101,19 @@ inline void quantize_save(QuantizeRun& q, double seconds) {
     if (q.before.tokens)
         summary["log_loss"] = {{"tokens", q.before.tokens}, {"before", q.before.mean}, {"after", q.after.mean}};
     const std::string checkpoint = q.dir.path + "/checkpoint-0";
-    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.save_dtype,
-                                         [&](const std::string& folder) { save_beside(s, folder); });
+    MastersReport masters;
+    ExportSummary saved = save_quantized(
+        s.m, checkpoint, o.format, o.save_dtype, [&](const std::string& folder) { save_beside(s, folder); },
+        o.save_masters ? &masters : nullptr);
     summary["checkpoint"] = checkpoint;
     summary["format"] = saved.format;
+    if (o.save_masters) {
+        summary["masters_bytes"] = masters.bytes;
+        printf(
+            "masters     %.1f MiB fp32 in masters.safetensors, for training to go on from (--save_masters false)%s\n",
+            (double)masters.bytes / 1048576.0,
+            masters.settled ? format("; %lld at their code's value", (long long)masters.settled).c_str() : "");
+    }
     std::string bits;  // plain weights are as large as ever
     if (saved.linear_weights) {
         summary["bits_per_weight"] = 8.0 * (double)saved.linear_bytes / (double)saved.linear_weights;

@@ -67,11 +67,12 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
     }
 }
 
-// quantizer.json beside a checkpoint: what its policy is quantized to, in the words of the flags --weights, --activations
-// and --kv_cache; those that are none are left out. weights: false for a container, which knows its own.
+// quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags --weights,
+// --activations and --kv_cache; those that are none are left out, but for the weights under an adapter, whose base may
+// have a quantizer of its own. weights: false where they are not the policy's, as those of a merged adapter.
 inline void policy_save(const Model& m, const std::string& folder, bool weights = true) {
     nlohmann::ordered_json j;
-    if (weights && m.weight_rules.on()) j["weights"] = rules_text(m.weight_rules);
+    if (weights && (m.weight_rules.on() || m.lora.on())) j["weights"] = rules_text(m.weight_rules);
     if (m.activation_rules.on()) j["activations"] = rules_text(m.activation_rules);
     if (m.kv_rules.on()) j["kv_cache"] = rules_text(m.kv_rules);
     if (m.k_pre_bias) j["k_pre_bias"] = true;
@@ -90,6 +91,11 @@ inline nlohmann::json policy_load(const std::string& folder) {
     nlohmann::json j = nlohmann::json::object();
     if (file_exists(grids)) j["weights"] = st_open(grids).metadata["quantizer"];
     return j;
+}
+
+// its text of the weights; "none" where it has none
+inline std::string policy_weights(const nlohmann::json& policy) {
+    return policy.contains("weights") && policy["weights"].is_string() ? policy["weights"].get<std::string>() : "none";
 }
 
 // nothing where scales are measured at each step
