@@ -48,14 +48,21 @@ inline void session_load_masters(Session& s) {
         fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
 }
 
+// Do the flags ask for other weights than those that the grids beside a folder's are of?
+inline bool other_weights(const Options& o, const std::string& folder) {
+    const std::string stored = policy_rules(policy_load(folder), "weights", folder);
+    return o.given("weights") && stored != rules_text(weight_rules(o)) &&
+           stored != rules_text(rules_parse(o.weights, "weights"));
+}
+
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
-// training says dynamic); and the working weights made of them, quantized or not yet
+// training says dynamic, or the weights are to be others); and the working weights made of them, quantized or not yet
 inline void session_load_weights(Session& s, bool quantized = true) {
-    bool measured =
-        s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
+    const bool dynamic = s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic;
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
-        if (!measured && quantizer_load(s.m, folder))
+        if (s.o.command == COMMAND_QUANTIZE || dynamic || other_weights(s.o, folder)) return;
+        if (quantizer_load(s.m, folder))
             fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", folder.c_str());
     };
     if (s.embedded_model) {

@@ -50,14 +50,12 @@ inline std::string policy_rules(const nlohmann::json& policy, const char* name, 
     try {
         if (!policy[name].is_string()) fail("%s is not a text", name);
         return rules_text(rules_parse(policy[name].get<std::string>(), name));
-    } catch (const Error& e) {
-        fail("%s/quantizer.json: %s; give --%s, or mend the file", folder.c_str(), e.what(), name);
-    }
+    } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
 }
 
 // What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of either.
 // The weights of a container are left to session_container; an export asks for its weights alone.
-inline void session_stored_policy(Options& o) {
+inline void session_stored_policy(Options& o, const ModelConfig& config) {
     const std::string folder = policy_folder(o);
     const nlohmann::json j = policy_load(folder);
     std::string trained, instead;
@@ -84,7 +82,16 @@ inline void session_stored_policy(Options& o) {
         if (pre_bias) trained += " --k_pre_bias true";
         if (pre_bias && !o.k_pre_bias) differs("--k_pre_bias false");
     }
-    if (!taken && instead.empty()) return;
+    if (!o.adapter.empty() && config_bool(j, "lora_inside_quantizer", false, folder + "/quantizer.json")) {
+        trained += " --lora_inside_quantizer true";
+        if (!o.given("lora_inside_quantizer")) o.lora_inside_quantizer = true;
+        else if (!o.lora_inside_quantizer) differs("--lora_inside_quantizer false");
+    }
+    const bool rotated = config.rotate_qk || config.rotate_down;
+    if (rotated)
+        trained += format(" (%s%s%s rotated online)", config.rotate_qk ? "r3" : "",
+                          config.rotate_qk && config.rotate_down ? ", " : "", config.rotate_down ? "r4" : "");
+    if (!taken && instead.empty() && !rotated) return;
     fprintf(stderr, "note: %s: trained as%s%s\n", folder.c_str(), trained.c_str(),
             instead.empty() ? "" : ("; " + instead + " is used instead").c_str());
 }
@@ -163,7 +170,7 @@ inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
     const std::string policy = policy_folder(o);
     const bool of_adapter = policy != o.model && policy_load(policy).contains("weights");
     const QuantizedFolder folder = is_gguf_path(o.model) ? QuantizedFolder() : quantized_folder(o.model);
-    session_stored_policy(o);
+    session_stored_policy(o, config);
     if (of_adapter) return;
     if (is_gguf_path(o.model)) return gguf_note(o, config);
     if (folder.container == Container::none) return;

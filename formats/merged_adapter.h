@@ -75,7 +75,7 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
     // with the adapter inside the quantizer its sum is what was trained, on the adapter's grid; else it is not
     auto beside = [&](const std::string& folder) {
         if (l.inside()) quantizer_save(m, folder);
-        policy_save(m, folder, l.inside());
+        policy_save(m, folder, Saved::merged);
         also(folder);
     };
     model_save(m, dir, save_dtype, beside, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {

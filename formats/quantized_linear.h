@@ -103,7 +103,8 @@ inline void quantized_linear_narrow(QuantizedLinear& l, const Quantizer& q) {
     const QuantSpec &wide = l.quantizer.spec, &spec = q.spec;
     const bool tensor = q.scope == QuantScope::tensor && l.quantizer.scope == QuantScope::channel;
     if (!l.quantizer.on() || !q.on() || !quant_is_integer(wide) || !quant_is_integer(spec) ||
-        wide.symmetric != spec.symmetric || (q.scope != l.quantizer.scope && !tensor) || q.group != l.quantizer.group)
+        wide.symmetric != spec.symmetric || spec.bits > wide.bits || (q.scope != l.quantizer.scope && !tensor) ||
+        q.group != l.quantizer.group)
         return;
     const int shift = quant_shift(wide) - quant_shift(spec);  // of a code, which stands for the same number
     const float low = quant_low(spec), high = quant_high(spec);
