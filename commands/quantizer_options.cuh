@@ -154,7 +154,7 @@ inline void session_container(Options& o, const QuantizedFolder& folder, const M
         fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
                 f.why.empty() ? "no linear is quantized" : f.why.c_str());
     } else if (same && (!given || !o.given("qat_scale"))) {
-        o.weights = o.given("quantize_layers") ? quantizer_text(f.quantizer) : f.text;
+        o.weights = o.given("quantize_layers") && f.quantizer.on() ? quantizer_text(f.quantizer) : f.text;
         const bool frozen = (o.lora_r > 0 || !o.adapter.empty()) && !o.lora_inside_quantizer;
         if (!o.given("qat_scale") && !frozen) o.qat_scale = "static";  // a frozen base keeps the file's scales anyway
         fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),

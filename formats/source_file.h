@@ -13,13 +13,15 @@ struct ModelSource {
     bool known() const { return !path.empty(); }
 };
 
-// The weight files of a model: the .gguf file, or a folder's .safetensors in the order of their names
+// The weight files of a model: the .gguf file, or a folder's .safetensors in the order of their names. Its masters are no
+// part of it: they may be removed.
 inline std::vector<std::string> weight_files(const std::string& model) {
     namespace fs = std::filesystem;
     if (!fs::is_directory(model)) return {model};
     std::vector<std::string> files;
     for (const fs::directory_entry& e : fs::directory_iterator(model))
-        if (e.path().extension() == ".safetensors") files.push_back(e.path().string());
+        if (e.path().extension() == ".safetensors" && e.path().filename() != "masters.safetensors")
+            files.push_back(e.path().string());
     std::sort(files.begin(), files.end());
     return files;
 }

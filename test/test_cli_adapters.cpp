@@ -99,6 +99,14 @@ TEST(Adapters, KeepTheirPolicy) {
         logps({"--model", adapter + "-merged"}, &told);
         EXPECT_NE(told.find("trained as --kv_cache 'int8:token:sym'"), std::string::npos) << told;
     }
+    // over a checkpoint whose own grids are of another quantizer
+    const std::string grids = fresh("static"), over = fresh("over");
+    good(grpo(grids, {"--weights", "int4:g16", "--qat_scale", "static"}));
+    Args args = grpo(over, train + Args{"--weights", "nf4:g16"});
+    *std::find(args.begin(), args.end(), trained) = grids + "/checkpoint-2";
+    good(args);
+    logps({"--adapter", over + "/checkpoint-2"}, &told);
+    EXPECT_NE(told.find("trained as --weights 'nf4:g16'"), std::string::npos) << told;
     refused(2, {"quantize", "--adapter", trained, "--weights", "int4:g16"}, {"--adapter"});
 }
 
