@@ -48,7 +48,8 @@ inline void session_load_masters(Session& s) {
         fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
 }
 
-// Are the weights to be others than those that the grids beside a folder's are of? By the flags, or by an adapter's policy
+// Are the weights to be others than those that the grids beside a folder's are of? By the flags, or by an adapter's
+// policy
 inline bool other_weights(const Options& o, const std::string& folder) {
     const std::string stored = policy_rules(policy_load(folder), "weights", folder);
     return stored != "none" && stored != rules_text(weight_rules(o)) &&

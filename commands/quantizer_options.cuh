@@ -53,8 +53,8 @@ inline std::string policy_rules(const nlohmann::json& policy, const char* name, 
     } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
 }
 
-// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of either.
-// The weights of a container are left to session_container; an export asks for its weights alone.
+// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of
+// either. The weights of a container are left to session_container; an export asks for its weights alone.
 inline void session_stored_policy(Options& o, const ModelConfig& config) {
     const std::string folder = policy_folder(o);
     const nlohmann::json j = policy_load(folder);

@@ -5,8 +5,8 @@
 // A checkpoint appears whole or not at all: it is written as NAME.tmp and renamed.
 //
 // A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for (training goes on
-// from those of masters_file.h), and where the model's quantizer is the folder's and its scales are not dynamic, the grid
-// is the folder's too: Q(W) has the same bits.
+// from those of masters_file.h), and where the model's quantizer is the folder's and its scales are not dynamic, the
+// grid is the folder's too: Q(W) has the same bits.
 #pragma once
 #include <filesystem>
 #include <functional>

@@ -128,8 +128,8 @@ inline ExportSummary export_folder(const ExportSource& source, const std::string
 }
 
 // A quantized model into a folder that loads again with the same Q(W). format: a name of export_formats, or "" for the
-// one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one. masters: where given,
-// the model's masters are written too, and it tells of them
+// one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one. masters: where
+// given, the model's masters are written too, and it tells of them
 inline ExportSummary save_quantized(const Model& m, const std::string& dir, std::string format, std::string save_dtype,
                                     const std::function<void(const std::string&)>& also,
                                     MastersReport* masters = nullptr) {

@@ -1,5 +1,5 @@
-// masters.safetensors beside a quantized model: the fp32 weights that its codes were rounded from, so that training from
-// it can go on. A container has codes alone, and the middle of a cell is half a cell away from the next code: at
+// masters.safetensors beside a quantized model: the fp32 weights that its codes were rounded from, so that training
+// from it can go on. A container has codes alone, and the middle of a cell is half a cell away from the next code: at
 // learning rate 1e-4 seven steps from there flip none. For each quantized weight, whatever the folder's format:
 //   NAME   F32 [rows, cols]   by the checkpoint's name, as model.layers.0.self_attn.q_proj.weight
 // Its rounding on the folder's own grid is the folder's code, which is checked as it is read; evaluation, export and a

@@ -70,10 +70,10 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
 // what a folder has of a model: all its weights, an adapter alone, or weights with the adapter added
 enum class Saved { model, adapter, merged };
 
-// quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags --weights,
-// --activations, --kv_cache, --k_pre_bias and --lora_inside_quantizer. What is none is left out, but for the weights under
-// an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its adapter has none: it is on no
-// grid, and no policy of a training.
+// quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags
+// --weights, --activations, --kv_cache, --k_pre_bias and --lora_inside_quantizer. What is none is left out, but for the
+// weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its adapter has
+// none: it is on no grid, and no policy of a training.
 inline void policy_save(const Model& m, const std::string& folder, Saved what = Saved::model) {
     nlohmann::ordered_json j;
     const bool adapter = what == Saved::adapter, inside = m.lora.inside();

@@ -19,8 +19,8 @@
 // in double: H's condition number may reach n / damp_percent, 5e5 at n = 4864, which leaves fp32 two digits, and text
 // of few tokens makes H singular but for the damping. 4864^3 * 2/3 = 77 GFLOP, some seconds on two cores.
 //
-// What is left as master weight is each w_i as it was when its turn came, compensated and not yet rounded: its rounding is
-// q_i, and training goes on from there. From the cell's centre q_i a step of 1e-4 would have to cross half a cell.
+// What is left as master weight is each w_i as it was when its turn came, compensated and not yet rounded: its rounding
+// is q_i, and training goes on from there. From the cell's centre q_i a step of 1e-4 would have to cross half a cell.
 //
 // The trap: the grid of weight (row, column) is that of its place in the tensor, not of its turn; all arrays here are
 // in the tensor's own order but for U and the working copy of W.
@@ -197,8 +197,9 @@ inline void gptq_factor(GptqMemory& g, const float* h, int64_t n, const GptqConf
 // ---------------------------------------------------------------------------------------------------------------------
 // rounding
 
-// Codes and grid of t.w with the factor of the Hessian of t's inputs; t.w becomes the compensated weights. work [rows,n]:
-// the working copy, and afterwards what was lost, t.w as it was less what the codes stand for, in t's own order.
+// Codes and grid of t.w with the factor of the Hessian of t's inputs; t.w becomes the compensated weights. work
+// [rows,n]: the working copy, and afterwards what was lost, t.w as it was less what the codes stand for, in t's own
+// order.
 inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const GptqConfig& c) {
     const int64_t n = t.cols, rows = t.rows;
     const int64_t group = t.shape.group;

@@ -14,8 +14,8 @@
 //                                 norm(hidden)           round gate,up
 //                                 silu(gate) up          round down;   hidden += W_down (silu(gate) up)
 // Memory beside the model: hidden and attention of all calibration tokens, one Hessian and its factor, one matrix. The
-// weights are rounded in place: the master becomes what was rounded (transformed, by GPTQ compensated), with codes and a
-// kept grid beside it, and the working weight is Q(master), so that model_refresh gives the same numbers again.
+// weights are rounded in place: the master becomes what was rounded (transformed, by GPTQ compensated), with codes and
+// a kept grid beside it, and the working weight is Q(master), so that model_refresh gives the same numbers again.
 //
 // What a product loses is reported as ||(W - Q) X||^2 / ||W X||^2 over the calibration text, which the Hessian gives as
 // tr(D H D^T) / tr(W H W^T), D = W - Q.
@@ -140,7 +140,8 @@ struct PtqLayer {
     double seconds = 0.0;
 };
 
-// Rounds one weight, wherever the model is, and makes its working weight of the master that this leaves and the grid; energy(d, rows): what [rows,cols] d is worth
+// Rounds one weight, wherever the model is, and makes its working weight of the master that this leaves and the grid;
+// energy(d, rows): what [rows,cols] d is worth
 template <class Energy>
 void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, const Energy& energy, double* lost,
                 double* all) {

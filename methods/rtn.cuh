@@ -64,8 +64,8 @@ struct Rounder {
     // what the weights of a linear share: h [n,n] = 2/T sum x x^T of its inputs, on the host; `where` names the linear in
     // messages. Returns the damping it took. Empty: the rounder needs no calibration.
     std::function<double(const float* h, int64_t n, const std::string& where)> prepare;
-    // codes and grid of t.w, which becomes what was rounded: numbers that have these codes on this grid, and that training
-    // can go on from. lost [rows,cols] = t.w as it was - what the codes stand for
+    // codes and grid of t.w, which becomes what was rounded: numbers that have these codes on this grid, and that
+    // training can go on from. lost [rows,cols] = t.w as it was - what the codes stand for
     std::function<void(const RoundedLinear& t, float* lost)> round;
 };
 
