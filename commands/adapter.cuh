@@ -85,7 +85,7 @@ inline void session_save(const Session& s, const std::string& dir,
     replace_folder(dir, [&](const std::string& folder) {
         peft_save(s.m.lora, folder, s.base, s.m.dev);
         if (s.m.lora.inside()) quantizer_save(s.m, folder);  // the grid of weights and adapters together
-        policy_save(s.m, folder);
+        policy_save(s.m, folder, Saved::adapter);
         all(folder);
     });
     if (!s.o.merge_adapter) return;

@@ -30,6 +30,22 @@ inline void print_export(const Options& o, const ExportSummary& r) {
     printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());
 }
 
+// What lies beside an export: the tokenizer, and what the policy is quantized to, which a container does not tell of
+// activations and KV cache and tells of weights up to what it has widened. weights: of a container; plain ones are Q(W)
+inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerRules& weights,
+                          const std::string& folder) {
+    if (has_tokenizer) tokenizer_save(s.tok, folder);
+    const nlohmann::json stored = is_gguf_path(s.o.model) ? nlohmann::json::object() : policy_load(s.o.model);
+    nlohmann::ordered_json policy;
+    if (export_format(s.o.format)->container != Container::none) {
+        if (weights.on()) policy["weights"] = rules_text(weights);
+        else if (stored.contains("weights")) policy["weights"] = stored["weights"];
+    }
+    for (const char* name : {"activations", "kv_cache", "k_pre_bias"})
+        if (stored.contains(name)) policy[name] = stored[name];
+    if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
+}
+
 // the model in memory, on the grid that it was trained with or found by a calibration
 inline int export_from_memory(Session& s) {
     Options& o = s.o;
@@ -38,8 +54,9 @@ inline int export_from_memory(Session& s) {
     session_allocate(s);
     session_load_weights(s);
     if (!is_gguf_format(o.format)) {
-        print_export(o, export_folder(export_source(s.m), o.output_dir, o.format, o.save_dtype,
-                                      [&](const std::string& folder) { tokenizer_save(s.tok, folder); }));
+        print_export(
+            o, export_folder(export_source(s.m), o.output_dir, o.format, o.save_dtype,
+                             [&](const std::string& folder) { export_beside(s, true, s.m.weight_rules, folder); }));
         return 0;
     }
     std::string path = o.output_dir;
@@ -67,10 +84,10 @@ inline int export_command(Session& s) {
     std::error_code ec;
     if (fs::equivalent(o.output_dir, o.model, ec))
         fail_usage("--output_dir %s: this is the model itself; name another folder", o.output_dir.c_str());
-    if (!is_gguf_path(o.model)) session_stored_policy(o);
-    const QuantizerRules rules = weight_rules(o);
     ModelFile file = model_file_open(o.model);
     ModelConfig config = model_config(o.model);
+    if (!is_gguf_path(o.model)) session_stored_policy(o, config);
+    const QuantizerRules rules = weight_rules(o);
     if (config.rotate_qk || config.rotate_down)
         fail(
             "%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
@@ -89,9 +106,7 @@ inline int export_command(Session& s) {
         if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
     }
     ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format, o.save_dtype,
-                                    [&](const std::string& folder) {
-                                        if (has_tokenizer) tokenizer_save(s.tok, folder);
-                                    });
+                                    [&](const std::string& folder) { export_beside(s, has_tokenizer, rules, folder); });
     print_export(o, r);
     if (!has_tokenizer) fprintf(stderr, "note: %s has no tokenizer to copy\n", tokenizer.c_str());
     return 0;

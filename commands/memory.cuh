@@ -40,14 +40,30 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
 #endif
 }
 
+// What training goes on from, where the weights are those of a quantized folder; an adapter inside the quantizer was
+// trained over them and is used over them
+inline void session_load_masters(Session& s) {
+    const bool trained = (IN_TRAIN >> s.o.command & 1) || s.m.lora.inside();
+    if (!s.m.frozen && trained && masters_load(s.m, s.o.model))
+        fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
+}
+
+// Are the weights to be others than those that the grids beside a folder's are of? By the flags, or by an adapter's
+// policy
+inline bool other_weights(const Options& o, const std::string& folder) {
+    const std::string stored = policy_rules(policy_load(folder), "weights", folder);
+    return stored != "none" && stored != rules_text(weight_rules(o)) &&
+           stored != rules_text(rules_parse(o.weights, "weights"));
+}
+
 // The weights: drawn at random for the embedded model, read for others, with the grids they were trained with (unless
-// training says dynamic); and the working weights made of them, quantized or not yet
+// training says dynamic, or the weights are to be others); and the working weights made of them, quantized or not yet
 inline void session_load_weights(Session& s, bool quantized = true) {
-    bool measured =
-        s.o.command == COMMAND_QUANTIZE || (s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic);
+    const bool dynamic = s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic;
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
-        if (!measured && quantizer_load(s.m, folder))
+        if (s.o.command == COMMAND_QUANTIZE || dynamic || other_weights(s.o, folder)) return;
+        if (quantizer_load(s.m, folder))
             fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", folder.c_str());
     };
     if (s.embedded_model) {
@@ -56,6 +72,7 @@ inline void session_load_weights(Session& s, bool quantized = true) {
         if (s.m.frozen) grids();  // which is quantized as it is read
         model_load_weights(s.m, s.o.model);
         if (!s.m.frozen) grids();
+        session_load_masters(s);
         s.base = s.o.model;
         s.source = source_load(s.o.model);
     }

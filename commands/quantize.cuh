@@ -86,6 +86,26 @@ inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report)
     fflush(stdout);
 }
 
+// What is not quantized becomes what save_dtype holds of it, so that what is measured is what is saved
+inline void round_as_saved(Model& m, const std::string& save_dtype) {
+    std::vector<float> w;
+    std::vector<uint8_t> stored;
+    for (const ParamTensor& t : m.tensors) {
+        const LinearPart* part = part_of(m, t);
+        if (save_dtype == "float32" || (part && part->quantizer.on())) continue;
+        float* master = m.master.data + t.offset;
+        w.resize(t.count()), stored.resize(2 * t.count());
+        copy_to_host(w.data(), master, w.size() * sizeof(float), m.dev);
+        st_encode_float(st_dtype_of(save_dtype), w.data(), t.count(), stored.data());
+        StTensor saved;
+        saved.dtype = st_dtype_of(save_dtype), saved.data = stored.data(), saved.count = t.count();
+        st_read_float(saved, w.data());
+        copy_to_device(master, w.data(), w.size() * sizeof(float), m.dev);
+        convert_forward(m.work.data + t.offset, master, t.count(), m.dev);
+        device_synchronize(m.dev);  // w is used again
+    }
+}
+
 // Checkpoint and summary
 inline void quantize_save(QuantizeRun& q, double seconds) {
     const Session& s = q.s;
@@ -101,10 +121,19 @@ inline void quantize_save(QuantizeRun& q, double seconds) {
     if (q.before.tokens)
         summary["log_loss"] = {{"tokens", q.before.tokens}, {"before", q.before.mean}, {"after", q.after.mean}};
     const std::string checkpoint = q.dir.path + "/checkpoint-0";
-    ExportSummary saved = save_quantized(s.m, checkpoint, o.format, o.save_dtype,
-                                         [&](const std::string& folder) { save_beside(s, folder); });
+    MastersReport masters;
+    ExportSummary saved = save_quantized(
+        s.m, checkpoint, o.format, o.save_dtype, [&](const std::string& folder) { save_beside(s, folder); },
+        o.save_masters ? &masters : nullptr);
     summary["checkpoint"] = checkpoint;
     summary["format"] = saved.format;
+    if (o.save_masters) {
+        summary["masters_bytes"] = masters.bytes;
+        printf(
+            "masters     %.1f MiB fp32 in masters.safetensors, for training to go on from (--save_masters false)%s\n",
+            (double)masters.bytes / 1048576.0,
+            masters.settled ? format("; %lld at their code's value", (long long)masters.settled).c_str() : "");
+    }
     std::string bits;  // plain weights are as large as ever
     if (saved.linear_weights) {
         summary["bits_per_weight"] = 8.0 * (double)saved.linear_bytes / (double)saved.linear_weights;
@@ -154,6 +183,7 @@ inline int quantize_command(Session& s) {
     ptq_run(s.m, q.memory, q.plan, q.calibration.windows,
             [&](int l, const PtqLayer& report) { quantize_layer_report(q, l, report); });
     const double seconds = wall_seconds() - quantize_start;
+    round_as_saved(s.m, o.save_dtype);
     if (!q.held_out.empty()) {
         q.after = log_loss(s.m, q.loss_memory, q.held_out);
         printf("held out    log-loss %.4f before, %.4f after (%+.4f)\n", q.before.mean, q.after.mean,

@@ -38,60 +38,144 @@ inline QuantizerRules activation_rules(const Options& o) {
 }
 inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
 
-// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; an export asks for its
-// weights alone. true: it told of those
-inline bool session_stored_policy(Options& o) {
-    const std::string& folder = o.adapter.empty() ? o.model : o.adapter;
-    const nlohmann::json j = policy_load(folder);
-    std::string taken;
-    auto take = [&](const char* name, std::string& value) {
-        if (!j.contains(name) || !j[name].is_string() || o.given(name)) return false;
-        value = j[name].get<std::string>();
-        taken += std::string(" --") + name + " '" + value + "'";
-        return true;
-    };
-    const bool weights = take("weights", o.weights);
-    if (o.command != COMMAND_EXPORT) take("activations", o.activations);
-    if (o.command != COMMAND_EXPORT && take("kv_cache", o.kv_cache) && !o.given("k_pre_bias"))
-        o.k_pre_bias = config_bool(j, "k_pre_bias", false, folder + "/quantizer.json");
-    if (!taken.empty()) fprintf(stderr, "note: %s: trained as%s\n", folder.c_str(), taken.c_str());
-    return weights;
+// The folder that says what the policy was quantized to: the adapter's, or where that is silent (PEFT's own) its base's
+inline std::string policy_folder(const Options& o) {
+    const bool adapted = !o.adapter.empty() && !policy_load(o.adapter).empty();
+    return adapted ? o.adapter : o.model;
 }
 
-// A folder that is quantized already keeps its quantizer and its scales, unless --weights asks for another
-inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
-    if (is_gguf_path(o.model)) {
-        Quantizer own, asked = single_quantizer(weight_rules(o));
-        if (!gguf_quantizer(gguf_open(o.model), config, &own).empty() || !own.spec.symmetric) return;
-        const std::string text = quantizer_text(own);
-        if (!o.given("weights"))
-            fprintf(stderr, "note: %s: dequantized; --weights %s --qat_scale static keeps its codes and scales\n",
-                    o.model.c_str(), text.c_str());
-        else if (same_codes(own, asked) && o.qat_scale == "static")
-            fprintf(stderr, "note: %s: read as --weights %s with the file's own scales\n", o.model.c_str(),
-                    text.c_str());
-        return;
+// one of the texts of quantizer.json, as its flag would have it; "none" where it has none. Fails if it does not parse
+inline std::string policy_rules(const nlohmann::json& policy, const char* name, const std::string& folder) {
+    if (!policy.contains(name)) return "none";
+    try {
+        if (!policy[name].is_string()) fail("%s is not a text", name);
+        return rules_text(rules_parse(policy[name].get<std::string>(), name));
+    } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
+}
+
+// What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of
+// either. The weights of a container are left to session_container; an export asks for its weights alone.
+inline void session_stored_policy(Options& o, const ModelConfig& config) {
+    const std::string folder = policy_folder(o);
+    const nlohmann::json j = policy_load(folder);
+    std::string trained, instead;
+    bool taken = false;
+    auto differs = [&](const std::string& flag) { instead += (instead.empty() ? "" : ", ") + flag; };
+    auto take = [&](const char* name, std::string& value, const auto& rules) {
+        if (!j.contains(name)) return;
+        const std::string stored = policy_rules(j, name, folder);
+        trained += std::string(" --") + name + " '" + stored + "'";
+        if (!o.given(name)) {
+            taken |= value != stored;
+            value = stored;
+        }
+        const std::string used = rules_text(rules(o));
+        if (used != stored) differs(std::string("--") + name + " '" + used + "'");
+    };
+    if (is_gguf_path(folder) || quantized_folder(folder).container == Container::none)
+        take("weights", o.weights, weight_rules);
+    if (o.command != COMMAND_EXPORT) {
+        take("activations", o.activations, activation_rules);
+        take("kv_cache", o.kv_cache, kv_rules);
+        const bool pre_bias = config_bool(j, "k_pre_bias", false, folder + "/quantizer.json");
+        if (pre_bias && !o.given("kv_cache") && !o.given("k_pre_bias")) o.k_pre_bias = true;
+        if (pre_bias) trained += " --k_pre_bias true";
+        if (pre_bias && !o.k_pre_bias) differs("--k_pre_bias false");
     }
-    if (session_stored_policy(o)) return;
-    QuantizedFolder folder = quantized_folder(o.model);
-    if (folder.container == Container::none) return;
-    FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(o.model), config);
+    if (!o.adapter.empty() && config_bool(j, "lora_inside_quantizer", false, folder + "/quantizer.json")) {
+        trained += " --lora_inside_quantizer true";
+        if (!o.given("lora_inside_quantizer")) o.lora_inside_quantizer = true;
+        else if (!o.lora_inside_quantizer) differs("--lora_inside_quantizer false");
+    }
+    const bool rotated = config.rotate_qk || config.rotate_down;
+    if (rotated)
+        trained += format(" (%s%s%s rotated online)", config.rotate_qk ? "r3" : "",
+                          config.rotate_qk && config.rotate_down ? ", " : "", config.rotate_down ? "r4" : "");
+    if (!taken && instead.empty() && !rotated) return;
+    fprintf(stderr, "note: %s: trained as%s%s\n", folder.c_str(), trained.c_str(),
+            instead.empty() ? "" : ("; " + instead + " is used instead").c_str());
+}
+
+// A GGUF file has a quantizer, but training is not to begin on its grid unasked
+inline void gguf_note(const Options& o, const ModelConfig& config) {
+    Quantizer own, asked = single_quantizer(weight_rules(o));
+    if (!gguf_quantizer(gguf_open(o.model), config, &own).empty() || !own.spec.symmetric) return;
+    const std::string text = quantizer_text(own);
+    if (!o.given("weights"))
+        fprintf(stderr, "note: %s: dequantized; --weights %s --qat_scale static keeps its codes and scales\n",
+                o.model.c_str(), text.c_str());
+    else if (same_codes(own, asked) && o.qat_scale == "static")
+        fprintf(stderr, "note: %s: read as --weights %s with the file's own scales\n", o.model.c_str(), text.c_str());
+}
+
+// Are these the quantizers of a container's linears, or what it has widened?
+inline bool folder_holds(const QuantizedFolder& folder, const ModelConfig& config, const QuantizerRules& rules) {
+    const SafetensorsSet set = st_open_folder(folder.path);
+    size_t n;
+    for (const ParamTensor& t : model_tensors(config, &n)) {
+        if (t.kind != ParamKind::linear) continue;
+        QuantizedLinear l;
+        const Quantizer q = quantizer_of(rules, t);
+        const bool stored = quantized_folder_read(folder, set, t, &l, false) && l.quantizer.on();
+        if (stored != q.on()) return false;
+        if (!stored || same_codes(l.quantizer, q)) continue;
+        quantized_folder_read(folder, set, t, &l);
+        quantized_linear_narrow(l, q);
+        if (!same_codes(l.quantizer, q)) return false;
+    }
+    return true;
+}
+
+// What a container holds: in the words of its quantizer.json, which knows what it has widened and the rule of the
+// scales, else as it is read
+inline FolderQuantizer container_quantizer(const QuantizedFolder& folder, const ModelConfig& config) {
+    const std::string text = policy_rules(policy_load(folder.path), "weights", folder.path);
+    FolderQuantizer f = quantized_folder_quantizer(folder, st_open_folder(folder.path), config);
+    if (text == "none") return f;
+    const QuantizerRules rules = rules_parse(text, "weights");
+    if (!folder_holds(folder, config, rules))
+        fail("%s/quantizer.json says --weights %s, but its %s weights are %s; mend the file, or remove it",
+             folder.path.c_str(), text.c_str(), container_name(folder.container),
+             f.text != "none" ? f.text.c_str() : f.why.c_str());
+    f.text = text;
+    f.quantizer = single_quantizer(rules);
+    return f;
+}
+
+// A container keeps its quantizer and its scales, unless --weights asks for another
+inline void session_container(Options& o, const QuantizedFolder& folder, const ModelConfig& config) {
+    const FolderQuantizer f = container_quantizer(folder, config);
     const char* name = container_name(folder.container);
-    Quantizer asked = single_quantizer(weight_rules(o));
-    if (f.text == "none" && !o.given("weights")) {
+    const QuantizerRules rules = weight_rules(o);
+    const Quantizer asked = single_quantizer(rules);
+    const bool given = o.given("weights");
+    const bool same = f.text != "none" && (!given || same_codes(f.quantizer, asked) || rules_text(rules) == f.text);
+    if (f.text == "none" && !given) {
         fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
                 f.why.empty() ? "no linear is quantized" : f.why.c_str());
-    } else if (!o.given("weights") || (same_codes(f.quantizer, asked) && !o.given("qat_scale"))) {
-        o.weights = o.given("quantize_layers") ? quantizer_text(f.quantizer) : f.text;
+    } else if (same && (!given || !o.given("qat_scale"))) {
+        o.weights = o.given("quantize_layers") && f.quantizer.on() ? quantizer_text(f.quantizer) : f.text;
         const bool frozen = (o.lora_r > 0 || !o.adapter.empty()) && !o.lora_inside_quantizer;
         if (!o.given("qat_scale") && !frozen) o.qat_scale = "static";  // a frozen base keeps the file's scales anyway
         fprintf(stderr, "note: %s: %s, read as --weights %s%s\n", o.model.c_str(), name, o.weights.c_str(),
                 o.qat_scale == "dynamic" && !frozen ? "" : " with the file's own scales");
-    } else if (!same_codes(f.quantizer, asked) || o.qat_scale == "dynamic") {
+    } else if (!same || o.qat_scale == "dynamic") {
         fprintf(stderr, "note: %s: %s weights (%s) are dequantized%s\n", o.model.c_str(), name,
-                f.text != "none" ? f.text.c_str() : f.why.c_str(), asked.on() ? " and quantized anew" : "");
+                f.text != "none" ? f.text.c_str() : f.why.c_str(), rules.on() ? " and quantized anew" : "");
     }
-    if (folder.compressed_tensors.dynamic_activations)
+}
+
+// What the folders of model and adapter say of their quantizers, where the flags do not
+inline void session_stored_quantizer(Options& o, const ModelConfig& config) {
+    const std::string policy = policy_folder(o);
+    const bool of_adapter = policy != o.model && policy_load(policy).contains("weights");
+    const QuantizedFolder folder = is_gguf_path(o.model) ? QuantizedFolder() : quantized_folder(o.model);
+    session_stored_policy(o, config);
+    if (of_adapter) return;
+    if (is_gguf_path(o.model)) return gguf_note(o, config);
+    if (folder.container == Container::none) return;
+    session_container(o, folder, config);
+    if (folder.compressed_tensors.dynamic_activations && o.activations == "none")
         fprintf(stderr, "note: %s was made for quantized activations; they are not quantized unless asked\n",
                 o.model.c_str());
 }

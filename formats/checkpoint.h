@@ -4,9 +4,9 @@
 // than half a step of bf16 (1.2e-4), and a checkpoint rounded to bf16 would lose what was learnt.
 // A checkpoint appears whole or not at all (runtime/folders.h).
 //
-// A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for, and where the
-// model's quantizer is the folder's and its scales are not dynamic, the grid is the folder's too: Q(W) has the same
-// bits.
+// A folder may be quantized (quantized_model.h). Its master weights are then what its codes stand for (training goes on
+// from those of masters_file.h), and where the model's quantizer is the folder's and its scales are not dynamic, the
+// grid is the folder's too: Q(W) has the same bits.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -138,7 +138,11 @@ inline void model_load_weights(Model& m, const std::string& path) {
         LinearPart* part = part_of(m, t);
         auto stored = [&] { return part && quantized && same_codes(l.quantizer, part->quantizer); };
         model_fill(
-            m, t, [&](float* to) { quantized = model_file_read(f, m.config, t, to, &l); },
+            m, t,
+            [&](float* to) {
+                quantized = model_file_read(f, m.config, t, to, &l);
+                if (part && quantized) quantized_linear_narrow(l, part->quantizer);
+            },
             [&](QuantizedTensor& q) {
                 if (!stored()) return false;
                 keep_grid(q, l, m.dev);

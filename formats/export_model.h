@@ -1,7 +1,7 @@
 // Where an export's codes and scales come from: a model in memory on the grid that it has (measured, learned, or found
 // by a calibration), or files that are read tensor by tensor. Nothing that has a grid is quantized again.
 #pragma once
-#include "checkpoint.h"
+#include "masters_file.h"
 
 // Takes what stands behind the scales of l, if they are still what it gives: a grid from outside has nothing behind it,
 // and NF4's scales are then kept as they are
@@ -74,7 +74,8 @@ inline ExportSource export_source(const ModelFile& f, const ModelConfig& config,
     return s;
 }
 
-// the same from a model in memory, on the grid that it has (measured, learned, or found by a calibration)
+// The same from a model in memory: codes and grid as they are there (measured, learned, or found by a calibration). A
+// quantized weight is read by its codes; its master, what they were rounded from, is no part of it.
 inline ExportSource export_source(const Model& m) {
     ExportSource s;
     s.config = m.config;
@@ -87,14 +88,19 @@ inline ExportSource export_source(const Model& m) {
         if (!part || !part->quantizer.on()) return false;
         const QuantizedTensor& q = *part;
         if (!q.measured) fail("%s has no grid yet; refresh the model before it is exported", q.name.c_str());
-        std::vector<float> w(t.count());
-        read(t, w.data());
         l->name = module_name(t);
         l->rows = t.rows, l->cols = t.cols;
         l->quantizer = q.quantizer;
         l->grid.resize(q.groups);
         copy_to_host(l->grid.data(), q.grid, q.groups * sizeof(Grid), m.dev);
-        quantized_linear_encode(*l, w.data());
+        l->codes.resize(t.count());
+        if (q.codes) {
+            copy_to_host(l->codes.data(), q.codes, l->codes.size(), m.dev);
+        } else {
+            std::vector<float> w(t.count());
+            read(t, w.data());
+            quantized_linear_encode(*l, w.data());
+        }
         NestedScales nested;
         float tensor = 0.0f;
         if (q.state.tensor) copy_to_host(&tensor, q.state.tensor, sizeof(float), m.dev);
@@ -122,14 +128,17 @@ inline ExportSummary export_folder(const ExportSource& source, const std::string
 }
 
 // A quantized model into a folder that loads again with the same Q(W). format: a name of export_formats, or "" for the
-// one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one
+// one that holds the quantizer best; save_dtype: of what is not quantized, or "" for the usual one. masters: where
+// given, the model's masters are written too, and it tells of them
 inline ExportSummary save_quantized(const Model& m, const std::string& dir, std::string format, std::string save_dtype,
-                                    const std::function<void(const std::string&)>& also) {
+                                    const std::function<void(const std::string&)>& also,
+                                    MastersReport* masters = nullptr) {
     if (format.empty()) format = natural_format(m.weight_rules);
     if (save_dtype.empty()) save_dtype = format == "hf" ? "float32" : "bfloat16";
     return export_folder(export_source(m), dir, format, save_dtype, [&](const std::string& folder) {
         if (format == "hf") quantizer_save(m, folder);  // plain weights do not tell their grid
-        policy_save(m, folder, format == "hf");
+        policy_save(m, folder);
+        if (masters) *masters = masters_save(m, folder);
         also(folder);
     });
 }

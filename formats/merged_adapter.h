@@ -72,7 +72,13 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         for (int64_t i = 0; i < t.count(); i++)
             report.lost += ((double)merged[i] - value[i]) * ((double)merged[i] - value[i]);
     };
-    model_save(m, dir, save_dtype, also, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
+    // with the adapter inside the quantizer its sum is what was trained, on the adapter's grid; else it is not
+    auto beside = [&](const std::string& folder) {
+        if (l.inside()) quantizer_save(m, folder);
+        policy_save(m, folder, Saved::merged);
+        also(folder);
+    };
+    model_save(m, dir, save_dtype, beside, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
         const LoraTensor* adapted = nullptr;
         if (t.kind == ParamKind::linear) {
             const LoraSpan& span = linear_of(m, t).adapter;

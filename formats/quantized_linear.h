@@ -97,6 +97,28 @@ inline void quantized_linear_to_asym(QuantizedLinear& l) {
     for (Grid& g : l.grid) g.zero = (float)(1 << (l.quantizer.spec.bits - 1));
 }
 
+// A container widens the integers that it has no place for: one scale a tensor becomes one a row, 3 bits or ternary
+// become 4 or 2. Back to what q has, if all codes and scales are q's; else l stays as it is
+inline void quantized_linear_narrow(QuantizedLinear& l, const Quantizer& q) {
+    const QuantSpec &wide = l.quantizer.spec, &spec = q.spec;
+    const bool tensor = q.scope == QuantScope::tensor && l.quantizer.scope == QuantScope::channel;
+    if (!l.quantizer.on() || !q.on() || !quant_is_integer(wide) || !quant_is_integer(spec) ||
+        wide.symmetric != spec.symmetric || spec.bits > wide.bits || (q.scope != l.quantizer.scope && !tensor) ||
+        q.group != l.quantizer.group)
+        return;
+    const int shift = quant_shift(wide) - quant_shift(spec);  // of a code, which stands for the same number
+    const float low = quant_low(spec), high = quant_high(spec);
+    for (int8_t code : l.codes)
+        if ((float)(code + quant_shift(wide)) < low || (float)(code + quant_shift(wide)) > high) return;
+    for (const Grid& g : l.grid)
+        if ((!spec.symmetric && g.zero > high) || (tensor && (g.scale != l.grid[0].scale || g.zero != l.grid[0].zero)))
+            return;
+    for (int8_t& code : l.codes) code = (int8_t)(code + shift);
+    if (tensor && !l.grid.empty()) l.grid.resize(1);
+    l.quantizer.spec.format = spec.format, l.quantizer.spec.bits = spec.bits;
+    l.quantizer.scope = q.scope;
+}
+
 // the unsigned code u and zero point z that integer containers of `bits` bits hold: value = (u - z) scale
 struct StoredCode {
     int shift;           // u = code + shift

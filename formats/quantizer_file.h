@@ -67,14 +67,21 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
     }
 }
 
-// quantizer.json beside a checkpoint: what its policy is quantized to, in the words of the flags --weights, --activations
-// and --kv_cache; those that are none are left out. weights: false for a container, which knows its own.
-inline void policy_save(const Model& m, const std::string& folder, bool weights = true) {
+// what a folder has of a model: all its weights, an adapter alone, or weights with the adapter added
+enum class Saved { model, adapter, merged };
+
+// quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags
+// --weights, --activations, --kv_cache, --k_pre_bias and --lora_inside_quantizer. What is none is left out, but for the
+// weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its adapter has
+// none: it is on no grid, and no policy of a training.
+inline void policy_save(const Model& m, const std::string& folder, Saved what = Saved::model) {
     nlohmann::ordered_json j;
-    if (weights && m.weight_rules.on()) j["weights"] = rules_text(m.weight_rules);
+    const bool adapter = what == Saved::adapter, inside = m.lora.inside();
+    if (adapter || (m.weight_rules.on() && (what == Saved::model || inside))) j["weights"] = rules_text(m.weight_rules);
     if (m.activation_rules.on()) j["activations"] = rules_text(m.activation_rules);
     if (m.kv_rules.on()) j["kv_cache"] = rules_text(m.kv_rules);
     if (m.k_pre_bias) j["k_pre_bias"] = true;
+    if (adapter && inside) j["lora_inside_quantizer"] = true;
     if (!j.empty()) write_file_atomic(folder + "/quantizer.json", j.dump(2) + "\n");
 }
 
@@ -90,6 +97,11 @@ inline nlohmann::json policy_load(const std::string& folder) {
     nlohmann::json j = nlohmann::json::object();
     if (file_exists(grids)) j["weights"] = st_open(grids).metadata["quantizer"];
     return j;
+}
+
+// its text of the weights; "none" where it has none
+inline std::string policy_weights(const nlohmann::json& policy) {
+    return policy.contains("weights") && policy["weights"].is_string() ? policy["weights"].get<std::string>() : "none";
 }
 
 // nothing where scales are measured at each step

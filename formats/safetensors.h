@@ -456,3 +456,19 @@ inline void st_write_folder(const std::string& dir, const std::vector<StWriteTen
     index.commit();
     unlink(single.c_str());
 }
+
+// An index of the model in a folder of one file, for loaders that would otherwise take all *.safetensors beside it; a
+// folder of shards has one
+inline void st_write_index(const std::string& dir) {
+    const std::string single = dir + "/model.safetensors";
+    if (!file_exists(single)) return;
+    nlohmann::ordered_json j;
+    uint64_t total = 0;
+    j["weight_map"] = nlohmann::ordered_json::object();
+    for (const auto& [name, t] : st_open(single).tensors) {
+        j["weight_map"].push_back({name, "model.safetensors"});
+        total += t.bytes;
+    }
+    j["metadata"]["total_size"] = total;
+    write_file_atomic(single + ".index.json", j.dump(2) + "\n");
+}

@@ -13,13 +13,18 @@ struct ModelSource {
     bool known() const { return !path.empty(); }
 };
 
-// The weight files of a model: the .gguf file, or a folder's .safetensors in the order of their names
+// The weight files of a model: the .gguf file, or a folder's .safetensors in the order of their names, without what
+// training goes on from: that may be removed
 inline std::vector<std::string> weight_files(const std::string& model) {
     namespace fs = std::filesystem;
     if (!fs::is_directory(model)) return {model};
     std::vector<std::string> files;
-    for (const fs::directory_entry& e : fs::directory_iterator(model))
-        if (e.path().extension() == ".safetensors") files.push_back(e.path().string());
+    for (const fs::directory_entry& e : fs::directory_iterator(model)) {
+        const std::string name = e.path().filename();
+        const bool of_training =
+            name == "masters.safetensors" || name == "optimizer.safetensors" || name == "trainer.safetensors";
+        if (e.path().extension() == ".safetensors" && !of_training) files.push_back(e.path().string());
+    }
     std::sort(files.begin(), files.end());
     return files;
 }

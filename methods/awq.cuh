@@ -132,7 +132,7 @@ inline AwqResult awq_search_scale(Model& m, const AwqLinear& p, const LayerInput
             RoundedLinear r = rounded_scratch(scratch, *t);
             std::copy_n(p.master(*t), t->rows * cols, r.w);
             if (s) scale_columns(r.w, t->rows, cols, s);
-            round_to_nearest(r, nullptr);
+            round_to_nearest(r);
             if (s) divide_columns(r.w, t->rows, cols, s);
             put(*t, r.w);
         }
@@ -212,7 +212,7 @@ inline void awq_clip(float* w, int64_t rows, int64_t cols, int64_t group, const 
 #pragma omp parallel for schedule(static)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t j = 0; j < group; j++) d.w[r * group + j] = clipped(r, j, amax[r] * c);
-            round_to_nearest(d, nullptr);
+            round_to_nearest(d);
 #pragma omp parallel for schedule(static)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t j = 0; j < group; j++) d.w[r * group + j] -= w[r * cols + c0 + j];

@@ -19,6 +19,9 @@
 // in double: H's condition number may reach n / damp_percent, 5e5 at n = 4864, which leaves fp32 two digits, and text
 // of few tokens makes H singular but for the damping. 4864^3 * 2/3 = 77 GFLOP, some seconds on two cores.
 //
+// What is left as master weight is each w_i as it was when its turn came, compensated and not yet rounded: its rounding
+// is q_i, and training goes on from there. From the cell's centre q_i a step of 1e-4 would have to cross half a cell.
+//
 // The trap: the grid of weight (row, column) is that of its place in the tensor, not of its turn; all arrays here are
 // in the tensor's own order but for U and the working copy of W.
 #pragma once
@@ -194,8 +197,9 @@ inline void gptq_factor(GptqMemory& g, const float* h, int64_t n, const GptqConf
 // ---------------------------------------------------------------------------------------------------------------------
 // rounding
 
-// t.w = Q(t.w) with the factor of the Hessian of t's inputs. work [rows,n]: the working copy, and afterwards what was
-// lost, in t's own order.
+// Codes and grid of t.w with the factor of the Hessian of t's inputs; t.w becomes the compensated weights. work
+// [rows,n]: the working copy, and afterwards what was lost, t.w as it was less what the codes stand for, in t's own
+// order.
 inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const GptqConfig& c) {
     const int64_t n = t.cols, rows = t.rows;
     const int64_t group = t.shape.group;
@@ -222,7 +226,6 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
                 const int code = quant_code(t.spec, w[i], grid);
                 const float value = quant_value(t.spec, code, grid), e = (value - w[i]) / U[i * n + i];
                 t.codes[at] = (int8_t)code;
-                w[i] = value;
                 errors[i - i1] = e;
                 INDEPENDENT
                 for (int64_t j = i + 1; j < i2; j++) w[j] += e * U[i * n + j];
@@ -232,14 +235,15 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
     }
 #pragma omp parallel
     {
-        std::vector<float> value(n);
+        std::vector<float> compensated(n);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
-            float *w = t.w + r * n, *difference = work + r * n;
-            for (int64_t i = 0; i < n; i++) value[g.order[i]] = difference[i];
+            float *w = t.w + r * n, *lost = work + r * n;
+            for (int64_t i = 0; i < n; i++) compensated[g.order[i]] = lost[i];
             for (int64_t j = 0; j < n; j++) {
-                difference[j] = w[j] - value[j];
-                w[j] = value[j];
+                const int64_t at = r * n + j;
+                lost[j] = w[j] - quant_value(t.spec, t.codes[at], t.grid_of(at));
+                w[j] = compensated[j];
             }
         }
     }
@@ -255,7 +259,7 @@ inline Rounder gptq_rounder(const GptqConfig& c) {
         gptq_factor(*memory, h, n, c, where);
         return memory->damp_percent;
     };
-    r.round = [memory, c](const RoundedLinear& t, float* difference) { gptq_round(t, difference, *memory, c); };
+    r.round = [memory, c](const RoundedLinear& t, float* lost) { gptq_round(t, lost, *memory, c); };
     return r;
 }
 

@@ -14,8 +14,8 @@
 //                                 norm(hidden)           round gate,up
 //                                 silu(gate) up          round down;   hidden += W_down (silu(gate) up)
 // Memory beside the model: hidden and attention of all calibration tokens, one Hessian and its factor, one matrix. The
-// weights are rounded in place: the master becomes the grid's values, with codes and a kept grid beside it, so that model_refresh
-// gives the same numbers again.
+// weights are rounded in place: the master becomes what was rounded (transformed, by GPTQ compensated), with codes and
+// a kept grid beside it, and the working weight is Q(master), so that model_refresh gives the same numbers again.
 //
 // What a product loses is reported as ||(W - Q) X||^2 / ||W X||^2 over the calibration text, which the Hessian gives as
 // tr(D H D^T) / tr(W H W^T), D = W - Q.
@@ -140,7 +140,8 @@ struct PtqLayer {
     double seconds = 0.0;
 };
 
-// Rounds one weight, wherever the model is; energy(d, rows): what [rows,cols] d is worth
+// Rounds one weight, wherever the model is, and makes its working weight of the master that this leaves and the grid;
+// energy(d, rows): what [rows,cols] d is worth
 template <class Energy>
 void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, const Energy& energy, double* lost,
                 double* all) {
@@ -156,14 +157,14 @@ void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, cons
     *lost += energy(s.difference.data, t.rows);
     if (m.dev.cuda) {
         copy_to_device(master, r.w, count * sizeof(float), m.dev);
-        copy_to_device(t.codes, r.codes, count, m.dev);
         copy_to_device(t.grid, r.grid, (size_t)t.groups * sizeof(Grid), m.dev);
         copy_to_device(t.state.tensor, r.state.tensor, s.host.state.size() * sizeof(float), m.dev);
         copy_to_device(t.state.codes, r.state.codes, s.host.scale_codes.size(), m.dev);
         device_synchronize(m.dev);  // the host's copies are used again
     }
-    convert_forward(t.work, master, t.count(), m.dev);
-    t.measured = true;
+    t.quantizer.scale_mode = ScaleMode::kept;
+    t.measured = t.given = true;  // the codes of this refresh are the first
+    quantized_tensor_refresh(t, master, QuantNoise(), m.dev);
 }
 
 // Rounds the weights of a linear. hessian [n,n]: sum of x x^T of its inputs over s.tokens, where the model is; null
@@ -318,5 +319,4 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
     }
     round_tables(m, s);
     m.work_quantized = true;
-    for (LinearPart* t : quantized_parts(m)) t->quantizer.scale_mode = ScaleMode::kept;
 }

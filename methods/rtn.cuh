@@ -8,7 +8,7 @@
 #include <vector>
 #include "../quant.cuh"
 
-// A linear on the host: w [rows,cols] becomes the grid's values, codes and grid what they stand for
+// A linear on the host: w [rows,cols] is rounded to codes on a grid
 struct RoundedLinear {
     float* w;
     int8_t* codes;  // [rows,cols]
@@ -43,14 +43,16 @@ inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& 
     return r;
 }
 
-// t.w = Q(t.w) to nearest; difference [rows,cols]: what was lost, or null
-inline void round_to_nearest(const RoundedLinear& t, float* difference) {
-    const int64_t n = t.rows * t.cols;
-    if (difference) std::copy_n(t.w, n, difference);
+// t.w = Q(t.w) to nearest
+inline void round_to_nearest(const RoundedLinear& t) {
     fake_quant_forward_cpu(t.w, t.codes, t.grid, t.state, t.w, t.shape, t.spec, true);
+}
+
+// Codes and grid of t.w to nearest, t.w as it is; lost [rows,cols] = t.w - Q(t.w)
+inline void round_codes_to_nearest(const RoundedLinear& t, float* lost) {
+    fake_quant_forward_cpu(lost, t.codes, t.grid, t.state, t.w, t.shape, t.spec, true);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        if (difference) difference[i] -= t.w[i];
+    for (int64_t i = 0; i < t.rows * t.cols; i++) lost[i] = t.w[i] - lost[i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -62,12 +64,13 @@ struct Rounder {
     // what the weights of a linear share: h [n,n] = 2/T sum x x^T of its inputs, on the host; `where` names the linear in
     // messages. Returns the damping it took. Empty: the rounder needs no calibration.
     std::function<double(const float* h, int64_t n, const std::string& where)> prepare;
-    // t.w = Q(t.w), with codes and grid; difference [rows,cols]: what was lost
-    std::function<void(const RoundedLinear& t, float* difference)> round;
+    // codes and grid of t.w, which becomes what was rounded: numbers that have these codes on this grid, and that
+    // training can go on from. lost [rows,cols] = t.w as it was - what the codes stand for
+    std::function<void(const RoundedLinear& t, float* lost)> round;
 };
 
 inline Rounder rtn_rounder() {
     Rounder r;
-    r.round = round_to_nearest;
+    r.round = round_codes_to_nearest;
     return r;
 }

@@ -111,10 +111,11 @@ OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are
 OPT(double, lora_alpha, 32, "(0, 1000000]", IN_TRAIN, "the adapters count alpha / r times") \
 OPT(double, lora_dropout, 0.0, "[0, 1)", IN_TRAIN, "share of the adapters' inputs that is dropped in training; makes the trainer differ from the sampler") \
 OPT(std::string, lora_target, "all", "{all, q, k, v, o, gate, up, down}", IN_TRAIN, "linear layers that get an adapter") \
-OPT(bool, lora_inside_quantizer, false, "", IN_MODEL, "L4Q: quantize the sum of weight and adapter, and not the weight alone") \
-OPT(std::string, adapter, "", "", IN_MODEL, "folder of a PEFT adapter to use or to train on; without --model, over the base that it names") \
+OPT(bool, lora_inside_quantizer, false, "", IN_MODEL & ~IN_QUANTIZE, "L4Q: quantize the sum of weight and adapter, and not the weight alone; unless given, as the adapter was trained") \
+OPT(std::string, adapter, "", "", IN_MODEL & ~IN_QUANTIZE, "folder of a PEFT adapter to use or to train on; without --model, over the base that it names") \
 OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
 GROUP("post-training quantization") \
+OPT(bool, save_masters, true, "", IN_QUANTIZE, "write masters.safetensors beside the model: the fp32 weights that its codes were rounded from, which training goes on from; false: from what the codes stand for") \
 OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate; such as rotate+gptq") \
 OPT(std::string, calibration, "prompts", "", IN_QUANTIZE, "text or JSONL file; prompts: those of train_data and their answers; self: the model's own answers to them; rtn needs none but then measures the products' outputs") \
 OPT(int, calibration_samples, 128, "[1, 65536]", IN_QUANTIZE, "windows of calibration text; self: problems that are answered, too") \

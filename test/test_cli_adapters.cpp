@@ -62,6 +62,68 @@ TEST(Adapters, InsideTheQuantizer) {
     EXPECT_EQ(number(rows[0], "sampling/sampling_logp_difference/max"), 0.0);
 }
 
+// An adapter is used over the base that it was trained on, and inside the quantizer if it was; merged from there it is the
+// trained policy, from a frozen base a model in full precision
+TEST(Adapters, KeepTheirPolicy) {
+    const std::string prompt = "3+4=?\n#### 7";
+    auto logps = [&](const Args& model, std::string* told = nullptr) {
+        const Outcome r = good(Args{"logprobs"} + model + Args{"--prompt", prompt});
+        if (told) *told = r.err;
+        return json::parse(r.out)["logprobs"];
+    };
+    const Args train = {"--lora_r",        "4",    "--learning_rate", "0.01",
+                        "--merge_adapter", "true", "--kv_cache",      "int8:token"};
+    const Args inside = {"--lora_inside_quantizer", "true"};
+    std::string told;
+    for (const char* scale : {"dynamic", "static"}) {
+        const std::string out = fresh("inside"), adapter = out + "/checkpoint-2";
+        good(grpo(out, train + inside + Args{"--weights", "int4:g16", "--qat_scale", scale}));
+        const json used = logps({"--adapter", adapter}, &told);
+        EXPECT_NE(
+            told.find("trained as --weights 'int4:g16:sym' --kv_cache 'int8:token:sym' --lora_inside_quantizer true"),
+            std::string::npos)
+            << told;
+        EXPECT_EQ(used, logps(Args{"--adapter", adapter, "--weights", "int4:g16"} + inside));
+        EXPECT_NE(used, logps({"--adapter", adapter, "--lora_inside_quantizer", "false"}, &told));
+        EXPECT_NE(told.find("--lora_inside_quantizer false is used instead"), std::string::npos) << told;
+        EXPECT_EQ(used, logps({"--model", adapter + "-merged"}, &told));
+        EXPECT_NE(told.find("trained as --weights 'int4:g16:sym' --kv_cache"), std::string::npos) << told;
+    }
+    for (const char* weights : {"nf4:g16", "none"}) {
+        const std::string out = fresh("frozen"), adapter = out + "/checkpoint-2";
+        good(grpo(out, train + Args{"--weights", weights}));
+        const json used = logps({"--adapter", adapter}, &told);
+        EXPECT_EQ(used, logps({"--adapter", adapter, "--weights", weights}));
+        EXPECT_NE(told.find(std::string("trained as --weights '") + weights + "' --kv_cache"), std::string::npos)
+            << told;
+        logps({"--model", adapter + "-merged"}, &told);
+        EXPECT_NE(told.find("trained as --kv_cache 'int8:token:sym'"), std::string::npos) << told;
+    }
+    // over a checkpoint whose own grids are of another quantizer
+    const std::string grids = fresh("static"), over = fresh("over");
+    good(grpo(grids, {"--weights", "int4:g16", "--qat_scale", "static"}));
+    Args args = grpo(over, train + Args{"--weights", "nf4:g16"});
+    *std::find(args.begin(), args.end(), trained) = grids + "/checkpoint-2";
+    good(args);
+    logps({"--adapter", over + "/checkpoint-2"}, &told);
+    EXPECT_NE(told.find("trained as --weights 'nf4:g16'"), std::string::npos) << told;
+    refused(2, {"quantize", "--adapter", trained, "--weights", "int4:g16"}, {"--adapter"});
+}
+
+// inside the quantizer what is quantized is the sum of the masters and the adapter: wherever the adapter goes, they do
+TEST(Adapters, InsideTheQuantizerOverMasters) {
+    const std::string quantized = fresh("quantized"), base_model = quantized + "/checkpoint-0", out = fresh("inside");
+    good({"quantize", "--model", trained, "--weights", "int3:g32:asym", "--train_data", sums, "--calibration_samples",
+          "8", "--calibration_length", "32", "--output_dir", quantized});
+    Args args = grpo(out, {"--lora_r", "4", "--lora_inside_quantizer", "true", "--merge_adapter", "true"});
+    *std::find(args.begin(), args.end(), trained) = base_model;
+    good(args);
+    const Args prompt = {"--prompt", "3+4=?\n#### 7"};
+    const Outcome r = good(Args{"logprobs", "--adapter", out + "/checkpoint-2"} + prompt);
+    EXPECT_NE(r.err.find("master weights are those of " + base_model), std::string::npos) << r.err;
+    EXPECT_EQ(r.out, good(Args{"logprobs", "--model", out + "/checkpoint-2-merged"} + prompt).out);
+}
+
 TEST(Adapters, BadInput) {
     std::string out = fresh("never");
     refused(1, {"eval", "--adapter", trained, "--eval_data", problems, "--output_dir", out},

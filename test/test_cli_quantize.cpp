@@ -164,6 +164,153 @@ TEST(Quantize, AnAdapterIsTrainedOverTheResult) {
     EXPECT_NE(r.out.find("base packed: int4:g16:sym"), std::string::npos) << r.out;
 }
 
+// Seven steps at 1e-4 from a GPTQ checkpoint: codes flip, as they do not from the middle of their cells. At learning rate
+// 0 nothing has moved, so that what is trained begins as what was saved.
+TEST(Quantize, TrainingGoesOnFromTheMasters) {
+    const std::string out = fresh("quantized"), checkpoint = out + "/checkpoint-0";
+    Args args = quantize(out, {"--train_data", sums});
+    args[4] = "int3:g32:asym";
+    Outcome r = good(args);
+    EXPECT_NE(r.out.find("fp32 in masters.safetensors"), std::string::npos) << r.out;
+    auto flips = [&](const std::string& model, const char* rate, const Args& more = {}) {
+        const std::string run = fresh("run");
+        Args all =
+            grpo(run, Args{"--max_steps", "7", "--learning_rate", rate, "--lr_scheduler_type", "constant"} + more);
+        *std::find(all.begin(), all.end(), trained) = model;
+        r = good(all);
+        return number(read_lines(run + "/metrics.jsonl").back(), "quant/code_flip_total");
+    };
+    const double moved = flips(checkpoint, "1e-4");
+    EXPECT_NE(r.err.find("master weights are those of " + checkpoint), std::string::npos) << r.err;
+    EXPECT_GT(moved, 0.001);
+    EXPECT_GT(flips(checkpoint, "1e-3"), moved);
+    EXPECT_EQ(flips(checkpoint, "0"), 0.0);
+    EXPECT_GT(flips(checkpoint, "1e-4", {"--qat_scale", "dynamic"}), 0.001);
+    fs::remove(checkpoint + "/masters.safetensors");
+    EXPECT_EQ(flips(checkpoint, "1e-4"), 0.0);
+    EXPECT_EQ(r.err.find("master weights"), std::string::npos) << r.err;
+    const std::string without = fresh("quantized");
+    r = good(quantize(without, {"--train_data", sums, "--save_masters", "false"}));
+    EXPECT_FALSE(fs::exists(without + "/checkpoint-0/masters.safetensors"));
+    EXPECT_EQ(r.out.find("masters.safetensors"), std::string::npos) << r.out;
+}
+
+TEST(Quantize, MastersOfOthersAreRefused) {
+    const std::string out = fresh("quantized"), other = fresh("quantized"), file = "/checkpoint-0/masters.safetensors";
+    good(quantize(out, {"--train_data", sums}));
+    good(quantize(other, {"--ptq", "rtn"}));
+    const std::string whole = read_text(out + file);
+    auto says = [&](const std::string& part) {
+        for (const char* lora : {"", "2"}) {  // a frozen base has no use for them
+            Args args = grpo(fresh("never"), *lora ? Args{"--lora_r", lora, "--max_steps", "1"} : Args{});
+            *std::find(args.begin(), args.end(), trained) = out + "/checkpoint-0";
+            const Outcome r = run(args);
+            EXPECT_EQ(r.status, *lora ? 0 : 1) << shown_run(args, r);
+            EXPECT_EQ(r.err.find("train_qrl: ") == std::string::npos, *lora != 0) << r.err;
+            EXPECT_EQ(r.err.find(part) == std::string::npos, *lora != 0) << r.err;
+            EXPECT_EQ(r.err.find("remove masters.safetensors") == std::string::npos, *lora != 0) << r.err;
+        }
+    };
+    write_text(out + file, whole.substr(0, whole.size() / 2));
+    says("masters.safetensors: ");
+    fs::copy_file(other + file, out + file, fs::copy_options::overwrite_existing);
+    says("do not round to the folder's codes");
+    Tensors shapes;
+    shapes["model.layers.0.self_attn.q_proj.weight"] = {{32, 64}, std::vector<float>(2048)};
+    write_safetensors(out + file, shapes);
+    says("has shape [32, 64]");
+}
+
+// What a policy was quantized to goes with it: a folder's own words, told in one line, and what a flag makes of them
+static Args eval_of(const std::string& checkpoint, const Args& more = {}) {
+    return Args{"eval",   "--model",      checkpoint,   "--eval_data",
+                problems, "--eval_n",     "8",          "--max_completion_length",
+                "16",     "--output_dir", fresh("eval")} +
+           more;
+}
+
+static std::string used(const Args& args) {  // by an evaluation
+    const json s =
+        read_json(args[std::find(args.begin(), args.end(), "--output_dir") - args.begin() + 1] + "/summary.json");
+    return s["weights"].get<std::string>() + " | " + s["activations"].get<std::string>() + " | " +
+           s["kv_cache"].get<std::string>();
+}
+
+TEST(Policies, OfContainersKeepWhatTheContainerWidens) {
+    const std::string text = fresh("text.txt");
+    write_text(text, read_text(sums).substr(0, 1000));
+    struct {
+        const char *weights, *format;
+    } cases[] = {
+        {"int3:tensor:sym", "compressed-tensors"}, {"int3:g32:asym", "awq"},
+        {"ternary:tensor", "compressed-tensors"},  {"int8:tensor:sym", "int-quantized"},
+        {"int4:g32:asym:mse", "gptq_v2"},          {"int3:g32:asym; down=int4:g32:asym", "compressed-tensors"}};
+    for (auto& c : cases) {
+        SCOPED_TRACE(std::string(c.weights) + " as " + c.format);
+        const std::string out = fresh("quantized"), checkpoint = out + "/checkpoint-0";
+        Args args = quantize(
+            out, {"--train_data", sums, "--format", c.format, "--activations", "int8:token", "--eval_text", text});
+        args[4] = c.weights;
+        good(args);
+        const Args eval = eval_of(checkpoint, {"--eval_text", text});
+        Outcome r = good(eval);
+        EXPECT_EQ(used(eval), std::string(c.weights) + " | int8:token:sym | none");
+        EXPECT_NE(r.err.find(std::string("read as --weights ") + c.weights + " with the file's own scales"),
+                  std::string::npos)
+            << r.err;
+        EXPECT_NE(r.err.find("trained as --activations 'int8:token:sym'"), std::string::npos) << r.err;
+        const Args none = eval_of(checkpoint, {"--activations", "none"});
+        r = good(none);
+        EXPECT_NE(r.err.find("trained as --activations 'int8:token:sym'; --activations 'none' is used instead"),
+                  std::string::npos)
+            << r.err;
+        // what is not quantized is bf16 in the folder, and was when it was measured
+        EXPECT_EQ(read_json(out + "/summary.json")["log_loss"]["after"],
+                  read_json(eval[10] + "/summary.json")["log_loss"]["mean"]);
+        // and another container of it
+        const std::string exported = fresh("exported");
+        if (std::string(c.weights).find(';') != std::string::npos) continue;
+        good({"export", "--model", checkpoint, "--format", c.format, "--output_dir", exported});
+        EXPECT_EQ(read_text(exported + "/model.safetensors"), read_text(checkpoint + "/model.safetensors"));
+        EXPECT_EQ(read_json(exported + "/quantizer.json"), read_json(checkpoint + "/quantizer.json"));
+    }
+}
+
+TEST(Policies, FlagsAgainstTheFolderAreTold) {
+    const std::string out = fresh("run"), checkpoint = out + "/checkpoint-2";
+    good(grpo(out, {"--weights", "int4:g16", "--kv_cache", "int8:token", "--qat_scale", "static"}));
+    Args eval = eval_of(checkpoint);
+    Outcome r = good(eval);
+    EXPECT_EQ(used(eval), "int4:g16:sym | none | int8:token:sym");
+    EXPECT_NE(r.err.find("trained as --weights 'int4:g16:sym' --kv_cache 'int8:token:sym'\n"), std::string::npos)
+        << r.err;
+    eval = eval_of(checkpoint, {"--weights", "int8:channel"});
+    r = good(eval);
+    EXPECT_EQ(used(eval), "int8:channel:sym | none | int8:token:sym");
+    EXPECT_NE(r.err.find("; --weights 'int8:channel:sym' is used instead"), std::string::npos) << r.err;
+    eval = eval_of(checkpoint, {"--weights", "int4:g16", "--kv_cache", "int8:token"});
+    r = good(eval);
+    EXPECT_EQ(r.err.find("note: "), std::string::npos) << "as it was trained: " << r.err;
+    auto policy = [&](const std::string& text, const Args& parts) {
+        write_text(checkpoint + "/quantizer.json", text);
+        refused(1, eval_of(checkpoint), Args{checkpoint + "/quantizer.json"} + parts);
+    };
+    policy("{\"weights\": \"int9:g16\"}", {"'int9'", "mend the file"});
+    policy("{\"weights\": 4}", {"weights is not a text"});
+    policy("{\"weights\": ", {"not valid JSON"});
+    policy("[]", {"not a JSON object"});
+}
+
+TEST(Policies, AContainerOfOtherCodesIsRefused) {
+    const std::string out = fresh("quantized"), checkpoint = out + "/checkpoint-0";
+    good(quantize(out, {"--train_data", sums}));
+    for (const char* weights : {"int8:g16:sym", "int3:g16:sym", "int4:g32:sym", "nf4:g16", "int4:g16; down=none"}) {
+        write_text(checkpoint + "/quantizer.json", json{{"weights", weights}}.dump());
+        refused(1, eval_of(checkpoint),
+                {"quantizer.json says --weights", "compressed-tensors weights are int4:g16:sym"});
+    }
+}
+
 // A part, a layer, a pattern, each with a quantizer of its own: shown, trained alike by sampler and trainer, saved and
 // found again, exported where the container holds it
 TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
@@ -217,6 +364,10 @@ TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
         std::string groups = fresh("groups");
         good(exported("compressed-tensors", groups));
         EXPECT_EQ(read_json(groups + "/config.json")["quantization_config"]["config_groups"].size(), 2u);
+        r = good(Args{"logprobs", "--model", groups} + prompt);
+        EXPECT_NE(r.err.find("read as --weights " + said), std::string::npos) << r.err;
+        if (!bf16_build) { EXPECT_EQ(json::parse(r.out)["logprobs"], mixed); }
+        fs::remove(groups + "/quantizer.json");  // the container alone
         r = good(Args{"logprobs", "--model", groups} + prompt);
         EXPECT_NE(r.err.find("none; q,v,o,gate,layers.0.up=int4:g16:sym; k,down=int8:channel:sym"), std::string::npos)
             << r.err;

@@ -84,7 +84,7 @@ static void nearest(float* out, const float* w, int64_t rows, int64_t cols, cons
     RoundingScratch scratch;
     RoundedLinear r = rounded_scratch(scratch, t);
     std::copy_n(w, rows * cols, r.w);
-    round_to_nearest(r, nullptr);
+    round_to_nearest(r);
     std::copy_n(r.w, rows * cols, out);
 }
 

@@ -82,6 +82,7 @@ inline void run_state_save(const std::string& folder, Trainer& t, Objective& obj
     objective.save(j["objective"]);
     for (const auto& item : command.items()) j[item.key()] = item.value();
     write_file_atomic(folder + "/trainer_state.json", json_line(j, 2) + "\n");
+    st_write_index(folder);  // loaders that take every *.safetensors of a folder would read these as the model
 }
 
 // trainer_state.json of a checkpoint
