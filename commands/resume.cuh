@@ -83,6 +83,12 @@ inline Options resumed_options(const Options& now, std::vector<std::string> args
     return parse_options(args);
 }
 
+// as if --output_dir had been given: out is out then, and not out-2
+inline void resume_in_folder(Options& o, const std::string& run) {
+    o.output_dir = run;
+    o.is_given[option_index("output_dir")] = true;
+}
+
 // Before anything else: finds the checkpoint and takes the flags of its run. args: without the program's name
 inline void session_resume(Session& s, const std::vector<std::string>& args) {
     std::string from = s.o.resume_from_checkpoint;
@@ -97,6 +103,7 @@ inline void session_resume(Session& s, const std::vector<std::string>& args) {
             fprintf(stderr, "note: %s holds a run that died before its first checkpoint; it begins again\n",
                     run.c_str());
             s.resume.from_start = true;
+            resume_in_folder(s.o, run);
             return;
         }
         if (found.empty() && last)
@@ -107,9 +114,9 @@ inline void session_resume(Session& s, const std::vector<std::string>& args) {
     s.resume.state = checkpoint_state(from);
     s.resume.folder = from;
     s.o = resumed_options(s.o, args, s.resume.state, from + "/trainer_state.json");
-    if (s.o.given("output_dir") || last) return;
     const std::string parent = parent_folder(from);
-    if (file_exists(parent + "/config.json")) s.o.output_dir = parent, s.o.is_given[option_index("output_dir")] = true;
+    if (last) resume_in_folder(s.o, run);
+    else if (!s.o.given("output_dir") && file_exists(parent + "/config.json")) resume_in_folder(s.o, parent);
 }
 
 // whether the run in `folder` is the one that is resumed, so that its logs go on

@@ -62,6 +62,40 @@ static void expect_same(const std::string& a, const std::string& b, const std::s
     }
 }
 
+// The program in the background, its output in a file
+struct Background {
+    pid_t pid = -1;
+    std::string log;
+
+    explicit Background(const Args& args, const std::function<void()>& before = nullptr) : log(fresh("log")) {
+        pid = fork();
+        if (pid != 0) return;
+        const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        dup2(file, 1), dup2(file, 2);
+        for (int s : {SIGINT, SIGHUP, SIGPIPE}) signal(s, SIG_DFL);
+        setenv("OMP_WAIT_POLICY", "passive", 0);
+        setenv("OMP_NUM_THREADS", "2", 0);
+        std::string path = fs::absolute(program());
+        if (before) before();
+        std::vector<char*> argv = {&path[0]};
+        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+        argv.push_back(nullptr);
+        execv(path.c_str(), argv.data());
+        _exit(127);
+    }
+    // exit status, or 128 + signal
+    int wait() {
+        int status = 0;
+        waitpid(pid, &status, 0);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+    bool said(const std::string& text) const { return read_text(log).find(text) != std::string::npos; }
+    bool wait_for(const std::string& text) const {
+        for (int i = 0; i < 6000 && !said(text); i++) usleep(2000);
+        return said(text);
+    }
+};
+
 // as a death after step 2 leaves it: its logs may have more than its last checkpoint has
 static std::string died_after_two(const std::string& whole) {
     const std::string out = fresh("died");
@@ -209,6 +243,21 @@ TEST(Resume, InAnotherFolderTheRunBranches) {
             {whole + "/checkpoint-4 is later than " + whole + "/checkpoint-2", "--output_dir"});
 }
 
+TEST(Resume, LastIsThatOfOut) {
+    const std::string here = fresh("here");
+    fs::create_directories(here);
+    auto in_here = [&](const Args& args) {
+        Background run(args, [&] { EXPECT_EQ(chdir(here.c_str()), 0); });
+        EXPECT_EQ(run.wait(), 0) << read_text(run.log);
+    };
+    const Args args = four_steps("out");
+    in_here(args);
+    fs::remove_all(here + "/out/checkpoint-4");
+    in_here({"--resume_from_checkpoint", "last"});
+    EXPECT_TRUE(fs::exists(here + "/out/checkpoint-4"));
+    EXPECT_FALSE(fs::exists(here + "/out-2"));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // what is kept
 
@@ -279,40 +328,6 @@ TEST(Checkpoints, BadUse) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // stopped by a signal
-
-// The program in the background, its output in a file
-struct Background {
-    pid_t pid = -1;
-    std::string log;
-
-    explicit Background(const Args& args, const std::function<void()>& before = nullptr) : log(fresh("log")) {
-        pid = fork();
-        if (pid != 0) return;
-        const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
-        dup2(file, 1), dup2(file, 2);
-        for (int s : {SIGINT, SIGHUP, SIGPIPE}) signal(s, SIG_DFL);
-        setenv("OMP_WAIT_POLICY", "passive", 0);
-        setenv("OMP_NUM_THREADS", "2", 0);
-        if (before) before();
-        std::string path = program();
-        std::vector<char*> argv = {&path[0]};
-        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-        argv.push_back(nullptr);
-        execv(path.c_str(), argv.data());
-        _exit(127);
-    }
-    // exit status, or 128 + signal
-    int wait() {
-        int status = 0;
-        waitpid(pid, &status, 0);
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    }
-    bool said(const std::string& text) const { return read_text(log).find(text) != std::string::npos; }
-    bool wait_for(const std::string& text) const {
-        for (int i = 0; i < 6000 && !said(text); i++) usleep(2000);
-        return said(text);
-    }
-};
 
 TEST(Signals, SaveAndLeaveAndTheRunGoesOn) {
     const Args eval = {"--eval_data", problems, "--eval_n", "100", "--eval_steps", "2", "--max_steps", "8"};

@@ -167,7 +167,7 @@ TEST(Mix, IsTheWeightedMeanRoundedOnce) {
                             (float)got[i], exact,
                             (sizeof(floatX) == 2 ? 4e-3 : 3e-7) * (std::fabs((float)x[i]) + std::fabs((float)y[i])))
                             << "n " << n << " a " << a << " element " << i << ", " << run.name;
-                        if (a == 1.0f) ASSERT_EQ((float)got[i], (float)x[i]);
+                        if (a == 1.0f) { ASSERT_EQ((float)got[i], (float)x[i]); }
                     }
                     if (offset) { ASSERT_EQ((float)got[0], (float)y[0]) << run.name; }
                 }
