@@ -9,6 +9,7 @@ struct Checkpoints {
     Trainer& t;
     LoopState& state;
     Objective* objective = nullptr;
+    std::string shared;                               // the folder of rank 0, which writes; empty: dir's
     std::function<nlohmann::ordered_json()> command;  // what the command adds to trainer_state.json
     bool model_alone = false;                         // there is no state to resume from
     std::vector<int64_t> kept;                        // steps of those on the disk, of this run
@@ -20,6 +21,7 @@ struct Checkpoints {
 
     Checkpoints(Session& session, RunDir& run, Trainer& trainer, LoopState& loop)
         : s(session), dir(run), t(trainer), state(loop) {}
+    std::string folder(int64_t step) const { return checkpoint_folder(shared.empty() ? dir.path : shared, step); }
 };
 
 // A checkpoint whose weights are not the fp32 masters has them beside
@@ -40,7 +42,7 @@ inline void checkpoints_limit(Checkpoints& c) {
             i++;
             continue;
         }
-        const std::string folder = checkpoint_folder(c.dir.path, c.kept[i]);
+        const std::string folder = c.folder(c.kept[i]);
         discard_folder(folder);
         discard_folder(folder + "-merged");
         c.kept.erase(c.kept.begin() + (std::ptrdiff_t)i);
@@ -53,7 +55,7 @@ inline void checkpoint_save(Checkpoints& c) {
     const bool there = !c.kept.empty() && c.kept.back() == step;
     if (world_rank() != 0 || (there && c.state.pending.is_null())) return;
     const double start = wall_seconds();
-    const std::string folder = checkpoint_folder(c.dir.path, step);
+    const std::string folder = c.folder(step);
     c.saving = true;
     sync_logs(c.dir);  // what has been logged of the steps that the checkpoint has
     if (!there) c.kept.push_back(step);
@@ -83,37 +85,44 @@ inline void checkpoint_load(Checkpoints& c, const std::string& folder, const nlo
 // ---------------------------------------------------------------------------------------------------------------------
 // after a failure in mid-run
 
+// false: there was no room, and nothing is left of it
+inline bool emergency_write(const Checkpoints& c, const std::string& place, const std::string& folder,
+                            bool model_alone) {
+    std::error_code ec;
+    try {
+        std::filesystem::create_directories(place);
+        checkpoint_write(c, folder, model_alone);
+        return true;
+    } catch (const std::exception&) {  // what went wrong first is said; here it is the same or follows from it
+        if (place != c.dir.path) std::filesystem::remove_all(place, ec);
+        return false;
+    }
+}
+
 // The weights in memory, where they can be written: the run's folder, else a temporary one, with what a resumed run needs
 // if there is room for that. Says where they are, or that they are lost.
 inline void checkpoint_emergency(Checkpoints& c) {
     if (world_rank() != 0 || !c.objective || c.state.trainer.step == 0) return;
     if (!c.kept.empty() && c.kept.back() == c.state.step && !c.saving) {
         fprintf(stderr, "train_qrl: the weights of step %lld are in %s\n", (long long)c.state.step,
-                checkpoint_folder(c.dir.path, c.state.step).c_str());
+                c.folder(c.state.step).c_str());
         return;
     }
     const std::string temporary = std::filesystem::temp_directory_path().string();
     const std::vector<std::string> places = {c.dir.path, format("%s/train_qrl-%ld", temporary.c_str(), (long)getpid())};
+    const char* rest = "; the rest of the run's state is not, so it cannot be resumed exactly";
     for (bool model_alone : {false, true}) {
         if (!model_alone && (!c.state.whole || c.model_alone || c.s.o.save_only_model)) continue;
         for (const std::string& place : places) {
             const std::string folder = c.state.whole ? checkpoint_folder(place, c.state.step) : place + "/emergency";
-            try {
-                std::filesystem::create_directories(place);
-                checkpoint_write(c, folder, model_alone);
-            } catch (const std::exception& e) {
-                fprintf(stderr, "train_qrl: %s\n", e.what());
-                continue;
-            }
+            if (!emergency_write(c, place, folder, model_alone)) continue;
             fprintf(stderr, "train_qrl: the weights of step %lld are in %s%s\n", (long long)c.state.step,
-                    folder.c_str(),
-                    model_alone ? "; the rest of the run's state is not, so it cannot be resumed exactly"
-                                : ("; go on with --resume_from_checkpoint " + folder).c_str());
+                    folder.c_str(), model_alone ? rest : ("; go on with --resume_from_checkpoint " + folder).c_str());
             return;
         }
     }
-    fprintf(stderr, "train_qrl: the weights of step %lld could not be written anywhere and are lost\n",
-            (long long)c.state.step);
+    fprintf(stderr, "train_qrl: the weights of step %lld are lost: they could be written neither to %s nor to %s\n",
+            (long long)c.state.step, places[0].c_str(), temporary.c_str());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

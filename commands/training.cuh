@@ -29,6 +29,7 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
     std::string parent = std::filesystem::path(o.output_dir).parent_path().string();
     if (world > 1 && !parent.empty()) make_folders(parent);
     comm_open(r.comm, o.output_dir + ".nccl_id", r.s.m.dev);
+    if (world > 1) r.checkpoints.shared = o.output_dir;
     if (r.comm.rank == 0) return;
     o.output_dir += format(".rank-%d", r.comm.rank);
     if (!freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
@@ -113,8 +114,7 @@ inline void check_same_start(const TrainingRun& r) {
             item.key() != "overwrite_output_dir")
             fail(
                 "%s holds a run that has no checkpoint yet and was begun with another --%s (%s, now %s); give the "
-                "same, "
-                "or begin anew with --overwrite_output_dir",
+                "same, or begin anew with --overwrite_output_dir",
                 o.output_dir.c_str(), item.key().c_str(), printable(config[item.key()].dump()).c_str(),
                 printable(item.value().dump()).c_str());
 }
@@ -233,10 +233,9 @@ inline void training_resume(TrainingRun& r) {
     if (!r.in_its_folder) return;
     for (const auto& item : j["checkpoints"]) {
         const int64_t step = item;
-        if (is_folder(checkpoint_folder(r.dir.path, step))) c.kept.push_back(step);
+        if (is_folder(c.folder(step))) c.kept.push_back(step);
     }
-    if (is_folder(checkpoint_folder(r.dir.path, j["best"]["step"])))
-        c.best = j["best"]["step"], r.best_value = j["best"]["value"];
+    if (is_folder(c.folder(j["best"]["step"]))) c.best = j["best"]["step"], r.best_value = j["best"]["value"];
 }
 
 // Evaluation, the loop, evaluation, checkpoints
@@ -262,7 +261,7 @@ inline int training_run(TrainingRun& r, Objective& objective) {
     const bool stopped = training_stopped(r);
     const Checkpoints& c = r.checkpoints;
     const int64_t model = c.best >= 0 && !stopped ? c.best : r.state.step;
-    const std::string checkpoint = checkpoint_folder(r.dir.path, model);
+    const std::string checkpoint = c.folder(model);
     const double seconds = wall_seconds() - r.start;
     close_run_dir(r.dir, training_summary(r, stopped, checkpoint));
     printf("saved       %lld checkpoint%s, %s in %.1f s (%.1f%% of the run)\n", (long long)c.count,

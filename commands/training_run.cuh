@@ -93,7 +93,7 @@ inline void training_take_best(TrainingRun& r) {
     const int64_t best = r.checkpoints.best;
     printf("best        step %lld, %s %.4g\n", (long long)best, best_metric(r).c_str(), r.best_value);
     if (best < 0 || best == r.state.step) return;
-    const std::string folder = checkpoint_folder(r.checkpoints.dir.path, best);
+    const std::string folder = r.checkpoints.folder(best);
     const LoopState last = r.state;
     checkpoint_load(r.checkpoints, folder, run_state_read(folder));
     r.state = last;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <cerrno>
 #include <cstring>
+#include <initializer_list>
 
 inline volatile sig_atomic_t stop_signal = 0;  // the signal that asked the run to stop, or 0
 

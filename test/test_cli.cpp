@@ -47,7 +47,8 @@ TEST(BadUse, Values) {
     refused(2, {"--task", "chess", "--output_dir", out}, {"--task chess", "arithmetic"});
     refused(2, {"--train_data", problems, "--output_dir", out}, {"--train_data", "--model"});
     refused(2, {"--model", trained, "--output_dir", out}, {"--train_data", "--task arithmetic"});
-    refused(2, {"--model", trained, "--eval_data", problems, "--output_dir", out}, {"--train_data", "--task arithmetic"});
+    refused(2, {"--model", trained, "--eval_data", problems, "--output_dir", out},
+            {"--train_data", "--task arithmetic"});
     refused(2, {"eval", "--model", trained, "--output_dir", out}, {"--eval_data", "--task arithmetic"});
     refused(2, {"eval", "--output_dir", out}, {"eval needs --model"});
     refused(2, {"generate", "--prompt", "x"}, {"generate needs --model"});
@@ -376,12 +377,21 @@ TEST(OutputDir, HoldsOneRun) {
 }
 
 // RLIMIT_FSIZE stands in for a full disk: at the first file, at a log, at the checkpoint
+// One line of what was full, and before it, once a step has been done, one of what became of its weights
+static void full_disk(const Args& args, const Args& parts, const RunSetting& setting, bool trained) {
+    Outcome r = run(args, setting);
+    EXPECT_EQ(r.status, 1) << shown_run(args, r);
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), trained ? 2 : 1) << shown_run(args, r);
+    EXPECT_EQ(r.err.find("train_qrl: the weights of step ") == 0, trained) << shown_run(args, r);
+    for (const std::string& part : parts) EXPECT_NE(r.err.find(part), std::string::npos) << part << shown_run(args, r);
+}
+
 TEST(OutputDir, FullDisk) {
     for (rlim_t limit : {100, 4000, 40000}) {
         std::string out = fresh("full");
         RunSetting s;
         s.file_size = limit;
-        refused(1, grpo(out, {"--weights", "int8:channel"}), {"cannot", out, "ulimit -f"}, s);
+        full_disk(grpo(out, {"--weights", "int8:channel"}), {"cannot", out, "ulimit -f"}, s, limit > 100);
         EXPECT_EQ(leftovers(out, true), "") << limit;
         EXPECT_FALSE(fs::exists(out + "/summary.json")) << limit;
         for (const char* name : {"/metrics.jsonl", "/completions.jsonl", "/code_flips.jsonl"})
@@ -393,8 +403,8 @@ TEST(OutputDir, FullDisk) {
     std::string out = fresh("full");
     RunSetting s;
     s.file_size = 40000;
-    refused(1, {"sft", "--model", base, "--train_data", sums, "--max_steps", "1", "--output_dir", out},
-            {"model.safetensors", "ulimit -f"}, s);
+    full_disk({"sft", "--model", base, "--train_data", sums, "--max_steps", "1", "--output_dir", out},
+              {"model.safetensors", "ulimit -f"}, s, true);
     EXPECT_EQ(leftovers(out, true), "");
 }
 
@@ -634,7 +644,7 @@ TEST(Grpo, ConfigRepeatsARun) {
     EXPECT_EQ(read_text(again + "/completions.jsonl"), read_text(out + "/completions.jsonl"));
     EXPECT_EQ(learning_curve(again), learning_curve(out));
     json a = read_json(out + "/config.json"), b = read_json(again + "/config.json");
-    a.erase("output_dir"), b.erase("output_dir");
+    for (const char* own : {"output_dir", "run_id"}) a.erase(own), b.erase(own);
     EXPECT_EQ(a, b);
     refused(2, {"sft", "--config", out + "/config.json"}, {"grpo", "sft"});
 }

@@ -157,9 +157,27 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
 // the same ranks go on with the same bits; another number of them is a note
 TEST_F(Simulated, TwoRanksGoOnFromACheckpoint) {
     const std::string whole = fresh("whole"), died = fresh("died");
-    run_on_two_ranks(
-        grpo(whole, {"--device", "cuda", "--weights", "int4:g32:sym", "--prompts_per_step", "4", "--num_generations",
-                     "4", "--beta", "0.02", "--eval_n", "1", "--max_steps", "4", "--save_steps", "2"}));
+    run_on_two_ranks(grpo(whole, {"--device",
+                                  "cuda",
+                                  "--weights",
+                                  "int4:g32:sym",
+                                  "--prompts_per_step",
+                                  "4",
+                                  "--num_generations",
+                                  "4",
+                                  "--beta",
+                                  "0.02",
+                                  "--eval_n",
+                                  "1",
+                                  "--max_steps",
+                                  "4",
+                                  "--save_steps",
+                                  "2",
+                                  "--eval_data",
+                                  problems,
+                                  "--eval_steps",
+                                  "1",
+                                  "--load_best_model_at_end"}));
     for (const char* rank : {"", ".rank-1"}) fs::copy(whole + rank, died + rank, fs::copy_options::recursive);
     fs::remove_all(died + "/checkpoint-4");
     EXPECT_FALSE(fs::exists(whole + ".rank-1/checkpoint-4"));  // one of them writes

@@ -187,6 +187,7 @@ TEST(StopDeathTest, TheFirstSignalAsksTheSecondLeaves) {
     testing::FLAGS_gtest_death_test_style = "threadsafe";
     EXPECT_EXIT(
         {
+            for (int s : {SIGINT, SIGTERM}) signal(s, SIG_DFL);  // whatever this test was started from
             install_stop_handler();
             if (stop_requested()) _exit(1);
             raise(SIGTERM);

@@ -318,7 +318,7 @@ TEST(TrainLoop, CountsStepsUpdatesAndEnds) {
     c.stop = [] { return false; };
     std::vector<int64_t> evaluated, saved;
     c.eval_steps = 2, c.save_steps = 1;
-    c.evaluate = [&](int64_t step, nlohmann::ordered_json&) { evaluated.push_back(step); };
+    c.evaluate = [&](int64_t step, nlohmann::ordered_json&) { return evaluated.push_back(step), true; };
     c.save = [&](int64_t step) { saved.push_back(step); };
     testing::internal::CaptureStdout();
     Counting all;
@@ -351,6 +351,52 @@ TEST(TrainLoop, CountsStepsUpdatesAndEnds) {
     train_loop(t, stopped, data, c, none);
     EXPECT_EQ(none.step, 0);
     EXPECT_EQ(stopped.prepared, 0);
+    testing::internal::GetCapturedStdout();
+}
+
+// What a stop leaves is what a run can go on from: nothing of a step that was given up, and an evaluation still to come
+TEST(TrainLoop, AStopLeavesNothingHalfDone) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    TrainingData data = training_data(some_examples(), 4, 0);
+    LoopConfig c;
+    c.steps = 4;
+    c.stop = [] { return false; };
+    c.eval_steps = 2;
+    int asked = 0;
+    c.evaluate = [&](int64_t step, nlohmann::ordered_json& j) {
+        EXPECT_EQ(j["step"], step);
+        return asked++ > 0;
+    };
+    testing::internal::CaptureStdout();
+    Counting objective;
+    LoopState state;
+    train_loop(t, objective, data, c, state);
+    EXPECT_EQ(state.step, 2) << "stopped in its evaluation";
+    EXPECT_EQ(state.pending["step"], 2);
+    EXPECT_TRUE(state.whole);
+    objective.prepared = 0, objective.stop_in_loss = 1;
+    t.passes = 7;
+    train_loop(t, objective, data, c, state);
+    EXPECT_EQ(asked, 2) << "it is done first";
+    EXPECT_TRUE(state.pending.is_null());
+    EXPECT_EQ(state.step, 3);
+    EXPECT_EQ(t.passes, 7u);
+    EXPECT_EQ(t.step, 3);
+
+    struct Failing : Counting {
+        StepLoss loss(Trainer& t, const StepContext& c, bool gradient) override {
+            if (losses == 3) fail("the second update of the second step");
+            return Counting::loss(t, c, gradient);
+        }
+    } failing;
+    failing.updates = 2;
+    LoopState failed;
+    EXPECT_THROW(train_loop(t, failing, data, c, failed), Error);
+    EXPECT_EQ(failed.step, 1);
+    EXPECT_FALSE(failed.whole) << "its weights are between two updates";
     testing::internal::GetCapturedStdout();
 }
 
