@@ -550,7 +550,8 @@ TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
     limit.file_size = 4096;
     r = run(resume("grpo", none), limit);
     EXPECT_EQ(r.status, 1) << shown_run({}, r);
-    EXPECT_NE(r.err.find("the weights of step 4 are lost: they could be written neither to "), std::string::npos) << shown_run({}, r);
+    EXPECT_NE(r.err.find("the weights of step 4 are lost: they could be written neither to "), std::string::npos)
+        << shown_run({}, r);
     good(resume("grpo", none));
     expect_same(whole, none, "after a disk without room for anything");
 }
