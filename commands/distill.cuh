@@ -39,7 +39,7 @@ inline ModelSource default_teacher(const Options& o) {
     if (!std::filesystem::exists(source.path))
         fail_usage("%s was quantized from %s, which is gone; give that model, or another teacher, as --teacher",
                    folder.c_str(), source.path.c_str());
-    if (weights_hash(source.path) != source.hash)
+    if (content_hash(source.path) != source.hash)
         fail_usage("%s was quantized from %s, whose weights have changed since; give the teacher as --teacher",
                    folder.c_str(), source.path.c_str());
     return source;

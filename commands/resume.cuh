@@ -52,7 +52,7 @@ inline std::string checkpoint_run(const std::string& run, int64_t step) {
 
 // The last checkpoint of the run in a folder that can be resumed; "": none
 inline std::string last_checkpoint(const std::string& run) {
-    if (world_rank() == 0 && is_folder(run)) {
+    if (world_rank() == 0 && !run_in_folder(run).empty()) {  // in another folder nothing is touched
         FolderLock lock(run);
         repair_folders(run);
     }
@@ -132,7 +132,7 @@ inline bool resumes_in(const Session& s, const std::string& folder) {
 inline nlohmann::ordered_json input_files(const Session& s) {
     nlohmann::ordered_json j = nlohmann::ordered_json::object();
     auto add = [&](const char* flag, const std::string& path) {
-        if (!path.empty()) j[flag] = {{"path", path}, {"hash", weights_hash(path)}};
+        if (!path.empty()) j[flag] = {{"path", path}, {"hash", content_hash(path)}};
     };
     const Options& o = s.o;
     add("train_data", o.train_data);
@@ -171,8 +171,7 @@ inline void check_build(const nlohmann::ordered_json& saved, const nlohmann::ord
     if (saved.value("precision", PRECISION_NAME) != PRECISION_NAME)
         fail(
             "%s was written by the %s build, and this is the %s build; take that, or begin a new run with the "
-            "checkpoint "
-            "as --model",
+            "checkpoint as --model",
             folder.c_str(), saved.value("precision", "").c_str(), PRECISION_NAME);
     for (const char* key : {"device", "instructions", "ranks"})
         if (saved.contains(key) && saved[key].get<std::string>() != now[key].get<std::string>())

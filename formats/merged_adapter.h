@@ -36,6 +36,13 @@ inline void base_values(const Model& m, const ParamTensor& t, int64_t first, int
     for (int64_t i = 0; i < n; i++) out[i] = (float)host[i];
 }
 
+// What lies beside a merged model: with the adapter inside the quantizer the sum is what was trained, on the adapter's
+// grid; else it is on none
+inline void merged_beside(const Model& m, const std::string& folder) {
+    if (m.lora.inside()) quantizer_save(m, folder);
+    policy_save(m, folder, Saved::merged);
+}
+
 // The model with W + s B A for W, a folder like model_save's
 inline MergeReport merged_save(const Model& m, const std::string& dir, const std::string& save_dtype,
                                const std::function<void(const std::string&)>& also) {
@@ -72,12 +79,7 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         for (int64_t i = 0; i < t.count(); i++)
             report.lost += ((double)merged[i] - value[i]) * ((double)merged[i] - value[i]);
     };
-    // with the adapter inside the quantizer its sum is what was trained, on the adapter's grid; else it is not
-    auto beside = [&](const std::string& folder) {
-        if (l.inside()) quantizer_save(m, folder);
-        policy_save(m, folder, Saved::merged);
-        also(folder);
-    };
+    auto beside = [&](const std::string& folder) { merged_beside(m, folder), also(folder); };
     model_save(m, dir, save_dtype, beside, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {
         const LoraTensor* adapted = nullptr;
         if (t.kind == ParamKind::linear) {

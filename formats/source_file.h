@@ -29,9 +29,9 @@ inline std::vector<std::string> weight_files(const std::string& model) {
     return files;
 }
 
-// 64 bits, FNV-1a over words of 8 bytes and a shift that carries high bits down: it tells files apart by accident, not
+// Of a model or of any other file: 64 bits, FNV-1a over words of 8 bytes and a shift that carries high bits down: it tells files apart by accident, not
 // by malice. 16 hexadecimal digits
-inline std::string weights_hash(const std::string& model) {
+inline std::string content_hash(const std::string& model) {
     uint64_t h = 14695981039346656037ull;
     auto mix = [&](uint64_t word) { h = (h ^ word) * 1099511628211ull, h ^= h >> 29; };
     for (const std::string& path : weight_files(model)) {
@@ -48,7 +48,7 @@ inline std::string weights_hash(const std::string& model) {
 }
 
 inline ModelSource model_source(const std::string& model) {
-    return {std::filesystem::absolute(model).lexically_normal().string(), weights_hash(model)};
+    return {std::filesystem::absolute(model).lexically_normal().string(), content_hash(model)};
 }
 
 inline void source_save(const ModelSource& source, const std::string& folder) {

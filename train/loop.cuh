@@ -20,8 +20,8 @@ struct LoopConfig {
     // Adds its results to the metrics. False: it was stopped, and is to be done again. May be null
     std::function<bool(int64_t step, nlohmann::ordered_json& metrics)> evaluate;
     std::function<void(int64_t step)> save;
-    std::function<bool()>
-        worth_saving;  // what the last evaluation found, whether or not save_steps says so; may be null
+    // asked after each step: is it to be saved though save_steps does not say so? May be null
+    std::function<bool()> worth_saving;
 };
 
 // The updates of one step. False: abandoned, and nothing of the model has changed
