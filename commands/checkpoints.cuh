@@ -43,8 +43,13 @@ inline void checkpoints_limit(Checkpoints& c) {
             continue;
         }
         const std::string folder = c.folder(c.kept[i]);
-        discard_folder(folder);
-        discard_folder(folder + "-merged");
+        for (const std::string& gone : {folder, folder + "-merged"}) {
+            const std::string other = discard_folder(gone);
+            if (!other.empty())
+                fprintf(stderr,
+                        "note: %s is kept beyond --save_total_limit: it holds %s, which this program did not write\n",
+                        gone.c_str(), shown(other).c_str());
+        }
         c.kept.erase(c.kept.begin() + (std::ptrdiff_t)i);
     }
 }

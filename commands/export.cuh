@@ -4,6 +4,7 @@
 #pragma once
 #include "../formats/gguf_write.h"
 #include "memory.cuh"
+#include "output.cuh"
 
 inline bool is_gguf_format(const std::string& format) { return format == "gguf" || format.compare(0, 5, "gguf:") == 0; }
 
@@ -18,6 +19,26 @@ inline void check_export_format(const Options& o) {
     if (o.command == COMMAND_EXPORT) list += "; gguf, gguf:TYPE: a file for llama.cpp, of the type named";
     fail_usage("--format %s: not one of the formats%s (%s)", printable(o.format).c_str(),
                did_you_mean(o.format, names).c_str(), list.c_str());
+}
+
+// the file of a GGUF export; "": the export is a folder
+inline std::string export_file(const Options& o) {
+    if (!is_gguf_format(o.format)) return "";
+    return is_gguf_path(o.output_dir) ? o.output_dir : o.output_dir + "/model.gguf";
+}
+
+// Before the long work: what stands in the way, and may not be replaced
+inline void check_export_place(const Options& o) {
+    namespace fs = std::filesystem;
+    const std::string file = export_file(o), place = file.empty() ? o.output_dir : file;
+    if (!fs::exists(place) || (fs::is_directory(place) && fs::is_empty(place))) return;
+    if (!o.overwrite_output_dir)
+        fail("%s exists; choose another --output_dir, or replace it with --overwrite_output_dir", place.c_str());
+    check_inputs_outside(o, place);
+    if (file.empty()) check_replaceable(place);
+    else if (!gguf_written_here(place))
+        fail("%s was not written by this program, so it is not replaced; move it, or choose another --output_dir",
+             place.c_str());
 }
 
 inline void print_export(const Options& o, const ExportSummary& r) {
@@ -59,11 +80,8 @@ inline int export_from_memory(Session& s) {
                              [&](const std::string& folder) { export_beside(s, true, s.m.weight_rules, folder); }));
         return 0;
     }
-    std::string path = o.output_dir;
-    if (!is_gguf_path(path)) {
-        make_folders(path);
-        path += "/model.gguf";
-    }
+    const std::string path = export_file(o);
+    if (path != o.output_dir) make_folders(o.output_dir);
     gguf_export(s.m, s.tok, path, o.format == "gguf" ? "" : o.format.substr(5));
     printf("%s: GGUF%s%s, %s bytes\n", path.c_str(), s.m.weight_rules.on() ? ", linears " : "",
            s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : "",
@@ -77,13 +95,8 @@ inline int export_command(Session& s) {
     if (o.model.empty()) fail_usage("export needs --model: a Hugging Face folder or a .gguf file");
     check_export_format(o);
     if (!o.given("output_dir")) fail_usage("export needs --output_dir: the folder to write");
-    namespace fs = std::filesystem;
-    if (fs::exists(o.output_dir) && !o.overwrite_output_dir &&
-        !(fs::is_directory(o.output_dir) && fs::is_empty(o.output_dir)))
-        fail("%s exists; choose another --output_dir, or replace it with --overwrite_output_dir", o.output_dir.c_str());
-    std::error_code ec;
-    if (fs::equivalent(o.output_dir, o.model, ec))
-        fail_usage("--output_dir %s: this is the model itself; name another folder", o.output_dir.c_str());
+    while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
+    check_export_place(o);
     ModelFile file = model_file_open(o.model);
     ModelConfig config = model_config(o.model);
     if (!is_gguf_path(o.model)) session_stored_policy(o, config);
@@ -99,7 +112,6 @@ inline int export_command(Session& s) {
     if (has_tokenizer) s.tok = load_tokenizer(tokenizer);
     const char* dtype = o.format == "hf" ? "float32" : config.torch_dtype == "float16" ? "float16" : "bfloat16";
     if (!o.given("save_dtype")) o.save_dtype = dtype;
-    while (o.output_dir.size() > 1 && o.output_dir.back() == '/') o.output_dir.pop_back();
     if (is_gguf_format(o.format) || file_exists(o.model + "/quantizer.safetensors")) return export_from_memory(s);
     // --weights none, given: the numbers that a quantized folder stands for
     if (o.given("weights") && !rules.on()) {

@@ -33,7 +33,7 @@ inline int generate_command(Session& s) {
         std::string text = utf8_stream_push(stream, tokenizer_token_bytes(s.tok, token, true));
         fwrite(text.data(), 1, text.size(), stdout);
         fflush(stdout);
-        return !stop_requested();
+        return !stop_requested() && !ferror(stdout);
     });
     printf("%s\n", utf8_stream_flush(stream).c_str());
     fprintf(stderr, "%lld prompt tokens, %lld new tokens, %.2f s, %s tok/s%s\n", (long long)stats.prompt_tokens,

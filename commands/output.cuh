@@ -2,6 +2,26 @@
 #pragma once
 #include "problems.cuh"
 
+// What the command reads must not lie in a folder or be a file that it replaces
+inline void check_inputs_outside(const Options& o, const std::string& replaced) {
+    const std::pair<const char*, const std::string*> inputs[] = {
+        {"model", &o.model},         {"tokenizer", &o.tokenizer},    {"adapter", &o.adapter},
+        {"teacher", &o.teacher},     {"train_data", &o.train_data},  {"eval_data", &o.eval_data},
+        {"eval_text", &o.eval_text}, {"calibration", &o.calibration}};
+    for (const auto& [flag, path] : inputs)
+        if (!path->empty() && lies_within(*path, replaced))
+            fail_usage("--%s %s would be replaced with %s; give another --output_dir", flag, path->c_str(),
+                       replaced.c_str());
+}
+
+// the same of a run, which replaces its logs and its checkpoints
+inline void check_inputs_outside_run(const Options& o) {
+    for (const char* name : run_dir_files) check_inputs_outside(o, o.output_dir + "/" + name);
+    for (int64_t step : checkpoint_steps(o.output_dir))
+        for (const char* suffix : {"", "-merged"})
+            check_inputs_outside(o, checkpoint_folder(o.output_dir, step) + suffix);
+}
+
 // --output_dir, or the first of out, out-2, out-3 ... that holds no run. setting: for `completions`, whether there will be
 // any; run_id: what config.json and the checkpoints of a run have in common
 inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::string& run_id) {
@@ -10,6 +30,7 @@ inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::stri
          i++)
         o.output_dir = "out-" + std::to_string(i);
     setting.overwrite |= o.overwrite_output_dir;
+    if (setting.overwrite) check_inputs_outside_run(o);
     setting.completions &= o.log_completions;
     nlohmann::ordered_json config = options_to_json(o);
     config["run_id"] = run_id;

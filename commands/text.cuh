@@ -72,7 +72,7 @@ inline int tokenize_command(Session& s) {
             tokenizer_encode(tok, text, ids);
             out["ids"] = ids;
         }
-        printf("%s\n", json_line(out).c_str());
+        print_result(json_line(out));
     });
     return 0;
 }
@@ -116,7 +116,7 @@ inline int logprobs_command(Session& s) {
         out["logprobs"] = scored.logp;
         out["mean"] =
             scored.logp.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(sum / (double)scored.size());
-        printf("%s\n", json_line(out).c_str());
+        print_result(json_line(out));
         fflush(stdout);
     });
     return 0;

@@ -250,14 +250,8 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     training_take_best(r);
 }
 
-// The result is the program's exit code.
-inline int training_run(TrainingRun& r, Objective& objective) {
-    try {
-        training_work(r, objective);
-    } catch (...) {
-        checkpoint_emergency(r.checkpoints);
-        throw;
-    }
+// Summary, and the last lines that are printed. The result is the program's exit code.
+inline int training_finish(TrainingRun& r) {
     const bool stopped = training_stopped(r);
     const Checkpoints& c = r.checkpoints;
     const int64_t model = c.best >= 0 && !stopped ? c.best : r.state.step;
@@ -270,4 +264,14 @@ inline int training_run(TrainingRun& r, Objective& objective) {
            stopped ? "stopped" : "done", (long long)r.state.step, seconds, (double)peak_rss_bytes() / 1048576.0,
            r.dir.path.c_str(), checkpoint.c_str());
     return stopped ? stop_exit_code() : 0;
+}
+
+inline int training_run(TrainingRun& r, Objective& objective) {
+    try {
+        training_work(r, objective);
+        return training_finish(r);
+    } catch (...) {
+        checkpoint_emergency(r.checkpoints);
+        throw;
+    }
 }

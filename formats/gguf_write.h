@@ -316,6 +316,15 @@ inline void gguf_check_type(const Model& m, const ParamTensor& t, const Quantize
              t.name.c_str(), why.c_str());
 }
 
+static constexpr const char *GGUF_WRITER_KEY = "general.quantized_by", *GGUF_WRITER = "train_qrl";
+
+// whether gguf_export wrote the file, which another export may replace then
+inline bool gguf_written_here(const std::string& path) {
+    try {
+        return gguf_string(gguf_open(path), GGUF_WRITER_KEY, "") == GGUF_WRITER;
+    } catch (const Error&) { return false; }  // not a GGUF file
+}
+
 inline void gguf_write_general(GgufWriter& w, const std::string& architecture, const std::string& path,
                                const GgufType& linear) {
     size_t slash = path.rfind('/');
@@ -323,6 +332,7 @@ inline void gguf_write_general(GgufWriter& w, const std::string& architecture, c
     w.text("general.architecture", architecture);
     w.text("general.type", "model");
     w.text("general.name", name.substr(0, name.rfind(".gguf")));
+    w.text(GGUF_WRITER_KEY, GGUF_WRITER);
     w.u32("general.file_type", linear.file_type);
     w.u32("general.quantization_version", 2);
 }

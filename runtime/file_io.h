@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <set>
 #include <string>
 #include <vector>
@@ -148,8 +149,21 @@ inline void sync_folder(const std::string& folder) {
         fail("%s is written, but cannot be flushed: %s; check the disk", folder.c_str(), strerror(e));
 }
 
-// A file that appears at commit(). Until then the bytes are in path.tmp.<pid>; without a commit the destructor removes
-// them. write() collects small pieces into 256 KiB. One writer per path and process.
+// path, or what it points to through any number of links, which need not be there
+inline std::string behind_links(std::string path) {
+    namespace fs = std::filesystem;
+    for (int links = 0; fs::is_symlink(fs::symlink_status(path)); links++) {
+        if (links == 40) fail("%s: too many symbolic links, one behind the other; give another path", path.c_str());
+        path = (fs::path(path).parent_path() / fs::read_symlink(path)).string();
+    }
+    return path;
+}
+
+static constexpr const char* FILE_NEW = ".train_qrl-new.";  // and the process id: a file that is being written
+
+// A file that appears at commit(), where its path is a symbolic link at what that points to. Until then the bytes are in
+// path.train_qrl-new.<pid>; without a commit the destructor removes them. write() collects small pieces into 256 KiB. One
+// writer per path and process.
 struct AtomicFile {
     std::string path, temp;
     int fd = -1;
@@ -157,9 +171,10 @@ struct AtomicFile {
     std::string pending;
     bool temp_exists = false;
 
-    explicit AtomicFile(const std::string& path_) : path(path_), temp(path_ + format(".tmp.%ld", (long)getpid())) {
+    explicit AtomicFile(const std::string& name)
+        : path(behind_links(name)), temp(path + format("%s%ld", FILE_NEW, (long)getpid())) {
         struct stat st;
-        if (lstat(path.c_str(), &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+        if (lstat(path.c_str(), &st) == 0 && !S_ISREG(st.st_mode))
             fail("cannot write %s: it is %s, which a rename would replace; choose another path", path.c_str(),
                  S_ISDIR(st.st_mode) ? "a folder" : "a device or a pipe");
         unlink(temp.c_str());  // left by a killed process that had the same pid

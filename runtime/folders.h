@@ -4,7 +4,8 @@
 //   NAME.train_qrl-old    what it replaces, between two renames
 //   NAME.train_qrl-gone   while it is deleted
 // A death leaves them there, and repair_folders sees to them: the old one gets its name back if the new one has not got
-// it yet. No other names are touched. Also here: the lock of a run's folder, and its checkpoints by number.
+// it yet. No other names are touched, and no folder that somebody else has written into (written.h). Also here: the lock of a
+// run's folder, and its checkpoints by number.
 #pragma once
 #include <fcntl.h>
 #include <sys/file.h>
@@ -20,6 +21,7 @@
 #include <vector>
 #include "error.h"
 #include "file_io.h"
+#include "written.h"
 
 static constexpr const char *FOLDER_NEW = ".train_qrl-new", *FOLDER_OLD = ".train_qrl-old",
                             *FOLDER_GONE = ".train_qrl-gone";
@@ -50,12 +52,15 @@ inline void repair_folder(const std::string& dir) {
     for (const char* suffix : {FOLDER_NEW, FOLDER_OLD, FOLDER_GONE}) std::filesystem::remove_all(dir + suffix, ec);
 }
 
-// the same for every folder in `parent`
+// the same for every folder in `parent`, and for the files that a killed process was writing there
 inline void repair_folders(const std::string& parent) {
     std::error_code ec;
     std::vector<std::string> found;
     for (const auto& entry : std::filesystem::directory_iterator(parent, ec)) {
         const std::string name = entry.path().filename().string();
+        const size_t file = name.rfind(FILE_NEW);
+        if (file != name.npos && name.find_first_not_of("0123456789", file + strlen(FILE_NEW)) == name.npos)
+            unlink(entry.path().c_str());
         for (const std::string suffix : {FOLDER_NEW, FOLDER_OLD, FOLDER_GONE})
             if (name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0)
                 found.push_back(name.substr(0, name.size() - suffix.size()));
@@ -63,16 +68,37 @@ inline void repair_folders(const std::string& parent) {
     for (const std::string& name : found) repair_folder(parent + "/" + name);
 }
 
+// Held while a folder NAME.train_qrl-new is written, by its descriptor, so that another process that writes the same does not
+// take it for what a death has left
+struct WritingLock {
+    int fd = -1;
+    WritingLock(const std::string& dir, const std::string& temp) {
+        fd = open(temp.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+        close(fd);
+        fail("another process is writing %s; wait for its end or name another folder", dir.c_str());
+    }
+    ~WritingLock() {
+        if (fd >= 0) close(fd);
+    }
+    WritingLock(const WritingLock&) = delete;
+    WritingLock& operator=(const WritingLock&) = delete;
+};
+
 // Runs fill(folder) for a folder that gets the name dir when it is complete and on the disk, in place of one that was
-// there
-inline void replace_folder(const std::string& dir, const std::function<void(const std::string&)>& fill) {
+// there and that this program wrote. Behind a symbolic link it is written where that points to.
+inline void replace_folder(const std::string& name, const std::function<void(const std::string&)>& fill) {
     namespace fs = std::filesystem;
-    repair_folder(dir);
-    const std::string temp = dir + FOLDER_NEW, old = dir + FOLDER_OLD;
+    const std::string dir = behind_links(name), temp = dir + FOLDER_NEW, old = dir + FOLDER_OLD;
     std::error_code ec;
+    { WritingLock other(dir, temp); }
+    repair_folder(dir);
+    check_replaceable(dir);
     if (!fs::create_directories(temp, ec)) fail("cannot create %s: %s", temp.c_str(), ec.message().c_str());
+    WritingLock lock(dir, temp);
     try {
         fill(temp);
+        mark_written(temp, WrittenKind::model, names_within(temp));
         sync_folder(temp);
     } catch (...) {
         fs::remove_all(temp, ec);
@@ -91,15 +117,18 @@ inline void replace_folder(const std::string& dir, const std::function<void(cons
     fs::remove_all(old, ec);
 }
 
-// Deletes a folder, whose name is gone before its first file is
-inline void discard_folder(const std::string& dir) {
+// Deletes a folder that this program wrote, whose name is gone before its first file is. The name of what it did not
+// write there, for which the folder is left alone; "": none
+inline std::string discard_folder(const std::string& dir) {
     std::error_code ec;
-    if (!is_folder(dir)) return;
-    const std::string gone = dir + FOLDER_GONE;
+    if (!is_folder(dir)) return "";
+    const std::string other = not_written_here(dir), gone = dir + FOLDER_GONE;
+    if (!other.empty()) return other;
     std::filesystem::remove_all(gone, ec);
     rename_folder(dir, gone);
     sync_folder(parent_folder(dir));
     std::filesystem::remove_all(gone, ec);
+    return "";
 }
 
 // bytes of the files in a folder

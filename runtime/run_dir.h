@@ -2,8 +2,8 @@
 // object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also
 // after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
-// look like one curve; --overwrite_output_dir replaces these files and leaves checkpoints alone, and a run that goes on
-// from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
+// look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
+// and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
 #pragma once
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,6 +19,7 @@
 #include "error.h"
 #include "file_io.h"
 #include "folders.h"
+#include "standard_files.h"
 
 static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "code_flips.jsonl",
                                                 "summary.json"};
@@ -86,6 +87,20 @@ struct RunDirSetting {
     int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
 };
 
+// Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
+inline void check_overwritable(const std::string& path) {
+    const std::set<std::string> written = written_names(path, WrittenKind::run);
+    for (const char* name : run_dir_files) {
+        struct stat st;
+        if (lstat((path + "/" + name).c_str(), &st) == 0 && !written.count(name))
+            fail(
+                "%s/%s was not written by a run of this program, so it is not replaced; move it, or choose another "
+                "--output_dir",
+                path.c_str(), name);
+    }
+    for (int64_t step : checkpoint_steps(path)) check_replaceable(checkpoint_folder(path, step));
+}
+
 // Creates the folder and its parents, locks it, writes config.json, opens the logs. Call it before the long work starts:
 // all that can be wrong with the folder is said here.
 inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting,
@@ -102,6 +117,8 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
             "%s already holds a run (%s); choose another --output_dir, go on with it by --resume_from_checkpoint last, "
             "or replace its logs with --overwrite_output_dir",
             path.c_str(), found.c_str());
+    if (!resumes) check_overwritable(path);
+    mark_written(path, WrittenKind::run, {std::begin(run_dir_files), std::end(run_dir_files)});
     for (const std::string name : run_dir_files) {
         if (name == "config.json") continue;  // replaced as one
         if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0)

@@ -1,7 +1,8 @@
 // Stopping in order: a signal sets a flag, which the training loop asks between steps and within; it then saves and leaves.
 //   SIGINT, SIGTERM   the second one leaves at once, with 130
 //   SIGHUP            the terminal or the connection is gone
-//   SIGPIPE           whoever read standard output is gone (`| head`); later writes to it fail without a signal
+// SIGPIPE is ignored where results are files: that nobody reads standard output any more (`| head`) does not end a run
+// (standard_files.h).
 // A signal that the parent ignores stays ignored: SIGHUP under nohup, SIGINT of a job in the background.
 #pragma once
 #include <signal.h>
@@ -17,7 +18,6 @@ extern "C" inline void stop_handler(int signal_number) {
     const bool asked_by_hand = signal_number == SIGINT || signal_number == SIGTERM;
     if (stop_signal != 0 && asked_by_hand) _exit(130);
     int saved = errno;
-    if (signal_number == SIGPIPE) signal(SIGPIPE, SIG_IGN);
     if (stop_signal == 0) {
         stop_signal = signal_number;
         static const char text[] = "\nstopping; once more to leave at once\n";
@@ -28,7 +28,7 @@ extern "C" inline void stop_handler(int signal_number) {
 
 // SIGXFSZ is turned into an error of write(), so that a file size limit gives a message.
 inline void install_stop_handler() {
-    for (int s : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    for (int s : {SIGINT, SIGTERM, SIGHUP}) {
         struct sigaction old, act;
         if (sigaction(s, nullptr, &old) == 0 && old.sa_handler == SIG_IGN) continue;
         memset(&act, 0, sizeof(act));

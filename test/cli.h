@@ -45,6 +45,7 @@ struct Outcome {
 struct RunSetting {
     std::string input;                         // standard input
     bool hold_input = false;                   // standard input stays open after `input`
+    const char* output = nullptr;              // a file that is standard output
     rlim_t file_size = RLIM_INFINITY;          // RLIMIT_FSIZE, bytes
     std::function<bool(const Outcome&)> when;  // asked every few milliseconds; the first true sends SIGINT
     double seconds = 60;                       // then it is killed
@@ -58,6 +59,7 @@ inline Outcome run(const Args& args, const RunSetting& setting = {}) {
     if (pid == 0) {
         dup2(in[0], 0), dup2(out[1], 1), dup2(err[1], 2);
         for (int* p : {in, out, err}) close(p[0]), close(p[1]);
+        if (setting.output) dup2(open(setting.output, O_WRONLY), 1);
         if (setting.file_size != RLIM_INFINITY) {
             struct rlimit limit = {setting.file_size, setting.file_size};
             setrlimit(RLIMIT_FSIZE, &limit);

@@ -94,8 +94,64 @@ TEST(BadUse, Export) {
     write_text(out + "/mine", "x");
     refused(1, args({"--format", "hf"}), {out, "exists", "--overwrite_output_dir"});
     EXPECT_EQ(read_text(out + "/mine"), "x");
-    refused(2, {"export", "--model", trained, "--format", "hf", "--output_dir", trained, "--overwrite_output_dir"},
-            {"the model itself"});
+    refused(1, args({"--format", "hf", "--overwrite_output_dir"}), {out + " holds 'mine'", "did not write", "move it"});
+    EXPECT_EQ(read_text(out + "/mine"), "x");
+}
+
+// an export replaces an export, and neither its source nor what somebody else has put there
+TEST(BadUse, ExportOverItsSource) {
+    const std::string out = fresh("out"), model = out + "/m";
+    fs::create_directories(out);
+    fs::copy(trained, model, fs::copy_options::recursive);
+    auto to = [](const std::string& from, const std::string& to, const char* format = "hf") {
+        return Args{"export", "--model", from, "--format", format, "--output_dir", to, "--overwrite_output_dir"};
+    };
+    refused(2, to(model, out), {"--model " + model + " would be replaced with " + out, "another --output_dir"});
+    refused(2, to(model, model + "/"), {"--model " + model + " would be replaced"});
+    fs::create_directory_symlink(out, out + "-link");
+    refused(2, to(model, out + "-link"), {"--model " + model + " would be replaced"});
+    EXPECT_TRUE(fs::exists(model + "/model.safetensors"));
+    const std::string exported = fresh("exported");
+    for (int i = 0; i < 2; i++) good(to(model, exported));
+    // GGUF is one file
+    const std::string file = fresh("m") + ".gguf";
+    for (int i = 0; i < 2; i++) good(to(model, file, "gguf"));
+    refused(2, to(file, file, "gguf"), {"--model " + file + " would be replaced"});
+    write_text(file, "mine");
+    refused(1, to(model, file, "gguf"), {file + " was not written by this program"});
+    EXPECT_EQ(read_text(file), "mine");
+}
+
+TEST(BadUse, ARunOverItsSource) {
+    const std::string model = fresh("model"), out = fresh("out");
+    fs::copy(trained, model, fs::copy_options::recursive);
+    const std::string config = read_text(model + "/config.json");
+    const Args overwrite = {"--overwrite_output_dir", "--model", model};
+    refused(1, grpo(model, overwrite), {model + "/config.json was not written by a run of this program"});
+    EXPECT_EQ(read_text(model + "/config.json"), config);
+    good(grpo(out));
+    refused(2, grpo(out, {"--overwrite_output_dir", "--model", out + "/checkpoint-2"}),
+            {"--model " + out + "/checkpoint-2 would be replaced"});
+    const std::string mine = out + "/checkpoint-2/notes.txt";
+    write_text(mine, "mine");
+    refused(1, grpo(out, {"--overwrite_output_dir"}), {out + "/checkpoint-2 holds 'notes.txt'", "did not write"});
+    EXPECT_EQ(read_text(mine), "mine");
+}
+
+// a command whose result is what it prints
+TEST(BadUse, AResultThatCannotBePrinted) {
+    RunSetting full;
+    full.output = "/dev/full";
+    full.input = "{\"text\": \"1\"}\n";
+    const Args parts = {"standard output cannot be written", "not complete"};
+    refused(1, {"tokenize"}, parts, full);
+    refused(1, {"logprobs", "--model", trained}, parts, full);
+    Outcome r = run({"generate", "--model", trained, "--prompt", "1", "--max_completion_length", "9"}, full);
+    EXPECT_EQ(r.status, 1) << shown_run({}, r);
+    EXPECT_NE(r.err.find("1 new tokens"), std::string::npos) << "it went on" << shown_run({}, r);
+    EXPECT_NE(r.err.find("\ntrain_qrl: standard output cannot be written"), std::string::npos) << shown_run({}, r);
+    refused(1, {"--help"}, {"standard output cannot be written", "not complete"}, full);
+    refused(1, grpo(fresh("out"), {"--plan"}), parts, full);
 }
 
 TEST(BadUse, ConfigFile) {

@@ -352,16 +352,32 @@ TEST(Signals, SaveAndLeaveAndTheRunGoesOn) {
     }
 }
 
-TEST(Signals, AClosedPipeSavesToo) {
-    const std::string out = fresh("out"), whole = fresh("whole");
+TEST(Signals, NobodyReadsWhatItPrintsAndTheRunGoesOn) {
+    const std::string out = fresh("out"), whole = fresh("whole"), full = fresh("full");
     good(four_steps(whole));
     int ends[2];
     ASSERT_EQ(pipe(ends), 0);
-    Background run(four_steps(out), [&] { dup2(ends[1], 1), close(ends[0]), close(ends[1]); });
+    Background head(four_steps(out), [&] { dup2(ends[1], 1), close(ends[0]), close(ends[1]); });
     close(ends[0]), close(ends[1]);
-    EXPECT_EQ(run.wait(), 128 + SIGPIPE) << read_text(run.log);
-    good(resume("grpo", out));
+    EXPECT_EQ(head.wait(), 0) << read_text(head.log);
+    EXPECT_TRUE(head.said("note: standard output cannot be written: Broken pipe; the run goes on, its results are in " +
+                          out + "\n"))
+        << read_text(head.log);
     expect_same(whole, out, "| head");
+    Background disk(four_steps(full), [&] { dup2(open("/dev/full", O_WRONLY), 1); });
+    EXPECT_EQ(disk.wait(), 0) << read_text(disk.log);
+    const std::string said = read_text(disk.log);
+    EXPECT_EQ(said.find("standard output"), said.rfind("standard output")) << said;  // once
+    expect_same(whole, full, "> /dev/full");
+}
+
+// a file that the program opens must not get the number of a standard one
+TEST(Signals, ClosedStandardFilesDoNotEndInALog) {
+    const std::string whole = fresh("whole"), out = fresh("out");
+    good(four_steps(whole));
+    Background run(four_steps(out), [] { close(0), close(1), close(2); });
+    EXPECT_EQ(run.wait(), 0);
+    expect_same(whole, out, "0, 1 and 2 closed");
 }
 
 TEST(Signals, UnderNohupAHangUpIsIgnored) {
@@ -437,16 +453,27 @@ TEST(Kills, AtRandomMomentsOfEveryObjective) {
 #include <sys/syscall.h>
 #include <sys/user.h>
 
-// Runs the program under ptrace and kills it before system call number `at` (from 1) after it has begun to write the
-// folder that ends in `begin`; 0: never. Returns how many there were, or -1 if the program ended otherwise.
-static int killed_at_call(const Args& args, const std::string& begin, int at) {
-    Background child(args, [] {
-        ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-        raise(SIGSTOP);
-    });
-    int status = 0, count = 0;
+// What is done to a system call before it is made: nothing, the process is killed, or the call fails with an errno
+static constexpr int PASS = 0, KILL = -1;
+typedef std::function<int(int number, const struct user_regs_struct&)> AtCall;
+
+static std::string text_of(pid_t thread, uint64_t address) {
+    char path[4096] = {};
+    struct iovec local = {path, sizeof(path) - 1}, remote = {(void*)address, sizeof(path) - 1};
+    process_vm_readv(thread, &local, 1, &remote, 1, 0);
+    return path;
+}
+
+static bool ends_in(const std::string& text, const std::string& end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// Runs the program under ptrace; at_call is asked at each system call, numbered from 1, after the program has begun to
+// make the folder that ends in `begin`. Returns its exit status, or 128 + signal.
+static int traced(Background& child, const std::string& begin, const AtCall& at_call) {
+    int status = 0, number = 0;
     bool counting = false;
-    std::map<pid_t, bool> inside;  // a thread is in a system call
+    std::map<pid_t, int> inside;  // 0: out of a call; 1: in one; 1 + errno: in one that is to fail
     waitpid(child.pid, &status, 0);
     ptrace(PTRACE_SETOPTIONS, child.pid, nullptr,
            (void*)(PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL));
@@ -455,35 +482,48 @@ static int killed_at_call(const Args& args, const std::string& begin, int at) {
         const pid_t thread = waitpid(-1, &status, __WALL);
         if (thread < 0) return -1;
         if (WIFEXITED(status) || WIFSIGNALED(status)) {
-            if (thread == child.pid) return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? count : -1;
-            continue;
+            if (thread != child.pid) continue;
+            return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         }
         long pass_on = 0;
         if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
-            bool& in = inside[thread];
-            in = !in;
+            int& in = inside[thread];
             struct user_regs_struct regs;
-            if (in && ptrace(PTRACE_GETREGS, thread, nullptr, &regs) == 0) {
-                if (!counting && regs.orig_rax == SYS_mkdir) {
-                    char path[4096] = {};
-                    struct iovec local = {path, sizeof(path) - 1}, remote = {(void*)regs.rdi, sizeof(path) - 1};
-                    process_vm_readv(thread, &local, 1, &remote, 1, 0);
-                    const std::string text = path;
-                    counting = text.size() >= begin.size() &&
-                               text.compare(text.size() - begin.size(), begin.size(), begin) == 0;
-                }
-                if (counting && ++count == at) {
-                    kill(child.pid, SIGKILL);
-                    while (waitpid(child.pid, &status, __WALL) == child.pid && !WIFSIGNALED(status) &&
-                           !WIFEXITED(status)) {}
-                    return count;
-                }
+            ptrace(PTRACE_GETREGS, thread, nullptr, &regs);
+            if (in > 1) {
+                regs.rax = (unsigned long long)-(in - 1);
+                ptrace(PTRACE_SETREGS, thread, nullptr, &regs);
+            }
+            in = in ? 0 : 1;
+            counting |= in && regs.orig_rax == SYS_mkdir && ends_in(text_of(thread, regs.rdi), begin);
+            const int what = in && counting ? at_call(++number, regs) : PASS;
+            if (what == KILL) kill(child.pid, SIGKILL);
+            if (what > 0) {
+                in = 1 + what;
+                regs.orig_rax = (unsigned long long)-1;  // a call that there is not
+                ptrace(PTRACE_SETREGS, thread, nullptr, &regs);
             }
         } else if (WSTOPSIG(status) != SIGTRAP && WSTOPSIG(status) != SIGSTOP) {
             pass_on = WSTOPSIG(status);
         }
         ptrace(PTRACE_SYSCALL, thread, nullptr, (void*)pass_on);
     }
+}
+
+static void begin_traced() {
+    ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    raise(SIGSTOP);
+}
+
+// Kills the program before system call number `at`; 0: never. Returns how many there were, or -1 if it ended otherwise
+static int killed_at_call(const Args& args, const std::string& begin, int at) {
+    Background child(args, begin_traced);
+    int count = 0;
+    const int status = traced(child, begin, [&](int number, const struct user_regs_struct&) {
+        count = number;
+        return number == at ? KILL : PASS;
+    });
+    return status == 0 || count == at ? count : -1;
 }
 
 // From the first call of the save at step 2 to the end of the run, which saves again, deletes the checkpoint that is one
@@ -497,6 +537,7 @@ TEST(Kills, AtEverySystemCallOfASave) {
     auto prepare = [&](const std::string& out) {
         fs::create_directories(out + "/checkpoint-3");
         write_text(out + "/checkpoint-3/model.safetensors", "of a run before");
+        write_text(out + "/checkpoint-3/.train_qrl", R"({"kind": "model", "files": ["model.safetensors"]})");
         fs::create_directories(out + "/checkpoint-2.tmp");
         write_text(out + "/checkpoint-2.tmp/mine", "mine");
     };
@@ -521,6 +562,76 @@ TEST(Kills, AtEverySystemCallOfASave) {
         fs::remove_all(out);
     }
     printf("killed at %d of %d system calls\n", kills, calls);
+}
+
+// whether a system call changes a file
+static bool changes_files(const struct user_regs_struct& r) {
+    switch (r.orig_rax) {
+        case SYS_openat:
+            return r.rdx & O_CREAT;
+        case SYS_write:
+            return r.rdi > 2;
+        case SYS_mkdir:
+        case SYS_rename:
+        case SYS_unlink:
+        case SYS_unlinkat:
+        case SYS_fsync:
+        case SYS_ftruncate:
+            return true;
+    }
+    return false;
+}
+
+struct Failure {
+    const char* name;
+    int error;
+    bool lasts;  // every later call fails, too
+};
+
+// A disk that is full for a moment, or for good; one that has become read-only; a quota. From the first save on, at each call that changes
+// a file: one line, the weights in a place that is said, or said to be lost, and the run can go on from what there is.
+TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
+    auto args = [&](const std::string& out) {
+        return four_of("sft", out, {"--max_steps", "3", "--weights", "int4:g32", "--threads", "1"});
+    };
+    const std::string whole = fresh("whole"), begin = "/checkpoint-2.train_qrl-new";
+    good(args(whole));
+    int failed = 0, lost = 0;
+    for (const Failure& f : std::vector<Failure>{{"full", ENOSPC, false},
+                                                 {"full for good", ENOSPC, true},
+                                                 {"read-only", EROFS, true},
+                                                 {"quota", EDQUOT, true}}) {
+        const int stride = is_long() ? 1 : f.lasts ? 37 : 23;
+        for (int at = 1, last = 1; at <= last; at += stride) {
+            const std::string out = fresh("out"), temporary = fresh("tmp"),
+                              what = std::string(f.name) + " at call " + std::to_string(at);
+            fs::create_directories(temporary);
+            Background child(args(out), [&] {
+                setenv("TMPDIR", temporary.c_str(), 1);
+                begin_traced();
+            });
+            int changes = 0;
+            const int status = traced(child, begin, [&](int, const struct user_regs_struct& r) {
+                if (!changes_files(r)) return PASS;
+                changes++;
+                return changes == at || (f.lasts && changes > at) ? f.error : PASS;
+            });
+            last = std::max(last, changes);
+            const std::string said = read_text(child.log);
+            if (status != 0) {  // 0: what failed was not needed, such as deleting what is left
+                EXPECT_EQ(status, 1) << what << said;
+                EXPECT_NE(said.find("train_qrl: cannot "), said.npos) << what << said;
+                EXPECT_NE(said.find(strerror(f.error)), said.npos) << what << said;
+                EXPECT_NE(said.find("\ntrain_qrl: the weights of step "), said.npos) << what << said;
+                failed++, lost += said.find(" are lost") != said.npos;
+            }
+            finish("sft", out, args(out), what);
+            expect_same(whole, out, what);
+            if (HasFailure()) return;
+            fs::remove_all(out), fs::remove_all(temporary);
+        }
+    }
+    printf("%d runs failed, %d of them without a place for the weights\n", failed, lost);
 }
 #endif
 

@@ -50,7 +50,7 @@ TEST(RunDir, WritesWhatItPromises) {
     EXPECT_EQ(json::parse(read_file(path + "/config.json")), (json{{"seed", 1}}));
     int files = 0;
     for (const auto& entry : fs::directory_iterator(path)) files += entry.is_regular_file();
-    EXPECT_EQ(files, 5);  // the lock, and nothing temporary
+    EXPECT_EQ(files, 6);  // with the lock and the mark, and nothing temporary
 }
 
 TEST(RunDir, CompletionsAreOptional) {
@@ -132,6 +132,98 @@ TEST(Folders, AppearWholeAndAreRepaired) {
     std::set<std::string> left;
     for (const auto& entry : fs::directory_iterator(t.path)) left.insert(entry.path().filename());
     EXPECT_EQ(left, std::set<std::string>{"mine.old"});
+}
+
+TEST(Folders, ReplaceOnlyWhatWasWrittenThere) {
+    TempFolder t;
+    const std::string dir = t.path + "/m";
+    auto write = [](const std::string& to) {
+        fs::create_directory(to + "/sub");
+        std::ofstream(to + "/sub/x") << "1";
+    };
+    fs::create_directory(dir);
+    replace_folder(dir, write);  // an empty one holds nothing
+    replace_folder(dir, write);
+    std::ofstream(dir + "/sub/notes.txt") << "mine";
+    for (const std::string& e :
+         {error_of([&] { replace_folder(dir, write); }), error_of([&] { check_replaceable(dir); })}) {
+        EXPECT_NE(e.find(dir + " holds 'sub/notes.txt', which this program did not write there"), std::string::npos)
+            << e;
+    }
+    EXPECT_EQ(discard_folder(dir), "sub/notes.txt");
+    EXPECT_EQ(read_file(dir + "/sub/notes.txt"), "mine");
+    EXPECT_FALSE(fs::exists(dir + FOLDER_NEW));
+    fs::remove(dir + "/sub/notes.txt");
+    fs::create_directory(dir + "/empty");  // of somebody else, too
+    EXPECT_EQ(discard_folder(dir), "empty/");
+    fs::remove(dir + "/empty");
+    EXPECT_EQ(discard_folder(dir), "");
+    EXPECT_FALSE(fs::exists(dir));
+    // another's folder, and one of a run
+    fs::create_directory(dir);
+    std::ofstream(dir + "/x") << "mine";
+    EXPECT_NE(error_of([&] { replace_folder(dir, write); }).find("did not write"), std::string::npos);
+    mark_written(dir, WrittenKind::run, {"x"});
+    EXPECT_NE(error_of([&] { replace_folder(dir, write); }).find("did not write"), std::string::npos);
+    EXPECT_EQ(read_file(dir + "/x"), "mine");
+}
+
+TEST(Folders, OneProcessWritesIt) {
+    TempFolder t;
+    const std::string dir = t.path + "/m";
+    std::string e;
+    replace_folder(dir, [&](const std::string& to) {
+        std::ofstream(to + "/x") << "first";
+        e = error_of([&] { replace_folder(dir, [](const std::string&) {}); });
+    });
+    EXPECT_NE(e.find("another process is writing " + dir), std::string::npos) << e;
+    EXPECT_EQ(read_file(dir + "/x"), "first");
+}
+
+TEST(Folders, WrittenBehindLinks) {
+    TempFolder t;
+    const std::string real = t.path + "/real", link = t.path + "/link", broken = t.path + "/broken";
+    fs::create_directories(t.path + "/disk");
+    fs::create_directory_symlink("real", link);  // relative to where it stands
+    fs::create_directory_symlink(t.path + "/disk/none", broken);
+    auto write = [](const std::string& to) { std::ofstream(to + "/x") << "1"; };
+    fs::create_directory(real);
+    replace_folder(link, write);
+    replace_folder(link, write);
+    replace_folder(broken, write);
+    write_file_atomic(link + "/x", "2");
+    EXPECT_TRUE(fs::is_symlink(link) && fs::is_symlink(broken));
+    EXPECT_EQ(read_file(real + "/x"), "2");
+    EXPECT_EQ(read_file(t.path + "/disk/none/x"), "1");
+    fs::create_symlink("real/x", t.path + "/file");
+    write_file_atomic(t.path + "/file", "3");
+    EXPECT_TRUE(fs::is_symlink(t.path + "/file"));
+    EXPECT_EQ(read_file(real + "/x"), "3");
+    // a link within a folder is deleted, not what it points to
+    fs::create_directory_symlink(t.path + "/disk", real + "/sub");
+    mark_written(real, WrittenKind::model, {"x", "sub"});
+    EXPECT_EQ(discard_folder(real), "");
+    EXPECT_TRUE(fs::exists(t.path + "/disk/none/x"));
+    fs::create_symlink("round", t.path + "/round");
+    EXPECT_NE(error_of([&] { behind_links(t.path + "/round"); }).find("too many symbolic links"), std::string::npos);
+}
+
+TEST(RunDir, ReplacesOnlyWhatARunWrote) {
+    TempFolder t;
+    std::ofstream(t.path + "/config.json") << "{}";  // a model's
+    const std::string e = error_of([&] { open_run_dir(t.path, {true}, json::object()); });
+    EXPECT_NE(e.find("/config.json was not written by a run of this program"), std::string::npos) << e;
+    EXPECT_EQ(read_file(t.path + "/config.json"), "{}");
+    TempFolder other;
+    { RunDir run = open_run_dir(other.path, {}, json::object()); }
+    fs::create_directory(other.path + "/checkpoint-7");
+    std::ofstream(other.path + "/checkpoint-7/mine") << "mine";
+    EXPECT_NE(error_of([&] { open_run_dir(other.path, {true}, json::object()); }).find("checkpoint-7 holds 'mine'"),
+              std::string::npos);
+    fs::remove_all(other.path + "/checkpoint-7");
+    std::ofstream(other.path + "/summary.json.train_qrl-new.4711") << "torn";  // of a killed process
+    open_run_dir(other.path, {true}, json::object());
+    EXPECT_FALSE(fs::exists(other.path + "/summary.json.train_qrl-new.4711"));
 }
 
 TEST(Folders, CheckpointsByNumber) {

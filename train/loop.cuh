@@ -153,7 +153,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
             printf("%s\n", objective.line(r).c_str());
-            fflush(stdout);
+            flush_report(c.run ? c.run->path : "");
         }
         if (c.evaluate && due(c.eval_steps) && !last) {
             state.pending = j;
