@@ -90,7 +90,7 @@ OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: th
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
-OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run; its logs are replaced") \
+OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \

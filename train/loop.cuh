@@ -118,14 +118,17 @@ struct FlipWatch {
     }
 };
 
-// The evaluation of the step that is done, whose metrics wait for it. False: stopped
-inline bool loop_evaluate(const LoopConfig& c, LoopState& state) {
+// The metrics of the step that is done, which wait in `pending`, are logged, with those of its evaluation if that is due.
+// False: the evaluation was stopped
+inline bool loop_log_pending(const LoopConfig& c, LoopState& state, bool evaluates) {
     nlohmann::ordered_json j = state.pending;
-    bool stopped = !c.evaluate(state.step, j);
-    if (c.comm) stopped = comm_any(*c.comm, stopped);
-    if (stopped) return false;
-    state.pending = nullptr;
+    if (evaluates) {
+        bool stopped = !c.evaluate(state.step, j);
+        if (c.comm) stopped = comm_any(*c.comm, stopped);
+        if (stopped) return false;
+    }
     if (c.run) log_metrics(*c.run, j);
+    state.pending = nullptr;
     return true;
 }
 
@@ -134,10 +137,11 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
                        LoopState& state) {
     FlipWatch flips;
     auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
+    auto evaluates = [&](bool last) { return c.evaluate && due(c.eval_steps) && !last; };
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
     state.trainer = t;
-    if (!state.pending.is_null()) {  // it was stopped there
-        if (!loop_evaluate(c, state)) return;
+    if (!state.pending.is_null()) {  // it was stopped there, or its log could not be written
+        if (!loop_log_pending(c, state, evaluates(state.step == c.steps))) return;
         if (c.save && save() && state.step < c.steps) c.save(state.step);
     }
     for (bool done = false; !done && state.step < c.steps;) {
@@ -148,19 +152,14 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         flips.step(r);
         const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
         const double epoch = (double)state.step / (double)data.steps_per_epoch();
-        nlohmann::ordered_json j = loop_metrics(t, objective, state, r, epoch, transfers_before);
+        if (logs || evaluates(last)) state.pending = loop_metrics(t, objective, state, r, epoch, transfers_before);
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
             printf("%s\n", objective.line(r).c_str());
             flush_report(c.run ? c.run->path : "");
         }
-        if (c.evaluate && due(c.eval_steps) && !last) {
-            state.pending = j;
-            if (!loop_evaluate(c, state)) break;
-        } else if (logs && c.run) {
-            log_metrics(*c.run, j);
-        }
+        if (!state.pending.is_null() && !loop_log_pending(c, state, evaluates(last))) break;
         if (c.save && !last && save()) c.save(state.step);
     }
     static_cast<TrainerCounters&>(t) = state.trainer;  // a step that was given up has counted

@@ -21,7 +21,7 @@ struct LoopState {
     RolloutStats generated;
     TrainerCounters trainer;  // as that step left them
     nlohmann::ordered_json
-        pending;                  // the metrics of that step, if its evaluation was stopped and they are not logged yet
+        pending;  // the metrics of that step, if they are not logged yet: its evaluation was stopped, or the disk was full
     bool whole = true;            // the weights are those of that step, and not between two updates of the next
     int64_t num_tokens() const {  // TRL's: those that were sampled, where they are; else those that were trained on
         int64_t sampled = generated.prompt_tokens + generated.completion_tokens;
