@@ -7,7 +7,8 @@
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
-# make sanitize   the tests of kernels, methods and file readers under AddressSanitizer and UBSan
+# make sanitize   the tests, and the program that they run, under AddressSanitizer, UBSan and LeakSanitizer; SANITIZER=thread
+#                 (with CXX=clang++) under ThreadSanitizer, SANITIZER=memory under valgrind
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
 #                       memory but is faster only with AVX512_BF16
@@ -214,12 +215,40 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
 
-SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
+# SANITIZER=address: AddressSanitizer, UBSan and LeakSanitizer, over the whole suite; the program that the tests of the
+# command line run is instrumented, too. thread: ThreadSanitizer, with clang++, whose OpenMP tells it of barriers (Archer).
+# memory: valgrind, for reads of what nobody has written. The simulated GPU's fibers are known to AddressSanitizer alone.
+SANITIZER ?= address
+SANITIZE_DIR := $(BUILD)/$(SANITIZER)
+SANITIZE_CPU := test_unity@cpu test_gemm test_tokenizer test_rewards test_dataset test_options test_run_dir
+SANITIZE_CLI := $(filter test_cli%,$(TESTS))
+ifeq ($(SANITIZER),address)
+  SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
+  SANITIZE := $(filter-out test_nvidia_dtypes test_nccl,$(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS))) test_unity@cpu test_unity@simt
+else ifeq ($(SANITIZER),thread)
+  # libgomp's and clang's own waits are not instrumented
+  SANITIZE_FLAGS := -fsanitize=thread
+  SANITIZE_RUN := TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" OMP_NUM_THREADS=4
+  SANITIZE := $(SANITIZE_CPU) $(SANITIZE_CLI)
+else ifeq ($(SANITIZER),memory)
+  SANITIZE_MARCH := -march=x86-64-v3  # valgrind knows no AVX-512
+  SANITIZE_RUN := LAUNCHER="valgrind -q --error-exitcode=66 --leak-check=full --errors-for-leak-kinds=definite" OMP_NUM_THREADS=2
+  SANITIZE := $(SANITIZE_CPU)
+else
+  $(error SANITIZER=$(SANITIZER): address, thread or memory)
+endif
+SANITIZE_ALL := $(strip -std=c++17 $(STRICT) $(OPENMP) $(QUIET) -O1 -g $(or $(SANITIZE_MARCH),$(MARCH_FLAG)) $(SANITIZE_FLAGS))
 sanitize: deps-test
-	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
-	  TEST_FLAGS="-std=c++17 $(STRICT) $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
-	  $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
-	@test/run $(addprefix $(BUILD)/sanitize/,$(SANITIZE))
+	@mkdir -p $(SANITIZE_DIR)
+	@$(MAKE) --no-print-directory -j2 BUILD=$(SANITIZE_DIR) TEST_FLAGS="$(SANITIZE_ALL)" \
+	  $(addprefix $(SANITIZE_DIR)/,$(if $(filter $(SANITIZE_CLI),$(SANITIZE)),train_qrl) $(SANITIZE))
+	@TRAIN_QRL=$(SANITIZE_DIR)/train_qrl $(SANITIZE_RUN) test/run $(addprefix $(SANITIZE_DIR)/,$(SANITIZE))
+
+# the program for it
+$(BUILD)/train_qrl: $(SOURCES)
+	@mkdir -p $(BUILD)
+	@echo "compiling $@"
+	@$(CXX) $(TEST_FLAGS) -DPRECISION_FP32 -x c++ train_qrl.cu -o $@ $(LIBS)
 
 # the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3

@@ -32,7 +32,7 @@ inline std::vector<int64_t> param_shape(const ParamTensor& t) {
 // Fails unless every number is finite: one NaN in a weight becomes NaN everywhere after one step
 inline void check_finite(const float* x, int64_t n, const std::string& name, const std::string& where) {
     bool finite = true;
-#pragma omp parallel for simd schedule(static) reduction(&& : finite)
+#pragma omp parallel for schedule(static) reduction(&& : finite)
     for (int64_t i = 0; i < n; i++) finite = finite && (float_bits(x[i]) & 0x7F800000u) != 0x7F800000u;
     if (!finite)
         fail("%s: tensor %s holds a number that is not finite; the file is damaged", where.c_str(), name.c_str());

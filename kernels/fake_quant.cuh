@@ -327,7 +327,8 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
 // how many of n codes stand for something else
 inline int64_t codes_changed_cpu(const int8_t* codes, const int8_t* initial, int64_t n, int mask) {
     int64_t total = 0;
-#pragma omp parallel for simd schedule(static) reduction(+ : total)
+// without `simd`: clang 14 at -O1 then loses three quarters of the sum
+#pragma omp parallel for schedule(static) reduction(+ : total)
     for (int64_t i = 0; i < n; i++) total += quant_flipped(mask, codes[i], initial[i]);
     return total;
 }
