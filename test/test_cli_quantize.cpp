@@ -182,10 +182,10 @@ TEST(Quantize, TrainingGoesOnFromTheMasters) {
     };
     const double moved = flips(checkpoint, "1e-4");
     EXPECT_NE(r.err.find("master weights are those of " + checkpoint), std::string::npos) << r.err;
-    EXPECT_GT(moved, 0.001);
+    EXPECT_GT(moved, 0.0002);  // without masters none moves
     EXPECT_GT(flips(checkpoint, "1e-3"), moved);
     EXPECT_EQ(flips(checkpoint, "0"), 0.0);
-    EXPECT_GT(flips(checkpoint, "1e-4", {"--qat_scale", "dynamic"}), 0.001);
+    EXPECT_GT(flips(checkpoint, "1e-4", {"--qat_scale", "dynamic"}), 0.0002);
     fs::remove(checkpoint + "/masters.safetensors");
     EXPECT_EQ(flips(checkpoint, "1e-4"), 0.0);
     EXPECT_EQ(r.err.find("master weights"), std::string::npos) << r.err;
