@@ -242,7 +242,7 @@ sanitize: deps-test
 	@mkdir -p $(SANITIZE_DIR)
 	@$(MAKE) --no-print-directory -j2 BUILD=$(SANITIZE_DIR) TEST_FLAGS="$(SANITIZE_ALL)" \
 	  $(addprefix $(SANITIZE_DIR)/,$(if $(filter $(SANITIZE_CLI),$(SANITIZE)),train_qrl) $(SANITIZE))
-	@TRAIN_QRL=$(SANITIZE_DIR)/train_qrl $(SANITIZE_RUN) test/run $(addprefix $(SANITIZE_DIR)/,$(SANITIZE))
+	@TEST_SLOWNESS=30 TRAIN_QRL=$(SANITIZE_DIR)/train_qrl $(SANITIZE_RUN) test/run $(addprefix $(SANITIZE_DIR)/,$(SANITIZE))
 
 # the program for it
 $(BUILD)/train_qrl: $(SOURCES)

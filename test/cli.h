@@ -51,6 +51,12 @@ struct RunSetting {
     double seconds = 60;                       // then it is killed
 };
 
+// TEST_SLOWNESS: how many times slower the program is than it should be, under a sanitizer
+inline double slowness() {
+    const char* text = getenv("TEST_SLOWNESS");
+    return text ? std::max(atof(text), 1.0) : 1.0;
+}
+
 inline Outcome run(const Args& args, const RunSetting& setting = {}) {
     Outcome r;
     int in[2], out[2], err[2];
@@ -101,7 +107,7 @@ inline Outcome run(const Args& args, const RunSetting& setting = {}) {
         }
         if (setting.when && !signalled && setting.when(r)) kill(pid, SIGINT), signalled = true;
         double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        if (seconds > setting.seconds && !r.timed_out) kill(pid, SIGKILL), r.timed_out = true;
+        if (seconds > setting.seconds * slowness() && !r.timed_out) kill(pid, SIGKILL), r.timed_out = true;
     }
     if (in_open) close(in[1]);
     close(out[0]), close(err[0]);
