@@ -24,6 +24,7 @@
 #include <unordered_map>
 #include <vector>
 #include "runtime/error.h"
+#include "runtime/printable.h"
 #include "runtime/unicode.h"
 
 // 4x the largest public vocabulary; bounds what a hostile id allocates
@@ -475,19 +476,11 @@ inline std::string tokenizer_decode(const Tokenizer& t, const std::vector<int>& 
 
 // ---- building -----------------------------------------------------------------------------------------------
 
-// a token or JSON fragment for an error message: one line, at most 40 bytes
-inline std::string token_quoted(std::string_view s) {
-    std::string out;
-    for (char c : utf8_lossy(s.substr(0, 40))) out += (unsigned char)c < 0x20 || c == 0x7F ? '?' : c;
-    return "'" + out + (s.size() > 40 ? "...'" : "'");
-}
-
 // one token of the vocabulary; where: the file, for the message
 inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::string& text, int64_t id, uint8_t flags) {
     const char* file = where.c_str();
-    std::string name = token_quoted(text);
     if (id < 0 || id > kMaxTokenId)
-        fail("%s: token %s has id %lld, outside 0..%d", file, name.c_str(), (long long)id, kMaxTokenId);
+        fail("%s: token %s has id %lld, outside 0..%d", file, shown(text).c_str(), (long long)id, kMaxTokenId);
     if (text.empty()) fail("%s: the token with id %lld is empty", file, (long long)id);
     if (!utf8_is_valid(text)) fail("%s: the token with id %lld is not valid UTF-8", file, (long long)id);
     if ((size_t)id >= t.text.size()) {
@@ -496,10 +489,10 @@ inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::str
     }
     std::string& slot = t.text[(size_t)id];
     if (!slot.empty() && slot != text)
-        fail("%s: tokens %s and %s both have id %lld", file, token_quoted(slot).c_str(), name.c_str(), (long long)id);
+        fail("%s: tokens %s and %s both have id %lld", file, shown(slot).c_str(), shown(text).c_str(), (long long)id);
     auto [it, fresh] = t.id_of.emplace(text, (int)id);
     if (!fresh && it->second != id)
-        fail("%s: token %s has two ids, %d and %lld", file, name.c_str(), it->second, (long long)id);
+        fail("%s: token %s has two ids, %d and %lld", file, shown(text).c_str(), it->second, (long long)id);
     slot = text;
     t.flags[(size_t)id] |= flags;
 }
@@ -554,12 +547,12 @@ inline void tokenizer_index_merges(Tokenizer& t, const char* file) {
         size_t space = line.find(' ');
         if (space == std::string::npos || space == 0 || space + 1 == line.size() ||
             line.find(' ', space + 1) != std::string::npos)
-            fail("%s: merge %zu is %s, not two tokens", file, rank, token_quoted(line).c_str());
+            fail("%s: merge %zu is %s, not two tokens", file, rank, shown(line).c_str());
         std::string left = line.substr(0, space), right = line.substr(space + 1);
         for (const std::string& token : {left, right, left + right}) {
             if (tokenizer_id(t, token) < 0) {
                 fail("%s: merge %zu (%s) needs token %s, which the vocabulary lacks", file, rank,
-                     token_quoted(line).c_str(), token_quoted(token).c_str());
+                     shown(line).c_str(), shown(token).c_str());
             }
         }
         uint64_t pair = (uint64_t)(uint32_t)tokenizer_id(t, left) << 32 | (uint32_t)tokenizer_id(t, right);
@@ -649,7 +642,7 @@ inline Tokenizer tokenizer_from_parts(const std::vector<std::string>& tokens, co
     auto k = std::find_if(std::begin(known), std::end(known), [&](const auto& row) { return pre == row.name; });
     if (k == std::end(known))
         fail("%s: unknown pre-tokenizer %s; known are qwen2, llama-bpe, smollm, gpt-2", where,
-             token_quoted(pre).c_str());
+             shown(pre).c_str());
     if (!token_type.empty() && token_type.size() != tokens.size())
         fail("%s: %zu tokens but %zu token types", where, tokens.size(), token_type.size());
     t.pre = k->pre;

@@ -100,7 +100,7 @@ TEST(BadUse, Export) {
 
 TEST(BadUse, ConfigFile) {
     std::string path = fresh("config.json");
-    refused(2, {"--config", path}, {path, "cannot be opened"});
+    refused(2, {"--config", path}, {path, "cannot open"});
     write_text(path, "{\n\"seed\": 1,\n}");
     refused(2, {"--config", path}, {path + ":3:"});
     write_text(path, "{\"seeds\": 1}");

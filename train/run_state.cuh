@@ -11,6 +11,7 @@
 #include <vector>
 #include "../formats/optimizer_file.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 #include "objective.cuh"
 
 static constexpr int RUN_STATE_VERSION = 1;
@@ -93,9 +94,8 @@ inline nlohmann::ordered_json run_state_read(const std::string& folder) {
             "%s has no trainer_state.json: it is no checkpoint, or was saved with --save_only_model or by an earlier "
             "version; begin a new run with its weights: --model %s",
             folder.c_str(), folder.c_str());
-    const std::string text = read_file(path, 256 << 20);
-    json_parse(text, path);                                                // checks it
-    const nlohmann::ordered_json j = nlohmann::ordered_json::parse(text);  // what is logged from it keeps its order
+    // in order, because part of it is logged again
+    const nlohmann::ordered_json j = json_parse<nlohmann::ordered_json>(read_file(path, 256 << 20), path);
     auto part = [&](const char* key) { return j.is_object() && j.contains(key) && j[key].is_object(); };
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         fail("%s: no number `version`; the file is damaged", path.c_str());
