@@ -121,8 +121,7 @@ inline bool json_read(std::string_view text, const JsonLimits& limits, J* value,
     if (!good)
         builder.fault.why = format("the JSON has %zu bytes, more than the %llu it may have; is it the right file?",
                                    text.size(), (unsigned long long)limits.bytes);
-    else
-        good = J::sax_parse(text.data(), text.data() + text.size(), &builder);
+    else good = J::sax_parse(text.data(), text.data() + text.size(), &builder);
     *fault = std::move(builder.fault);
     if (good) *value = std::move(builder.root);
     return good;

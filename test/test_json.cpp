@@ -16,9 +16,14 @@ static std::string nested(const std::string& open, const std::string& close, int
 }
 
 TYPED_TEST(JsonReader, GivesWhatNlohmannsOwnParserGives) {
-    const char* texts[] = {"1", " [ ] ", "{}", "null", "\"\\u00e9\\ud83d\\ude00\\n\\u0000\"",
+    const char* texts[] = {"1",
+                           " [ ] ",
+                           "{}",
+                           "null",
+                           "\"\\u00e9\\ud83d\\ude00\\n\\u0000\"",
                            "{\"b\": [1, {\"a\": 2}, [[]], {}], \"a\": {\"b\": true, \"a\": null}, \"\": -0.0}",
-                           "\xEF\xBB\xBF[1e2, 0.1, -7, 5e-324]", "[[1, 2], [3, {\"x\": [4]}], 5]"};
+                           "\xEF\xBB\xBF[1e2, 0.1, -7, 5e-324]",
+                           "[[1, 2], [3, {\"x\": [4]}], 5]"};
     for (const char* text : texts) EXPECT_EQ(json_parse<TypeParam>(text, "x").dump(), TypeParam::parse(text).dump());
 }
 
@@ -94,7 +99,9 @@ TEST(Printable, ControlsAreEscaped) {
     EXPECT_EQ(escape_controls("\u00e9 \u4e2d \U0001F600 \u200d"), "\u00e9 \u4e2d \U0001F600 \u200d");
     EXPECT_EQ(escape_controls("\u0080\u009b31m\u00a0"), "\\x80\\x9B31m\u00a0");
     EXPECT_EQ(escape_controls("\u202A\u202E\u2066\u2069\u200F\u2028"), "\\u202A\\u202E\\u2066\\u2069\\u200F\\u2028");
-    EXPECT_EQ(escape_controls("\x9b" "2J\xff\xe4\xb8"), "\\x9B2J\\xFF\\xE4\\xB8");  // no UTF-8: an 8-bit terminal's CSI
+    EXPECT_EQ(escape_controls("\x9b"
+                              "2J\xff\xe4\xb8"),
+              "\\x9B2J\\xFF\\xE4\\xB8");  // no UTF-8: an 8-bit terminal's CSI
     EXPECT_EQ(escape_controls(std::string("a\0b", 3)), "a\\x00b");
     EXPECT_EQ(printable("\u00e9\u00e9\u00e9", 5), "\u00e9\u00e9...");  // not cut inside a character
     EXPECT_EQ(printable("abc", 3), "abc");
