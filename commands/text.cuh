@@ -57,10 +57,9 @@ inline int tokenize_command(Session& s) {
                     thinking = j["enable_thinking"].get<bool>();
                 bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
                                   j["add_generation_prompt"].get<bool>();
-                try {
-                    text = chat_render(chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
-                                       generation, thinking);
-                } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
+                text =
+                    chat_render_row(where, chat, j["messages"],
+                                    j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
                 out["text"] = text;
             } else {
                 text = text_field_of(j, where);

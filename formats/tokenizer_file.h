@@ -16,8 +16,8 @@
 
 // ---- loading ------------------------------------------------------------------------------------------------
 
-// the largest published tokenizer.json has 33 MB
-static constexpr uint64_t kMaxTokenizerFile = 1 << 28;
+// bytes; the largest published tokenizer.json has 33 MB
+static constexpr uint64_t kMaxTokenizerFile = 1 << 27;
 
 inline nlohmann::json tokenizer_read_json(const std::filesystem::path& path) {
     nlohmann::json j = json_parse(read_file(path.string(), kMaxTokenizerFile), path.string());
@@ -61,8 +61,8 @@ inline AddedToken load_added_token(const std::string& where, const nlohmann::jso
     a.content = json_text(j, "content");
     if (a.content.empty()) fail("%s: an added token without content", where.c_str());
     if (id < 0 || id > kMaxTokenId) {
-        fail("%s: added token %s has id %lld, outside 0..%d", where.c_str(), shown(a.content).c_str(),
-             (long long)id, kMaxTokenId);
+        fail("%s: added token %s has id %lld, outside 0..%d", where.c_str(), shown(a.content).c_str(), (long long)id,
+             kMaxTokenId);
     }
     a.id = (int)id;
     a.special = json_bool(j, "special", false);
@@ -128,8 +128,7 @@ inline void load_post_processor(Tokenizer& t, const std::string& where, const nl
     for (const auto& step : json_steps(j, "processors")) {
         std::string type = json_text(step, "type");
         if (type == "ByteLevel") continue;  // only trims offsets
-        if (type != "TemplateProcessing")
-            fail("%s: unknown post-processor %s", where.c_str(), shown(type).c_str());
+        if (type != "TemplateProcessing") fail("%s: unknown post-processor %s", where.c_str(), shown(type).c_str());
         bool before = true;
         for (const auto& item : json_get(step, "single")) {
             const nlohmann::json& special = json_get(item, "SpecialToken");
@@ -244,6 +243,9 @@ inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, cons
         nlohmann::json generation = tokenizer_read_json(dir / "generation_config.json");
         nlohmann::json ids = json_get(generation, "eos_token_id");
         if (!ids.is_array()) ids = nlohmann::json::array({ids});
+        if (ids.size() > 64)
+            fail("%s: eos_token_id lists %zu ids; at most 64 are supported", (dir / "generation_config.json").c_str(),
+                 ids.size());
         for (const auto& id : ids) {
             int64_t v = json_id(id);
             if (v < 0 || v >= tokenizer_vocab_size(t) || tokenizer_is_eos(t, (int)v)) continue;
