@@ -52,17 +52,23 @@ inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::str
             fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
         return j[key];
     };
+    auto count = [&](const char* key) {
+        const nlohmann::ordered_json v = number(key);
+        if (!v.is_number_integer() || v.get<uint64_t>() > (uint64_t)INT64_MAX)
+            fail("%s: `%s` is not a whole number; the file is damaged", where.c_str(), key);
+        return v.get<int64_t>();
+    };
     LoopState s;
-    s.step = number("step");
-    s.tokens_trained = number("tokens_trained");
+    s.step = count("step");
+    s.tokens_trained = count("tokens_trained");
     s.train_seconds = number("train_seconds");
-    s.generated.prompt_tokens = number("prompt_tokens");
-    s.generated.completion_tokens = number("completion_tokens");
+    s.generated.prompt_tokens = count("prompt_tokens");
+    s.generated.completion_tokens = count("completion_tokens");
     s.generated.seconds = number("generate_seconds");
-    s.trainer.step = number("optimizer_steps");
-    s.trainer.passes = number("forward_passes");
-    s.trainer.skipped = number("skipped_steps");
-    s.trainer.skipped_in_a_row = number("skipped_in_a_row");
+    s.trainer.step = count("optimizer_steps");
+    s.trainer.passes = (uint32_t)count("forward_passes");
+    s.trainer.skipped = count("skipped_steps");
+    s.trainer.skipped_in_a_row = count("skipped_in_a_row");
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
         fail("%s: no object `pending_metrics`; the file is damaged", where.c_str());
     s.pending = j["pending_metrics"];
