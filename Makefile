@@ -164,7 +164,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices json options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -214,7 +214,7 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
 
-SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
+SANITIZE := test_unity@cpu test_unity@simt test_json test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(STRICT) $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \

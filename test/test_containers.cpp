@@ -583,7 +583,20 @@ TEST(Hostile, QuantizationConfigs) {
 
 // expected: Python 3.11's re.match of each pattern with each name
 TEST(NamePattern, MatchesWhatPythonsDoes) {
-    const char* names[] = {"model.layers.0.self_attn.q_proj", "model.layers.10.self_attn.k_proj", "model.layers.3.mlp.down_proj", "model.layers.21.mlp.gate_proj", "lm_head", "model.embed_tokens", "model.lm_head", "", "a", "aaaa", "ab", "x.y", "a\nb", "a\n"};
+    const char* names[] = {"model.layers.0.self_attn.q_proj",
+                           "model.layers.10.self_attn.k_proj",
+                           "model.layers.3.mlp.down_proj",
+                           "model.layers.21.mlp.gate_proj",
+                           "lm_head",
+                           "model.embed_tokens",
+                           "model.lm_head",
+                           "",
+                           "a",
+                           "aaaa",
+                           "ab",
+                           "x.y",
+                           "a\nb",
+                           "a\n"};
     struct {
         const char *pattern, *matches;
     } cases[] = {

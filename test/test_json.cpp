@@ -79,13 +79,14 @@ TYPED_TEST(JsonReader, WholeNumbers) {
 }
 
 // nlohmann's own insertion into an ordered object searches it: 10^5 keys were 10^10 comparisons
-TYPED_TEST(JsonReader, ManyKeysAndValues) {
+TEST(JsonReaderOrder, ManyKeys) {
     std::string text = "{\"k\": 0";
     for (int i = 0; i < 100000; i++) text += format(", \"k%d\": %d", i, i);
-    TypeParam j = json_parse<TypeParam>(text + "}", "x");
+    const auto j = json_parse<nlohmann::ordered_json>(text + "}", "x");
     EXPECT_EQ(j.size(), 100001u);
     EXPECT_EQ(j["k99999"], 99999);
-    expect_has(error_of([&] { json_parse<TypeParam>(text + ", \"k5\": 0}", "x"); }), "the key 'k5' appears twice");
+    expect_has(error_of([&] { json_parse<nlohmann::ordered_json>(text + ", \"k5\": 0}", "x"); }),
+               "the key 'k5' appears twice");
 }
 
 TEST(JsonReaderOrder, OfTheText) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "../runtime/options.h"
 
@@ -249,12 +250,16 @@ TEST(Config, ErrorsNameTheFile) {
         expect_error({"grpo", "--config", f.path}, {f.path, c.part});
     }
     expect_error({"--config", "/nonexistent/x.json"}, {"--config: cannot open /nonexistent/x.json"});
-    expect_error({"--config", "/"}, {"--config /"});
+    expect_error({"--config", "/"}, {"--config: cannot read /"});
+    const std::string pipe = std::filesystem::temp_directory_path() / format("test_options_%ld.pipe", (long)getpid());
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);  // an ifstream of it waits for a writer
+    expect_error({"--config", pipe}, {"not a file"});
+    std::filesystem::remove(pipe);
     expect_error({"--config="}, {"needs a file name"});
     ConfigFile big("{\"model\": \"" + std::string(1 << 20, 'x') + "\"}");
     expect_error({"--config", big.path}, {"more than the 1048576"});
-    ConfigFile deep("{\"beta\": " + std::string(1 << 19, '['));
-    expect_error({"--config", deep.path}, {"nested"});
+    ConfigFile deep("{\"beta\": " + std::string(1000000, '['));
+    expect_error({"--config", deep.path}, {"nested deeper than 64 levels"});
 }
 
 TEST(Markdown, HasARowForEveryOption) {
