@@ -165,7 +165,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices json options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -220,7 +220,7 @@ simt: deps-test
 # memory: valgrind, for reads of what nobody has written. The simulated GPU's fibers are known to AddressSanitizer alone.
 SANITIZER ?= address
 SANITIZE_DIR := $(BUILD)/$(SANITIZER)
-SANITIZE_CPU := test_unity@cpu test_gemm test_tokenizer test_rewards test_dataset test_options test_run_dir
+SANITIZE_CPU := test_unity@cpu test_gemm test_json test_tokenizer test_rewards test_dataset test_options test_run_dir
 SANITIZE_CLI := $(filter test_cli%,$(TESTS))
 ifeq ($(SANITIZER),address)
   SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all

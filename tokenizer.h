@@ -24,10 +24,14 @@
 #include <unordered_map>
 #include <vector>
 #include "runtime/error.h"
+#include "runtime/printable.h"
 #include "runtime/unicode.h"
 
 // 4x the largest public vocabulary; bounds what a hostile id allocates
 static constexpr int kMaxTokenId = (1 << 20) - 1;
+// bytes; the longest published tokens are runs of some hundred blanks. Of an added token: bounds the search at each
+// byte of a text
+static constexpr size_t kMaxTokenBytes = 1 << 16, kMaxAddedTokenBytes = 512;
 
 // ---- splitting into words -----------------------------------------------------------------------------------
 
@@ -198,6 +202,12 @@ struct Merge {
     int id = -1;  // of the merged token
 };
 
+// Added tokens in the order of their needles; those that begin with byte b are order[begin[b]] up to order[begin[b + 1]]
+struct AddedTable {
+    std::vector<int> order;  // indices into Tokenizer::added
+    int begin[257] = {};
+};
+
 enum : uint8_t { kTokenVocab = 1, kTokenAdded = 2, kTokenSpecial = 4 };
 
 struct Tokenizer {
@@ -219,10 +229,10 @@ struct Tokenizer {
     std::string chat_text;  // a text that its files carry and data/chat_template.h reads; "" if there is none
 
     // derived by tokenizer_finish
-    int byte_id[256];                                 // token of a single byte; -1: none
-    std::vector<Merge> merge_slots;                   // open addressing, a power of two, at most half full
-    std::vector<int> word_slots;                      // id + 1 by hash of bytes[id]: the words of the word cache
-    std::vector<int> added_raw[256], added_nfc[256];  // indices into added by first byte, longest first
+    int byte_id[256];                 // token of a single byte; -1: none
+    std::vector<Merge> merge_slots;   // open addressing, a power of two, at most half full
+    std::vector<int> word_slots;      // id + 1 by hash of bytes[id]: the words of the word cache
+    AddedTable added_raw, added_nfc;  // what is looked for before and after normalization
 };
 
 inline int tokenizer_vocab_size(const Tokenizer& t) { return (int)t.text.size(); }
@@ -365,8 +375,25 @@ struct TokenizerPiece {
     int id;  // an added token, or -1: text
 };
 
+// the longest added token that stands at s[i], the first listed of those that are equal; nullptr: none
+inline const AddedToken* added_token_at(const Tokenizer& t, const AddedTable& table, std::string_view s, size_t i) {
+    auto needle = [&](int k) -> const std::string& { return t.added[(size_t)k].needle; };
+    auto low = table.order.begin() + table.begin[(unsigned char)s[i]];
+    auto high = table.order.begin() + table.begin[(unsigned char)s[i] + 1];
+    const AddedToken* found = nullptr;
+    for (size_t n = 1; low < high; n++) {  // those of [low, high) begin with the n bytes at s[i]
+        if (needle(*low).size() == n) found = &t.added[(size_t)*low];
+        while (low < high && needle(*low).size() == n) ++low;
+        if (i + n == s.size()) break;
+        const unsigned char c = (unsigned char)s[i + n];
+        low = std::partition_point(low, high, [&](int k) { return (unsigned char)needle(k)[n] < c; });
+        high = std::partition_point(low, high, [&](int k) { return (unsigned char)needle(k)[n] == c; });
+    }
+    return found;
+}
+
 // cuts the added tokens of one table out of s; parse_special = false passes over the special ones
-inline void cut_added_tokens(const Tokenizer& t, const std::vector<int>* table, std::string_view s, bool parse_special,
+inline void cut_added_tokens(const Tokenizer& t, const AddedTable& table, std::string_view s, bool parse_special,
                              std::vector<TokenizerPiece>& pieces) {
     const uint8_t* classes = unicode_classes();
     auto class_before = [&](size_t i) {  // of the character that ends at i
@@ -378,14 +405,7 @@ inline void cut_added_tokens(const Tokenizer& t, const std::vector<int>* table, 
     pieces.clear();
     size_t start = 0;
     for (size_t i = 0; i < s.size();) {
-        const AddedToken* found = nullptr;
-        for (int k : table[(unsigned char)s[i]]) {
-            const std::string& c = t.added[(size_t)k].needle;
-            if (s.compare(i, c.size(), c) == 0) {
-                found = &t.added[(size_t)k];
-                break;
-            }
-        }
+        const AddedToken* found = added_token_at(t, table, s, i);
         if (!found) {
             i++;
             continue;
@@ -402,8 +422,10 @@ inline void cut_added_tokens(const Tokenizer& t, const std::vector<int>* table, 
                 do begin--;
                 while (((unsigned char)s[begin] & 0xC0) == 0x80);
             }
+            begin = std::max(begin, start);
         }
         if (found->rstrip) end = class_run(classes, s.data(), end, s.size(), kSpace, true);
+        if (begin >= end) continue;  // blanks that an rstrip has taken
         if (start < begin) pieces.push_back({start, begin, -1});
         pieces.push_back({begin, end, found->id});
         start = end;
@@ -475,20 +497,14 @@ inline std::string tokenizer_decode(const Tokenizer& t, const std::vector<int>& 
 
 // ---- building -----------------------------------------------------------------------------------------------
 
-// a token or JSON fragment for an error message: one line, at most 40 bytes
-inline std::string token_quoted(std::string_view s) {
-    std::string out;
-    for (char c : utf8_lossy(s.substr(0, 40))) out += (unsigned char)c < 0x20 || c == 0x7F ? '?' : c;
-    return "'" + out + (s.size() > 40 ? "...'" : "'");
-}
-
 // one token of the vocabulary; where: the file, for the message
 inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::string& text, int64_t id, uint8_t flags) {
     const char* file = where.c_str();
-    std::string name = token_quoted(text);
     if (id < 0 || id > kMaxTokenId)
-        fail("%s: token %s has id %lld, outside 0..%d", file, name.c_str(), (long long)id, kMaxTokenId);
+        fail("%s: token %s has id %lld, outside 0..%d", file, shown(text).c_str(), (long long)id, kMaxTokenId);
     if (text.empty()) fail("%s: the token with id %lld is empty", file, (long long)id);
+    if (text.size() > kMaxTokenBytes)
+        fail("%s: token %s has %zu bytes, more than %zu", file, shown(text).c_str(), text.size(), kMaxTokenBytes);
     if (!utf8_is_valid(text)) fail("%s: the token with id %lld is not valid UTF-8", file, (long long)id);
     if ((size_t)id >= t.text.size()) {
         t.text.resize((size_t)id + 1);
@@ -496,10 +512,10 @@ inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::str
     }
     std::string& slot = t.text[(size_t)id];
     if (!slot.empty() && slot != text)
-        fail("%s: tokens %s and %s both have id %lld", file, token_quoted(slot).c_str(), name.c_str(), (long long)id);
+        fail("%s: tokens %s and %s both have id %lld", file, shown(slot).c_str(), shown(text).c_str(), (long long)id);
     auto [it, fresh] = t.id_of.emplace(text, (int)id);
     if (!fresh && it->second != id)
-        fail("%s: token %s has two ids, %d and %lld", file, name.c_str(), it->second, (long long)id);
+        fail("%s: token %s has two ids, %d and %lld", file, shown(text).c_str(), it->second, (long long)id);
     slot = text;
     t.flags[(size_t)id] |= flags;
 }
@@ -507,6 +523,9 @@ inline void tokenizer_put(Tokenizer& t, const std::string& where, const std::str
 inline void tokenizer_put_added(Tokenizer& t, const std::string& where, const AddedToken& token) {
     // listed twice (tokenizer.json, tokenizer_config.json): the first one's properties count
     bool known = token.id >= 0 && (size_t)token.id < t.flags.size() && (t.flags[(size_t)token.id] & kTokenAdded);
+    if (token.content.size() > kMaxAddedTokenBytes)
+        fail("%s: added token %s has %zu bytes, more than %zu", where.c_str(), shown(token.content).c_str(),
+             token.content.size(), kMaxAddedTokenBytes);
     int flags = known ? 0 : token.special ? kTokenAdded | kTokenSpecial : kTokenAdded;
     tokenizer_put(t, where, token.content, token.id, (uint8_t)flags);
     if (!known) t.added.push_back(token);
@@ -554,12 +573,12 @@ inline void tokenizer_index_merges(Tokenizer& t, const char* file) {
         size_t space = line.find(' ');
         if (space == std::string::npos || space == 0 || space + 1 == line.size() ||
             line.find(' ', space + 1) != std::string::npos)
-            fail("%s: merge %zu is %s, not two tokens", file, rank, token_quoted(line).c_str());
+            fail("%s: merge %zu is %s, not two tokens", file, rank, shown(line).c_str());
         std::string left = line.substr(0, space), right = line.substr(space + 1);
         for (const std::string& token : {left, right, left + right}) {
             if (tokenizer_id(t, token) < 0) {
-                fail("%s: merge %zu (%s) needs token %s, which the vocabulary lacks", file, rank,
-                     token_quoted(line).c_str(), token_quoted(token).c_str());
+                fail("%s: merge %zu (%s) needs token %s, which the vocabulary lacks", file, rank, shown(line).c_str(),
+                     shown(token).c_str());
             }
         }
         uint64_t pair = (uint64_t)(uint32_t)tokenizer_id(t, left) << 32 | (uint32_t)tokenizer_id(t, right);
@@ -588,19 +607,19 @@ inline void tokenizer_index_words(Tokenizer& t, const std::vector<char>& shows_b
 }
 
 inline void tokenizer_index_added(Tokenizer& t) {
-    for (int b = 0; b < 256; b++) t.added_raw[b].clear(), t.added_nfc[b].clear();
+    t.added_raw = t.added_nfc = AddedTable();
     for (size_t k = 0; k < t.added.size(); k++) {
-        auto* table = t.added[k].normalized ? t.added_nfc : t.added_raw;
         AddedToken& a = t.added[k];
         a.needle = a.normalized && t.use_nfc ? nfc(a.content) : a.content;
-        table[(unsigned char)a.needle[0]].push_back((int)k);
+        AddedTable& table = a.normalized ? t.added_nfc : t.added_raw;
+        table.order.push_back((int)k);
+        table.begin[(unsigned char)a.needle[0] + 1]++;
     }
-    for (auto* table : {t.added_raw, t.added_nfc}) {
-        for (int b = 0; b < 256; b++) {
-            std::stable_sort(table[b].begin(), table[b].end(), [&](int x, int y) {
-                return t.added[(size_t)x].needle.size() > t.added[(size_t)y].needle.size();
-            });
-        }
+    for (AddedTable* table : {&t.added_raw, &t.added_nfc}) {
+        for (int b = 0; b < 256; b++) table->begin[b + 1] += table->begin[b];
+        std::stable_sort(table->order.begin(), table->order.end(), [&](int x, int y) {  // as unsigned bytes
+            return t.added[(size_t)x].needle < t.added[(size_t)y].needle;
+        });
     }
 }
 
@@ -648,8 +667,7 @@ inline Tokenizer tokenizer_from_parts(const std::vector<std::string>& tokens, co
     Tokenizer t;
     auto k = std::find_if(std::begin(known), std::end(known), [&](const auto& row) { return pre == row.name; });
     if (k == std::end(known))
-        fail("%s: unknown pre-tokenizer %s; known are qwen2, llama-bpe, smollm, gpt-2", where,
-             token_quoted(pre).c_str());
+        fail("%s: unknown pre-tokenizer %s; known are qwen2, llama-bpe, smollm, gpt-2", where, shown(pre).c_str());
     if (!token_type.empty() && token_type.size() != tokens.size())
         fail("%s: %zu tokens but %zu token types", where, tokens.size(), token_type.size());
     t.pre = k->pre;

@@ -51,13 +51,13 @@ int main(int argc, char** argv) {
         return status;
     } catch (const Error& e) {
         fflush(stdout);
-        fprintf(stderr, "train_qrl: %s\n", e.what());
+        fprintf(stderr, "train_qrl: %s\n", escape_controls(e.what()).c_str());
         return e.exit_code;
     } catch (const std::bad_alloc&) {
         fprintf(stderr, "train_qrl: out of memory; lower --micro_batch_tokens or --rollout_batch\n");
         return 1;
     } catch (const std::exception& e) {
-        fprintf(stderr, "train_qrl: %s\n", e.what());
+        fprintf(stderr, "train_qrl: %s\n", escape_controls(e.what()).c_str());
         return 1;
     }
 }

@@ -122,7 +122,7 @@ inline int distill_command(Session& s) {
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s, source.path, config);
     if (policy_load(source.path).contains("weights"))
-        fprintf(stderr, "note: %s is quantized; it teaches with %s\n", source.path.c_str(),
+        fprintf(stderr, "note: %s is quantized; it teaches with %s\n", escape_controls(source.path).c_str(),
                 quantized_folder(source.path).container == Container::none ? "its unquantized weights"
                                                                            : "the numbers that its codes stand for");
     const int vocabulary = std::min(s.m.V(), config.vocab_size);

@@ -49,7 +49,7 @@ inline void print_accuracy(const Session& s, const EvalResult& e, double seconds
            100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, s.o.temperature);
     printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length,
            100 * e.clipped_ratio, human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), seconds,
-           folder.c_str());
+           escape_controls(folder).c_str());
 }
 
 inline int eval_command(Session& s) {
@@ -99,7 +99,7 @@ inline int eval_command(Session& s) {
     close_run_dir(run, summary);
     if (!text.empty())
         printf("log-loss %.4f a token over %lld tokens of %s, weights %s\n", loss.mean, (long long)loss.tokens,
-               o.eval_text.c_str(), policy_text(o).c_str());
+               escape_controls(o.eval_text).c_str(), policy_text(o).c_str());
     if (problems) print_accuracy(s, e, wall_seconds() - start, run.path);
     return 0;
 }

@@ -2,11 +2,16 @@
 #pragma once
 #include <unistd.h>
 #include <iostream>
-#include <iterator>
 #include "problems.cuh"
 
 inline std::string read_standard_input() {
-    return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+    std::string text;
+    char block[1 << 16];
+    while (std::cin.read(block, sizeof(block)) || std::cin.gcount() > 0) {
+        text.append(block, (size_t)std::cin.gcount());
+        if (text.size() > DATASET_MAX_LINE) fail("standard input: more than %zu MiB", DATASET_MAX_LINE >> 20);
+    }
+    return text;
 }
 
 inline int generate_command(Session& s) {
@@ -29,13 +34,17 @@ inline int generate_command(Session& s) {
     config.pass = model_pack(s.m);
     Utf8Streamer stream;
     RolloutStats stats;
-    std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {
-        std::string text = utf8_stream_push(stream, tokenizer_token_bytes(s.tok, token, true));
-        fwrite(text.data(), 1, text.size(), stdout);
+    const bool terminal = isatty(STDOUT_FILENO);  // a file or a pipe gets the bytes
+    auto print = [&](const std::string& text) {
+        const std::string s = terminal ? escape_controls(text, "\n\t") : text;
+        fwrite(s.data(), 1, s.size(), stdout);
         fflush(stdout);
+    };
+    std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {
+        print(utf8_stream_push(stream, tokenizer_token_bytes(s.tok, token, true)));
         return !stop_requested() && !ferror(stdout);
     });
-    printf("%s\n", utf8_stream_flush(stream).c_str());
+    print(utf8_stream_flush(stream) + "\n");
     fprintf(stderr, "%lld prompt tokens, %lld new tokens, %.2f s, %s tok/s%s\n", (long long)stats.prompt_tokens,
             (long long)stats.completion_tokens, stats.seconds,
             human_count((double)(stats.prompt_tokens + stats.completion_tokens) / stats.seconds).c_str(),

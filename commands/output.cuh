@@ -52,7 +52,7 @@ inline void print_start(const Session& s) {
     }
     printf(
         "model       %s: %s, %s parameters (%s in linears), %d layers, hidden %d, heads %d/%d of %d, vocabulary %d\n",
-        s.embedded_model ? "embedded, from scratch" : s.o.model.c_str(), c.model_type.c_str(),
+        s.embedded_model ? "embedded, from scratch" : escape_controls(s.o.model).c_str(), c.model_type.c_str(),
         human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
         c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
 #if defined(_OPENMP)
@@ -66,7 +66,7 @@ inline void print_start(const Session& s) {
         const Lora& l = s.m.lora;
         printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,
                l.tensors.size(), human_count((double)l.num_params).c_str(),
-               s.o.adapter.empty() ? "" : (", from " + s.o.adapter).c_str(),
+               s.o.adapter.empty() ? "" : (", from " + escape_controls(s.o.adapter)).c_str(),
                l.inside()              ? "frozen, quantized with the adapter inside: "
                : s.m.weight_rules.on() ? "packed: "
                                        : "frozen, ",
@@ -113,14 +113,11 @@ inline void print_eval(const char* when, const EvalResult& quantized, const Eval
     fflush(stdout);
 }
 
-inline std::string one_line(std::string text, size_t most) {
+// a prompt or a completion in a line of the report
+inline std::string one_line(const std::string& text, size_t most) {
     std::string out;
     for (char c : text) out += c == '\n' ? " / " : std::string(1, c);
-    return out.size() > most ? out.substr(0, most) + "..." : out;
-}
-
-inline std::string quoted(const std::string& text) {
-    return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    return printable(out, most);
 }
 
 inline void print_samples(const char* when, const std::vector<Prompt>& prompts, const EvalResult& e) {
@@ -130,6 +127,6 @@ inline void print_samples(const char* when, const std::vector<Prompt>& prompts, 
         const EvalSample& c = e.sampled[(size_t)i * e.samples];
         printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong",
                one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
-               prompts[c.problem].gold.c_str());
+               one_line(prompts[c.problem].gold, 100).c_str());
     }
 }

@@ -1,6 +1,6 @@
 // tokenize and logprobs: JSON lines in, JSON lines out, so that other programs can check this one.
 #pragma once
-#include <iostream>
+#include <unistd.h>
 #include "../train/scoring.cuh"
 #include "memory.cuh"
 
@@ -11,15 +11,12 @@ void for_each_input(const Options& o, Use use) {
         use(nlohmann::ordered_json{{"text", o.prompt}}, "--prompt");
         return;
     }
+    LineReader reader("standard input", dup(STDIN_FILENO));
     std::string line;
-    for (int number = 1; std::getline(std::cin, line); number++) {
-        if (!line.empty() && line.back() == '\r') line.pop_back();
-        if (line.empty()) continue;
-        std::string where = format("standard input:%d", number);
-        nlohmann::ordered_json j = nlohmann::ordered_json::parse(line, nullptr, false);
-        if (j.is_discarded() || !j.is_object())
-            fail("%s: not a JSON object; one a line is expected, such as {\"text\": \"...\"}", where.c_str());
-        use(j, where);
+    while (reader.next(&line)) {
+        if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+        const std::string where = format("standard input:%lld", (long long)reader.number);
+        use(parse_row(line, where), where);
     }
 }
 
@@ -60,10 +57,9 @@ inline int tokenize_command(Session& s) {
                     thinking = j["enable_thinking"].get<bool>();
                 bool generation = j.contains("add_generation_prompt") && j["add_generation_prompt"].is_boolean() &&
                                   j["add_generation_prompt"].get<bool>();
-                try {
-                    text = chat_render(chat, j["messages"], j.contains("tools") ? j["tools"] : nlohmann::ordered_json(),
-                                       generation, thinking);
-                } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
+                text =
+                    chat_render_row(where, chat, j["messages"],
+                                    j.contains("tools") ? j["tools"] : nlohmann::ordered_json(), generation, thinking);
                 out["text"] = text;
             } else {
                 text = text_field_of(j, where);

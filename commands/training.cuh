@@ -139,7 +139,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
     fputs(options_print(o).c_str(), stdout);
     print_start(r.s);
     printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
-    printf("data        %s\n", data.c_str());
+    printf("data        %s\n", escape_controls(data).c_str());
     fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
     if (resume.on()) {
         printf("resumed     from %s, %lld of %lld steps done\n", resume.folder.c_str(), (long long)resume.step(),

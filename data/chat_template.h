@@ -10,6 +10,7 @@
 // a newline. So a text is accepted only when every fragment that decides the output is the known one; anything else is
 // ChatTemplate::unknown and refused when rendering is asked for (not at load: a base model is used without it).
 #pragma once
+#include <algorithm>
 #include <cctype>
 #include <charconv>
 #include <cmath>
@@ -409,6 +410,15 @@ inline std::string chat_render(ChatTemplate kind, const nlohmann::ordered_json& 
     return out;
 }
 
+// The same for messages of a file's row; `where` ("rows.jsonl:3") opens the line that refuses them.
+inline std::string chat_render_row(const std::string& where, ChatTemplate kind, const nlohmann::ordered_json& messages,
+                                   const nlohmann::ordered_json& tools, bool add_generation_prompt,
+                                   int enable_thinking) {
+    try {
+        return chat_render(kind, messages, tools, add_generation_prompt, enable_thinking);
+    } catch (const Error& e) { fail("%s: %s", where.c_str(), e.what()); }
+}
+
 // ---- recognising a template ---------------------------------------------------------------------------------
 
 // What is between two tags, as Jinja (trim_blocks, lstrip_blocks, as transformers sets it) prints it. Before it a tag
@@ -467,6 +477,20 @@ inline std::string jinja_tag_body(const std::string& text, size_t& i, char tag) 
     return body;
 }
 
+// x['role'] written x.role, in a tag's body
+inline std::string jinja_members(const std::string& body) {
+    std::string out;
+    for (size_t i = 0; i < body.size();) {
+        size_t length = 0;
+        for (std::string_view indexed : {"['role']", "['content']", "['tool_calls']"})
+            if (body.compare(i, indexed.size(), indexed) == 0) length = indexed.size();
+        if (length) out.append(".").append(body, i + 2, length - 4);
+        else out += body[i];
+        i += std::max(length, (size_t)1);
+    }
+    return out;
+}
+
 // One spelling for all texts that Jinja treats alike: white space control applied, tags as jinja_tag_body has them,
 // x['role'] written x.role
 inline std::string chat_template_canonical(const std::string& text) {
@@ -485,12 +509,7 @@ inline std::string chat_template_canonical(const std::string& text) {
         std::string body = jinja_tag_body(text, i, tag);
         plain = {!body.empty() && body.back() == '-', tag != '{', ""};
         if (plain.strip_left) body.pop_back();
-        for (const char* key : {"role", "content", "tool_calls"}) {
-            std::string indexed = format("['%s']", key);
-            for (size_t at; (at = body.find(indexed)) != std::string::npos;)
-                body.replace(at, indexed.size(), std::string(".") + key);
-        }
-        if (tag != '#') out += std::string("{") + tag + body + (tag == '{' ? '}' : tag) + "}";
+        if (tag != '#') out += std::string("{") + tag + jinja_members(body) + (tag == '{' ? '}' : tag) + "}";
     }
     if (!plain.text.empty() && plain.text.back() == '\n') plain.text.pop_back();  // keep_trailing_newline is off
     return out + jinja_plain(plain, false, false, out.empty());

@@ -8,17 +8,18 @@
 #include <unistd.h>
 #include <cerrno>
 #include <climits>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
-#include <nlohmann/json.hpp>
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 #include "../runtime/rng.h"
+#include "../runtime/unicode.h"
 
 static constexpr size_t DATASET_MAX_LINE = 64u << 20;  // bytes
 
@@ -45,25 +46,11 @@ struct SftExample {
 // ---------------------------------------------------------------------------------------------------------------------
 // lines
 
-// Offset of the first byte that is not well-formed UTF-8 (Unicode 15, table 3-7: no overlong forms, no surrogates, at
-// most U+10FFFF), or -1.
+// Offset of the first character that is not well-formed UTF-8, or -1
 inline int64_t utf8_error_offset(const std::string& s) {
-    size_t i = 0, n = s.size();
-    while (i < n) {
-        uint8_t c = (uint8_t)s[i];
-        if (c < 0x80) {
-            i++;
-            continue;
-        }
-        size_t more = c >= 0xC2 && c <= 0xDF ? 1 : (c & 0xF0) == 0xE0 ? 2 : c >= 0xF0 && c <= 0xF4 ? 3 : 0;
-        if (more == 0 || n - i <= more) return (int64_t)i;
-        uint8_t second = (uint8_t)s[i + 1];
-        if ((c == 0xE0 && second < 0xA0) || (c == 0xED && second > 0x9F)) return (int64_t)i;
-        if ((c == 0xF0 && second < 0x90) || (c == 0xF4 && second > 0x8F)) return (int64_t)i;
-        for (size_t k = 1; k <= more; k++)
-            if (((uint8_t)s[i + k] & 0xC0) != 0x80) return (int64_t)i;
-        i += more + 1;
-    }
+    int length;
+    for (size_t i = 0; i < s.size(); i += (size_t)length)
+        if (utf8_step(s.data(), i, s.size(), &length) < 0) return (int64_t)i;
     return -1;
 }
 
@@ -80,6 +67,7 @@ struct LineReader {
         uint64_t size = 0;
         fd = open_regular(path, &size);
     }
+    LineReader(const std::string& name, int fd_) : path(name), fd(fd_) {}  // closed at the end
     ~LineReader() {
         if (fd >= 0) ::close(fd);
     }
@@ -136,31 +124,8 @@ struct DatasetRow {
     std::string where;  // "file.jsonl:12", opens every message
 };
 
-// Parses a line; nested at most 32 deep, no key twice.
 inline nlohmann::ordered_json parse_row(const std::string& line, const std::string& where) {
-    typedef nlohmann::ordered_json json;
-    int64_t bad = utf8_error_offset(line);
-    if (bad >= 0)
-        fail("%s:%lld: byte 0x%02X is not valid UTF-8; convert the file to UTF-8", where.c_str(), (long long)bad + 1,
-             (unsigned)(uint8_t)line[(size_t)bad]);
-    std::vector<std::set<std::string>> keys;
-    auto check = [&](int depth, json::parse_event_t event, json& value) {
-        if (depth > 32) fail("%s: nested deeper than 32 levels; is it the right file?", where.c_str());
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        else if (event == json::parse_event_t::object_end) keys.pop_back();
-        else if (event == json::parse_event_t::key && !keys.back().insert(value.get_ref<std::string&>()).second)
-            fail("%s: the key %s appears twice; remove one", where.c_str(),
-                 shown(value.get_ref<std::string&>()).c_str());
-        return true;
-    };
-    json row;
-    try {
-        row = json::parse(line, check);
-    } catch (const json::parse_error& e) {
-        fail("%s:%zu: not valid JSON; one JSON object a line is expected", where.c_str(), e.byte);
-    } catch (const json::exception& e) {  // a number beyond double
-        fail("%s: a value cannot be read (JSON error %d)", where.c_str(), e.id);
-    }
+    nlohmann::ordered_json row = json_parse<nlohmann::ordered_json>(line, where);
     if (!row.is_object())
         fail("%s: the line holds %s, not an object; one JSON object a line is expected", where.c_str(),
              row.type_name());
@@ -233,6 +198,8 @@ inline bool gold_in_box(const std::string& s, std::string* inside) {
 // holds, else the whole. `worked`: the text is a solution, so that the whole of it cannot be the answer.
 inline std::string gold_field(const DatasetRow& row, const char* name, bool worked) {
     const nlohmann::ordered_json& v = row.object.at(name);
+    if (v.is_number_float() && std::fabs(v.get<double>()) >= 9007199254740992.0)  // 2^53: digits may be lost
+        fail("%s: the number in `%s` is too large to be exact; write it as text, in quotes", row.where.c_str(), name);
     if (v.is_number()) return v.dump();
     std::string text = text_field(row, name), gold = trim_field(text);
     size_t hashes = text.rfind("####");

@@ -41,8 +41,9 @@ inline Example make_example(const Tokenizer& tok, const SftExample& e, const Pro
         messages.push_back({{"role", "assistant"}, {"content", e.completion}});
     }
     nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
-    out.prompt.text = chat_render(c.chat, before, nullptr, true, c.enable_thinking);
-    std::string all = chat_render(c.chat, messages, nullptr, false, c.enable_thinking);
+    const std::string where = format("%s:%d", e.source.c_str(), e.line);
+    out.prompt.text = chat_render_row(where, c.chat, before, nullptr, true, c.enable_thinking);
+    std::string all = chat_render_row(where, c.chat, messages, nullptr, false, c.enable_thinking);
     if (all.compare(0, out.prompt.text.size(), out.prompt.text) != 0)
         fail(
             "%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "

@@ -57,7 +57,8 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;
         if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
-        p.text = chat_render(c.chat, messages, nullptr, true, c.enable_thinking);
+        p.text = chat_render_row(format("%s:%d", problem.source.c_str(), problem.line), c.chat, messages, nullptr, true,
+                                 c.enable_thinking);
     } else if (!problem.messages.is_null()) {
         fail(
             "%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "

@@ -144,7 +144,7 @@ inline void bitsandbytes_read(QuantizedLinear& l, const ModuleTensors& t, bool c
     const StTensor& state_bytes = *t.find(bitsandbytes_state);
     std::string where = state_bytes.path + ": tensor " + shown(state_bytes.name);
     if (state_bytes.dtype != "U8" || state_bytes.bytes > 65536) fail("%s is not a JSON text", where.c_str());
-    nlohmann::json state = json_parse(std::string((const char*)state_bytes.data, state_bytes.bytes), where);
+    nlohmann::json state = json_parse({(const char*)state_bytes.data, state_bytes.bytes}, where);
     if (!state.is_object()) fail("%s: not a JSON object", where.c_str());
     int block = config_required_int(state, "blocksize", where);
     if (block < 32 || block > 4096 || (block & (block - 1)))

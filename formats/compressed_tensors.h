@@ -13,12 +13,12 @@
 //   mxfp4-pack-quantized   the same codes, X.weight_scale U8 [out, in / 32], an exponent plus 127
 //   quant_method "fp8"     X.weight F8_E4M3 and X.weight_scale_inv (a factor all the same), tiles of weight_block_size
 // quantization_config: config_groups with their targets ("Linear", a module's name, or re: and a regular expression),
-// `ignore`, and the format. Source: compressed-tensors, compressors/.
+// `ignore`, and the format. `ignore` is not read: what a linear's tensors are says whether it is quantized. Source: compressed-tensors, compressors/.
 // The trap: until 0.17 3, 5, 6 and 7 bits were padded (10 values of 3 bits a word). Files have no version; the width of
 // weight_packed tells them apart. The dense stream of today is written, both are read.
 #pragma once
-#include <regex>
 #include "hf_config.h"
+#include "name_pattern.h"
 #include "quantized_linear.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -247,6 +247,7 @@ inline CompressedTensorsFormat compressed_tensors_format_read(const nlohmann::js
     if (!groups || !groups->is_object() || groups->empty())
         fail("%s: quantization_config has no config_groups", where.c_str());
     std::string format_of_all = config_string(j, "format", "", where);
+    size_t n_targets = 0;
     for (auto& [key, group] : groups->items()) {
         std::string at = where + ": config_groups " + shown(key);
         const nlohmann::json* w = group.is_object() ? config_member(group, "weights") : nullptr;
@@ -257,7 +258,10 @@ inline CompressedTensorsFormat compressed_tensors_format_read(const nlohmann::js
         for (auto& t : *targets) {
             if (!t.is_string()) fail("%s: a target is not a string", at.c_str());
             g.targets.push_back(t.get<std::string>());
+            if (g.targets.back().compare(0, 3, "re:") == 0) name_pattern(g.targets.back().substr(3), at);  // checks it
         }
+        n_targets += g.targets.size();
+        if (n_targets > 4096) fail("%s: more than 4096 targets", at.c_str());
         g.format = config_string(group, "format", format_of_all.c_str(), at);
         g.bits = config_int(*w, "num_bits", 8, at);
         g.type = config_string(*w, "type", "int", at);
@@ -311,15 +315,8 @@ inline const CompressedTensorsGroup* compressed_tensors_group(const CompressedTe
     for (const CompressedTensorsGroup& g : f.groups)
         for (const std::string& target : g.targets) {
             if (target == "Linear" || target == name) return &g;
-            if (target.compare(0, 3, "re:") != 0) continue;
-            try {
-                // as Python's re.match: from the beginning, not to the end
-                if (std::regex_search(name, std::regex(target.substr(3)), std::regex_constants::match_continuous))
-                    return &g;
-            } catch (const std::regex_error&) {
-                fail("%s: the target %s is not a regular expression that can be read here", where.c_str(),
-                     shown(target).c_str());
-            }
+            if (target.compare(0, 3, "re:") == 0 && name_pattern_matches(name_pattern(target.substr(3), where), name))
+                return &g;
         }
     return nullptr;
 }

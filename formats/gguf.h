@@ -13,6 +13,7 @@
 #include "gguf_blocks.h"
 #include "../model/config.h"
 #include "../runtime/file_io.h"
+#include "../runtime/printable.h"
 
 // ----------------------------------------------------------------------------------------------------------------
 // the file

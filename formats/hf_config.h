@@ -6,10 +6,10 @@
 #include <cstdlib>
 #include <string>
 #include <vector>
-#include <nlohmann/json.hpp>
 #include "../model/config.h"
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 
 // Member of an object, nullptr when absent or null: transformers treats both alike.
 inline const nlohmann::json* config_member(const nlohmann::json& object, const char* key) {

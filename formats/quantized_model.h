@@ -379,7 +379,7 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
                    format.c_str());
     ModelConfig config = source.config;
     config.torch_dtype = save_dtype;
-    nlohmann::ordered_json j = nlohmann::ordered_json::parse(config_to_json(config));
+    nlohmann::ordered_json j = json_parse<nlohmann::ordered_json>(config_to_json(config), "config.json");
     if (!plain) {
         j["quantization_config"] = container_config(summary.groups, format, save_dtype, kept);
         if (row->container == Container::gptq)

@@ -13,6 +13,7 @@
 #include <vector>
 #include "../runtime/dtypes.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 
 struct StDtype {
     const char* name;
@@ -158,7 +159,7 @@ inline void st_parse(const uint8_t* data, uint64_t size, const std::string& path
     const uint8_t* base = data + 8 + n;
     const uint64_t data_bytes = size - 8 - n;
 
-    nlohmann::json header = json_parse(std::string((const char*)data + 8, (size_t)n), path);
+    nlohmann::json header = json_parse({(const char*)data + 8, (size_t)n}, path);
     for (auto& [name, info] : header.items()) {
         if (name != "__metadata__") {  // json_parse has refused a second tensor of this name
             tensors->emplace(name, st_parse_tensor(name, info, base, data_bytes, path));

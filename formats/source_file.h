@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 
 struct ModelSource {
     std::string path;  // absolute; empty: none is known

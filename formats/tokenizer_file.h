@@ -6,40 +6,21 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
-#include <nlohmann/json.hpp>
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 #include "../runtime/unicode.h"
 #include "../tokenizer.h"
 
 // ---- loading ------------------------------------------------------------------------------------------------
 
-inline std::string tokenizer_read_file(const std::filesystem::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string text;
-    if (!file || std::filesystem::is_directory(path)) fail("%s: cannot be read", path.c_str());
-    char buf[1 << 16];
-    while (file.read(buf, sizeof buf) || file.gcount() > 0) {
-        text.append(buf, (size_t)file.gcount());
-        if (text.size() > (1u << 30)) fail("%s: longer than 1 GiB; this is not a tokenizer file", path.c_str());
-    }
-    if (file.bad()) fail("%s: reading failed", path.c_str());
-    return text;
-}
+// bytes; the largest published tokenizer.json has 33 MB
+static constexpr uint64_t kMaxTokenizerFile = 1 << 27;
 
 inline nlohmann::json tokenizer_read_json(const std::filesystem::path& path) {
-    nlohmann::json j;
-    try {
-        j = nlohmann::json::parse(tokenizer_read_file(path));
-    } catch (const nlohmann::json::exception& e) {
-        std::string what = utf8_lossy(e.what());
-        std::replace_if(
-            what.begin(), what.end(), [](char c) { return (unsigned char)c < 0x20; }, '?');
-        fail("%s: not valid JSON: %s", path.c_str(), what.substr(0, 200).c_str());
-    }
+    nlohmann::json j = json_parse(read_file(path.string(), kMaxTokenizerFile), path.string());
     if (!j.is_object()) fail("%s: a JSON object is expected, not a %s", path.c_str(), j.type_name());
     return j;
 }
@@ -68,7 +49,7 @@ inline void load_vocab(Tokenizer& t, const std::string& where, const nlohmann::j
     if (!vocab.is_object() || vocab.empty()) fail("%s: the vocabulary must be an object token -> id", where.c_str());
     for (auto it = vocab.begin(); it != vocab.end(); ++it) {
         if (!it.value().is_number_integer()) {
-            fail("%s: the id of token %s is a %s, not an integer", where.c_str(), token_quoted(it.key()).c_str(),
+            fail("%s: the id of token %s is a %s, not an integer", where.c_str(), shown(it.key()).c_str(),
                  it.value().type_name());
         }
         tokenizer_put(t, where, it.key(), json_id(it.value()), kTokenVocab);
@@ -80,8 +61,8 @@ inline AddedToken load_added_token(const std::string& where, const nlohmann::jso
     a.content = json_text(j, "content");
     if (a.content.empty()) fail("%s: an added token without content", where.c_str());
     if (id < 0 || id > kMaxTokenId) {
-        fail("%s: added token %s has id %lld, outside 0..%d", where.c_str(), token_quoted(a.content).c_str(),
-             (long long)id, kMaxTokenId);
+        fail("%s: added token %s has id %lld, outside 0..%d", where.c_str(), shown(a.content).c_str(), (long long)id,
+             kMaxTokenId);
     }
     a.id = (int)id;
     a.special = json_bool(j, "special", false);
@@ -106,7 +87,7 @@ inline void load_pre_tokenizer(Tokenizer& t, const std::string& where, const nlo
     bool use_regex = false, byte_level = false;
     for (const auto& step : json_steps(j, "pretokenizers")) {
         std::string type = json_text(step, "type");
-        if (byte_level) fail("%s: pre-tokenizer step %s after ByteLevel", where.c_str(), token_quoted(type).c_str());
+        if (byte_level) fail("%s: pre-tokenizer step %s after ByteLevel", where.c_str(), shown(type).c_str());
         if (type == "ByteLevel") {
             byte_level = true;
             use_regex = json_bool(step, "use_regex", true);
@@ -121,7 +102,7 @@ inline void load_pre_tokenizer(Tokenizer& t, const std::string& where, const nlo
         } else if (type == "Digits" && split.empty() && json_bool(step, "individual_digits", false)) {
             split = "Digits";
         } else {
-            fail("%s: unknown pre-tokenizer step %s", where.c_str(), token_quoted(type).c_str());
+            fail("%s: unknown pre-tokenizer step %s", where.c_str(), shown(type).c_str());
         }
     }
     if (!byte_level) fail("%s: no ByteLevel pre-tokenizer; only byte-level BPE is supported", where.c_str());
@@ -136,9 +117,9 @@ inline void load_pre_tokenizer(Tokenizer& t, const std::string& where, const nlo
     } else if (split == kLlama3Regex && !use_regex) {
         t.pre = PreTokenizer::llama3;
     } else {
-        std::string shown = split.empty() ? "ByteLevel without regex" : split;
         fail("%s: unknown pre-tokenizer %s%s; known are those of Qwen2, Llama 3, SmolLM2 and GPT-2", where.c_str(),
-             utf8_lossy(shown.substr(0, 200)).c_str(), use_regex ? " followed by ByteLevel's own" : "");
+             split.empty() ? "ByteLevel without regex" : shown(split).c_str(),
+             use_regex ? " followed by ByteLevel's own" : "");
     }
 }
 
@@ -147,8 +128,7 @@ inline void load_post_processor(Tokenizer& t, const std::string& where, const nl
     for (const auto& step : json_steps(j, "processors")) {
         std::string type = json_text(step, "type");
         if (type == "ByteLevel") continue;  // only trims offsets
-        if (type != "TemplateProcessing")
-            fail("%s: unknown post-processor %s", where.c_str(), token_quoted(type).c_str());
+        if (type != "TemplateProcessing") fail("%s: unknown post-processor %s", where.c_str(), shown(type).c_str());
         bool before = true;
         for (const auto& item : json_get(step, "single")) {
             const nlohmann::json& special = json_get(item, "SpecialToken");
@@ -159,7 +139,7 @@ inline void load_post_processor(Tokenizer& t, const std::string& where, const nl
             std::string name = json_text(special, "id");
             if (!before || t.add_bos || tokenizer_id(t, name) < 0) {
                 fail("%s: the post-processor adds %s; only one known token before the text is supported", where.c_str(),
-                     token_quoted(name).c_str());
+                     shown(name).c_str());
             }
             t.bos = tokenizer_id(t, name);
             t.add_bos = true;
@@ -172,7 +152,7 @@ inline void load_tokenizer_json(Tokenizer& t, const std::string& where, const nl
     const nlohmann::json& model = json_get(j, "model");
     std::string type = json_text(model, "type", "BPE");
     if (!model.is_object()) fail("%s: no \"model\"; this is not a tokenizer.json", file);
-    if (type != "BPE") fail("%s: model type %s is not supported; only BPE is", file, token_quoted(type).c_str());
+    if (type != "BPE") fail("%s: model type %s is not supported; only BPE is", file, shown(type).c_str());
     if (json_bool(model, "byte_fallback", false) || !json_text(model, "continuing_subword_prefix").empty() ||
         !json_text(model, "end_of_word_suffix").empty() ||
         (json_get(model, "dropout").is_number() && json_get(model, "dropout").get<double>() != 0)) {
@@ -198,7 +178,7 @@ inline void load_tokenizer_json(Tokenizer& t, const std::string& where, const nl
     if (t.unk >= 0 && json_bool(model, "fuse_unk", false)) fail("%s: fuse_unk is not supported", file);
     for (const auto& step : json_steps(json_get(j, "normalizer"), "normalizers")) {
         if (json_text(step, "type") != "NFC")
-            fail("%s: unknown normalizer %s; NFC is known", file, token_quoted(json_text(step, "type")).c_str());
+            fail("%s: unknown normalizer %s; NFC is known", file, shown(json_text(step, "type")).c_str());
         t.use_nfc = true;
     }
     load_pre_tokenizer(t, where, json_get(j, "pre_tokenizer"));
@@ -217,11 +197,11 @@ inline void load_vocab_and_merges(Tokenizer& t, const std::filesystem::path& dir
         if (json_bool(config, "add_prefix_space", false)) fail("%s: add_prefix_space is not supported", dir.c_str());
     } else {
         fail("%s: tokenizer_class %s needs a tokenizer.json; vocab.json and merges.txt are enough for Qwen2 and GPT-2",
-             (dir / "tokenizer_config.json").c_str(), token_quoted(cls).c_str());
+             (dir / "tokenizer_config.json").c_str(), shown(cls).c_str());
     }
     std::string where = (dir / "vocab.json").string();
     load_vocab(t, where, tokenizer_read_json(where));
-    std::string text = tokenizer_read_file(dir / "merges.txt");
+    std::string text = read_file((dir / "merges.txt").string(), kMaxTokenizerFile);
     for (size_t i = 0, end; i < text.size(); i = end + 1) {
         end = std::min(text.find('\n', i), text.size());
         std::string line = text.substr(i, end - i);
@@ -263,6 +243,9 @@ inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, cons
         nlohmann::json generation = tokenizer_read_json(dir / "generation_config.json");
         nlohmann::json ids = json_get(generation, "eos_token_id");
         if (!ids.is_array()) ids = nlohmann::json::array({ids});
+        if (ids.size() > 64)
+            fail("%s: eos_token_id lists %zu ids; at most 64 are supported", (dir / "generation_config.json").c_str(),
+                 ids.size());
         for (const auto& id : ids) {
             int64_t v = json_id(id);
             if (v < 0 || v >= tokenizer_vocab_size(t) || tokenizer_is_eos(t, (int)v)) continue;
@@ -279,7 +262,7 @@ inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, cons
         }
     }
     if (std::filesystem::exists(dir / "chat_template.jinja"))
-        t.chat_text = tokenizer_read_file(dir / "chat_template.jinja");
+        t.chat_text = read_file((dir / "chat_template.jinja").string(), kMaxTokenizerFile);
 }
 
 // dir_or_file: a folder with tokenizer.json, or with vocab.json and merges.txt; or one of those files.

@@ -52,7 +52,8 @@ inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig
     else p.question = text_field(row, kind);
     p.bare = name == "question" || name == "problem";
     if (name == "messages" && use_chat(config)) {  // a whole conversation: nothing is left to answer
-        tokenizer_encode(tok, chat_render(config.chat, p.messages, nullptr, false, config.enable_thinking), ids);
+        tokenizer_encode(
+            tok, chat_render_row(row.where, config.chat, p.messages, nullptr, false, config.enable_thinking), ids);
         return ids;
     }
     ids = make_prompt(tok, p, config).tokens;

@@ -6,6 +6,7 @@
 #include <vector>
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
+#include "../runtime/printable.h"
 
 enum class RopeScaling {
     none,

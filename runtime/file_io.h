@@ -1,4 +1,4 @@
-// Files: read-only maps, whole-file reads, atomic writes, JSONL logs, and JSON text that nobody has checked yet.
+// Files: read-only maps, whole-file reads, atomic writes, JSONL logs.
 // A file appears under its name complete or not at all: write beside it, fsync, rename, fsync the folder. The trap is
 // that a full disk may show only at fsync or close (delayed allocation, quotas, network mounts), so each is checked.
 // Linux/POSIX. A map of a file that someone truncates meanwhile raises SIGBUS: do not edit a model while it is in use.
@@ -11,22 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <set>
 #include <string>
-#include <vector>
-#include <nlohmann/json.hpp>
 #include "error.h"
-
-// Text from a file, made fit for a one-line message: in quotes, control and non-ASCII bytes as \xNN, cut at 80 bytes.
-inline std::string shown(const std::string& text) {
-    std::string s = "'";
-    for (size_t i = 0; i < text.size() && i < 80; i++) {
-        unsigned char c = (unsigned char)text[i];
-        if (c < 0x20 || c > 0x7E) s += format("\\x%02X", c);
-        else s += (char)c;
-    }
-    return s + (text.size() > 80 ? "...'" : "'");
-}
 
 // what to do about errno e when a file cannot be created or written
 inline const char* write_advice(int e) {
@@ -332,30 +318,3 @@ struct AppendFile {
         fail("%s %s: %s; check the disk", what, path.c_str(), strerror(e));
     }
 };
-
-// ----------------------------------------------------------------------------------------------------------------
-// JSON from outside
-
-// Parses text; `where` opens every message. Refuses duplicate keys (parsers disagree which one wins) and nesting
-// beyond 64, and never shows more than a position of a text that may be anything.
-inline nlohmann::json json_parse(const std::string& text, const std::string& where) {
-    typedef nlohmann::json json;
-    std::vector<std::set<std::string>> keys;  // of the objects that are open
-    auto check = [&](int depth, json::parse_event_t event, json& value) {
-        if (depth > 64) fail("%s: the JSON is nested deeper than 64 levels; is it the right file?", where.c_str());
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        else if (event == json::parse_event_t::object_end) keys.pop_back();
-        else if (event == json::parse_event_t::key && !keys.back().insert(value.get_ref<std::string&>()).second)
-            fail("%s: the key %s appears twice; remove one", where.c_str(),
-                 shown(value.get_ref<std::string&>()).c_str());
-        return true;
-    };
-    try {
-        return json::parse(text, check);
-    } catch (const json::parse_error& e) {
-        fail("%s: not valid JSON at byte %llu; the file is damaged or of another kind", where.c_str(),
-             (unsigned long long)e.byte);
-    } catch (const json::exception& e) {  // a number beyond double, for instance
-        fail("%s: cannot read the JSON (error %d); the file is damaged or of another kind", where.c_str(), e.id);
-    }
-}

@@ -18,15 +18,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <limits>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
-#include <nlohmann/json.hpp>
 #include "error.h"
+#include "file_io.h"
+#include "json.h"
 #include "nearest.h"
+#include "printable.h"
 #include "words.h"
 
 #define TRAIN_QRL_VERSION "0.1.0"
@@ -326,14 +327,6 @@ inline std::string command_names(unsigned mask, const char* between = ", ") {
 // ---------------------------------------------------------------------------------------------------------------------
 // values as text
 
-// user text inside a one-line message: control characters and bytes that are not UTF-8 are escaped or replaced, long
-// text is cut
-inline std::string printable(const std::string& text, size_t most = 80) {
-    std::string cut = text.size() > most ? text.substr(0, most) + "..." : text;
-    std::string s = nlohmann::json(cut).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    return s.substr(1, s.size() - 2);
-}
-
 // shortest text that reads back as the same number
 inline std::string double_text(double v) {
     char buffer[64];
@@ -466,52 +459,25 @@ inline int option_row_of(const std::string& name, Command command, const std::st
     return row;
 }
 
-// What nlohmann says of a text it cannot read, without the exception's number and its own position.
-inline std::string json_error_text(const nlohmann::json::exception& e) {
-    std::string s = e.what();
-    size_t bracket = s.find("] "), column = s.find("column "), colon = s.find(": ", std::min(column, s.size()));
-    if (colon != std::string::npos) s = s.substr(colon + 2);
-    else if (bracket != std::string::npos) s = s.substr(bracket + 2);
-    return printable(s, 160);
-}
-
 // Reads --config: one object whose keys are option names. null leaves the default. The keys "command", "version"
 // and "run_id", which config.json of a run has, are understood: the command is taken when the command line names none.
 inline nlohmann::ordered_json read_config_file(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    if (!in) fail_usage("--config %s: cannot be opened", printable(path, 400).c_str());
-    const size_t most = 1 << 20;
-    std::string text(most + 1, '\0');
-    in.read(&text[0], (std::streamsize)text.size());
-    text.resize((size_t)in.gcount());
-    if (in.bad()) fail_usage("--config %s: cannot be read", printable(path, 400).c_str());
-    if (text.size() > most) fail_usage("--config %s: longer than 1 MiB", printable(path, 400).c_str());
-    std::set<std::string> keys;
-    std::string twice;
-    auto see = [&](int depth, nlohmann::ordered_json::parse_event_t event, nlohmann::ordered_json& v) {
-        if (depth > 2)
-            fail_usage("--config %s: nested values; a key takes a string, a number or a bool",
-                       printable(path, 400).c_str());
-        if (depth == 1 && event == nlohmann::ordered_json::parse_event_t::key)
-            if (!keys.insert(v.get<std::string>()).second) twice = v.get<std::string>();
-        return true;
-    };
-    nlohmann::ordered_json j;
+    const std::string file = printable(path, 400);
+    std::string text;
     try {
-        j = nlohmann::ordered_json::parse(text, see);
-    } catch (const nlohmann::json::parse_error& e) {
-        size_t line = 1, column = 1, at = e.byte > 0 ? e.byte - 1 : 0;
-        for (size_t i = 0; i < at && i < text.size(); i++) {
-            column = text[i] == '\n' ? 1 : column + 1;
-            line += text[i] == '\n';
-        }
-        fail_usage("--config %s:%zu:%zu: not JSON: %s", printable(path, 400).c_str(), line, column,
-                   json_error_text(e).c_str());
-    } catch (const nlohmann::json::exception& e) {  // a number beyond double
-        fail_usage("--config %s: %s", printable(path, 400).c_str(), json_error_text(e).c_str());
+        text = read_file(path, 1 << 20);
+    } catch (const Error& e) { fail_usage("--config: %s", e.what()); }
+    nlohmann::ordered_json j;
+    JsonFault fault;
+    if (!json_read(text, {}, &j, &fault)) {
+        if (fault.byte == 0) fail_usage("--config %s: %s", file.c_str(), fault.why.c_str());
+        const std::string before = text.substr(0, fault.byte - 1);
+        const size_t line_start = before.rfind('\n') + 1;  // npos + 1: 0
+        fail_usage("--config %s:%zu:%zu: not JSON: %s", file.c_str(),
+                   (size_t)std::count(before.begin(), before.end(), '\n') + 1, before.size() - line_start + 1,
+                   fault.why.c_str());
     }
-    if (!j.is_object()) fail_usage("--config %s: not a JSON object", printable(path, 400).c_str());
-    if (!twice.empty()) fail_usage("%s: key %s is given twice", printable(path, 400).c_str(), printable(twice).c_str());
+    if (!j.is_object()) fail_usage("--config %s: not a JSON object", file.c_str());
     return j;
 }
 

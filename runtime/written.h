@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 #include "file_io.h"
+#include "json.h"
 
 static constexpr const char* WRITTEN_MARK = ".train_qrl";
 

@@ -1,6 +1,7 @@
 // The program as a user meets it: runs the built binary and looks at stdout, stderr, the exit status and what is left
 // on disk. Bad use must give 2 and a failed run 1, each with one line on stderr that opens with "train_qrl: " and says
 // what, where and what to do, and nothing half-written.
+#include "../runtime/printable.h"
 #include "cli.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ TEST(BadUse, AResultThatCannotBePrinted) {
 
 TEST(BadUse, ConfigFile) {
     std::string path = fresh("config.json");
-    refused(2, {"--config", path}, {path, "cannot be opened"});
+    refused(2, {"--config", path}, {path, "cannot open"});
     write_text(path, "{\n\"seed\": 1,\n}");
     refused(2, {"--config", path}, {path + ":3:"});
     write_text(path, "{\"seeds\": 1}");
@@ -337,8 +338,7 @@ TEST(BadData, Problems) {
     refuse(jsonl("blank", "\n \n"), {"blank.jsonl", "no rows"});
     refuse(jsonl("broken", row + "{\"question\": \"2+2\", \"answer\n" + row), {"broken.jsonl:2", "not valid JSON"});
     refuse(jsonl("array", row + row + "[1]\n"), {"array.jsonl:3", "not an object"});
-    refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"),
-           {"utf8.jsonl:2", "0xC3", "UTF-8"});
+    refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"), {"utf8.jsonl:2", "UTF-8"});
     refuse(jsonl("fields", "{\"input\": \"a\", \"output\": \"b\"}\n"), {"fields.jsonl:1", "`question`", "input"});
     refuse(jsonl("nogold", row + "{\"question\": \"a\"}\n"), {"nogold.jsonl:2", "`answer`"});
     refuse(jsonl("nohash", row + "{\"question\": \"a\", \"answer\": \"2\"}\n"), {"nohash.jsonl:2", "####"});
@@ -401,6 +401,7 @@ TEST(BadData, StandardInput) {
     refused(1, {"logprobs", "--model", base}, {"standard input:1", "200", "128"},
             input("{\"text\": \"" + std::string(200, 'a') + "\"}\n"));
     refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"standard input", "empty"}, input(""));
+    refused(1, {"generate", "--model", base}, {"standard input: more than 64 MiB"}, input(std::string(65 << 20, '1')));
     refused(1, {"generate", "--model", base, "--max_completion_length", "8"}, {"200", "128"},
             input(std::string(200, 'a')));
 }
@@ -921,6 +922,68 @@ TEST(Generate, Streams) {
     Args sampled = {"generate", "--model", base, "--prompt", "2+3=?\n", "--max_completion_length", "40", "--seed"};
     EXPECT_EQ(good(sampled + Args{"1"}).out, good(sampled + Args{"1"}).out);
     EXPECT_NE(good(sampled + Args{"1"}).out, good(sampled + Args{"2"}).out);
+}
+
+// what `args` print to a terminal
+static std::string run_on_terminal(const Args& args) {
+    const int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    if (terminal < 0 || grantpt(terminal) != 0 || unlockpt(terminal) != 0) return "";
+    const pid_t pid = fork();
+    if (pid == 0) {
+        dup2(open(ptsname(terminal), O_WRONLY | O_NOCTTY), 1);
+        dup2(open("/dev/null", O_WRONLY), 2);
+        std::string path = program();
+        std::vector<char*> argv = {&path[0]};
+        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+        argv.push_back(nullptr);
+        execv(path.c_str(), argv.data());
+        _exit(127);
+    }
+    std::string out;
+    int status = -1;
+    while (waitpid(pid, &status, WNOHANG) == 0) usleep(5000);  // it prints less than the terminal's buffer holds
+    fcntl(terminal, F_SETFL, O_NONBLOCK);
+    char buffer[65536];
+    for (ssize_t n; (n = read(terminal, buffer, sizeof(buffer))) > 0;) out.append(buffer, (size_t)n);
+    close(terminal);
+    EXPECT_EQ(status, 0);
+    for (size_t at; (at = out.find("\r\n")) != std::string::npos;) out.erase(at, 1);
+    return out;
+}
+
+TEST(Terminal, ControlCharactersAreEscaped) {
+    Args sampled = {"generate", "--model", base, "--prompt", "2+3=?\n", "--max_completion_length",
+                    "100",      "--seed",  "1"};
+    const std::string raw = good(sampled).out, escaped = escape_controls(raw, "\n\t");
+    ASSERT_NE(raw, escaped) << "the test needs a completion with control characters";
+    EXPECT_EQ(run_on_terminal(sampled), escaped);
+
+    refused(2, {"--config", root + "/\x1b]0;title\x07\u202e"}, {"/\\x1B]0;title\\x07\\u202E"});
+    refused(1, {"generate", "--model", root + "/no\x1b[2J", "--prompt", "x"}, {"/no\\x1B[2J"});
+
+    const std::string data = root + "/escapes.jsonl";
+    write_text(data, "{\"prompt\": \"1+1\\u001b[2J\\u009b\\u202e=?\", \"answer\": \"2\"}\n");
+    Outcome r = good({"grpo", "--model", trained, "--train_data", data, "--eval_data", data, "--eval_samples", "1",
+                      "--max_steps", "1", "--prompts_per_step", "1", "--num_generations", "2",
+                      "--max_completion_length", "16", "--output_dir", fresh("escapes")});
+    EXPECT_NE(r.out.find("first prompt \"1+1\\x1B[2J\\x9B\\u202E=?\""), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("  1+1\\x1B[2J\\x9B\\u202E=? -> "), std::string::npos) << r.out;
+    EXPECT_EQ(escape_controls(r.out, "\n"), r.out);
+}
+
+TEST(Tokenize, RefusesBadLines) {
+    auto refuse = [](const std::string& text, const Args& parts) {
+        RunSetting s;
+        s.input = "{\"text\": \"a\"}\n" + text + "\n";
+        refused(1, {"tokenize"}, parts, s);
+    };
+    const std::string deep(1000000, '['), closed = deep + std::string(1000000, ']');
+    refuse(deep, {"standard input:2: the JSON is nested deeper"});
+    refuse("{\"messages\": [], \"tools\": " + closed + "}", {"standard input:2: the JSON is nested deeper"});
+    refuse("{\"text\": \"a\", \"text\": \"b\"}", {"standard input:2: the key 'text' appears twice"});
+    refuse("{\"text\": \"\xff\"}", {"standard input:2: not valid JSON at byte 11", "UTF-8"});
+    refuse("[1]", {"standard input:2", "not an object"});
+    refuse("{\"messages\": [{\"role\": \"user\", \"content\": null}]}", {"standard input:2: messages[0]: \"content\""});
 }
 
 TEST(Tokenize, BytesThereAndBack) {

@@ -760,6 +760,10 @@ TEST(BadResume, SaysWhatIsWrong) {
             1,
             resume("grpo", died([&](const std::string& c) { edit_state(c, [&](json& j) { j["loop"][key] = -1; }); })),
             {"trainer_state.json", key, "damaged"});
+    refused(
+        1,
+        resume("grpo", died([](const std::string& c) { edit_state(c, [](json& j) { j["loop"]["step"] = 1e300; }); })),
+        {"trainer_state.json", "`step` is not a whole number"});
     refused(1, resume("grpo", died([](const std::string& c) {
                           edit_state(c, [](json& j) { j["build"]["precision"] = "FP64"; });
                       })),

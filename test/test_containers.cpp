@@ -574,8 +574,107 @@ TEST(Hostile, QuantizationConfigs) {
         {"{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", \"config_groups\": {\"g\": "
          "{\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 40}}}}",
          "40 bits"},
+        {"{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", \"config_groups\": {\"g\": "
+         "{\"targets\": [\"re:(?i)q\"], \"weights\": {}}}}",
+         "config_groups 'g': the pattern '(?i)q'"},
     };
     for (auto& b : bad) expect_has(message(std::string("{\"quantization_config\": ") + b.config + "}"), b.says);
+}
+
+// expected: Python 3.11's re.match of each pattern with each name
+TEST(NamePattern, MatchesWhatPythonsDoes) {
+    const char* names[] = {"model.layers.0.self_attn.q_proj",
+                           "model.layers.10.self_attn.k_proj",
+                           "model.layers.3.mlp.down_proj",
+                           "model.layers.21.mlp.gate_proj",
+                           "lm_head",
+                           "model.embed_tokens",
+                           "model.lm_head",
+                           "",
+                           "a",
+                           "aaaa",
+                           "ab",
+                           "x.y",
+                           "a\nb",
+                           "a\n"};
+    struct {
+        const char *pattern, *matches;
+    } cases[] = {
+        {".*self_attn.*", "11000000000000"},
+        {".*\\.(q|k|v)_proj$", "11000000000000"},
+        {".*lm_head", "00001010000000"},
+        {"model\\.layers\\.[0-9]+\\.mlp\\..*", "00110000000000"},
+        {"^(?!.*lm_head).*", "11110101111111"},
+        {"model\\.layers\\.(?:[0-9]|1[0-9])\\..*", "11100000000000"},
+        {"(?P<x>model)\\.layers\\.\\d{1,2}\\.", "11110000000000"},
+        {".*[^0-9]\\d\\.", "10100000000000"},
+        {"lm", "00001000000000"},
+        {"head", "00000000000000"},
+        {"", "11111111111111"},
+        {"(a+)+b", "00000000001000"},
+        {"(a*)*", "11111111111111"},
+        {"(a|aa)+$", "00000000110001"},
+        {"a{2}", "00000000010000"},
+        {"a{,2}$", "00000001100001"},
+        {"a{1,3}b?$", "00000000101001"},
+        {"a{", "00000000000000"},
+        {"a{}", "00000000000000"},
+        {"a{x}", "00000000000000"},
+        {"[]a]+$", "00000000110001"},
+        {"[^]a]", "11111110000100"},
+        {"[a-]", "00000000111011"},
+        {"[a\\-z]+", "00000000111011"},
+        {".*\\bq_proj\\b", "10000000000000"},
+        {"\\w+\\.\\w+$", "00000110000100"},
+        {"(?=model).*head$", "00000010000000"},
+        {"(?!a)(?!b)", "11111111000100"},
+        {"(?:(?!mlp).)*$", "11001111111101"},
+        {"a.b", "00000000000000"},
+        {"a$", "00000000100001"},
+        {"(|a)+b", "00000000001000"},
+    };
+    for (const auto& c : cases) {
+        std::string matches;
+        const NamePattern p = name_pattern(c.pattern, "x");
+        for (const char* name : names) matches += name_pattern_matches(p, name) ? '1' : '0';
+        EXPECT_EQ(matches, c.matches) << c.pattern;
+    }
+}
+
+TEST(NamePattern, RefusesWhatItDoesNotKnow) {
+    struct {
+        std::string pattern, says;
+    } cases[] = {
+        {"(", "x: the pattern '(': a ( without its )"},
+        {"a)", "a ) without its ("},
+        {"[a", "a [ without its ]"},
+        {"*a", "nothing to repeat"},
+        {"^*", "nothing to repeat"},
+        {"a**", "multiple repeat"},
+        {"a{2}{3}", "multiple repeat"},
+        {"a*+", "possessive"},
+        {"a{3,2}", "below its minimum"},
+        {"(?i)a", "a group of kind (?i"},
+        {"(?<=a)b", "a group of kind (?<"},
+        {"(a)\\1", "\\1"},
+        {"\\q", "\\q"},
+        {"a\\", "a \\ at its end"},
+        {"[b-a]", "a range"},
+        {"[\\d-z]", "a range"},
+        {"\xC3\xA9", "beyond ASCII"},
+        {std::string(33, '('), "more than 32 groups"},
+        {std::string(20000, '('), "20000 bytes"},
+        {"(a{1000}){1000}", "too long"},
+        {"a{99999999999999999999}", "too long"},
+    };
+    for (const auto& c : cases) expect_has(error_of([&] { name_pattern(c.pattern, "x"); }), c.says);
+}
+
+// steps of a backtracking matcher: 2^2000
+TEST(NamePattern, TakesNoLongerForHardPatterns) {
+    const std::string name = std::string(2000, 'a') + "c";
+    for (const char* pattern : {"(a+)+b", "(a|a)*b", "(a|aa)+$", "((a*)*)*b", "(?:(?!a*b)a)*$"})
+        EXPECT_FALSE(name_pattern_matches(name_pattern(pattern, "x"), name)) << pattern;
 }
 
 TEST(CompressedTensors, Targets) {
@@ -587,7 +686,7 @@ TEST(CompressedTensors, Targets) {
     }
     EXPECT_EQ(compressed_tensors_group(f, "model.layers.3.self_attn.q_proj", "x"), &f.groups[0]);
     EXPECT_EQ(compressed_tensors_group(f, "model.layers.0.mlp.up_proj", "x"), &f.groups[1]);
-    expect_has(error_of([&] { compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"); }), "re:(");
+    expect_has(error_of([&] { compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"); }), "'('");
     f.groups.erase(f.groups.begin() + 2);
     EXPECT_EQ(compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"), &f.groups[2]);
 }

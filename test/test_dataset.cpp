@@ -91,13 +91,16 @@ TEST(Problems, Gold) {
     expect_error("{\"problem\": \"q\", \"solution\": \"\\\\boxed{1\"}", "no final answer in `solution`");
     expect_error("{\"prompt\": \"q\", \"answer\": [\"1\"]}", "`answer` is array, not text");
     expect_error("{\"prompt\": \"q\", \"answer\": true}", "`answer` is boolean, not text");
+    expect_error("{\"prompt\": \"q\", \"answer\": 123456789012345678901234567890}", "too large to be exact");
+    EXPECT_EQ(problems_in("{\"prompt\": \"q\", \"answer\": 9007199254740993}")[0].gold, "9007199254740993");
+    EXPECT_EQ(problems_in("{\"prompt\": \"q\", \"answer\": -0.5}")[0].gold, "-0.5");
 }
 
 TEST(Problems, BadRows) {
     const std::string good = "{\"prompt\": \"q\", \"answer\": \"a\"}\n";
     expect_error("", " holds no rows");
     expect_error("\n \r\n", " holds no rows");
-    expect_error(good + "\n{\"prompt\": \"q\" \"answer\"}", ":3:23: not valid JSON");
+    expect_error(good + "\n{\"prompt\": \"q\" \"answer\"}", ":3: not valid JSON at byte 23");
     expect_error(good + "{\"prompt\": \"q\", \"answer\": \"a\"", ":2:");  // the last line is torn
     expect_error("[" + good, ":1:");
     expect_error("[1]", ":1: the line holds array, not an object");
@@ -121,10 +124,12 @@ TEST(Problems, BadRows) {
         " \"answer\": \"1\"}",
         "ends with a message of the assistant");
     expect_error("{\"prompt\": \"q\", \"prompt\": \"r\", \"answer\": \"1\"}", "the key 'prompt' appears twice");
-    expect_error("{\"prompt\": \"q\", \"answer\": 1e999}", ":1: a value cannot be read");
+    expect_error("{\"prompt\": \"q\", \"answer\": 1e999}",
+                 ":1: not valid JSON at byte 31: a number beyond the range of a double");
     expect_error("{\"prompt\": \"\\ud800\", \"answer\": \"1\"}", "not valid JSON");
     expect_error("{\"x\": " + std::string(1 << 20, '['), "nested deeper");
-    expect_error(good + "{\"prompt\": \"\xFF\", \"answer\": \"1\"}", ":2:13: byte 0xFF is not valid UTF-8");
+    expect_error(good + "{\"prompt\": \"\xFF\", \"answer\": \"1\"}",
+                 ":2: not valid JSON at byte 13: a string is not valid UTF-8");
     expect_error(std::string("{\"prompt\": \"q\0\"}", 15), ":1:");
     std::string many = "{";
     for (int i = 0; i < 1000; i++) many += format("%s\"k%d\": 1", i ? "," : "", i);

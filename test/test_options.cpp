@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "../runtime/options.h"
 
@@ -232,9 +233,9 @@ TEST(Config, ErrorsNameTheFile) {
         {"{\"num_generations\": 2.5}", "num_generations 2.5: not an integer"},
         {"{\"beta\": [1]}", "key beta: not a number"},
         {"{\"beta\": {\"x\": {}}}", "key beta: not a number"},
-        {"{\"beta\": {\"x\": [[1]]}}", "nested"},
-        {"{\"beta\": 1, \"beta\": 1}", "key beta is given twice"},
-        {"{\"beta\": 1e999}", "number overflow"},
+        {"{\"beta\": {\"x\": [[1]]}}", "key beta: not a number"},
+        {"{\"beta\": 1, \"beta\": 1}", "the key 'beta' appears twice"},
+        {"{\"beta\": 1e999}", ":1:14: not JSON: a number beyond the range of a double"},
         {"{\"config\": \"x\"}", "cannot name another"},
         {"{\"command\": \"sft\"}", "is for command sft, but the command line says grpo"},
         {"{\"command\": \"nope\"}", "unknown command 'nope'"},
@@ -248,13 +249,17 @@ TEST(Config, ErrorsNameTheFile) {
         ConfigFile f(c.text);
         expect_error({"grpo", "--config", f.path}, {f.path, c.part});
     }
-    expect_error({"--config", "/nonexistent/x.json"}, {"/nonexistent/x.json: cannot be opened"});
-    expect_error({"--config", "/"}, {"--config /"});
+    expect_error({"--config", "/nonexistent/x.json"}, {"--config: cannot open /nonexistent/x.json"});
+    expect_error({"--config", "/"}, {"--config: cannot read /"});
+    const std::string pipe = std::filesystem::temp_directory_path() / format("test_options_%ld.pipe", (long)getpid());
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);  // an ifstream of it waits for a writer
+    expect_error({"--config", pipe}, {"not a file"});
+    std::filesystem::remove(pipe);
     expect_error({"--config="}, {"needs a file name"});
     ConfigFile big("{\"model\": \"" + std::string(1 << 20, 'x') + "\"}");
-    expect_error({"--config", big.path}, {"longer than 1 MiB"});
-    ConfigFile deep("{\"beta\": " + std::string(1 << 19, '['));
-    expect_error({"--config", deep.path}, {"nested"});
+    expect_error({"--config", big.path}, {"more than the 1048576"});
+    ConfigFile deep("{\"beta\": " + std::string(1000000, '['));
+    expect_error({"--config", deep.path}, {"nested deeper than 64 levels"});
 }
 
 TEST(Markdown, HasARowForEveryOption) {

@@ -3,10 +3,13 @@
 // this file. Expected words and ids of the small vocabularies are worked out by hand from the regular expressions and
 // the merge list.
 #include <gtest/gtest.h>
+#include <fstream>
 #include <functional>
 #include <random>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "../data/chat_template.h"
+#include "../data/examples.h"
 #include "../formats/tokenizer_file.h"
 
 using Json = nlohmann::ordered_json;
@@ -328,6 +331,41 @@ TEST(AddedTokens, Properties) {
     EXPECT_EQ(chat_template_detect(t.chat_text), ChatTemplate::none);
 }
 
+// expected: Hugging Face tokenizers 0.23.3 with these added tokens; "" is another property
+TEST(AddedTokens, ThatContainEachOther) {
+    Json j = small_tokenizer_json(), added = Json::array();
+    const std::pair<const char*, std::vector<const char*>> tokens[] = {
+        {"<a", {}},          {"<a<a", {}}, {"a<a>", {}},      {"<a>", {}}, {" ", {"lstrip", "rstrip"}},
+        {"<r>", {"rstrip"}}, {" x", {}},   {" y", {"lstrip"}}};
+    for (const auto& [content, properties] : tokens) {
+        added.push_back({{"id", 257 + (int)added.size()}, {"content", content}, {"normalized", false}});
+        for (const char* p : properties) added.back()[p] = true;
+    }
+    j["added_tokens"] = added;
+    TempDir dir;
+    dir.write("tokenizer.json", j.dump());
+    Tokenizer t;
+    tokenizer_load(t, dir.path.string());
+    const std::pair<const char*, std::vector<int>> cases[] = {
+        {"<a<a>", {258, '>'}},  {"<a<a<a>", {258, 260}}, {"<a>>", {260, '>'}},      {"a<a>b", {259, 'b'}},
+        {"<<a", {'<', 257}},    {"<a<", {257, '<'}},     {"b  b", {'b', 261, 'b'}}, {"<r>  y", {262, 264}},
+        {"<r>  x", {262, 263}}, {"<r> \nb", {262, 'b'}}, {" x  y", {263, 261, 264}}};
+    for (const auto& [text, ids] : cases) EXPECT_EQ(encode(t, text), ids) << text;
+}
+
+// each place of the text against each token would be 10^10 comparisons
+TEST(AddedTokens, ManyWithOneBeginning) {
+    std::vector<std::string> tokens;
+    for (int b = 0; b < 256; b++) tokens.push_back(byte_chars_encode(std::string(1, (char)b)));
+    std::vector<int> type(256, 1);
+    for (int i = 0; i < 100000; i++) tokens.push_back("<<" + std::to_string(i) + ">"), type.push_back(i % 2 ? 3 : 4);
+    Tokenizer t = tokenizer_from_parts(tokens, {}, type, "gpt-2", -1, -1, -1, false, "");
+    std::vector<int> ids = encode(t, std::string(100000, '<') + "77777>");
+    ASSERT_EQ(ids.size(), 99999u);
+    EXPECT_EQ(ids.back(), 256 + 77777);
+    EXPECT_EQ(ids[0], '<');
+}
+
 TEST(Files, SaveAndLoadGiveTheSameTokenizer) {
     std::vector<std::string> texts = {"ab<s>ab a <r> b<l>", "caf\u00E9 e\u0301! ww 12", "<|im_start|>user\nx<|im_end|>",
                                       ""};
@@ -441,21 +479,35 @@ TEST(Files, HostileFilesGiveOneLine) {
     refused("unknown normalizer 'Lowercase'", [](Json& j) { j["normalizer"]["type"] = "Lowercase"; });
     refused("no ByteLevel", [](Json& j) { j["pre_tokenizer"] = nullptr; });
     refused("unknown pre-tokenizer step 'Metaspace'", [](Json& j) { j["pre_tokenizer"] = {{"type", "Metaspace"}}; });
-    refused("unknown pre-tokenizer \\w+",
+    refused("unknown pre-tokenizer '\\w+'",
             [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\w+"; });
     refused("post-processor 'Bert'", [](Json& j) { j["post_processor"] = {{"type", "Bert"}}; });
+    refused("more than 65536", [](Json& j) { j["model"]["vocab"][std::string(65537, 'a')] = 300; });
+    refused("more than 512", [](Json& j) { j["added_tokens"][0]["content"] = std::string(513, '<'); });
     refused("not a byte-level", [](Json& j) { j["model"] = {{"vocab", {{"a", 0}}}, {"merges", Json::array()}}; });
 
     TempDir dir;
     EXPECT_FAILS(tokenizer_load(t, dir.path.string()), "neither tokenizer.json nor vocab.json");
     EXPECT_FAILS(tokenizer_load(t, (dir.path / "missing").string()), "no such file");
-    for (std::string text :
-         {std::string("{\"a\": "), std::string(100000, '['), std::string("\xFF\n\x01"), std::string()}) {
+    for (std::string text : {std::string("{\"a\": "), std::string("\xFF\n\x01"), std::string()}) {
         dir.write("tokenizer.json", text);
         EXPECT_FAILS(tokenizer_load(t, dir.path.string()), "not valid JSON");
     }
     dir.write("tokenizer.json", "[]");
     EXPECT_FAILS(tokenizer_load(t, dir.path.string()), "a JSON object is expected");
+    for (const char* name :
+         {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
+        dir.write("tokenizer.json", small_tokenizer_json().dump());
+        dir.write(name, "{\"eos_token_id\": " + std::string(1000000, '['));
+        EXPECT_FAILS(tokenizer_load(t, dir.path.string()), std::string(name) + ": the JSON is nested deeper");
+        std::filesystem::remove(dir.path / name);
+        ASSERT_EQ(mkfifo((dir.path / name).c_str(), 0600), 0);  // opened as a file is, it would wait for a writer
+        EXPECT_FAILS(tokenizer_load(t, dir.path.string()), "not a file");
+        std::filesystem::remove(dir.path / name);
+    }
+    dir.write("tokenizer.json", small_tokenizer_json().dump());
+    dir.write("generation_config.json", Json{{"eos_token_id", std::vector<int>(65, 1)}}.dump());
+    EXPECT_FAILS(tokenizer_load(t, dir.path.string()), "65 ids; at most 64");
 }
 
 TEST(FromParts, GgufTypesAndRefusals) {
@@ -572,6 +624,28 @@ TEST(Chat, BadMessagesGiveOneLine) {
         render(ChatTemplate::qwen3, R"([{"role": "assistant", "content": "x", "tool_calls": [{"name": "f"}]}])"),
         "arguments");
     EXPECT_FAILS(render(ChatTemplate::none, "[]"), "no chat template");
+}
+
+TEST(Chat, RowsAreNamed) {
+    PromptConfig c;
+    c.chat = ChatTemplate::qwen3;
+    Problem p;
+    p.source = "rows.jsonl", p.line = 3;
+    p.messages = Json::parse(R"([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}])");
+    EXPECT_FAILS(make_prompt(tokenizer_byte_level(), p, c), "rows.jsonl:3: messages[1]: a tool call without");
+    SftExample e;
+    e.source = "rows.jsonl", e.line = 4;
+    e.messages = Json::parse(R"([{"role": "user", "content": "x"}, {"content": "y"}])");
+    e.prompt_messages = 1;
+    EXPECT_FAILS(make_example(tokenizer_byte_level(), e, c, -1), "rows.jsonl:4: messages[1]: \"role\" is missing");
+}
+
+// replacing one index after the other, from the beginning each time, took minutes
+TEST(Chat, DetectionIsLinear) {
+    std::string text = "{{x";
+    for (int i = 0; i < 1000000; i++) text += "['role']";
+    EXPECT_EQ(chat_template_detect(text + "}}"), ChatTemplate::unknown);
+    EXPECT_EQ(jinja_members("m['role']['content']['tool_calls']['x']"), "m.role.content.tool_calls['x']");
 }
 
 TEST(Chat, DetectionAcceptsSpellingsAndRefusesChanges) {

@@ -11,6 +11,7 @@
 #include <vector>
 #include "../formats/optimizer_file.h"
 #include "../runtime/file_io.h"
+#include "../runtime/json.h"
 #include "objective.cuh"
 
 static constexpr int RUN_STATE_VERSION = 1;
@@ -51,17 +52,23 @@ inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::str
             fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
         return j[key];
     };
+    auto count = [&](const char* key) {
+        const nlohmann::ordered_json v = number(key);
+        if (!v.is_number_integer() || v.get<uint64_t>() > (uint64_t)INT64_MAX)
+            fail("%s: `%s` is not a whole number; the file is damaged", where.c_str(), key);
+        return v.get<int64_t>();
+    };
     LoopState s;
-    s.step = number("step");
-    s.tokens_trained = number("tokens_trained");
+    s.step = count("step");
+    s.tokens_trained = count("tokens_trained");
     s.train_seconds = number("train_seconds");
-    s.generated.prompt_tokens = number("prompt_tokens");
-    s.generated.completion_tokens = number("completion_tokens");
+    s.generated.prompt_tokens = count("prompt_tokens");
+    s.generated.completion_tokens = count("completion_tokens");
     s.generated.seconds = number("generate_seconds");
-    s.trainer.step = number("optimizer_steps");
-    s.trainer.passes = number("forward_passes");
-    s.trainer.skipped = number("skipped_steps");
-    s.trainer.skipped_in_a_row = number("skipped_in_a_row");
+    s.trainer.step = count("optimizer_steps");
+    s.trainer.passes = (uint32_t)count("forward_passes");
+    s.trainer.skipped = count("skipped_steps");
+    s.trainer.skipped_in_a_row = count("skipped_in_a_row");
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
         fail("%s: no object `pending_metrics`; the file is damaged", where.c_str());
     s.pending = j["pending_metrics"];
@@ -93,9 +100,8 @@ inline nlohmann::ordered_json run_state_read(const std::string& folder) {
             "%s has no trainer_state.json: it is no checkpoint, or was saved with --save_only_model or by an earlier "
             "version; begin a new run with its weights: --model %s",
             folder.c_str(), folder.c_str());
-    const std::string text = read_file(path, 256 << 20);
-    json_parse(text, path);                                                // checks it
-    const nlohmann::ordered_json j = nlohmann::ordered_json::parse(text);  // what is logged from it keeps its order
+    // in order, because part of it is logged again
+    const nlohmann::ordered_json j = json_parse<nlohmann::ordered_json>(read_file(path, 256 << 20), path);
     auto part = [&](const char* key) { return j.is_object() && j.contains(key) && j[key].is_object(); };
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         fail("%s: no number `version`; the file is damaged", path.c_str());
