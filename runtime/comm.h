@@ -91,7 +91,7 @@ inline std::string comm_wait(Comm& c, bool stream, const std::function<void()>& 
         }
         if (meanwhile) meanwhile();
         const double waited = seconds_now() - start;
-        if (waited > c.timeout) return format("waited %.3g s for the others (--ddp_timeout)", waited);
+        if (waited > c.timeout) return format("waited %g s for the others (--ddp_timeout)", c.timeout);
         if (waited > 2e-3) usleep(meanwhile ? 20000 : 50);  // a small reduction takes 20 us, a large one milliseconds
     }
 }
@@ -183,7 +183,7 @@ inline ncclUniqueId meeting_ask(const Comm& c, const std::string& meeting, uint6
             return id;
         }
         if (seconds_now() - start > c.timeout)
-            fail("rank %d waited %.3g s for rank 0 at %s (--ddp_timeout); start it with the same --output_dir", c.rank,
+            fail("rank %d waited %g s for rank 0 at %s (--ddp_timeout); start it with the same --output_dir", c.rank,
                  c.timeout, meeting.c_str());
         usleep(20000);
     }
