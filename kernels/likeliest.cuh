@@ -195,9 +195,8 @@ inline void likeliest_edges(LikeliestEdge* edges, Rows<const float> logits, int6
     if (rows == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
-        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram) + 16, dev.stream, edges,
-               logits, c);
+        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram), dev.stream, edges, logits,
+               c);
         return;
     }
 #endif

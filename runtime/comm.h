@@ -210,9 +210,10 @@ inline void comm_meet(Comm& c, const std::string& meeting) {
     const std::string wrong = c.rank == 0 ? meeting_answer(c, meeting, id) : comm_wait(c, false);
     if (wrong.empty()) return;
     comm_abort(c);
-    fail("rank %d of %d: joining the others: %s; did every rank start, with the same --output_dir? (NCCL_DEBUG=INFO "
-         "says more)",
-         c.rank, c.world, wrong.c_str());
+    fail(
+        "rank %d of %d: joining the others: %s; did every rank start, with the same --output_dir? (NCCL_DEBUG=INFO "
+        "says more)",
+        c.rank, c.world, wrong.c_str());
 }
 #endif
 

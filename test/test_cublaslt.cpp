@@ -7,6 +7,7 @@ TEST(CublasLt, All) { GTEST_SKIP() << "needs the simt build (make simt)"; }
 #else
 #include <cublasLt.h>
 #include "../kernels/cublaslt.cuh"
+#include "../model/decode_graph.cuh"
 #include "../runtime/dtypes.h"
 #include "../runtime/rng.h"
 
@@ -545,5 +546,30 @@ TEST(CublasLtPlans, AreBoundedFoundAgainAndTheSameWhenMadeAnew) {
     cublaslt_release();
     EXPECT_EQ(plans(), 0);
     EXPECT_EQ(simt_lt_counts().layouts, before.layouts);
+}
+
+// the first product makes the handle, which a capture does not allow: decode steps (model/decode_graph.cuh) run once
+// before they are captured
+TEST(CublasLtPlans, AStepIsCapturedWhenItHasRunOnce) {
+    cublaslt_release();
+    Device dev;
+    dev.cuda = true;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
+    floatX one = floatX(1.0f);
+    float sum = 0.0f;
+    DecodeGraphs graphs;
+    for (int i = 1; i <= 4; i++) {
+        decode_graph_run(graphs, DecodeGraphKey(), dev, [&] {
+            cublaslt_matmul<float>({&sum, 1}, {&one, 1}, {&one, 1}, nullptr, 1, 1, 1, true, dev);
+        });
+        CUDA_CHECK(cudaStreamSynchronize(dev.stream));
+        EXPECT_EQ(sum, (float)i);
+    }
+    EXPECT_EQ(graphs.eager, 1);
+    EXPECT_EQ(graphs.captured, 1);
+    EXPECT_EQ(graphs.replayed, 2);
+    graphs.clear();
+    CUDA_CHECK(cudaStreamDestroy(dev.stream));
+    cublaslt_release();
 }
 #endif

@@ -39,7 +39,8 @@ inline void check_ranks_agree(const Optimizer& o, Comm& comm, int64_t step) {
     for (int g = 0; g < PARAM_GROUPS; g++)
         if (least[2 * g] != -least[2 * g + 1])
             fail(
-                "step %lld: the %d ranks hold different weights (%s: hashes from %014llx to %014llx, here %014llx); were "
+                "step %lld: the %d ranks hold different weights (%s: hashes from %014llx to %014llx, here %014llx); "
+                "were "
                 "they started with the same flags and files, on the same kind of GPU?",
                 (long long)step, comm.world, param_group_names[g], (unsigned long long)least[2 * g],
                 (unsigned long long)-least[2 * g + 1], (unsigned long long)(hashes[g] >> 11));

@@ -172,6 +172,7 @@ inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
     *handle = nullptr;
     int devices;
     if (cudaGetDeviceCount(&devices) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (simt_forbidden_in_capture(nullptr) != cudaSuccess) return CUBLAS_STATUS_ALLOC_FAILED;  // memory of the device
     *handle = new SimtLtHandle();
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -526,8 +527,18 @@ inline size_t simt_max_shared(int arch) {
     fail("simt_settings.arch is %d; 80, 86, 89, 90, 100 or 120", arch);
 }
 
+// Shared memory of a kernel: `fixed`, its static, is not known here and 0 unless a test says it; `allowed`: the most dynamic
+// that cudaFuncSetAttribute was told of
+struct SimtShared {
+    size_t fixed = 0, allowed = 0;
+};
+inline SimtShared& simt_shared(const void* kernel) {
+    static std::map<const void*, SimtShared> all;
+    return all[kernel];
+}
+
 inline void simt_check_launch(const char* kernel, const char* file, int line, dim3 grid, dim3 dim,
-                              size_t shared_bytes) {
+                              size_t shared_bytes, SimtShared allowed) {
     std::string name = simt_kernel_name(kernel);
     uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (threads == 0 || threads > SIMT_MAX_THREADS || dim.z > 64)
@@ -536,9 +547,12 @@ inline void simt_check_launch(const char* kernel, const char* file, int line, di
     if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535)
         fail("%s:%d: kernel %s: a grid of (%u,%u,%u) blocks; at least 1, x below 2^31, y and z below 65536", file, line,
              name.c_str(), grid.x, grid.y, grid.z);
-    if (shared_bytes > simt_max_shared(simt_settings.arch))
-        fail("%s:%d: kernel %s: %zu bytes of dynamic shared memory; at most %zu on sm_%d", file, line, name.c_str(),
-             shared_bytes, simt_max_shared(simt_settings.arch), simt_settings.arch);
+    if (allowed.fixed + shared_bytes > simt_max_shared(simt_settings.arch))
+        fail("%s:%d: kernel %s: %zu bytes of shared memory; at most %zu on sm_%d", file, line, name.c_str(),
+             allowed.fixed + shared_bytes, simt_max_shared(simt_settings.arch), simt_settings.arch);
+    if (allowed.fixed + shared_bytes > 48 * 1024 && shared_bytes > allowed.allowed)
+        fail("%s:%d: kernel %s: %zu bytes of shared memory, above 48 KB, and it has not asked for them", file, line,
+             name.c_str(), allowed.fixed + shared_bytes);
 }
 
 // Runs a launch that simt_check_launch has let pass.

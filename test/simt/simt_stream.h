@@ -18,6 +18,7 @@ enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorCudartUnloading = 4,
     cudaErrorInsufficientDriver = 35,
     cudaErrorInvalidDeviceFunction = 98,
     cudaErrorNoDevice = 100,
@@ -348,7 +349,8 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 template <class... P, class... A>
 void simt_launch(const char* kernel_name, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
                  cudaStream_t stream, void (*kernel)(P...), A&&... arguments) {
-    simt_check_launch(kernel_name, file, line, grid, dim, shared_bytes);
+    simt_check_launch(kernel_name, file, line, grid, dim, shared_bytes,
+                      simt_shared(reinterpret_cast<const void*>(kernel)));
     std::tuple<std::decay_t<P>...> parameters(static_cast<std::decay_t<P>>(arguments)...);
     auto run = [=]() mutable {
         auto call = [&] { std::apply(kernel, parameters); };
