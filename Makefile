@@ -5,7 +5,7 @@
 # make bench      speed of the parts, in one table
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
-# make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
+# make ptxas      registers, shared and local memory and occupancy of each kernel for ARCHS; fails on local memory that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
 # make sanitize   the tests of kernels, methods and file readers under AddressSanitizer and UBSan
 #
@@ -13,6 +13,7 @@
 #                       memory but is faster only with AVX512_BF16
 # MARCH=native|x86-64|...  CPU to compile for
 # CUDA=0|1              never or always nvcc                     ARCHS="80 90"             GPUs for nvcc (default: native)
+# WERROR=1              warnings of nvcc builds are errors, as CI and make test have it
 
 MARCH ?= native
 BUILD ?= build
@@ -73,10 +74,14 @@ LIBS := -lutf8proc
 NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
 CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)
 ARCHS ?= native
-NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
+# with PTX of the newest, which drivers compile for GPUs that are newer still (what ends in a or f is for one GPU alone)
+NEWEST := $(lastword $(shell printf '%s\n' $(filter-out %a %f native,$(ARCHS)) | sort -n))
+NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+               $(foreach a,$(NEWEST),-gencode arch=compute_$(a),code=compute_$(a)))
 # of the host's code; the device's is optimized in any case
 NVCC_OPTIMIZE ?= -O3
-NVCCFLAGS := -std=c++17 $(NVCC_OPTIMIZE) $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall -Werror"
+NVCCFLAGS := -std=c++17 $(NVCC_OPTIMIZE) $(NVCC_ARCH) $(if $(WERROR),-Werror all-warnings) \
+             -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall $(if $(WERROR),-Werror)"
 
 SOURCES := $(filter-out test/%,$(wildcard *.cu *.cuh *.h */*.cuh */*.h */*/*.cuh */*/*.h))
 
@@ -97,14 +102,15 @@ else
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) -x c++ train_qrl.cu -o $@ $(LIBS)
 endif
 
-cuda: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
+# what nvcc builds are unless another precision is asked for, whatever compiler this machine takes for train_qrl
+cuda ptxas: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
 cuda: $(SOURCES) | check-headers
 	@test -n "$(NVCC)" || { echo "make cuda: no nvcc; install the CUDA toolkit or set NVCC or CUDA_HOME" >&2; exit 1; }
 	@mkdir -p $(BUILD)
 	$(NVCC) --threads 0 $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $(BUILD)/train_qrl_cuda $(LIBS) $(CUDA_LIBS)
 
 ptxas: $(SOURCES) | check-headers
-	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(filter-out -Wall,$(DEFINES))' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
+	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(DEFINES)' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
 
 # the fibers take the time, not the arithmetic between them, and -O3 takes three times as long to compile
 train_qrl_simt: OPTIMIZE := $(if $(filter -O3,$(OPTIMIZE)),-Og,$(OPTIMIZE))
@@ -201,10 +207,10 @@ $(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)
 tests: $(TEST_BINARIES)
 
 test: deps-test
-	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
+	@$(MAKE) --no-print-directory -j2 WERROR=1 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
 	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
-	  test/run $(TEST_BINARIES) test/format_recipe test/rooms -- test/coverage
+	  test/run $(TEST_BINARIES) test/format_recipe test/rooms test/builds -- test/coverage
 
 test-long: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl $(BUILD)/test_cli_resume

@@ -134,10 +134,10 @@ using Int = std::integral_constant<int, N>;
 // A template kernel is put in parentheses with its arguments written out: LAUNCH((kernel<8, true>), ...).
 #if HAS_KERNELS
 // once for each place and each size that is larger than those before
-#define LAUNCH_SHARED(kernel, bytes)       \
-    static size_t launch_allowed_ = 0;     \
-    const size_t launch_shared_ = (bytes); \
-    if (launch_shared_ > launch_allowed_)  \
+#define LAUNCH_SHARED(kernel, bytes)      \
+    static size_t launch_allowed_ = 0;    \
+    size_t launch_shared_ = (bytes);      \
+    if (launch_shared_ > launch_allowed_) \
     launch_allowed_ = allow_dynamic_shared(kernel, launch_shared_, #kernel, __FILE__, __LINE__)
 #endif
 #if defined(__CUDACC__)
@@ -156,10 +156,14 @@ using Int = std::integral_constant<int, N>;
 #endif
 
 // before a loop that indexes registers: nvcc must unroll it, or the array goes to memory
+// UNROLL_TIMES(n): not more than n times
+#define UNROLL_PRAGMA_(text) _Pragma(#text)
 #if defined(__CUDACC__)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_TIMES(n) UNROLL_PRAGMA_(unroll n)
 #else
 #define UNROLL
+#define UNROLL_TIMES(n)
 #endif
 
 // DYNAMIC_SHARED(type, name): `type* name` at the start of the block's dynamic shared memory, 16-byte aligned

@@ -555,6 +555,10 @@ TEST(CublasLtPlans, AStepIsCapturedWhenItHasRunOnce) {
     Device dev;
     dev.cuda = true;
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
+    ScratchStack scratch;
+    scratch.size = 1 << 16;
+    CUDA_CHECK(cudaMalloc(&scratch.base, scratch.size));
+    dev.scratch = &scratch;
     floatX one = floatX(1.0f);
     float sum = 0.0f;
     DecodeGraphs graphs;
@@ -569,6 +573,7 @@ TEST(CublasLtPlans, AStepIsCapturedWhenItHasRunOnce) {
     EXPECT_EQ(graphs.captured, 1);
     EXPECT_EQ(graphs.replayed, 2);
     graphs.clear();
+    CUDA_CHECK(cudaFree(scratch.base));
     CUDA_CHECK(cudaStreamDestroy(dev.stream));
     cublaslt_release();
 }
