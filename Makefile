@@ -154,7 +154,7 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_li
                 test_quantizers test_hadamard test_optimizers test_distill_kernels
 
 # the tests of test/simt itself
-SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
+SIMT_TESTS := test_simt test_simt_ptx test_simt_race test_simt_runtime test_cublaslt test_nccl
 TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
@@ -191,6 +191,20 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
 
+# tests with races of shared memory tracked (test/simt/race.cpp): of the simulation itself, and, by name, of any kernels:
+# make build/test_attention@races
+define compile_with_races
+	@mkdir -p $(BUILD)
+	@echo "compiling $@"
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -fsanitize=thread -Wno-tsan --param tsan-instrument-func-entry-exit=0 -c $< -o $@.o
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -c test/simt/race.cpp -o $@.race.o
+	@$(CXX) $(OPENMP) $@.o $@.race.o -o $@ $(TEST_LIBS)
+endef
+$(BUILD)/test_simt_race: test/test_simt_race.cpp $(TEST_SOURCES)
+	$(compile_with_races)
+$(BUILD)/test_%@races: test/test_%.cpp $(TEST_SOURCES)
+	$(compile_with_races)
+
 unity_tests = $(addprefix test/,$(addsuffix .cpp,$(UNITY_$(1))))
 $(BUILD)/test_unity@%: $$(call unity_tests,%) test/unity $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
@@ -220,7 +234,7 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
 
-SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl,$(SIMT_TESTS))
+SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl test_simt_race,$(SIMT_TESTS))
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
 	  TEST_FLAGS="-std=c++17 $(STRICT) $(OPENMP) -O1 -g $(MARCH_FLAG) -fsanitize=address,undefined -fno-sanitize-recover=all" \
