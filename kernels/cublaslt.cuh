@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <list>
-#include <string_view>
+#include <string>
 #include <unordered_map>
 #include "../runtime/device.h"
 
@@ -54,12 +54,9 @@ struct CublasltKey {
     int64_t align_a, align_b, align_d;  // bytes, at most 16
 };
 
-inline bool operator==(const CublasltKey& a, const CublasltKey& b) { return memcmp(&a, &b, sizeof(a)) == 0; }
-struct CublasltKeyHash {
-    size_t operator()(const CublasltKey& key) const {
-        return std::hash<std::string_view>()({reinterpret_cast<const char*>(&key), sizeof(key)});
-    }
-};
+inline std::string cublaslt_key_bytes(const CublasltKey& key) {
+    return std::string(reinterpret_cast<const char*>(&key), sizeof(key));
+}
 
 struct CublasltPlan {
     CublasltKey key;
@@ -82,7 +79,7 @@ struct CublasltState {
     cublasLtHandle_t handle = nullptr;
     static constexpr size_t most = 512;
     std::list<CublasltPlan> plans;  // the last used first
-    std::unordered_map<CublasltKey, std::list<CublasltPlan>::iterator, CublasltKeyHash> find;
+    std::unordered_map<std::string, std::list<CublasltPlan>::iterator> find;  // by the bytes of its key
 };
 inline CublasltState& cublaslt_state() {
     static CublasltState state;
@@ -158,7 +155,8 @@ inline void cublaslt_choose(CublasltPlan& plan, cublasLtHandle_t handle) {
 // valid until the next product
 inline const CublasltPlan& cublaslt_plan(const CublasltKey& key) {
     CublasltState& state = cublaslt_state();
-    const auto known = state.find.find(key);
+    const std::string bytes = cublaslt_key_bytes(key);
+    const auto known = state.find.find(bytes);
     if (known != state.find.end()) {
         state.plans.splice(state.plans.begin(), state.plans, known->second);
         return state.plans.front();
@@ -169,9 +167,9 @@ inline const CublasltPlan& cublaslt_plan(const CublasltKey& key) {
     cublaslt_describe(made.front());
     cublaslt_choose(made.front(), state.handle);
     state.plans.splice(state.plans.begin(), made);
-    state.find[key] = state.plans.begin();
+    state.find[bytes] = state.plans.begin();
     if (state.plans.size() > CublasltState::most) {
-        state.find.erase(state.plans.back().key);
+        state.find.erase(cublaslt_key_bytes(state.plans.back().key));
         state.plans.pop_back();
     }
     return state.plans.front();

@@ -147,12 +147,14 @@ __device__ inline LikeliestEdge likeliest_edge(const float* row, SampleHistogram
     float max = -INFINITY;
     if (by_mass)
         sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+            UNROLL
             for (int k = 0; k < W && i + k < c.n_allowed; k++) max = fmaxf(max, x[k]);
         });
     max = softmax_block_max(max);
     sample_histogram_clear(first);
     uint64_t total = 0;
     sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+        UNROLL
         for (int k = 0; k < W && i + k < c.n_allowed; k++) {
             uint64_t mass = by_mass ? sample_mass(x[k], max, c) : 0;
             sample_histogram_add(first, sample_key(x[k]) >> 21, mass);

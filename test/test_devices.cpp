@@ -38,7 +38,7 @@ TEST_F(Simulated, OutOfMemoryNamesTheLineAndTheFlag) {
     setenv("TRAIN_QRL_SIMT_MEMORY", "60000000", 1);
     std::string out = fresh("out");
     refused(1, grpo(out, {"--device", "cuda", "--micro_batch_tokens", "16384"}),
-            {"out of memory", "the plan asks for", "MiB free of", "largest line is activations and their gradients",
+            {"out of memory", "the plan asks for", "and a reserve of 512.0 MiB, the GPU has", "MiB free of", "largest line is activations and their gradients",
              "lower --micro_batch_tokens"});
     EXPECT_FALSE(fs::exists(out)) << "nothing is written before the memory is there";
 }
@@ -64,6 +64,22 @@ TEST(Device, PlanIsPrintedAndNothingElseHappens) {
                                             : "KV cache of the samples (lower --rollout_batch";
         EXPECT_NE(r.out.find(line), std::string::npos) << shown_run(args, r);
         EXPECT_FALSE(fs::exists(out));
+    }
+}
+
+// so many bytes free as the plan says, and its reserve
+TEST_F(Simulated, ThePlanFitsWithItsReserve) {
+    const std::string out = fresh("out");
+    const Args args = grpo(out, {"--device", "cuda", "--max_steps", "0", "--eval_n", "1"});
+    const Outcome plan = good(args + Args{"--plan", "true"});
+    EXPECT_NE(plan.out.find("\nreserve     512.0 MiB more stay free for modules"), std::string::npos) << plan.out;
+    double mebibytes = 0;
+    ASSERT_EQ(sscanf(plan.out.c_str(), "memory %lf MiB on the GPU", &mebibytes), 1) << plan.out;
+    for (const bool enough : {false, true}) {
+        setenv("TRAIN_QRL_SIMT_MEMORY", std::to_string((int64_t)((mebibytes + (enough ? 513 : 511)) * 1048576)).c_str(),
+               1);
+        if (enough) good(args);
+        else refused(1, args, {"out of memory", "and a reserve of 512.0 MiB"});
     }
 }
 
