@@ -7,6 +7,7 @@
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make ptxas      registers, shared and local memory and occupancy of each kernel for ARCHS; fails on local memory that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
+# make races      the tests of the kernels with every access of shared memory tracked, which takes minutes
 # make sanitize   the tests of kernels, methods and file readers under AddressSanitizer and UBSan
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
@@ -191,8 +192,7 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
 
-# tests with races of shared memory tracked (test/simt/race.cpp): of the simulation itself, and, by name, of any kernels:
-# make build/test_attention@races
+# with races of shared memory tracked (test/simt/race.cpp): of the simulation itself, and of kernels
 define compile_with_races
 	@mkdir -p $(BUILD)
 	@echo "compiling $@"
@@ -234,6 +234,10 @@ simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
 
+races: deps-test
+	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/%@races,$(KERNEL_TESTS))
+	@test/run $(patsubst %,$(BUILD)/%@races,$(KERNEL_TESTS))
+
 SANITIZE := test_unity@cpu test_unity@simt test_tokenizer test_rewards test_dataset test_gemm $(filter-out test_nccl test_simt_race,$(SIMT_TESTS))
 sanitize: deps-test
 	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/sanitize \
@@ -271,4 +275,4 @@ $(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 clean:
 	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt sanitize bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt races sanitize bench clean
