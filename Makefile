@@ -5,8 +5,9 @@
 # make bench      speed of the parts, in one table
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
-# make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
+# make ptxas      registers, shared and local memory and occupancy of each kernel for ARCHS; fails on local memory that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
+# make races      the tests of the kernels with every access of shared memory tracked, which takes minutes
 # make sanitize   the tests, and the program that they run, under AddressSanitizer, UBSan and LeakSanitizer; SANITIZER=thread
 #                 (with CXX=clang++) under ThreadSanitizer, SANITIZER=memory under valgrind
 #
@@ -14,6 +15,7 @@
 #                       memory but is faster only with AVX512_BF16
 # MARCH=native|x86-64|...  CPU to compile for
 # CUDA=0|1              never or always nvcc                     ARCHS="80 90"             GPUs for nvcc (default: native)
+# WERROR=1              warnings of nvcc builds are errors, as CI and make test have it
 
 MARCH ?= native
 BUILD ?= build
@@ -74,10 +76,14 @@ LIBS := -lutf8proc
 NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
 CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)
 ARCHS ?= native
-NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)))
+# with PTX of the newest, which drivers compile for GPUs that are newer still (what ends in a or f is for one GPU alone)
+NEWEST := $(lastword $(shell printf '%s\n' $(filter-out %a %f native,$(ARCHS)) | sort -n))
+NVCC_ARCH := $(if $(filter native,$(ARCHS)),$(if $(DRIVER),-arch=native,-arch=sm_80),$(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+               $(foreach a,$(NEWEST),-gencode arch=compute_$(a),code=compute_$(a)))
 # of the host's code; the device's is optimized in any case
 NVCC_OPTIMIZE ?= -O3
-NVCCFLAGS := -std=c++17 $(NVCC_OPTIMIZE) $(NVCC_ARCH) -Werror all-warnings -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall -Werror"
+NVCCFLAGS := -std=c++17 $(NVCC_OPTIMIZE) $(NVCC_ARCH) $(if $(WERROR),-Werror all-warnings) \
+             -Xcompiler "$(MARCH_FLAG) $(OPENMP) $(STRICT) -Wall $(if $(WERROR),-Werror)"
 
 SOURCES := $(filter-out test/%,$(wildcard *.cu *.cuh *.h */*.cuh */*.h */*/*.cuh */*/*.h))
 
@@ -98,14 +104,15 @@ else
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) -x c++ train_qrl.cu -o $@ $(LIBS)
 endif
 
-cuda: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
+# what nvcc builds are unless another precision is asked for, whatever compiler this machine takes for train_qrl
+cuda ptxas: DEFINES := $(if $(filter FP32,$(PRECISION_ASKED)),-DPRECISION_FP32)
 cuda: $(SOURCES) | check-headers
 	@test -n "$(NVCC)" || { echo "make cuda: no nvcc; install the CUDA toolkit or set NVCC or CUDA_HOME" >&2; exit 1; }
 	@mkdir -p $(BUILD)
 	$(NVCC) --threads 0 $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $(BUILD)/train_qrl_cuda $(LIBS) $(CUDA_LIBS)
 
 ptxas: $(SOURCES) | check-headers
-	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(filter-out -Wall,$(DEFINES))' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
+	@NVCC="$(NVCC)" NVCCFLAGS='-std=c++17 -O3 $(DEFINES)' test/ptxas $(if $(filter native,$(ARCHS)),80 90,$(ARCHS))
 
 # the fibers take the time, not the arithmetic between them, and -O3 takes three times as long to compile
 train_qrl_simt: OPTIMIZE := $(if $(filter -O3,$(OPTIMIZE)),-Og,$(OPTIMIZE))
@@ -149,7 +156,7 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_li
                 test_quantizers test_hadamard test_optimizers test_distill_kernels
 
 # the tests of test/simt itself
-SIMT_TESTS := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
+SIMT_TESTS := test_simt test_simt_ptx test_simt_race test_simt_runtime test_cublaslt test_nccl
 TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
@@ -186,6 +193,19 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) $(MORE) $< -o $@ $(TEST_LIBS)
 
+# with races of shared memory tracked (test/simt/race.cpp): of the simulation itself, and of kernels
+define compile_with_races
+	@mkdir -p $(BUILD)
+	@echo "compiling $@"
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -fsanitize=thread -Wno-tsan --param tsan-instrument-func-entry-exit=0 -c $< -o $@.o
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -c test/simt/race.cpp -o $@.race.o
+	@$(CXX) $(OPENMP) $@.o $@.race.o -o $@ $(TEST_LIBS)
+endef
+$(BUILD)/test_simt_race: test/test_simt_race.cpp $(TEST_SOURCES)
+	$(compile_with_races)
+$(BUILD)/test_%@races: test/test_%.cpp $(TEST_SOURCES)
+	$(compile_with_races)
+
 unity_tests = $(addprefix test/,$(addsuffix .cpp,$(UNITY_$(1))))
 $(BUILD)/test_unity@%: $$(call unity_tests,%) test/unity $(TEST_SOURCES)
 	@mkdir -p $(BUILD)
@@ -202,10 +222,10 @@ $(BUILD)/test_%@cuda: test/test_%.cpp $(TEST_SOURCES)
 tests: $(TEST_BINARIES)
 
 test: deps-test
-	@$(MAKE) --no-print-directory -j2 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
+	@$(MAKE) --no-print-directory -j2 WERROR=1 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
 	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
-	  test/run $(TEST_BINARIES) test/format_recipe test/rooms -- test/coverage
+	  test/run $(TEST_BINARIES) test/format_recipe test/rooms test/builds -- test/coverage
 
 test-long: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl $(BUILD)/test_cli_resume
@@ -214,6 +234,10 @@ test-long: deps-test
 simt: deps-test
 	@$(MAKE) --no-print-directory -j2 $(SIMT_BINARIES)
 	@COVERAGE="$(COVERAGE)" test/run $(SIMT_BINARIES) -- test/coverage
+
+races: deps-test
+	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/%@races,$(KERNEL_TESTS))
+	@test/run $(patsubst %,$(BUILD)/%@races,$(KERNEL_TESTS))
 
 # SANITIZER=address: AddressSanitizer, UBSan and LeakSanitizer, over the whole suite; the program that the tests of the
 # command line run is instrumented, too. thread: ThreadSanitizer, with clang++, whose OpenMP tells it of barriers (Archer).
@@ -224,7 +248,7 @@ SANITIZE_CPU := test_unity@cpu test_gemm test_json test_tokenizer test_rewards t
 SANITIZE_CLI := $(filter test_cli%,$(TESTS))
 ifeq ($(SANITIZER),address)
   SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
-  SANITIZE := $(filter-out test_nvidia_dtypes test_nccl,$(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS))) test_unity@cpu test_unity@simt
+  SANITIZE := $(filter-out test_nvidia_dtypes test_nccl test_simt_race,$(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS))) test_unity@cpu test_unity@simt
 else ifeq ($(SANITIZER),thread)
   # libgomp's and clang's own waits are not instrumented
   SANITIZE_FLAGS := -fsanitize=thread
@@ -280,4 +304,4 @@ $(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 clean:
 	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt sanitize bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt races sanitize bench clean

@@ -142,7 +142,7 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
 // Sums over the completions of all ranks, of the gradients too, and the means that are logged
 inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, const GrpoConfig& c, bool gradient) {
     if (c.comm && c.comm->world > 1) {
-        if (gradient) comm_sum(*c.comm, t.grads.data, t.grads.size);
+        if (gradient) sum_gradients(t, *c.comm);
         double tokens = (double)out.tokens, forward = (double)out.forward_tokens;
         comm_reduce(*c.comm,
                     {&sums.loss, &sums.kl, &sums.entropy, &sums.logp_difference, &sums.ratio, &sums.clip_low,

@@ -206,7 +206,8 @@ struct QuantizedTensor {
     bool measured = false;
     bool given = false;                  // the grid came from outside and no codes have been made with it yet
     bool restored = false;               // ... and the parameters of a learned grid with it
-    bool foreign = false;                // a grid came from outside: its scales may be other 16-bit floats than ours
+    bool foreign = false;                // its grid came from outside: the scales may be other 16-bit floats than ours
+    bool fit_known = false;              // ... and whether packed codes can hold them is known (PackedRows)
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load
     int64_t count() const { return rows * cols; }
 };
@@ -248,6 +249,7 @@ inline void quantized_tensor_set_grid(QuantizedTensor& t, const Grid* grid, Devi
     copy_to_device(t.grid, grid, t.groups * sizeof(Grid), dev);
     device_synchronize(dev);  // the caller's array may go
     t.measured = t.given = t.foreign = true;
+    t.fit_known = false;
 }
 
 // work = Q(w), w: [rows, cols], the master or what a hook made of it. t.counts: how many codes changed, and how many
@@ -270,6 +272,7 @@ inline void quantized_tensor_refresh(QuantizedTensor& t, const float* w, QuantNo
     fake_quant_forward({t.work, t.codes, t.grid, t.state, t.counts}, w, shape, q.spec, measure, dev, noise);
     t.measured = true;
     t.given = t.restored = false;
+    if (q.scale_mode != ScaleMode::kept) t.foreign = false;  // the grid is one of ours now
     if (first) {
         if (t.initial) copy_on_device(t.initial, t.codes, n, dev);
         set_zero(t.counts, 2 * sizeof(int64_t), dev);  // there were no codes before

@@ -5,9 +5,15 @@
 // What operators need for themselves: cuBLASLt asks for 32 MiB, the sums of the backward for a few rows a block
 constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
 
+// What the plan leaves free of a device, for what allocates by itself: the modules of kernels, which are loaded when they
+// are first used (cuBLASLt's are the largest), up to 128 graphs of decode steps, scratch beyond OPERATOR_SCRATCH; and with
+// several ranks NCCL's buffers, which it allocates at the first collective of each kind. No figure of a GPU yet
+constexpr size_t DEVICE_RESERVE = (size_t)512 << 20, NCCL_RESERVE = (size_t)512 << 20;
+
 // Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
 inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
     s.m.dev.arena = &s.arena;
+    if (s.m.dev.cuda) s.arena.reserve = DEVICE_RESERVE + (world_size() > 1 ? NCCL_RESERVE : 0);
     LoraConfig lora = lora_from_options(s);
     const bool training = IN_TRAIN >> s.o.command & 1;
     if (lora.on() && !lora.inside_quantizer) {

@@ -28,7 +28,7 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
     }
     std::string parent = std::filesystem::path(o.output_dir).parent_path().string();
     if (world > 1 && !parent.empty()) make_folders(parent);
-    comm_open(r.comm, o.output_dir + ".nccl_id", r.s.m.dev);
+    comm_open(r.comm, o.output_dir + ".nccl_id", r.s.m.dev, o.ddp_timeout);
     if (world > 1) r.checkpoints.shared = o.output_dir;
     if (r.comm.rank == 0) return;
     o.output_dir += format(".rank-%d", r.comm.rank);

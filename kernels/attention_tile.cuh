@@ -32,7 +32,9 @@ HOST_DEVICE constexpr int attention_operand_floats() {
 template <int ROWS, int HDP, int THREADS, class Row>
 __device__ inline void attention_load_tile(floatX* tile, const floatX* any, int HD, bool aligned, Row row) {
     constexpr int W = Pack128<floatX>::size, PACKS = HDP / W;
-    UNROLL
+    // at 128 a loop: its addresses, unrolled, are registers that attention_dkv lacks on sm_120 (80 bytes spilled)
+    [[maybe_unused]] constexpr int times = HDP == 128 ? 1 : ROWS * PACKS / THREADS + 1;
+    UNROLL_TIMES(times)
     for (int first = 0; first < ROWS * PACKS; first += THREADS) {
         int i = first + threadIdx.x;
         if (ROWS * PACKS % THREADS != 0 && i >= ROWS * PACKS) break;

@@ -5,7 +5,9 @@
 // the operands (matmul.cuh). Sums are fp32: in an fp32 build CUBLAS_COMPUTE_32F, never TF32.
 //
 // Asking for an algorithm takes the library up to a millisecond, so the answer is kept: a plan for each combination of
-// shape, leading dimensions, transpositions, types, epilogue and alignment. A training run meets a few dozen.
+// shape, leading dimensions, transpositions, types, epilogue and alignment. Micro-batches have any number of tokens, each
+// with a dozen plans of its own; of the plans the 512 last used are kept. What the library answers depends on the key
+// alone, so that a plan made again is the plan that was forgotten.
 // Reduction schemes are limited to those with a separate workspace in the compute type: split sums are added in a fixed
 // order, and the same call gives the same bits every time.
 //
@@ -14,7 +16,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <list>
+#include <string>
+#include <unordered_map>
 #include "../runtime/device.h"
 
 #if HAS_KERNELS
@@ -50,18 +54,32 @@ struct CublasltKey {
     int64_t align_a, align_b, align_d;  // bytes, at most 16
 };
 
+inline std::string cublaslt_key_bytes(const CublasltKey& key) {
+    return std::string(reinterpret_cast<const char*>(&key), sizeof(key));
+}
+
 struct CublasltPlan {
     CublasltKey key;
     cublasLtMatmulDesc_t matmul = nullptr;
     cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
     cublasLtMatmulAlgo_t algo;
     size_t workspace = 0;  // bytes
+    explicit CublasltPlan(const CublasltKey& key) : key(key) {}
+    CublasltPlan(const CublasltPlan&) = delete;
+    CublasltPlan& operator=(const CublasltPlan&) = delete;
+    ~CublasltPlan() {
+        for (cublasLtMatrixLayout_t layout : {a, b, d})
+            if (layout) cublasLtMatrixLayoutDestroy(layout);
+        if (matmul) cublasLtMatmulDescDestroy(matmul);
+    }
 };
 
 // one for the process, which drives one device; not for two threads at a time
 struct CublasltState {
     cublasLtHandle_t handle = nullptr;
-    std::vector<CublasltPlan> plans;
+    static constexpr size_t most = 512;
+    std::list<CublasltPlan> plans;  // the last used first
+    std::unordered_map<std::string, std::list<CublasltPlan>::iterator> find;  // by the bytes of its key
 };
 inline CublasltState& cublaslt_state() {
     static CublasltState state;
@@ -79,11 +97,10 @@ inline cublasLtMatrixLayout_t cublaslt_layout(cudaDataType_t type, int64_t rows,
     return layout;
 }
 
-inline CublasltPlan cublaslt_make_plan(cublasLtHandle_t handle, const CublasltKey& key) {
+inline void cublaslt_describe(CublasltPlan& plan) {
+    const CublasltKey& key = plan.key;
     const cudaDataType_t x_type = sizeof(floatX) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     const cudaDataType_t d_type = key.float_d ? CUDA_R_32F : x_type;
-    CublasltPlan plan;
-    plan.key = key;
     CUBLASLT_CHECK(cublasLtMatmulDescCreate(&plan.matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     auto describe = [&](cublasLtMatmulDescAttributes_t attribute, const void* value, size_t bytes) {
         CUBLASLT_CHECK(cublasLtMatmulDescSetAttribute(plan.matmul, attribute, value, bytes));
@@ -100,7 +117,11 @@ inline CublasltPlan cublaslt_make_plan(cublasLtHandle_t handle, const CublasltKe
     plan.a = cublaslt_layout(x_type, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.lda);
     plan.b = cublaslt_layout(x_type, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.ldb);
     plan.d = cublaslt_layout(d_type, key.m, key.n, key.ldd);
+}
 
+// the algorithm for what cublaslt_describe has described
+inline void cublaslt_choose(CublasltPlan& plan, cublasLtHandle_t handle) {
+    const CublasltKey& key = plan.key;
     cublasLtMatmulPreference_t preference = nullptr;
     CUBLASLT_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const void* value, size_t bytes) {
@@ -129,27 +150,35 @@ inline CublasltPlan cublaslt_make_plan(cublasLtHandle_t handle, const CublasltKe
             (long long)key.ldd, (int)key.transpose_a, (int)key.transpose_b, (int)status, cublaslt_hint(status));
     plan.algo = best.algo;
     plan.workspace = best.workspaceSize;
-    return plan;
 }
 
+// valid until the next product
 inline const CublasltPlan& cublaslt_plan(const CublasltKey& key) {
     CublasltState& state = cublaslt_state();
-    for (const CublasltPlan& plan : state.plans)
-        if (memcmp(&plan.key, &key, sizeof(key)) == 0) return plan;
+    const std::string bytes = cublaslt_key_bytes(key);
+    const auto known = state.find.find(bytes);
+    if (known != state.find.end()) {
+        state.plans.splice(state.plans.begin(), state.plans, known->second);
+        return state.plans.front();
+    }
     if (!state.handle) CUBLASLT_CHECK(cublasLtCreate(&state.handle));
-    state.plans.push_back(cublaslt_make_plan(state.handle, key));
-    return state.plans.back();
+    std::list<CublasltPlan> made;
+    made.emplace_back(key);
+    cublaslt_describe(made.front());
+    cublaslt_choose(made.front(), state.handle);
+    state.plans.splice(state.plans.begin(), made);
+    state.find[bytes] = state.plans.begin();
+    if (state.plans.size() > CublasltState::most) {
+        state.find.erase(cublaslt_key_bytes(state.plans.back().key));
+        state.plans.pop_back();
+    }
+    return state.plans.front();
 }
 
 // Gives the library's memory back; the next product makes its plan anew.
 inline void cublaslt_release() {
     CublasltState& state = cublaslt_state();
-    for (CublasltPlan& plan : state.plans) {
-        cublasLtMatrixLayoutDestroy(plan.a);
-        cublasLtMatrixLayoutDestroy(plan.b);
-        cublasLtMatrixLayoutDestroy(plan.d);
-        cublasLtMatmulDescDestroy(plan.matmul);
-    }
+    state.find.clear();
     state.plans.clear();
     if (state.handle) cublasLtDestroy(state.handle);
     state.handle = nullptr;

@@ -361,8 +361,10 @@ __device__ inline DistillClasses distill_classes(const float* logits, const floa
     float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
     int rest_count = 0;
     uint64_t best = ~(uint64_t)0, teacher_best = best;
-    sample_for_each(logits, V, true, [&](int i, const Pack128<float>& z) {
-        Pack128<float> u = load_pack(teacher, i, V, true);
+    for (int64_t first = threadIdx.x * W; first < V; first += LM_HEAD_BLOCK * W) {
+        const int i = (int)first;
+        Pack128<float> z = load_pack(logits, i, V, true), u = load_pack(teacher, i, V, true);
+        UNROLL
         for (int k = 0; k < W && i + k < V; k++) {
             float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
             float s = exp_v(log_s), t = exp_v(log_t);
@@ -376,7 +378,7 @@ __device__ inline DistillClasses distill_classes(const float* logits, const floa
             best = candidate < best ? candidate : best;
             teacher_best = teacher_candidate < teacher_best ? teacher_candidate : teacher_best;
         }
-    });
+    }
     *agree = (uint32_t)sample_block_min(best) == (uint32_t)sample_block_min(teacher_best);
     DistillClasses c;
     c.value = distill_block_sum((double)value), c.q = distill_block_sum((double)q);
@@ -394,8 +396,10 @@ __device__ inline void distill_dlogits(floatX* dlogits, const float* logits, con
     for (int64_t first = threadIdx.x * W; first < V; first += LM_HEAD_BLOCK * W) {
         const int i = (int)first;
         Pack128<floatX> d;
+        UNROLL
         for (int j = 0; j < W; j += F) {
             Pack128<float> z = load_pack(logits, i + j, V, true), u = load_pack(teacher, i + j, V, true);
+            UNROLL
             for (int k = 0; k < F; k++) {
                 float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
                 float s = exp_v(log_s), s_1 = one ? s : exp_v(logit_logp(z[k], 1.0f, r.lse_1));

@@ -178,8 +178,9 @@ inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T
 static constexpr int HADAMARD_BLOCK = 256, HADAMARD_NUMBERS = 2048;
 
 // shared: per_block * N floats, then K * CEIL_DIV(K, 32) words of signs. grid: CEIL_DIV(rows, per_block)
-__global__ void hadamard_kernel(floatX* x, int64_t stride, Hadamard h, int64_t rows, int64_t segments, int per_block,
-                                float scale, bool transpose, bool aligned) {
+// h is indexed where it lies, in constant memory
+__global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant__ Hadamard h, int64_t rows,
+                                int64_t segments, int per_block, float scale, bool transpose, bool aligned) {
     constexpr int W = Pack128<floatX>::size;
     DYNAMIC_SHARED(float, v);
     const int N = h.K * h.P, K = h.K, P = h.P, words = CEIL_DIV(K, 32);
@@ -225,15 +226,18 @@ __global__ void hadamard_kernel(floatX* x, int64_t stride, Hadamard h, int64_t r
         float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         for (int w = 0; w < words; w++) {
             uint32_t row[4];
+            UNROLL
             for (int r = 0; r < 4; r++) row[r] = signs[(k0 + r) * words + w];
             int n = K - w * 32 < 32 ? K - w * 32 : 32;
             for (int j = 0; j < n; j++) {
                 uint32_t bits = float_bits(u[(w * 32 + j) * P]);
+                UNROLL
                 for (int r = 0; r < 4; r++) sum[r] += bits_float(bits ^ (row[r] << (31 - j) & 0x80000000u));
             }
         }
         int64_t at = first + segment;
         floatX* y = x + at / segments * stride + at % segments * N + p;
+        UNROLL
         for (int r = 0; r < 4; r++) y[(k0 + r) * P] = (floatX)(sum[r] * scale);
     }
 }

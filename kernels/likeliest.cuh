@@ -147,12 +147,14 @@ __device__ inline LikeliestEdge likeliest_edge(const float* row, SampleHistogram
     float max = -INFINITY;
     if (by_mass)
         sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+            UNROLL
             for (int k = 0; k < W && i + k < c.n_allowed; k++) max = fmaxf(max, x[k]);
         });
     max = softmax_block_max(max);
     sample_histogram_clear(first);
     uint64_t total = 0;
     sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+        UNROLL
         for (int k = 0; k < W && i + k < c.n_allowed; k++) {
             uint64_t mass = by_mass ? sample_mass(x[k], max, c) : 0;
             sample_histogram_add(first, sample_key(x[k]) >> 21, mass);
@@ -195,9 +197,8 @@ inline void likeliest_edges(LikeliestEdge* edges, Rows<const float> logits, int6
     if (rows == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
-        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram) + 16, dev.stream, edges,
-               logits, c);
+        LAUNCH(likeliest_kernel, (unsigned)rows, LM_HEAD_BLOCK, 2 * sizeof(SampleHistogram), dev.stream, edges, logits,
+               c);
         return;
     }
 #endif

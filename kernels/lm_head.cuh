@@ -224,16 +224,20 @@ __device__ __attribute__((noinline)) inline SoftmaxState softmax_chunk_device(co
     constexpr int W = Pack128<float>::size;
     Pack128<float> z[LM_HEAD_PACKS];
     float max = -INFINITY, sum = 0.0f, sum_z = 0.0f;
+    UNROLL
     for (int j = 0; j < LM_HEAD_PACKS; j++) {
         int i = (j * LM_HEAD_BLOCK + threadIdx.x) * W;
         z[j] = load_pack(logits, i, n, aligned);
+        UNROLL
         for (int k = 0; k < W; k++) {
             z[j][k] *= inverse_temperature;
             max = i + k < n ? fmaxf(max, z[j][k]) : max;
         }
     }
     max = softmax_block_max(max);
+    UNROLL
     for (int j = 0; j < LM_HEAD_PACKS; j++)
+        UNROLL
         for (int k = 0; k < W; k++) {
             if ((j * LM_HEAD_BLOCK + (int)threadIdx.x) * W + k >= n) continue;
             float e = exp_f(z[j][k] - max);
@@ -313,6 +317,7 @@ __global__ void lm_head_dlogits_kernel(floatX* dlogits, LmHeadChunk c, const flo
     Pack128<floatX> dz;
     for (int j = 0; j < W / F; j++) {
         Pack128<float> z = load_pack(c.logits.row(row), i + j * F, c.n, c.aligned);
+        UNROLL
         for (int k = 0; k < F; k++) {
             float p = exp_f(logit_logp(z[k], c.inverse_temperature, row_lse));
             dz[j * F + k] = i + j * F + k == y ? g * (1.0f - p) : -g * p;

@@ -28,7 +28,7 @@ struct LoraDropout {
 HOST_DEVICE float lora_keep(const LoraDropout& d, int64_t t, int64_t c) {
     if (d.p == 0.0f) return 1.0f;
     Philox4 r = rng_bits(d.seed, RNG_DROPOUT, d.pass, d.product << 17 | (uint32_t)(c / 4), (uint32_t)(d.row0 + t));
-    return uniform01(r.x[c % 4]) < d.p ? 0.0f : 1.0f / (1.0f - d.p);
+    return uniform01(philox_word(r, (int)(c % 4))) < d.p ? 0.0f : 1.0f / (1.0f - d.p);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

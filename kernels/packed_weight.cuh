@@ -90,8 +90,13 @@ HOST_DEVICE int64_t quantized_groups(const QuantizedWeight& w) { return CEIL_DIV
 HOST_DEVICE int64_t quantized_scales(const QuantizedWeight& w) {
     return w.N ? quantized_row_blocks(w) * quantized_block_rows(w) * quantized_groups(w) : 0;
 }
+// by comparisons, as philox_word
+HOST_DEVICE int64_t quantized_part_row(const QuantizedWeight& w, int part) {
+    static_assert(QW_PARTS == 3, "a case a part");
+    return part == 0 ? w.part_row[0] : part == 1 ? w.part_row[1] : w.part_row[2];
+}
 HOST_DEVICE int64_t quantized_part_rows(const QuantizedWeight& w, int part) {
-    return (part + 1 < w.parts ? w.part_row[part + 1] : w.N) - w.part_row[part];
+    return (part + 1 < w.parts ? quantized_part_row(w, part + 1) : w.N) - quantized_part_row(w, part);
 }
 // nested scales of the first `parts` tensors
 HOST_DEVICE int64_t quantized_nested(const QuantizedWeight& w, int parts) {
@@ -184,7 +189,9 @@ inline void quantized_weight_place(QuantizedWeight& w, void* memory) {
 
 HOST_DEVICE int quantized_part(const QuantizedWeight& w, int64_t n) {
     int part = 0;
-    while (part + 1 < w.parts && n >= w.part_row[part + 1]) part++;
+    UNROLL
+    for (int p = 1; p < QW_PARTS; p++)
+        if (p < w.parts && n >= w.part_row[p]) part = p;
     return part;
 }
 // of row n, group g of the row
@@ -195,7 +202,7 @@ HOST_DEVICE int64_t quantized_scale_index(const QuantizedWeight& w, int64_t n, i
 // double quantization's; n < N
 HOST_DEVICE float quantized_nested_scale(const QuantizedWeight& w, int64_t n, int64_t g, uint8_t byte) {
     const int part = quantized_part(w, n);
-    const int64_t block = (n - w.part_row[part]) * quantized_groups(w) + g;
+    const int64_t block = (n - quantized_part_row(w, part)) * quantized_groups(w) + g;
     return dynamic_map_scale(dynamic_map_value(byte), w.nested[quantized_nested(w, part) + block / QUANT_NESTED],
                              w.tensor[part]);
 }
@@ -272,6 +279,7 @@ struct QuantizedSource {
 };
 struct QuantizedSources {
     QuantizedSource part[QW_PARTS];
+    HOST_DEVICE QuantizedSource of(int p) const { return p == 0 ? part[0] : p == 1 ? part[1] : part[2]; }
 };
 
 // code of row n, column k, as it is packed: u
@@ -279,7 +287,7 @@ HOST_DEVICE uint32_t quantized_source_code(const QuantizedWeight& w, const Quant
                                            int64_t k) {
     if (n >= w.N || k >= w.K) return 0;
     int part = quantized_part(w, n);
-    int code = from.part[part].codes[(n - w.part_row[part]) * w.K + k];
+    int code = from.of(part).codes[(n - quantized_part_row(w, part)) * w.K + k];
     return (uint32_t)(code + quantized_bias(w.spec)) & ((1u << quantized_bits(w)) - 1);
 }
 
@@ -321,8 +329,8 @@ HOST_DEVICE void quantized_pack_scale(const QuantizedWeight& w, const QuantizedS
     float tensor = 1.0f;
     if (n < w.N) {
         int part = quantized_part(w, n);
-        const QuantizedSource& s = from.part[part];
-        int64_t row = n - w.part_row[part];
+        const QuantizedSource s = from.of(part);
+        int64_t row = n - quantized_part_row(w, part);
         if (w.storage == ScaleStorage::nested) nested = s.scale_codes[row * groups + g];
         else x = s.grid[row / s.grid_rows * groups + g];
         if (w.storage == ScaleStorage::e4m3) tensor = *s.tensor;
@@ -358,12 +366,12 @@ HOST_DEVICE int64_t quantized_extras(const QuantizedWeight& w) {
 HOST_DEVICE void quantized_pack_extra(const QuantizedWeight& w, const QuantizedSources& from, int64_t i) {
     int64_t nested = quantized_extras(w) - w.parts;
     if (i >= nested) {
-        w.tensor[i - nested] = *from.part[i - nested].tensor;
+        w.tensor[i - nested] = *from.of((int)(i - nested)).tensor;
         return;
     }
     int part = 0;
     while (i >= quantized_nested(w, part + 1)) part++;
-    w.nested[i] = from.part[part].nested[i - quantized_nested(w, part)];
+    w.nested[i] = from.of(part).nested[i - quantized_nested(w, part)];
 }
 
 // the 16 numbers of row n that k16 step `step` of the whole row holds -> x
@@ -375,10 +383,12 @@ HOST_DEVICE void quantized_unpack_step(const QuantizedWeight& w, T* x, int64_t n
         w.codes + (n / R * quantized_spans(w) + step * 16 / span) * (int64_t)quantized_block_words(w);
     int64_t group = -1;
     float scale = 0.0f, zero = 0.0f;
+    UNROLL
     for (int t = 0; t < 4; t++) {
         uint32_t codes = 0;
         if (w.layout == WeightLayout::fragments)
             codes = quantized_step_codes(block, bits, (int)(n % R) * 4 + t, (int)(step % (QW_SPAN / 16)));
+        UNROLL
         for (int e = 0; e < 4; e++) {
             int i = t * 2 + e % 2 + e / 2 * 8;
             int64_t k = step * 16 + i;
@@ -443,6 +453,7 @@ __global__ void quantized_weight_unpack_kernel(floatX* out, int64_t ldo, Quantiz
     int64_t r = i / steps, step = i % steps;
     Pack128<floatX> x[16 / W];
     quantized_unpack_step(w, &x[0][0], row0 + r, step);
+    UNROLL
     for (int p = 0; p < 16 / W; p++) store_pack(out + r * ldo, (int)(step * 16) + p * W, (int)w.K, aligned, x[p]);
 }
 #endif

@@ -28,7 +28,7 @@ static constexpr float LWC_START = 4.0f;  // of both logits: the range begins at
 // Views, [groups] each
 struct LearnedGrid {
     float *a = nullptr, *b = nullptr;    // the parameters
-    float *da = nullptr, *db = nullptr;  // their gradients, assigned
+    float *da = nullptr, *db = nullptr;  // their gradients, which accumulate
     Grid* range = nullptr;               // lwc: {max, min} of the weights
 };
 

@@ -184,7 +184,8 @@ struct QuantNoise {
 // of element `index` of the tensor; -1: rounding is to nearest
 HOST_DEVICE float quant_noise(const QuantNoise& n, int64_t index) {
     if (!n.on) return -1.0f;
-    return uniform01(rng_bits(n.seed, RNG_ROUND, n.step, n.tensor, (uint32_t)(index >> 2)).x[index & 3]);
+    const Philox4 r = rng_bits(n.seed, RNG_ROUND, n.step, n.tensor, (uint32_t)(index >> 2));
+    return uniform01(philox_word(r, (int)(index & 3)));
 }
 
 // w/s as a float format or a table codes it, by divisor() of the group: s, or before double quantization; or 1/s

@@ -221,8 +221,7 @@ inline void sample_rows(int* tokens, float* logps, const float* logits, SampleSh
         LAUNCH(sample_chunk_kernel, (unsigned)(rows * row_chunks), LM_HEAD_BLOCK, 0, dev.stream, chunks, logits, keys,
                row_chunks, c);
         bool masked = c.method == SampleMethod::masked || c.method == SampleMethod::masked_gumbel;
-        // beyond 48 KB even without the kernel's static shared memory, so that LAUNCH asks for it
-        size_t shared = masked ? 2 * sizeof(SampleHistogram) + 16 : row_chunks * sizeof(double);
+        size_t shared = masked ? 2 * sizeof(SampleHistogram) : row_chunks * sizeof(double);
         LAUNCH(sample_row_kernel, (unsigned)rows, LM_HEAD_BLOCK, shared, dev.stream, tokens, logps, chunks, logits,
                keys, row_chunks, c);
         return;

@@ -103,10 +103,12 @@ __device__ inline void sample_for_each(const float* row, int n, bool aligned, F 
     constexpr int W = Pack128<float>::size, LOADS = 4;
     for (int64_t base = (int64_t)threadIdx.x * W; base < n; base += LM_HEAD_BLOCK * W * LOADS) {
         Pack128<float> x[LOADS] = {};
+        UNROLL
         for (int j = 0; j < LOADS; j++) {
             int64_t i = base + j * LM_HEAD_BLOCK * W;
             if (i < n) x[j] = load_pack(row, (int)i, n, aligned);
         }
+        UNROLL
         for (int j = 0; j < LOADS; j++) {
             int64_t i = base + j * LM_HEAD_BLOCK * W;
             if (i < n) f((int)i, x[j]);
@@ -133,6 +135,7 @@ __global__ void sample_chunk_kernel(SampleChunk* chunks, const float* logits, co
         sample_for_each(x, allowed, c.aligned, [&](int i, const Pack128<float>& z) {
             Philox4 bits = {};
             if (noise) bits = gumbel_bits(c.stream, keys[row], (uint32_t)(v0 + i) / W);
+            UNROLL
             for (int k = 0; k < W && i + k < allowed; k++) {
                 float score = noise ? gumbel_score(z[k], c.inverse_temperature, bits.x[k]) : z[k];
                 uint64_t candidate = sample_candidate(score, v0 + i + k);
@@ -142,12 +145,14 @@ __global__ void sample_chunk_kernel(SampleChunk* chunks, const float* logits, co
         chunk.best = sample_block_min(chunk.best);
     } else {
         sample_for_each(x, allowed, c.aligned, [&](int i, const Pack128<float>& z) {
+            UNROLL
             for (int k = 0; k < W && i + k < allowed; k++) chunk.max = fmaxf(chunk.max, z[k]);
         });
         chunk.max = softmax_block_max(chunk.max);
     }
     if (c.method == SampleMethod::inverse) {
         sample_for_each(x, allowed, c.aligned, [&](int i, const Pack128<float>& z) {
+            UNROLL
             for (int k = 0; k < W && i + k < allowed; k++) chunk.mass += sample_mass(z[k], chunk.max, c);
         });
         sample_block_scan(chunk.mass, &chunk.mass);
@@ -194,6 +199,7 @@ __device__ inline SampleBin sample_find_bin(const SampleHistogram& h, bool by_ma
     __shared__ SampleBin found;
     __syncthreads();  // the additions are over, and the previous call's reads of found
     uint64_t mass[PER], count = 0, all_mass = 0, total;
+    UNROLL
     for (int j = 0; j < PER; j++) {
         int b = threadIdx.x * PER + j;
         mass[j] = (uint64_t)h.high[b] << 32 | h.low[b];
@@ -203,6 +209,7 @@ __device__ inline SampleBin sample_find_bin(const SampleHistogram& h, bool by_ma
     uint64_t count_before = sample_block_scan(count, &total), mass_before = sample_block_scan(all_mass, &total);
     if (threadIdx.x == 0) found = {0, 0, 0};
     __syncthreads();
+    UNROLL
     for (int j = 0; j < PER; j++) {
         int b = threadIdx.x * PER + j;
         uint64_t before = by_mass ? mass_before : count_before, here = by_mass ? mass[j] : h.count[b];
@@ -250,9 +257,12 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
     uint32_t count = 0;
     for (int64_t base = first + lane * W; base < end; base += TILE * LOADS) {
         Pack128<float> x[LOADS] = {};
+        UNROLL
         for (int l = 0; l < LOADS; l++)
             if (base + l * TILE < end) x[l] = load_pack(row, (int)base + l * TILE, c.n_allowed, c.aligned);
+        UNROLL
         for (int l = 0; l < LOADS; l++)
+            UNROLL
             for (int k = 0; k < W; k++)
                 count += base + l * TILE < end && base + l * TILE + k < c.n_allowed && sample_key(x[l][k]) == key;
     }
@@ -270,12 +280,14 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
             if (i < end) x = load_pack(row, (int)i, c.n_allowed, c.aligned);
             uint32_t rank = 0, all = 0;
             bool match[W];
+            UNROLL
             for (int k = 0; k < W; k++) {
                 match[k] = i + k < end && sample_key(x[k]) == key;
                 uint32_t votes = __ballot_sync(0xFFFFFFFFu, match[k]);
                 rank += __popc(votes & ((1u << lane) - 1));
                 all += __popc(votes);
             }
+            UNROLL
             for (int k = 0; k < W; k++) {
                 if (match[k] && before + rank == j) index = (int)i + k;
                 rank += match[k];
@@ -296,6 +308,7 @@ __device__ inline int sample_masked(const float* row, float max, double quantile
     sample_histogram_clear(first);
     uint64_t total = 0;
     sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+        UNROLL
         for (int k = 0; k < W && i + k < c.n_allowed; k++) {
             uint64_t mass = sample_mass(x[k], max, c);
             sample_histogram_add(first, sample_key(x[k]) >> 21, mass);
@@ -329,9 +342,11 @@ __device__ inline int sample_masked(const float* row, float max, double quantile
     uint64_t best = ~(uint64_t)0;
     sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
         bool any = false;
+        UNROLL
         for (int k = 0; k < W && i + k < c.n_allowed; k++) any = any || sample_key(x[k]) <= last.key;
         if (!any) return;
         Philox4 bits = gumbel_bits(c.stream, key, (uint32_t)i / W);
+        UNROLL
         for (int k = 0; k < W && i + k < c.n_allowed; k++) {
             uint32_t x_key = sample_key(x[k]);
             if (x_key > last.key || (x_key == last.key && i + k > last_index)) continue;
@@ -348,9 +363,11 @@ __device__ inline int sample_in_chunk(const float* x, int allowed, float max, ui
     constexpr int PER = (int)LM_HEAD_COLUMNS / LM_HEAD_BLOCK, W = Pack128<float>::size;
     __shared__ int index;
     uint64_t mass[PER], sum = 0, total;
+    UNROLL
     for (int j = 0; j < PER; j += W) {
         int i = threadIdx.x * PER + j;
         Pack128<float> z = load_pack(x, i, allowed, c.aligned);
+        UNROLL
         for (int k = 0; k < W; k++) {
             mass[j + k] = i + k < allowed ? sample_mass(z[k], max, c) : 0;
             sum += mass[j + k];
@@ -359,6 +376,7 @@ __device__ inline int sample_in_chunk(const float* x, int allowed, float max, ui
     uint64_t before = sample_block_scan(sum, &total);
     if (threadIdx.x == 0) index = 0;
     __syncthreads();
+    UNROLL
     for (int j = 0; j < PER; j++) {
         if (before <= target && target - before < mass[j]) index = threadIdx.x * PER + j;
         before += mass[j];

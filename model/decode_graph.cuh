@@ -23,12 +23,12 @@ inline bool same_key(const DecodeGraphKey& a, const DecodeGraphKey& b) {
 }
 
 struct DecodeGraphs {
-    static constexpr int keys_step = 256;  // the grid of attention is for a multiple of this many keys
-    int64_t captured = 0, replayed = 0;
+    static constexpr int keys_step = 256;           // the grid of attention is for a multiple of this many keys
+    int64_t eager = 0, captured = 0, replayed = 0;  // steps
 #if HAS_KERNELS
     struct Entry {
         DecodeGraphKey key;
-        cudaGraphExec_t exec;
+        cudaGraphExec_t exec;  // null: its step has run once, without a graph
     };
     static constexpr size_t most = 128;
     std::vector<Entry> entries;
@@ -38,7 +38,8 @@ struct DecodeGraphs {
     ~DecodeGraphs() { clear(); }
     // when memory that the graphs address has moved
     void clear() {
-        for (Entry& e : entries) cudaGraphExecDestroy(e.exec);
+        for (Entry& e : entries)
+            if (e.exec) CUDA_WARN(cudaGraphExecDestroy(e.exec));
         entries.clear();
     }
 #else
@@ -47,30 +48,39 @@ struct DecodeGraphs {
 };
 
 #if HAS_KERNELS
-// Replays the graph of this key, or captures step() as that graph and runs it
-inline void decode_graph_run(DecodeGraphs& g, const DecodeGraphKey& key, Device dev,
-                             const std::function<void()>& step) {
-    for (const DecodeGraphs::Entry& e : g.entries)
-        if (same_key(e.key, key)) {
-            CUDA_CHECK(cudaGraphLaunch(e.exec, dev.stream));
-            g.replayed++;
-            return;
-        }
-    if (g.entries.size() == DecodeGraphs::most) g.clear();
+// step() as a graph
+inline cudaGraphExec_t decode_graph_capture(Device dev, const std::function<void()>& step) {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     CUDA_CHECK(cudaStreamBeginCapture(dev.stream, cudaStreamCaptureModeThreadLocal));
     try {
         step();
     } catch (...) {  // leave the stream usable
-        if (cudaStreamEndCapture(dev.stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+        if (cudaStreamEndCapture(dev.stream, &graph) == cudaSuccess) CUDA_WARN(cudaGraphDestroy(graph));
         throw;
     }
     CUDA_CHECK(cudaStreamEndCapture(dev.stream, &graph));
     CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
-    g.entries.push_back({key, exec});
-    g.captured++;
-    CUDA_CHECK(cudaGraphLaunch(exec, dev.stream));
+    return exec;
+}
+
+// The step of this key: run as it is the first time, because what it does once (loading its kernels, creating a library's
+// handle) is not allowed in a capture; captured the second time; replayed from then on
+inline void decode_graph_run(DecodeGraphs& g, const DecodeGraphKey& key, Device dev,
+                             const std::function<void()>& step) {
+    DecodeGraphs::Entry* entry = nullptr;
+    for (DecodeGraphs::Entry& e : g.entries)
+        if (same_key(e.key, key)) entry = &e;
+    if (!entry) {
+        if (g.entries.size() == DecodeGraphs::most) g.clear();
+        step();
+        g.entries.push_back({key, nullptr});
+        g.eager++;
+        return;
+    }
+    (entry->exec ? g.replayed : g.captured)++;
+    if (!entry->exec) entry->exec = decode_graph_capture(dev, step);
+    CUDA_CHECK(cudaGraphLaunch(entry->exec, dev.stream));
 }
 #endif

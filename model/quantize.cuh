@@ -275,6 +275,25 @@ inline void model_refresh(Model& m, bool quantized = true) {
     }
 }
 
+// Whether codes, without memory, can hold the scales of this run, in the storage that they get. A file's grid is looked at
+// on the host once, for it stays as it is while it is kept.
+inline bool packed_rows_fit(Linear& l, PackedRows& r, QuantizedWeight& codes, const QuantizedSources& sources,
+                            Device dev) {
+    bool foreign = false, known = true;
+    for (int i = 0; i < r.parts; i++) {
+        LinearPart& p = l.parts[r.first_part + i];
+        foreign |= p.foreign, known &= !p.foreign || p.fit_known;
+        p.fit_known = p.foreign;
+    }
+    if (!foreign) return true;
+    if (!known) {
+        r.fits = quantized_fit_scales(codes, sources, dev);
+        r.fit_storage = codes.storage;
+    }
+    codes.storage = r.fit_storage;
+    return r.fits;
+}
+
 // Generation multiplies thousands of times with the same weights: lay them out once as its products want them, and say
 // so in the pass. The results have the same bits (cpu/gemm.h, kernels/matmul_quantized.cuh). Undo with model_unpack
 // before the weights change.
@@ -285,18 +304,13 @@ inline Pass model_pack(Model& m, Pass pass = Pass()) {
         for (Linear* l : layer_linears(layer))
             for (PackedRows& r : l->packed) {
                 if (m.frozen && r.codes.N) continue;  // packed for good
-                bool foreign = false;
                 QuantizedSources sources;
-                for (int i = 0; i < r.parts; i++) {
-                    const LinearPart& p = l->parts[r.first_part + i];
-                    sources.part[i] = quantized_source(p);
-                    foreign |= p.foreign;
-                }
+                for (int i = 0; i < r.parts; i++) sources.part[i] = quantized_source(l->parts[r.first_part + i]);
                 r.codes = QuantizedWeight();
                 if (r.can_pack && m.work_quantized && !m.frozen && m.packed_codes.size) {
                     QuantizedWeight codes = packed_rows_codes(*l, r, m.dev);
                     // where the storage cannot hold a file's scales, the working weights are read
-                    if (!foreign || quantized_fit_scales(codes, sources, m.dev)) {
+                    if (packed_rows_fit(*l, r, codes, sources, m.dev)) {
                         r.codes = codes;
                         quantized_weight_place(r.codes, memory);
                         quantized_weight_pack(r.codes, sources, m.dev);

@@ -24,6 +24,7 @@ struct Arena {
     std::vector<Pending> pending;
     std::vector<std::function<void()>> on_commit;
     size_t bytes = 0;
+    size_t reserve = 0;  // bytes of the device that the plan leaves free
     char* base = nullptr;
 
     Arena() = default;
@@ -33,7 +34,7 @@ struct Arena {
         if (!base) return;
 #if HAS_KERNELS
         if (dev.cuda) {
-            cudaFree(base);
+            CUDA_WARN(cudaFree(base));
             return;
         }
 #endif
@@ -81,7 +82,10 @@ inline std::string arena_plan_text(const Arena& a) {
         else
             s += format("  %11s  %s%s%s%s\n", bytes_text((double)l.bytes).c_str(), l.what.c_str(),
                         l.hint.empty() ? "" : " (", l.hint.c_str(), l.hint.empty() ? "" : ")");
-    return s + format("  %11s  smaller arrays\n", bytes_text((double)small).c_str());
+    s += format("  %11s  smaller arrays\n", bytes_text((double)small).c_str());
+    return a.reserve ? s + format("reserve     %s more stay free for modules, CUDA graphs, cuBLASLt and NCCL\n",
+                                  bytes_text((double)a.reserve).c_str())
+                     : s;
 }
 
 // Allocates the plan. On the host the pages are zero and cost nothing until they are touched.
@@ -100,10 +104,12 @@ inline void arena_commit(Arena& a) {
         if (a.dev.cuda) {
             size_t free_bytes = 0, total_bytes = 0;
             CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-            std::string have = format(", the GPU has %s free of %s", bytes_text((double)free_bytes).c_str(),
+            std::string have = format(" and a reserve of %s, the GPU has %s free of %s",
+                                      bytes_text((double)a.reserve).c_str(), bytes_text((double)free_bytes).c_str(),
                                       bytes_text((double)total_bytes).c_str());
-            cudaError_t error = a.bytes > free_bytes ? cudaErrorMemoryAllocation
-                                                     : cudaMalloc(reinterpret_cast<void**>(&a.base), a.bytes);
+            cudaError_t error = a.bytes + a.reserve > free_bytes
+                                    ? cudaErrorMemoryAllocation
+                                    : cudaMalloc(reinterpret_cast<void**>(&a.base), a.bytes);
             if (error == cudaErrorMemoryAllocation) refuse(have);
             CUDA_CHECK(error);
             CUDA_CHECK(cudaMemsetAsync(a.base, 0, a.bytes, a.dev.stream));

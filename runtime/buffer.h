@@ -59,7 +59,7 @@ struct Buffer {
     }
     void release() {
 #if HAS_KERNELS
-        if (data && on_device && !in_arena) cudaFree(data);
+        if (data && on_device && !in_arena) CUDA_WARN(cudaFree(data));
 #endif
         if (data && !on_device && !in_arena) munmap((void*)data, size * sizeof(T));
         data = nullptr;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <type_traits>
 #include "dtypes.h"
 #include "error.h"
@@ -84,6 +85,32 @@ inline void cuda_check(cudaError_t error, const char* call, const char* file, in
     if (error != cudaSuccess) fail("%s:%d: %s: %s (%s)", file, line, call, cudaGetErrorString(error), cuda_hint(error));
 }
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
+
+// The same where nothing can be thrown, in a destructor: a line. At the end of the program the runtime may have gone first
+inline void cuda_warn(cudaError_t error, const char* call, const char* file, int line) {
+    if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
+    fprintf(stderr, "warning: %s:%d: %s: %s (%s)\n", file, line, call, cudaGetErrorString(error), cuda_hint(error));
+}
+#define CUDA_WARN(call) cuda_warn((call), #call, __FILE__, __LINE__)
+
+// Lets a kernel have `bytes` of dynamic shared memory: above 48 KB, its static shared memory included, it must ask. Fails
+// where a block of the GPU has less than both. Returns bytes
+template <class Kernel>
+size_t allow_dynamic_shared(Kernel* kernel, size_t bytes, const char* name, const char* file, int line) {
+    cudaFuncAttributes attributes;
+    int device = 0, most = 0;
+    cuda_check(cudaFuncGetAttributes(&attributes, kernel), name, file, line);
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    if (attributes.sharedSizeBytes + bytes > (size_t)most)
+        fail(
+            "%s:%d: kernel %s: %zu bytes of dynamic and %zu of static shared memory, and a block of this GPU has at "
+            "most "
+            "%d; use --device cpu",
+            file, line, name, bytes, attributes.sharedSizeBytes, most);
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), name, file, line);
+    return bytes;
+}
 #endif
 
 // NVTX_RANGE(name): names the enclosing scope in a profiler's timeline; nothing outside nvcc
@@ -105,27 +132,38 @@ using Int = std::integral_constant<int, N>;
 
 // LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 // A template kernel is put in parentheses with its arguments written out: LAUNCH((kernel<8, true>), ...).
-// Above 48 KB a kernel must ask for its dynamic shared memory; LAUNCH does that.
+#if HAS_KERNELS
+// once for each place and each size that is larger than those before
+#define LAUNCH_SHARED(kernel, bytes)      \
+    static size_t launch_allowed_ = 0;    \
+    size_t launch_shared_ = (bytes);      \
+    if (launch_shared_ > launch_allowed_) \
+    launch_allowed_ = allow_dynamic_shared(kernel, launch_shared_, #kernel, __FILE__, __LINE__)
+#endif
 #if defined(__CUDACC__)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                   \
-    do {                                                                                                         \
-        size_t launch_shared_ = (shared_bytes);                                                                  \
-        if (launch_shared_ > 48 * 1024)                                                                          \
-            CUDA_CHECK(                                                                                          \
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch_shared_)); \
-        kernel<<<(grid), (block), launch_shared_, (stream)>>>(__VA_ARGS__);                                      \
-        cuda_check(cudaGetLastError(), "launch of " #kernel, __FILE__, __LINE__);                                \
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                    \
+    do {                                                                          \
+        LAUNCH_SHARED(kernel, shared_bytes);                                      \
+        kernel<<<(grid), (block), launch_shared_, (stream)>>>(__VA_ARGS__);       \
+        cuda_check(cudaGetLastError(), "launch of " #kernel, __FILE__, __LINE__); \
     } while (0)
 #elif defined(TRAIN_QRL_SIMT)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    simt_launch(#kernel, __FILE__, __LINE__, (grid), (block), (shared_bytes), (stream), kernel, __VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                    \
+    do {                                                                                                          \
+        LAUNCH_SHARED(kernel, shared_bytes);                                                                      \
+        simt_launch(#kernel, __FILE__, __LINE__, (grid), (block), launch_shared_, (stream), kernel, __VA_ARGS__); \
+    } while (0)
 #endif
 
 // before a loop that indexes registers: nvcc must unroll it, or the array goes to memory
+// UNROLL_TIMES(n): not more than n times
+#define UNROLL_PRAGMA_(text) _Pragma(#text)
 #if defined(__CUDACC__)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_TIMES(n) UNROLL_PRAGMA_(unroll n)
 #else
 #define UNROLL
+#define UNROLL_TIMES(n)
 #endif
 
 // DYNAMIC_SHARED(type, name): `type* name` at the start of the block's dynamic shared memory, 16-byte aligned
@@ -179,14 +217,16 @@ struct Scratch {
         data = static_cast<float*>(malloc(bytes));
         if (!data && count) fail("out of memory: %zu bytes of scratch", bytes);
     }
-    ~Scratch() {
+    // what fails here, such as a free within a capture, spoils what follows
+    ~Scratch() noexcept(false) {
 #if HAS_KERNELS
         if (from_stack) {
             dev.scratch->used -= bytes;
             return;
         }
         if (dev.cuda) {
-            cudaFreeAsync(data, dev.stream);
+            if (std::uncaught_exceptions()) CUDA_WARN(cudaFreeAsync(data, dev.stream));
+            else CUDA_CHECK(cudaFreeAsync(data, dev.stream));
             return;
         }
 #endif
@@ -207,7 +247,7 @@ struct PinnedBuffer {
     ~PinnedBuffer() { release(); }
     void release() {
 #if HAS_KERNELS
-        if (pinned) cudaFreeHost(data);
+        if (pinned) CUDA_WARN(cudaFreeHost(data));
 #endif
         if (!pinned) free(data);
         data = nullptr;

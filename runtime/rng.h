@@ -8,6 +8,11 @@ struct Philox4 {
     uint32_t x[4];
 };
 
+// word i (0 ... 3), by comparisons: an index that is not known when a kernel is compiled puts the array into memory
+HOST_DEVICE uint32_t philox_word(const Philox4& p, int i) {
+    return i < 2 ? (i == 0 ? p.x[0] : p.x[1]) : (i == 2 ? p.x[2] : p.x[3]);
+}
+
 HOST_DEVICE Philox4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;

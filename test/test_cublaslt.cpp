@@ -1,12 +1,13 @@
 // The simulated cuBLASLt (test/simt/cublasLt.h): products of every supported type against float64 loops over the
-// definition, and every refusal that the documentation promises. Needs -DTRAIN_QRL_SIMT -I test/simt.
+// definition, and every refusal that the documentation promises; and the plans of kernels/cublaslt.cuh. Needs -DTRAIN_QRL_SIMT -I test/simt.
 #include <gtest/gtest.h>
 
 #if !defined(TRAIN_QRL_SIMT)
 TEST(CublasLt, All) { GTEST_SKIP() << "needs the simt build (make simt)"; }
 #else
 #include <cublasLt.h>
-#include "../runtime/device.h"
+#include "../kernels/cublaslt.cuh"
+#include "../model/decode_graph.cuh"
 #include "../runtime/dtypes.h"
 #include "../runtime/rng.h"
 
@@ -500,5 +501,80 @@ TEST(CublasLt, LazyStreamsAndGraphs) {
     CUDA_CHECK(cudaGraphExecDestroy(exec));
     CUDA_CHECK(cudaStreamDestroy(stream));
     simt_settings = SimtSettings();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// plans
+
+// d (1,n) = a (1,4) b (4,n)
+static std::vector<float> planned_product(int64_t n) {
+    const int64_t m = 1, k = 4;
+    std::vector<floatX> a(m * k), b(k * n);
+    std::vector<float> d(m * n);
+    for (size_t i = 0; i < a.size(); i++) a[i] = floatX(0.01f * (float)(i * 7 % 101));
+    for (size_t i = 0; i < b.size(); i++) b[i] = floatX(0.01f * (float)(i * 13 % 103) - 0.5f);
+    Device dev;
+    dev.cuda = true;
+    cublaslt_matmul<float>({d.data(), m}, {a.data(), m}, {b.data(), k}, nullptr, m, n, k, false, dev);
+    return d;
+}
+
+// as training with micro-batches of every size makes them
+TEST(CublasLtPlans, AreBoundedFoundAgainAndTheSameWhenMadeAnew) {
+    cublaslt_release();
+    const int64_t most = (int64_t)CublasltState::most;
+    const SimtLtCounts before = simt_lt_counts();
+    auto plans = [&] { return simt_lt_counts().descriptors - before.descriptors; };
+    auto asked = [&] { return simt_lt_counts().heuristics - before.heuristics; };
+    const std::vector<float> first = planned_product(1), other = planned_product(2);
+    for (int64_t n = 3; n <= most; n++) planned_product(n);
+    EXPECT_EQ(plans(), most);
+    EXPECT_EQ(asked(), most);
+    for (int64_t n = most; n >= 1; n--) planned_product(n);
+    EXPECT_EQ(asked(), most) << "a known plan was asked for again";
+    for (int64_t n = most + 1; n < 2 * most; n++) {
+        planned_product(n);
+        if (n % 16 == 0) {
+            EXPECT_EQ(planned_product(1), first);
+        }
+    }
+    EXPECT_EQ(asked(), 2 * most - 1) << "a plan in use was forgotten";
+    EXPECT_EQ(planned_product(2), other);
+    EXPECT_EQ(asked(), 2 * most);
+    EXPECT_EQ(plans(), most) << "what was forgotten is still there";
+    EXPECT_EQ(simt_lt_counts().layouts - before.layouts, 3 * most);
+    cublaslt_release();
+    EXPECT_EQ(plans(), 0);
+    EXPECT_EQ(simt_lt_counts().layouts, before.layouts);
+}
+
+// the first product makes the handle, which a capture does not allow: decode steps (model/decode_graph.cuh) run once
+// before they are captured
+TEST(CublasLtPlans, AStepIsCapturedWhenItHasRunOnce) {
+    cublaslt_release();
+    Device dev;
+    dev.cuda = true;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
+    ScratchStack scratch;
+    scratch.size = 1 << 16;
+    CUDA_CHECK(cudaMalloc(&scratch.base, scratch.size));
+    dev.scratch = &scratch;
+    floatX one = floatX(1.0f);
+    float sum = 0.0f;
+    DecodeGraphs graphs;
+    for (int i = 1; i <= 4; i++) {
+        decode_graph_run(graphs, DecodeGraphKey(), dev, [&] {
+            cublaslt_matmul<float>({&sum, 1}, {&one, 1}, {&one, 1}, nullptr, 1, 1, 1, true, dev);
+        });
+        CUDA_CHECK(cudaStreamSynchronize(dev.stream));
+        EXPECT_EQ(sum, (float)i);
+    }
+    EXPECT_EQ(graphs.eager, 1);
+    EXPECT_EQ(graphs.captured, 1);
+    EXPECT_EQ(graphs.replayed, 2);
+    graphs.clear();
+    CUDA_CHECK(cudaFree(scratch.base));
+    CUDA_CHECK(cudaStreamDestroy(dev.stream));
+    cublaslt_release();
 }
 #endif

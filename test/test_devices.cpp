@@ -38,7 +38,7 @@ TEST_F(Simulated, OutOfMemoryNamesTheLineAndTheFlag) {
     setenv("TRAIN_QRL_SIMT_MEMORY", "60000000", 1);
     std::string out = fresh("out");
     refused(1, grpo(out, {"--device", "cuda", "--micro_batch_tokens", "16384"}),
-            {"out of memory", "the plan asks for", "MiB free of", "largest line is activations and their gradients",
+            {"out of memory", "the plan asks for", "and a reserve of 512.0 MiB, the GPU has", "MiB free of", "largest line is activations and their gradients",
              "lower --micro_batch_tokens"});
     EXPECT_FALSE(fs::exists(out)) << "nothing is written before the memory is there";
 }
@@ -64,6 +64,22 @@ TEST(Device, PlanIsPrintedAndNothingElseHappens) {
                                             : "KV cache of the samples (lower --rollout_batch";
         EXPECT_NE(r.out.find(line), std::string::npos) << shown_run(args, r);
         EXPECT_FALSE(fs::exists(out));
+    }
+}
+
+// so many bytes free as the plan says, and its reserve
+TEST_F(Simulated, ThePlanFitsWithItsReserve) {
+    const std::string out = fresh("out");
+    const Args args = grpo(out, {"--device", "cuda", "--max_steps", "0", "--eval_n", "1"});
+    const Outcome plan = good(args + Args{"--plan", "true"});
+    EXPECT_NE(plan.out.find("\nreserve     512.0 MiB more stay free for modules"), std::string::npos) << plan.out;
+    double mebibytes = 0;
+    ASSERT_EQ(sscanf(plan.out.c_str(), "memory %lf MiB on the GPU", &mebibytes), 1) << plan.out;
+    for (const bool enough : {false, true}) {
+        setenv("TRAIN_QRL_SIMT_MEMORY", std::to_string((int64_t)((mebibytes + (enough ? 513 : 511)) * 1048576)).c_str(),
+               1);
+        if (enough) good(args);
+        else refused(1, args, {"out of memory", "and a reserve of 512.0 MiB"});
     }
 }
 
@@ -117,19 +133,33 @@ TEST_F(Simulated, WithoutBatchInvarianceTheRatioIsOneToRounding) {
     }
 }
 
-// two processes over the simulated NCCL
-static void run_on_two_ranks(const Args& args) {
-    std::string command = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 ./train_qrl_simt";
-    for (const std::string& arg : args) command += " '" + arg + "'";
-    int status = -1;
-    std::thread other([&] { status = system(command.c_str()); });
+// Two processes over the simulated NCCL. shell: commands before the second starts
+struct TwoRanks {
+    Outcome first, second;
+};
+static TwoRanks two_ranks(const Args& args, const Args& args_of_second, const std::string& shell = "",
+                          const RunSetting& setting = {}) {
+    TwoRanks r;
+    const std::string err = fresh("rank-1.err");
+    std::string command = shell + " RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 exec ./train_qrl_simt";
+    for (const std::string& arg : args_of_second) command += " '" + arg + "'";
+    command += " 2>" + err;
+    std::thread other([&] {
+        const int status = system(command.c_str());
+        r.second.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    });
     for (const char* name : {"RANK", "LOCAL_RANK"}) setenv(name, "0", 1);
     setenv("WORLD_SIZE", "2", 1);
-    Outcome r = run(args);
+    r.first = run(args, setting);
     for (const char* name : {"RANK", "LOCAL_RANK", "WORLD_SIZE"}) unsetenv(name);
     other.join();
-    ASSERT_EQ(r.status, 0) << shown_run(args, r);
-    ASSERT_EQ(status, 0);
+    r.second.err = read_text(err);
+    return r;
+}
+static void run_on_two_ranks(const Args& args) {
+    const TwoRanks r = two_ranks(args, args);
+    ASSERT_EQ(r.first.status, 0) << shown_run(args, r.first);
+    ASSERT_EQ(r.second.status, 0) << shown_run(args, r.second);
 }
 
 // The ranks' gradients are summed in another order than one rank adds them, so the first update agrees to rounding, and
@@ -230,6 +260,79 @@ TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
             EXPECT_NEAR(number(b, "grad_norm") / number(a, "grad_norm"), 1.0, 1e-2) << objective[0];
         }
         EXPECT_EQ(number(b, "num_tokens"), number(a, "num_tokens")) << objective[0];
+    }
+}
+
+// one step; flags in `more` take the place of those here
+static Args sft_of_ranks(const std::string& out, const Args& more = {}) {
+    const Args all = {"--model",       trained, "--train_data",    sums,   "--per_device_train_batch_size", "4",
+                      "--device",      "cuda",  "--learning_rate", "0.001", "--max_steps",                   "1",
+                      "--output_dir",  out,     "--ddp_timeout",   "20"};
+    Args args = {"sft"};
+    for (size_t i = 0; i < all.size(); i += 2)
+        if (std::find(more.begin(), more.end(), all[i]) == more.end()) args = args + Args{all[i], all[i + 1]};
+    return args + more;
+}
+
+// whatever is trained: the ranks' weights are compared after each step (train/rank_check.cuh), and a run ends if they differ
+TEST_F(Simulated, TwoRanksTrainOneModel) {
+    const Args int4 = {"--weights", "int4:g16:asym"}, adapter = {"--lora_r", "4"};
+    const Args inside = int4 + adapter + Args{"--lora_inside_quantizer", "true"};
+    const Args learned = {"--qat_scale", "learned", "--learned_scale"};
+    for (const Args& what : {int4 + Args{"--optim", "muon", "--rounding", "stochastic"} + learned + Args{"lwc"},
+                             Args{"--weights", "nf4:g16"} + adapter, inside, inside + learned + Args{"lsq"},
+                             inside + learned + Args{"lsq_offset"}, inside + learned + Args{"lwc"}}) {
+        const std::string out = fresh("two");
+        run_on_two_ranks(sft_of_ranks(out, what));
+        EXPECT_EQ(learning_curve(out), learning_curve(out + ".rank-1")) << what.back();
+    }
+}
+
+// ranks that take steps of another size are what a gradient that was not summed comes to
+TEST_F(Simulated, RanksThatTrainDifferentModelsEnd) {
+    struct Case {
+        Args what, of_the_second;
+        const char* group;
+    };
+    for (const Case& c : {Case{{}, {"--group_learning_rates", "embeddings=0.002"}, "embeddings"},
+                          Case{{"--lora_r", "4", "--weights", "nf4:g16"}, {"--learning_rate", "0.002"}, "adapters"},
+                          Case{{"--weights", "int4:g16", "--qat_scale", "learned"},
+                               {"--scale_learning_rate", "0.003"},
+                               "scales"}}) {
+        const std::string out = fresh("two");
+        const TwoRanks r = two_ranks(sft_of_ranks(out, c.what), sft_of_ranks(out, c.what + c.of_the_second));
+        for (const Outcome& rank : {r.first, r.second}) {
+            EXPECT_EQ(rank.status, 1) << rank.err;
+            EXPECT_NE(rank.err.find(std::string("train_qrl: step 1: the 2 ranks hold different weights (") + c.group + ": "),
+                      std::string::npos)
+                << rank.err;
+        }
+    }
+}
+
+// a rank that dies in mid-step, and one that fails (its log may have no more than so many bytes)
+TEST_F(Simulated, TheOthersOfALostRankEndWithAMessage) {
+    const std::string pid = fresh("pid");
+    for (const bool killed : {true, false}) {
+        const std::string out = fresh("two");
+        RunSetting setting;
+        bool done = false;
+        setting.when = [&](const Outcome& r) {
+            if (!killed || done || r.out.find("step   2/") == std::string::npos) return false;
+            kill((pid_t)std::stoi(read_text(pid)), SIGKILL);
+            done = true;
+            return false;
+        };
+        const Args args = sft_of_ranks(out, {"--max_steps", "400", "--ddp_timeout", "1"});
+        const TwoRanks r = two_ranks(args, args, killed ? "echo $$ >" + pid + ";" : "ulimit -f 16;", setting);
+        EXPECT_EQ(r.first.status, 1) << shown_run(args, r.first);
+        EXPECT_NE(r.first.err.find("train_qrl: rank 0 of 2: "), std::string::npos) << r.first.err;
+        EXPECT_NE(r.first.err.find("waited 1 s for the others (--ddp_timeout)"), std::string::npos) << r.first.err;
+        EXPECT_NE(r.first.err.find("the weights of step"), std::string::npos) << r.first.err;
+        EXPECT_EQ(r.second.status, killed ? 128 + SIGKILL : 1);
+        if (!killed) {
+            EXPECT_NE(r.second.err.find("File too large"), std::string::npos) << r.second.err;
+        }
     }
 }
 

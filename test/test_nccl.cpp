@@ -1,5 +1,5 @@
 // The simulated NCCL (test/simt/nccl.h) between processes: every collective against its definition, and ranks that die,
-// do not come or disagree. Needs -DTRAIN_QRL_SIMT -I test/simt.
+// do not come or disagree; and runtime/comm.h over it. Needs -DTRAIN_QRL_SIMT -I test/simt.
 #include <gtest/gtest.h>
 
 #if !defined(TRAIN_QRL_SIMT)
@@ -7,8 +7,11 @@ TEST(Nccl, All) { GTEST_SKIP() << "needs the simt build (make simt)"; }
 #else
 #include <dirent.h>
 #include <nccl.h>
+#include <signal.h>
 #include <sys/wait.h>
-#include "../runtime/dtypes.h"
+#include <filesystem>
+#include "../runtime/open_device.h"
+#include "../train/rank_check.cuh"
 
 // f(comm) in `ranks` processes, without the communicator of those for which join(rank) is false; returns each rank's
 // exit status, which is f's result
@@ -168,5 +171,247 @@ TEST(Nccl, RanksThatDisagree) {
         return ncclAllReduce(x, x, 4, ncclFloat, ncclSum, comm, nullptr) == ncclSuccess ? 0 : 5;
     };
     EXPECT_EQ(in_processes(2, test), std::vector<int>(2, 0));
+}
+
+// as on a machine with GPUs: nothing tells the others that a rank has gone, and a query of the stream does not block
+TEST(Nccl, AnAbortIsNotToldToTheOthers) {
+    auto test = [](ncclComm_t comm) {
+        cudaStream_t stream;
+        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+        float x = 1;
+        if (comm->rank == 1) return ncclCommAbort(comm) == ncclSuccess ? 0 : 1;
+        if (ncclAllReduce(&x, &x, 1, ncclFloat, ncclSum, comm, stream) != ncclSuccess) return 2;
+        for (int i = 0; i < 100; i++, usleep(1000)) {
+            ncclResult_t state;
+            if (cudaStreamQuery(stream) != cudaErrorNotReady || cudaGetLastError() != cudaErrorNotReady) return 3;
+            if (ncclCommGetAsyncError(comm, &state) != ncclSuccess || state != ncclSuccess) return 4;
+        }
+        if (ncclCommAbort(comm) != ncclSuccess) return 5;
+        return cudaStreamSynchronize(stream) == cudaSuccess && x == 1 ? 0 : 6;
+    };
+    EXPECT_EQ(in_processes(2, test), std::vector<int>(2, 0));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// runtime/comm.h
+
+struct RankEnd {
+    int status = -1;  // exit status, 128 + signal when killed
+    std::string error;
+};
+
+struct Ranks : testing::Test {
+    std::string folder, meeting;
+    void SetUp() override {
+        folder = (std::filesystem::temp_directory_path() / format("test_nccl_%d", (int)getpid())).string();
+        std::filesystem::remove_all(folder);
+        std::filesystem::create_directories(folder);
+        meeting = folder + "/out.nccl_id";
+    }
+    void TearDown() override { std::filesystem::remove_all(folder); }
+
+    // f(Comm&) in each rank for which there is one; delay: seconds before each begins
+    template <class F>
+    std::vector<RankEnd> run(int world, F f, double timeout, std::vector<double> delay = {}, int absent = -1) {
+        std::vector<pid_t> children;
+        delay.resize(world, 0.0);
+        for (int rank = 0; rank < world; rank++) {
+            children.push_back(rank == absent ? 0 : fork());
+            if (rank != absent && children.back() == 0) _exit(one(rank, world, f, timeout, delay[rank]));
+        }
+        std::vector<RankEnd> ends(world);
+        for (int rank = 0; rank < world; rank++) {
+            if (rank == absent) continue;
+            int status = 0;
+            waitpid(children[rank], &status, 0);
+            ends[rank].status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+            const std::string error = folder + format("/error.%d", rank);
+            if (file_exists(error)) ends[rank].error = read_file(error);
+        }
+        return ends;
+    }
+    template <class F>
+    int one(int rank, int world, F f, double timeout, double delay) {
+        setenv("RANK", std::to_string(rank).c_str(), 1);
+        setenv("WORLD_SIZE", std::to_string(world).c_str(), 1);
+        usleep((useconds_t)(delay * 1e6));
+        try {
+            const Device dev = open_device("cuda", 0, nullptr);
+            Comm comm;
+            comm_open(comm, meeting, dev, timeout);
+            f(comm);
+            return 0;
+        } catch (const Error& e) {
+            write_file_atomic(folder + format("/error.%d", rank), e.what());
+            return e.exit_code;
+        }
+    }
+    int files() {  // that a meeting has left
+        int n = 0;
+        for (const auto& entry : std::filesystem::directory_iterator(folder))
+            n += entry.path().filename().string().rfind("out.nccl_id", 0) == 0;
+        return n;
+    }
+};
+
+#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << text
+
+static void sum_once(Comm& c) {
+    Buffer<float> x;
+    x.allocate(1000, "test", "", c.dev);
+    std::vector<float> host(1000, (float)(c.rank + 1));
+    copy_to_device(x.data, host.data(), x.bytes(), c.dev);
+    comm_sum(c, x.data, x.size);
+    if (cudaGetLastError() != cudaSuccess) fail("the wait has left an error");
+    copy_to_host(host.data(), x.data, x.bytes(), c.dev);
+    for (float v : host)
+        if (v != (float)(c.world * (c.world + 1) / 2)) fail("the sum is %g", v);
+}
+
+TEST_F(Ranks, SumReduceGather) {
+    auto work = [](Comm& c) {
+        sum_once(c);
+        usleep(c.rank == 1 ? 20000 : 0);  // the others wait
+        sum_once(c);
+        double low = c.rank, high = c.rank;
+        comm_reduce(c, {&low}, Reduce::min);
+        comm_reduce(c, {&high}, Reduce::max);
+        if (low != 0 || high != c.world - 1 || !comm_any(c, c.rank == 1) || comm_any(c, false)) fail("reductions");
+        if (comm_gather(c, {c.rank, 7}) != std::vector<int>{0, 7, 1, 7, 2, 7}) fail("gathering");
+    };
+    for (const RankEnd& end : run(3, work, 30)) EXPECT_EQ(end.status, 0) << end.error;
+    EXPECT_EQ(files(), 0);
+    EXPECT_EQ(segments_left(), 0);
+}
+
+TEST_F(Ranks, ADeadRankEndsTheOthersWithAMessage) {
+    auto ends = run(
+        3,
+        [](Comm& c) {
+            sum_once(c);
+            if (c.rank == 1) raise(SIGKILL);
+            sum_once(c);
+        },
+        0.2);
+    EXPECT_EQ(ends[1].status, 128 + SIGKILL);
+    for (int rank : {0, 2}) {
+        EXPECT_EQ(ends[rank].status, 1);
+        EXPECT_HAS(ends[rank].error, format("rank %d of 3: all-reduce of gradients: waited 0.2 s", rank));
+        EXPECT_HAS(ends[rank].error, "--ddp_timeout");
+    }
+}
+
+TEST_F(Ranks, AnErrorOnOneRankEndsTheOthersWithAMessage) {
+    auto ends = run(
+        2,
+        [](Comm& c) {
+            sum_once(c);
+            if (c.rank == 1) fail("planted");
+            comm_any(c, true);
+        },
+        0.2);
+    EXPECT_EQ(ends[1].status, 1);
+    EXPECT_EQ(ends[1].error, "planted");
+    EXPECT_EQ(ends[0].status, 1);
+    EXPECT_HAS(ends[0].error, "rank 0 of 2: reduction of numbers: waited 0.2 s");
+}
+
+// whoever catches the error can still read its device, and cannot go on with the others
+TEST_F(Ranks, TheStreamIsFreeAfterATimeout) {
+    auto ends = run(
+        2,
+        [](Comm& c) {
+            if (c.rank == 1) raise(SIGKILL);
+            try {
+                sum_once(c);
+            } catch (const Error&) {}
+            double x = 5;
+            copy_to_device(c.small.data, &x, sizeof(x), c.dev);
+            copy_to_host(&x, c.small.data, sizeof(x), c.dev);
+            comm_any(c, false);
+        },
+        0.2);
+    EXPECT_EQ(ends[0].status, 1);
+    EXPECT_HAS(ends[0].error, "reduction after the ranks have parted");
+}
+
+TEST_F(Ranks, OneThatEndsLaterDoesNotWaitForeverToPart) {
+    auto ends = run(
+        2,
+        [](Comm& c) {
+            sum_once(c);
+            if (c.rank == 1) raise(SIGKILL);
+        },
+        0.2);
+    EXPECT_EQ(ends[0].status, 0) << ends[0].error;
+}
+
+TEST_F(Ranks, RanksThatDisagreeFail) {
+    auto ends = run(
+        2, [](Comm& c) { comm_gather(c, std::vector<int>(c.rank + 3, 0)); }, 30);
+    for (const RankEnd& end : ends) {
+        EXPECT_EQ(end.status, 1);
+        EXPECT_HAS(end.error, "gathering of completions: invalid argument");
+    }
+}
+
+TEST_F(Ranks, ARankThatDoesNotComeIsSaid) {
+    auto ends = run(
+        2, [](Comm&) {}, 0.2, {}, 1);
+    EXPECT_EQ(ends[0].status, 1);
+    EXPECT_HAS(ends[0].error, "rank 0 of 2: joining the others: waited 0.2 s");
+    EXPECT_EQ(files(), 0);
+    ends = run(
+        2, [](Comm&) {}, 0.2, {}, 0);
+    EXPECT_EQ(ends[1].status, 1);
+    EXPECT_HAS(ends[1].error, "rank 1 waited 0.2 s for rank 0 at " + meeting);
+    EXPECT_EQ(files(), 0);
+}
+
+// Killed runs leave answers and questions, which may be as new as can be; whoever comes first meets the run of now
+TEST_F(Ranks, WhatAKilledRunLeftIsNotTakenForAnAnswer) {
+    const std::string stale(sizeof(ncclUniqueId) + 3 * sizeof(uint64_t), '\1');
+    for (const std::vector<double>& delay : {std::vector<double>{0.1, 0, 0}, {0, 0.1, 0}, {0, 0, 0.1}}) {
+        write_file_atomic(meeting, stale);
+        for (int rank : {1, 2}) write_file_atomic(meeting_question(meeting, rank), std::string(8, '\1'));
+        for (const RankEnd& end : run(3, sum_once, 20, delay)) EXPECT_EQ(end.status, 0) << end.error;
+        EXPECT_EQ(files(), 0);
+    }
+    write_file_atomic(meeting, std::string(sizeof(ncclUniqueId), '\1'));  // of another number of ranks
+    for (const RankEnd& end : run(2, sum_once, 20, {0.1, 0})) EXPECT_EQ(end.status, 0) << end.error;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// train/rank_check.cuh
+
+// an optimizer with one tensor of each group, of the same weights on every rank; `wrong`: the group of which rank 1 has
+// another last weight
+static void check_agreement(Comm& c, int wrong) {
+    Optimizer o;
+    Buffer<float> weights[PARAM_GROUPS];
+    o.dev = c.dev;
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        OptimizerTensor t;
+        t.group = (ParamGroup)g, t.rows = 3, t.cols = 41 + g;
+        std::vector<float> host((size_t)t.count());
+        for (size_t i = 0; i < host.size(); i++) host[i] = 0.1f * (float)i;
+        if (g == wrong && c.rank == 1) host.back() = nextafterf(host.back(), 9.0f);
+        weights[g].allocate(host.size(), "test", "", c.dev);
+        copy_to_device(weights[g].data, host.data(), weights[g].bytes(), c.dev);
+        device_synchronize(c.dev);
+        t.weight = weights[g].data;
+        o.tensors.push_back(t);
+    }
+    check_ranks_agree(o, c, 17);
+}
+
+TEST_F(Ranks, OneBitOfAnyGroupIsFound) {
+    for (const RankEnd& end : run(2, [](Comm& c) { check_agreement(c, -1); }, 30)) EXPECT_EQ(end.status, 0) << end.error;
+    for (int g = 0; g < PARAM_GROUPS; g++)
+        for (const RankEnd& end : run(2, [g](Comm& c) { check_agreement(c, g); }, 30)) {
+            EXPECT_EQ(end.status, 1);
+            EXPECT_HAS(end.error, "step 17: the 2 ranks hold different weights");
+            EXPECT_HAS(end.error, format("(%s: ", param_group_names[g]));
+        }
 }
 #endif

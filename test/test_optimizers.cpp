@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 #include "../formats/optimizer_file.h"
+#include "../kernels/weight_hash.cuh"
 #include "../model.cuh"
 #include "file_test.h"
 #include "operator_test.h"
@@ -705,4 +706,40 @@ TEST(Optimizer, TextSaysWhichTensorsGetWhat) {
               format("adamw for %lld tensors of %lld parameters (%s of state), muon for 7 of %lld (%s)",
                      (long long)rest_tensors, (long long)rest, bytes_text(8.0 * (double)rest).c_str(),
                      (long long)matrices, bytes_text(4.0 * (double)matrices).c_str()));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// hash of weights
+
+static uint64_t hash_of(const std::vector<float>& x, int64_t skip, uint64_t place, Device dev) {
+    TestBuffer<float> device(x, dev);
+    TestBuffer<uint64_t> hash(std::vector<uint64_t>{5}, dev);
+    weight_hash_add(hash.data, device.data + skip, (int64_t)x.size() - skip, place, dev);
+    return hash.get()[0] - 5;
+}
+
+TEST(WeightHash, SeesEveryBitAndPlace) {
+    for (size_t n : {1, 3, 4, 257, 1030, 65537, 131075})
+        for (int64_t skip : {0, 1}) {
+            std::vector<float> x = random_values<float>(n + 1, 3);
+            uint64_t want = 0;
+            for (size_t i = skip; i < x.size(); i++) want += weight_hash_term(x[i], 100 + i - skip);
+            for (const Backend& run : all_backends()) {
+                select_backend(run);
+                EXPECT_EQ(hash_of(x, skip, 100, run.dev), want) << run.name << " " << n;
+                EXPECT_NE(hash_of(x, skip, 101, run.dev), want) << run.name << " " << n;
+            }
+        }
+    std::vector<float> x(300, 1.0f);
+    const uint64_t want = hash_of(x, 0, 0, Device());
+    for (size_t i : {0, 77, 299})
+        for (int bit = 0; bit < 32; bit++) {
+            std::vector<float> other = x;
+            other[i] = bits_float(float_bits(1.0f) ^ 1u << bit);
+            EXPECT_NE(hash_of(other, 0, 0, Device()), want) << i << " " << bit;
+        }
+    x[3] = 2.0f;
+    std::vector<float> swapped = x;
+    std::swap(swapped[3], swapped[200]);
+    EXPECT_NE(hash_of(x, 0, 0, Device()), hash_of(swapped, 0, 0, Device()));
 }

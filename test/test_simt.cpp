@@ -499,12 +499,33 @@ TEST(SimtFault, LaunchLimits) {
         simt_settings.arch = arch;
         EXPECT_EQ(message_of([&] { LAUNCH(empty_kernel, 1, 32, most, nullptr, 0); }), "no error");
         expect_fault([&] { LAUNCH(empty_kernel, 1, 32, most + 1, nullptr, 0); },
-                     {format("empty_kernel: %zu bytes of dynamic shared memory; at most %zu on sm_%d", most + 1, most,
-                             arch)});
+                     {format("kernel empty_kernel: %zu bytes of dynamic and 0 of static shared memory, and a block of "
+                             "this GPU has at most %zu",
+                             most + 1, most)});
+        // past LAUNCH's own check: the size that was allowed belongs to another GPU
+        expect_fault([&] { simt_launch("empty_kernel", "", 1, 1, 32, most + 1, nullptr, empty_kernel, 0); },
+                     {format("empty_kernel: %zu bytes of shared memory; at most %zu on sm_%d", most + 1, most, arch)});
     }
     simt_settings.arch = 75;
     expect_fault([&] { LAUNCH(empty_kernel, 1, 32, 0, nullptr, 0); }, {"simt_settings.arch is 75"});
     simt_settings = SimtSettings();
+}
+
+__global__ void crowded_kernel(int) {}
+
+// static shared memory counts, too
+TEST(SimtFault, SharedMemoryIsStaticAndDynamic) {
+    const size_t fixed = 20000, most = 99 * 1024;
+    simt_shared(reinterpret_cast<const void*>(crowded_kernel)).fixed = fixed;
+    const size_t beyond = 48 * 1024 - fixed + 1;
+    EXPECT_EQ(message_of([&] { simt_launch("crowded_kernel", "", 1, 1, 1, beyond - 1, nullptr, crowded_kernel, 0); }),
+              "no error");
+    expect_fault([&] { simt_launch("crowded_kernel", "", 1, 1, 1, beyond, nullptr, crowded_kernel, 0); },
+                 {"49153 bytes of shared memory, above 48 KB, and it has not asked for them"});
+    EXPECT_EQ(message_of([&] { LAUNCH(crowded_kernel, 1, 1, beyond, nullptr, 0); }), "no error") << "LAUNCH asks";
+    EXPECT_EQ(message_of([&] { LAUNCH(crowded_kernel, 1, 1, most - fixed, nullptr, 0); }), "no error");
+    expect_fault([&] { LAUNCH(crowded_kernel, 1, 1, most - fixed + 1, nullptr, 0); },
+                 {"81377 bytes of dynamic and 20000 of static shared memory", "at most 101376", "--device cpu"});
 }
 
 __global__ void trap_kernel(int n) {

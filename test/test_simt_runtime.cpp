@@ -6,6 +6,7 @@
 TEST(SimtRuntime, All) { GTEST_SKIP() << "needs the simt build (make simt)"; }
 #else
 #include <functional>
+#include "../runtime/buffer.h"
 #include "simt_test.h"
 
 struct Environment {
@@ -115,6 +116,52 @@ TEST(SimtRuntime, FullMemory) {
     EXPECT_NE(message.find("out of memory (lower --micro_batch_tokens"), std::string::npos) << message;
     CUDA_CHECK(cudaFreeAsync(b, nullptr));
     CUDA_CHECK(cudaFreeHost(pinned));
+}
+
+TEST(SimtRuntime, ThePlanLeavesTheReserveFree) {
+    for (int64_t room : {-1, 0}) {
+        Environment limit("TRAIN_QRL_SIMT_MEMORY", std::to_string((11 << 20) + room).c_str());
+        Arena arena;
+        arena.dev.cuda = true;
+        arena.reserve = 1 << 20;
+        Device dev = arena.dev;
+        dev.arena = &arena;
+        Buffer<char> buffer;
+        buffer.allocate(10 << 20, "numbers", "lower --micro_batch_tokens", dev);
+        EXPECT_NE(arena_plan_text(arena).find("reserve     1.0 MiB more stay free"), std::string::npos);
+        const std::string message = message_of([&] { arena_commit(arena); });
+        if (room == 0) {
+            EXPECT_EQ(message, "no error");
+        } else {
+            EXPECT_NE(message.find("the plan asks for 10.0 MiB and a reserve of 1.0 MiB, the GPU has 11.0 MiB free"),
+                      std::string::npos)
+                << message;
+        }
+    }
+}
+
+// what goes wrong where memory is given back is said
+TEST(SimtRuntime, FreesAreChecked) {
+    Device dev;
+    dev.cuda = true;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&dev.stream, cudaStreamNonBlocking));
+    const std::string message = message_of([&] {
+        Scratch scratch(10, dev);
+        CUDA_CHECK(cudaStreamBeginCapture(dev.stream, cudaStreamCaptureModeThreadLocal));
+    });
+    EXPECT_NE(message.find("cudaFreeAsync"), std::string::npos) << message;
+    cudaGraph_t graph;
+    EXPECT_EQ(cudaStreamEndCapture(dev.stream, &graph), cudaErrorStreamCaptureInvalidated);
+    CUDA_CHECK(cudaStreamDestroy(dev.stream));
+    Buffer<float> buffer;
+    dev.stream = nullptr;
+    buffer.allocate(10, "numbers", "", dev);
+    CUDA_CHECK(cudaFree(buffer.data));
+    testing::internal::CaptureStderr();
+    buffer.release();
+    const std::string warning = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(warning.rfind("warning: ", 0), 0u) << warning;
+    EXPECT_NE(warning.find("cudaFree(data)"), std::string::npos) << warning;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -106,6 +106,58 @@ TEST(TrainingBatch, AnEpochIsAPermutationCutIntoSteps) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// generation from codes of a file's grid
+
+// scales of a file in the place of those that were measured, and the codes of them
+static void give_scales(Model& m, LinearPart& p, float scale) {
+    std::vector<Grid> grid((size_t)p.groups);
+    copy_to_host(grid.data(), p.grid, grid.size() * sizeof(Grid), m.dev);
+    for (Grid& g : grid) g.scale = scale;
+    quantized_tensor_set_grid(p, grid.data(), m.dev);
+    model_refresh(m);
+}
+
+TEST(Packing, AFileSGridIsLookedAtOnce) {
+    Model m;
+    m.dev = model_device();
+    m.codes_beyond = 0;
+    model_allocate(m, tiny_config(2));
+    model_quantize(m, rules_of("int4:g16", "all", ScaleMode::kept), true);
+    model_init_random(m, 1);
+    model_refresh(m);
+    Linear& l = m.layers[1].down;
+    auto copies_of_packing = [&] {
+        const int64_t before = transfers.to_host;
+        model_pack(m);
+        const int64_t copies = transfers.to_host - before;
+        model_unpack(m);
+        model_pack(m);
+        EXPECT_EQ(transfers.to_host - before, copies) << "looked at twice";
+        return copies;
+    };
+    auto expect_packed = [&](bool packed, ScaleStorage storage) {
+        EXPECT_EQ(l.packed[0].codes.N > 0, packed);
+        if (packed) {
+            EXPECT_EQ((int)l.packed[0].codes.storage, (int)storage);
+        }
+        model_unpack(m);
+    };
+    EXPECT_EQ(copies_of_packing(), 0) << "its own grids are not looked at";
+    if (!m.packed_codes.size) GTEST_SKIP() << "this build generates from the working weights";
+    expect_packed(true, ScaleStorage::bf16);
+    const int64_t one = m.dev.cuda;
+    give_scales(m, l.parts[0], 1.0f / 8 + 1.0f / 4096);  // fp16, not bf16
+    EXPECT_EQ(copies_of_packing(), one);
+    expect_packed(true, ScaleStorage::fp16);
+    give_scales(m, l.parts[0], 1.0f / 8 + 1.0f / (1 << 20));  // neither
+    EXPECT_EQ(copies_of_packing(), one);
+    expect_packed(false, ScaleStorage::bf16);
+    give_scales(m, l.parts[0], 1.0f / 8);
+    EXPECT_EQ(copies_of_packing(), one);
+    expect_packed(true, ScaleStorage::bf16);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // losses
 
 TEST(SftObjective, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {

@@ -3,6 +3,7 @@
 // optimizer's.
 #pragma once
 #include "objective.cuh"
+#include "rank_check.cuh"
 #include "schedule.h"
 
 struct LoopConfig {
@@ -36,6 +37,7 @@ inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context,
         report.update = optimizer_step(
             t, report.learning_rate, [&](bool gradient) { return objective.loss(t, context, gradient); }, c.pass);
         if (report.update.loss.abandoned) return false;
+        if (context.comm) check_ranks_agree(t.optimizer, *context.comm, t.step);
         report.forward_tokens += report.update.loss.forward_tokens;
     }
     whole = true;
@@ -140,6 +142,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
     auto evaluates = [&](bool last) { return c.evaluate && due(c.eval_steps) && !last; };
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
     state.trainer = t;
+    if (c.comm) check_ranks_agree(t.optimizer, *c.comm, t.step);
     if (!state.pending.is_null()) {  // it was stopped there, or its log could not be written
         if (!loop_log_pending(c, state, evaluates(state.step == c.steps))) return;
         if (c.save && save() && state.step < c.steps) c.save(state.step);

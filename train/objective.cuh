@@ -157,9 +157,16 @@ bool each_micro_batch(const std::vector<Example>& examples, int64_t budget, cons
     return true;
 }
 
+// All that the ranks' backwards have added up becomes its sum over them. Learned scales are in it where an adapter is
+// inside the quantizer (linear_backward_adapted); else their gradients are made of this sum (optimizer_apply) and 0 here.
+inline void sum_gradients(Trainer& t, Comm& comm) {
+    comm_sum(comm, t.grads.data, t.grads.size);
+    if (t.model->lora.inside()) comm_sum(comm, t.scale_grads.data, t.scale_grads.size);
+}
+
 // Sums over the ranks: the gradients, if there are any, and numbers of the host
 inline void sum_over_ranks(Trainer& t, const StepContext& c, bool gradient, const std::vector<double*>& numbers) {
     if (c.world() == 1) return;
-    if (gradient) comm_sum(*c.comm, t.grads.data, t.grads.size);
+    if (gradient) sum_gradients(t, *c.comm);
     comm_reduce(*c.comm, numbers, Reduce::sum);
 }

@@ -157,11 +157,22 @@ struct cublasLtMatmulHeuristicResult_t {
     int reserved[4];
 };
 
+// what a test counts
+struct SimtLtCounts {
+    int descriptors = 0, layouts = 0;  // alive
+    int heuristics = 0;                // algorithms asked for
+};
+inline SimtLtCounts& simt_lt_counts() {
+    static SimtLtCounts counts;
+    return counts;
+}
+
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
     if (!handle) return CUBLAS_STATUS_INVALID_VALUE;
     *handle = nullptr;
     int devices;
     if (cudaGetDeviceCount(&devices) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (simt_forbidden_in_capture(nullptr) != cudaSuccess) return CUBLAS_STATUS_ALLOC_FAILED;  // memory of the device
     *handle = new SimtLtHandle();
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -173,9 +184,11 @@ inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout,
                                                  uint64_t cols, int64_t ld) {
     if (!layout) return CUBLAS_STATUS_INVALID_VALUE;
     *layout = new SimtLtLayout{type, rows, cols, ld};
+    simt_lt_counts().layouts++;
     return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
+    simt_lt_counts().layouts -= layout != nullptr;
     delete layout;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -183,9 +196,11 @@ inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cubla
                                                cudaDataType_t scale) {
     if (!desc) return CUBLAS_STATUS_INVALID_VALUE;
     *desc = new SimtLtDesc{compute, scale};
+    simt_lt_counts().descriptors++;
     return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
+    simt_lt_counts().descriptors -= desc != nullptr;
     delete desc;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -486,6 +501,7 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
                                                      cublasLtMatmulHeuristicResult_t* results, int* count) {
     if (!handle || !preference || !results || !count || requested < 1) return CUBLAS_STATUS_INVALID_VALUE;
     *count = 0;
+    simt_lt_counts().heuristics++;
     SimtLtProblem p;
     cublasStatus_t status = simt_lt_problem(p, desc, a, b, c, d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;

@@ -10,6 +10,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static thread_local
 #define __constant__ static
@@ -293,6 +294,7 @@ struct cudaDeviceProp {
     int major, minor, multiProcessorCount, maxThreadsPerBlock, warpSize;
 };
 struct cudaFuncAttributes {
+    size_t sharedSizeBytes;  // static
     int maxThreadsPerBlock, maxDynamicSharedSizeBytes;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -373,11 +375,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     return cudaErrorInvalidValue;
 }
 template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
-    *attributes = cudaFuncAttributes{SIMT_MAX_THREADS, (int)simt_max_shared(simt_settings.arch)};
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel kernel) {
+    const SimtShared& shared = simt_shared(reinterpret_cast<const void*>(kernel));
+    *attributes = cudaFuncAttributes{shared.fixed, SIMT_MAX_THREADS, (int)shared.allowed};
     return simt_check_device(simt_device());
 }
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
-    return (size_t)bytes <= simt_max_shared(simt_settings.arch) ? cudaSuccess : cudaErrorInvalidValue;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+    SimtShared& shared = simt_shared(reinterpret_cast<const void*>(kernel));
+    if (bytes < 0 || shared.fixed + (size_t)bytes > simt_max_shared(simt_settings.arch)) return cudaErrorInvalidValue;
+    shared.allowed = (size_t)bytes;
+    return cudaSuccess;
 }

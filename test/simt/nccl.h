@@ -3,15 +3,20 @@
 // every rank reduces the slots in the order of the ranks (fp32 for bf16, rounded once), so that all ranks get the same
 // bits.
 //
-// A rank that dies, or never comes, makes the others fail with ncclSystemError after TRAIN_QRL_SIMT_NCCL_TIMEOUT
-// seconds (60), and their communicator stays failed. Ranks that call different collectives, counts, types or roots fail
-// with ncclInvalidArgument at once. One communicator per process; collectives are work on their stream (simt_stream.h):
-// on a lazy or capturing stream an error is thrown when they run.
+// As the real one between the GPUs of one machine, a collective goes on by itself (a thread) while the host works, and one
+// whose others do not come never ends: the death or the abort of a rank is not told to the others, and ncclCommDestroy
+// waits for all of them. Only ncclCommAbort ends what this rank waits in. With config.blocking 0 joining goes on by itself
+// too, as ncclInProgress of ncclCommGetAsyncError.
+//
+// Not as the real one: whoever has waited TRAIN_QRL_SIMT_NCCL_TIMEOUT seconds (60) fails with ncclSystemError, and all
+// others with it, so that a test ends; ranks that call different collectives, counts, types or roots fail with
+// ncclInvalidArgument; on the default stream, and in a graph, a collective runs within the call.
 #pragma once
 #include <cuda_runtime.h>
 #include <fcntl.h>
 #include <unistd.h>
 #include <random>
+#include <thread>
 
 #define NCCL_UNIQUE_ID_BYTES 128
 struct ncclUniqueId {
@@ -54,7 +59,7 @@ inline const char* ncclGetErrorString(ncclResult_t result) {
         case ncclInvalidUsage:
             return "invalid usage";
         default:
-            return "an error of the simulated NCCL";
+            return result == ncclInProgress ? "NCCL operation in progress" : "an error of the simulated NCCL";
     }
 }
 
@@ -70,27 +75,47 @@ struct SimtNcclCall {
 
 // what the processes share; new shared memory is zero
 struct SimtNcclShared {
-    std::atomic<int> joined, arrived, round, failed;
+    std::atomic<int> joined, arrived, round, left, failed;
     SimtNcclCall call[SIMT_NCCL_MAX_RANKS];
     alignas(64) char slot[SIMT_NCCL_MAX_RANKS][SIMT_NCCL_SLOT];
 };
 
+// what a communicator does by itself: joining, or a collective
+struct SimtNcclWork {
+    std::atomic<bool> over{false}, aborted{false};
+    std::atomic<int> result{ncclSuccess};
+    std::thread thread;
+    ~SimtNcclWork() { wait(); }
+    void wait() {
+        if (thread.joinable()) thread.join();
+    }
+};
+
 typedef struct SimtNcclComm {
     int rank, ranks;
-    SimtNcclShared* shared;
+    SimtNcclShared* shared = nullptr;
+    std::atomic<bool> aborted{false};
+    bool joining = false;                // work is that
+    std::shared_ptr<SimtNcclWork> work;  // the last
 } * ncclComm_t;
+
+struct ncclConfig_t {
+    int blocking = 1;
+};
+#define NCCL_CONFIG_INITIALIZER ncclConfig_t()
 
 inline double simt_nccl_timeout() {
     const char* text = getenv("TRAIN_QRL_SIMT_NCCL_TIMEOUT");
     return text ? atof(text) : 60.0;
 }
 
-// waits until ready(), sleeping longer and longer; false: the others do not come
+// waits until ready(), sleeping longer and longer; false: the others do not come, or this rank has aborted
 template <class F>
-bool simt_nccl_wait(SimtNcclShared* s, F ready) {
+bool simt_nccl_wait(ncclComm_t comm, F ready) {
+    SimtNcclShared* s = comm->shared;
     auto start = std::chrono::steady_clock::now();
     for (int i = 0; !ready(); i++) {
-        if (s->failed) return false;
+        if (s->failed || comm->aborted) return false;
         if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > simt_nccl_timeout()) {
             s->failed = 1;
             return false;
@@ -109,7 +134,19 @@ inline bool simt_nccl_barrier(ncclComm_t comm) {
         s->round++;
         return true;
     }
-    return simt_nccl_wait(s, [=] { return s->round != round; });
+    return simt_nccl_wait(comm, [=] { return s->round != round; });
+}
+
+// f() by itself
+inline std::shared_ptr<SimtNcclWork> simt_nccl_start(ncclComm_t comm, std::function<ncclResult_t()> f) {
+    auto work = std::make_shared<SimtNcclWork>();
+    comm->work = work;
+    SimtNcclWork* w = work.get();  // the thread is joined before it goes
+    work->thread = std::thread([w, f] {
+        w->result = f();
+        w->over = true;
+    });
+    return work;
 }
 
 inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
@@ -120,7 +157,22 @@ inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
 }
 
 // returns when all ranks have called it
-inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
+inline ncclResult_t simt_nccl_join(ncclComm_t comm, const ncclUniqueId& id) {
+    SimtNcclShared* s = comm->shared;
+    s->joined++;
+    bool all = simt_nccl_wait(comm, [=] { return s->joined >= comm->ranks; });
+    shm_unlink(id.internal);
+    return all ? ncclSuccess : ncclSystemError;
+}
+
+inline void simt_nccl_free(ncclComm_t comm) {
+    if (comm->work) comm->work->wait();
+    munmap(comm->shared, sizeof(SimtNcclShared));
+    delete comm;
+}
+
+inline ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank,
+                                           ncclConfig_t* config) {
     if (!comm || ranks < 1 || ranks > SIMT_NCCL_MAX_RANKS || rank < 0 || rank >= ranks) return ncclInvalidArgument;
     int file = shm_open(id.internal, O_CREAT | O_RDWR, 0600);
     if (file < 0) return ncclSystemError;
@@ -132,29 +184,38 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId i
         shm_unlink(id.internal);
         return ncclSystemError;
     }
-    SimtNcclShared* s = static_cast<SimtNcclShared*>(p);
-    s->joined++;
-    bool all = simt_nccl_wait(s, [=] { return s->joined >= ranks; });
-    shm_unlink(id.internal);
-    if (!all) {
-        munmap(p, sizeof(SimtNcclShared));
-        return ncclSystemError;
+    ncclComm_t made = new SimtNcclComm;
+    made->rank = rank, made->ranks = ranks, made->shared = static_cast<SimtNcclShared*>(p);
+    if (config && !config->blocking) {
+        *comm = made;
+        made->joining = true;
+        simt_nccl_start(made, [=] { return simt_nccl_join(made, id); });
+        return ncclInProgress;
     }
-    *comm = new SimtNcclComm{rank, ranks, s};
-    return ncclSuccess;
+    ncclResult_t result = simt_nccl_join(made, id);
+    if (result == ncclSuccess) *comm = made;
+    else simt_nccl_free(made);
+    return result;
+}
+inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
+    return ncclCommInitRankConfig(comm, ranks, id, rank, nullptr);
 }
 
+inline ncclResult_t ncclCommFinalize(ncclComm_t comm) { return comm ? ncclSuccess : ncclInvalidArgument; }
 inline ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     if (!comm) return ncclInvalidArgument;
-    munmap(comm->shared, sizeof(SimtNcclShared));
-    delete comm;
-    return ncclSuccess;
+    SimtNcclShared* s = comm->shared;
+    s->left++;
+    bool all = simt_nccl_wait(comm, [=] { return s->left >= comm->ranks; });
+    simt_nccl_free(comm);
+    return all ? ncclSuccess : ncclSystemError;
 }
-// the others fail at their next collective
 inline ncclResult_t ncclCommAbort(ncclComm_t comm) {
     if (!comm) return ncclInvalidArgument;
-    comm->shared->failed = 1;
-    return ncclCommDestroy(comm);
+    comm->aborted = true;
+    if (comm->work) comm->work->aborted = true;
+    simt_nccl_free(comm);
+    return ncclSuccess;
 }
 inline ncclResult_t ncclCommCount(ncclComm_t comm, int* ranks) {
     *ranks = comm->ranks;
@@ -165,7 +226,10 @@ inline ncclResult_t ncclCommUserRank(ncclComm_t comm, int* rank) {
     return ncclSuccess;
 }
 inline ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* result) {
-    *result = comm->shared->failed ? ncclSystemError : ncclSuccess;
+    *result = ncclSuccess;
+    if (comm->work && comm->work->over) *result = (ncclResult_t)(int)comm->work->result;
+    if (comm->work && !comm->work->over && comm->joining) *result = ncclInProgress;
+    if (comm->shared->failed) *result = ncclSystemError;
     return ncclSuccess;
 }
 
@@ -288,17 +352,37 @@ inline ncclResult_t ncclGroupEnd() {
     return result;
 }
 
+inline void simt_nccl_check(int result) {
+    if (result != ncclSuccess) fail("NCCL collective on a stream: %s", ncclGetErrorString((ncclResult_t)result));
+}
+
+// of a stream: a collective that failed is never over, until its communicator is aborted
+inline std::function<bool(bool)> simt_nccl_running(std::shared_ptr<SimtNcclWork> work) {
+    return [work](bool wait) {
+        if (wait) work->wait();
+        if (wait && !work->aborted) simt_nccl_check(work->result);
+        return work->over && (work->aborted || work->result == ncclSuccess);
+    };
+}
+
 inline ncclResult_t simt_nccl_call(const void* send, void* recv, SimtNcclCall call, ncclComm_t comm,
                                    cudaStream_t stream) {
     if (!comm || !simt_nccl_bytes(call.type) || (call.op != ncclSum && call.op != ncclMax && call.op != ncclMin) ||
         call.root < 0 || call.root >= comm->ranks || (call.count && (!send || !recv)))
         return ncclInvalidArgument;
+    auto now = [=] { return simt_nccl_run(comm, send, recv, call); };
     auto start = [=] {
-        if (simt_runs_now(stream)) return simt_nccl_run(comm, send, recv, call);
-        simt_later(stream, [=] {
-            ncclResult_t result = simt_nccl_run(comm, send, recv, call);
-            if (result != ncclSuccess) fail("NCCL collective on a stream: %s", ncclGetErrorString(result));
-        });
+        if (comm->joining && (!comm->work->over || comm->work->result != ncclSuccess)) return ncclInvalidUsage;
+        comm->joining = false;
+        if (!stream) return simt_runs_now(stream) ? now() : ncclInternalError;
+        bool captures = stream->capture != cudaStreamCaptureStatusNone;
+        auto work = [=] {
+            if (captures) simt_nccl_check(now());
+            else stream->running = simt_nccl_running(simt_nccl_start(comm, now));
+        };
+        if (captures || simt_settings.lazy_streams || stream->running || !stream->queue.empty())
+            simt_later(stream, work);
+        else work();
         return ncclSuccess;
     };
     if (simt_nccl_group().depth == 0) return start();

@@ -10,7 +10,9 @@
 //
 // What it cannot show: a read of `__shared__` bytes that no block has written yet on its OS thread gives zero (dynamic
 // shared memory is NaN, and what a block wrote to `__shared__` is NaN for the next block); the size of `__shared__` is
-// not counted in the limit; a race between threads whose order no setting changes; host memory that a kernel reads. A
+// not counted in the limit; host memory that a kernel reads. A thread runs from barrier to barrier without a break, so that
+// orders show a race only if the result depends on which of two threads ran first: not an update that two of them do at
+// once (x = x + 1, both reads before both writes). Those are found where accesses are tracked, by race.cpp. A
 // thread that spins on memory another thread of its block shall write spins forever.
 #pragma once
 #include <link.h>
@@ -18,6 +20,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -46,6 +49,7 @@ struct SimtSettings {
     SimtOrder order = SIMT_FORWARD;
     uint64_t seed = 0;          // of SIMT_RANDOM
     bool lazy_streams = false;  // see simt_stream.h
+    bool races = true;          // of shared memory are faults, in a program with race.cpp
     int arch = 86;              // the GPU whose limits hold: 80, 86, 89, 90, 100 or 120
 };
 
@@ -118,6 +122,7 @@ inline const char* simt_op_name(const SimtThread& t) {
 // bit l: lane l
 struct SimtWarp {
     unsigned alive, ready, in_warp_op, in_barrier;
+    uint32_t epoch;  // of the warp: grows with each __syncwarp
 };
 
 // Where `__shared__` variables lie: the program's thread-local variables, in the copy of the calling OS thread. Empty
@@ -156,6 +161,7 @@ struct SimtBlock {
     unsigned threads = 0, alive = 0, in_barrier = 0;
     unsigned barrier_threads = 0, barrier_votes = 0;  // of the last barrier: who came, who voted yes
     unsigned ready_warps = 0;
+    uint32_t epoch = 0;  // grows with each block that the OS thread runs and each __syncthreads of it; see race.cpp
     uint64_t random = 0;
     std::string fault;
     SimtWarp warp[SIMT_MAX_THREADS / 32];
@@ -167,6 +173,7 @@ struct SimtBlock {
     char* shared = nullptr;
     SimtRange locals;
     std::vector<char> locals_before;
+    std::shared_ptr<void> shadow;  // race.cpp's
 };
 
 inline thread_local SimtBlock* simt_block = nullptr;
@@ -190,9 +197,9 @@ inline int simt_pick(SimtBlock& b, unsigned m) {
     b.random ^= b.random << 13;
     b.random ^= b.random >> 7;
     b.random ^= b.random << 17;
-    int r = (int)(b.random >> 32 & 31);
-    unsigned rotated = r ? m >> r | m << (32 - r) : m;
-    return (__builtin_ctz(rotated) + r) & 31;
+    // each with the same probability: of two warps, one that is ahead is soon overtaken
+    for (uint64_t k = (b.random >> 32) * (unsigned)__builtin_popcount(m) >> 32; k; k--) m &= m - 1;
+    return __builtin_ctz(m);
 }
 
 // Leaves `from` for the next thread that can run, or for the scheduler if there is none or the block has a fault.
@@ -245,6 +252,7 @@ inline void simt_try_barrier(SimtBlock& b, SimtThread* from) {
                            t->index.z, t->site);
         }
     b.in_barrier = 0;
+    b.epoch++;
     for (int w = 0; w < warps; w++) {
         if (b.warp[w].in_barrier) simt_make_ready(b, w, b.warp[w].in_barrier);
         b.warp[w].in_barrier = 0;
@@ -301,6 +309,7 @@ inline void simt_try_warp_op(SimtBlock& b, SimtThread* from, int w, int any) {
                            t.mask >> source & 1 ? "has left the kernel" : "is not in the mask");
             lanes[l].value = value[source];
         }
+    if (t.op == SIMT_SYNCWARP) warp.epoch++;
     warp.in_warp_op &= ~group;
     simt_make_ready(b, w, group);
 }
@@ -444,10 +453,11 @@ inline void simt_run_block(SimtBlock& b, uint64_t index) {
     if (b.random == 0) b.random = 1;
     b.alive = b.threads;
     b.in_barrier = 0;
+    b.epoch++;
     b.ready_warps = 0;
     for (unsigned w = 0; w * 32 < b.threads; w++) {
         unsigned n = b.threads - w * 32;
-        b.warp[w] = SimtWarp{n >= 32 ? ~0u : (1u << n) - 1, 0, 0, 0};
+        b.warp[w] = SimtWarp{n >= 32 ? ~0u : (1u << n) - 1, 0, 0, 0, 0};
         simt_make_ready(b, (int)w, b.warp[w].alive);
     }
     for (unsigned i = 0; i < b.threads; i++) {
@@ -526,8 +536,18 @@ inline size_t simt_max_shared(int arch) {
     fail("simt_settings.arch is %d; 80, 86, 89, 90, 100 or 120", arch);
 }
 
+// Shared memory of a kernel: `fixed`, its static, is not known here and 0 unless a test says it; `allowed`: the most dynamic
+// that cudaFuncSetAttribute was told of
+struct SimtShared {
+    size_t fixed = 0, allowed = 0;
+};
+inline SimtShared& simt_shared(const void* kernel) {
+    static std::map<const void*, SimtShared> all;
+    return all[kernel];
+}
+
 inline void simt_check_launch(const char* kernel, const char* file, int line, dim3 grid, dim3 dim,
-                              size_t shared_bytes) {
+                              size_t shared_bytes, SimtShared allowed) {
     std::string name = simt_kernel_name(kernel);
     uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (threads == 0 || threads > SIMT_MAX_THREADS || dim.z > 64)
@@ -536,9 +556,12 @@ inline void simt_check_launch(const char* kernel, const char* file, int line, di
     if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535)
         fail("%s:%d: kernel %s: a grid of (%u,%u,%u) blocks; at least 1, x below 2^31, y and z below 65536", file, line,
              name.c_str(), grid.x, grid.y, grid.z);
-    if (shared_bytes > simt_max_shared(simt_settings.arch))
-        fail("%s:%d: kernel %s: %zu bytes of dynamic shared memory; at most %zu on sm_%d", file, line, name.c_str(),
-             shared_bytes, simt_max_shared(simt_settings.arch), simt_settings.arch);
+    if (allowed.fixed + shared_bytes > simt_max_shared(simt_settings.arch))
+        fail("%s:%d: kernel %s: %zu bytes of shared memory; at most %zu on sm_%d", file, line, name.c_str(),
+             allowed.fixed + shared_bytes, simt_max_shared(simt_settings.arch), simt_settings.arch);
+    if (allowed.fixed + shared_bytes > 48 * 1024 && shared_bytes > allowed.allowed)
+        fail("%s:%d: kernel %s: %zu bytes of shared memory, above 48 KB, and it has not asked for them", file, line,
+             name.c_str(), allowed.fixed + shared_bytes);
 }
 
 // Runs a launch that simt_check_launch has let pass.
@@ -593,6 +616,9 @@ inline void simt_run(const char* kernel, const char* file, int line, dim3 grid, 
 }
 
 inline void* simt_dynamic_shared() { return simt_block->shared; }
+
+// race.cpp is told by it of accesses by the simulation, on behalf of a thread
+inline void (*simt_accessed)(SimtThread* t, const void* p, size_t bytes, bool write) = nullptr;
 
 // faults unless `bytes` at p are the block's shared memory
 inline void simt_check_shared(SimtThread* t, const char* name, const char* site, const void* p, size_t bytes) {

@@ -150,6 +150,7 @@ void simt_ldmatrix_compute(SimtThread* lanes, unsigned) {
             simt_fault(*simt_block, &lanes[l], "%s at %s: row address %p of lane %d is not a multiple of 16",
                        lanes[l].together->name, lanes[l].site, row, l);
         simt_check_shared(&lanes[l], lanes[l].together->name, lanes[l].site, row, 16);
+        if (simt_accessed) simt_accessed(&lanes[l], row, 16, false);
         memcpy(matrix[l / 8][l % 8], row, 16);
     }
     for (int l = 0; l < 32; l++) {
@@ -188,6 +189,7 @@ inline void simt_cp_async_16(const char* site, void* shared, const void* global,
     const char* from = static_cast<const char*>(global);
     if (from >= b.shared && from < b.shared + SIMT_SHARED_BYTES)
         simt_fault(b, t, "cp_async_16 at %s: the source %p is shared memory; global is needed", site, global);
+    if (simt_accessed) simt_accessed(t, shared, 16, true);
     memset(shared, 0xFF, 16);
     t->copies.push_back(SimtCopy{shared, global, bytes, t->commits, site});
 }
@@ -202,6 +204,7 @@ void cp_async_wait() {
     size_t landed = 0;  // groups land in order, so they are a prefix
     for (; landed < t->copies.size() && t->copies[landed].group + N < t->commits; landed++) {
         const SimtCopy& copy = t->copies[landed];
+        if (simt_accessed) simt_accessed(t, copy.to, 16, true);
         memset(copy.to, 0, 16);
         if (copy.bytes) memcpy(copy.to, copy.from, (size_t)copy.bytes);
     }

@@ -5,17 +5,20 @@
 //     at once, after all streams that were not created cudaStreamNonBlocking.
 //   the stream captures: then the work is recorded, with its arguments, and runs at each cudaGraphLaunch. As with the
 //     real one, synchronising and allocating fail meanwhile and spoil the capture. Other streams cannot join a capture.
-// Streams and events are for one host thread at a time.
+// Streams and events are for one host thread at a time. A collective (nccl.h) runs beside the host: later work of its
+// stream waits for it, and cudaStreamQuery says that it is not over.
 #pragma once
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <utility>
 #include "simt.h"
 
 enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorCudartUnloading = 4,
     cudaErrorInsufficientDriver = 35,
     cudaErrorInvalidDeviceFunction = 98,
     cudaErrorNoDevice = 100,
@@ -59,9 +62,15 @@ inline const char* cudaGetErrorString(cudaError_t error) {
     }
 }
 
-// A launch that failed has thrown, so nothing is left to ask for.
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+// A launch that failed has thrown; what is left is the cudaErrorNotReady of a query, which the next check of a launch would
+// take for its own.
+inline cudaError_t& simt_last_error() {
+    static thread_local cudaError_t error = cudaSuccess;
+    return error;
+}
+inline cudaError_t cudaGetLastError() { return std::exchange(simt_last_error(), cudaSuccess); }
+inline cudaError_t cudaPeekAtLastError() { return simt_last_error(); }
+inline cudaError_t simt_not_ready() { return simt_last_error() = cudaErrorNotReady; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // streams
@@ -92,6 +101,7 @@ typedef SimtGraphExec* cudaGraphExec_t;
 
 struct SimtStream {
     unsigned flags = 0;
+    std::function<bool(bool wait)> running;  // work that goes on by itself, before the queue: is it over?
     std::deque<SimtWork> queue;
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
@@ -104,12 +114,23 @@ inline std::set<SimtStream*>& simt_streams() {
     return streams;
 }
 
+// waits for what runs by itself
+inline void simt_finish_running(SimtStream* stream) {
+    if (stream->running) stream->running(true);
+    stream->running = nullptr;
+}
+
+// what runs by itself, and the first piece of the queue
+inline void simt_run_first(SimtStream* stream) {
+    simt_finish_running(stream);
+    SimtWork work = std::move(stream->queue.front());
+    stream->queue.pop_front();
+    work();
+}
+
 inline void simt_drain(SimtStream* stream) {
-    while (!stream->queue.empty()) {
-        SimtWork work = std::move(stream->queue.front());
-        stream->queue.pop_front();
-        work();
-    }
+    while (!stream->queue.empty()) simt_run_first(stream);
+    simt_finish_running(stream);
 }
 
 inline void simt_drain_all(bool blocking_only) {
@@ -180,11 +201,12 @@ inline cudaError_t cudaDeviceSynchronize() {
 }
 // Each question lets one piece of work run, so that a loop of them ends.
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    if (!stream || stream->queue.empty()) return cudaSuccess;
-    SimtWork work = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    work();
-    return cudaErrorNotReady;
+    if (!stream) return cudaSuccess;
+    if (stream->running && !stream->running(false)) return simt_not_ready();
+    stream->running = nullptr;
+    if (stream->queue.empty()) return cudaSuccess;
+    simt_run_first(stream);
+    return simt_not_ready();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -209,11 +231,7 @@ struct SimtEvent {
 typedef SimtEvent* cudaEvent_t;
 
 inline void simt_drain_to(SimtMark& mark) {
-    while (!mark.reached) {
-        SimtWork work = std::move(mark.stream->queue.front());
-        mark.stream->queue.pop_front();
-        work();
-    }
+    while (!mark.reached) simt_run_first(mark.stream);
 }
 
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
@@ -248,7 +266,7 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (!event->mark || event->mark->reached) return cudaSuccess;
     cudaStreamQuery(event->mark->stream);
-    return cudaErrorNotReady;
+    return simt_not_ready();
 }
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
     if ((start->flags | end->flags) & cudaEventDisableTiming || !start->mark || !end->mark)
@@ -331,7 +349,8 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 template <class... P, class... A>
 void simt_launch(const char* kernel_name, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
                  cudaStream_t stream, void (*kernel)(P...), A&&... arguments) {
-    simt_check_launch(kernel_name, file, line, grid, dim, shared_bytes);
+    simt_check_launch(kernel_name, file, line, grid, dim, shared_bytes,
+                      simt_shared(reinterpret_cast<const void*>(kernel)));
     std::tuple<std::decay_t<P>...> parameters(static_cast<std::decay_t<P>>(arguments)...);
     auto run = [=]() mutable {
         auto call = [&] { std::apply(kernel, parameters); };
