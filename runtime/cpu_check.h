@@ -15,26 +15,26 @@ struct CpuFeature {
 };
 
 // of -march, by the compiler's macro; those that a loop or an intrinsic of this program could become
-#define CPU_FEATURES(F)             \
-    F("sse3", __SSE3__)             \
-    F("ssse3", __SSSE3__)           \
-    F("sse4.1", __SSE4_1__)         \
-    F("sse4.2", __SSE4_2__)         \
-    F("popcnt", __POPCNT__)         \
-    F("avx", __AVX__)               \
-    F("fma", __FMA__)               \
-    F("bmi", __BMI__)               \
-    F("bmi2", __BMI2__)             \
-    F("avx2", __AVX2__)             \
-    F("avx512f", __AVX512F__)       \
-    F("avx512bw", __AVX512BW__)     \
-    F("avx512cd", __AVX512CD__)     \
-    F("avx512dq", __AVX512DQ__)     \
-    F("avx512vl", __AVX512VL__)     \
-    F("avx512ifma", __AVX512IFMA__) \
-    F("avx512vbmi", __AVX512VBMI__) \
-    F("avx512vnni", __AVX512VNNI__) \
-    F("avx512bf16", __AVX512BF16__)
+#define CPU_FEATURES(ENTRY)             \
+    ENTRY("sse3", __SSE3__)             \
+    ENTRY("ssse3", __SSSE3__)           \
+    ENTRY("sse4.1", __SSE4_1__)         \
+    ENTRY("sse4.2", __SSE4_2__)         \
+    ENTRY("popcnt", __POPCNT__)         \
+    ENTRY("avx", __AVX__)               \
+    ENTRY("fma", __FMA__)               \
+    ENTRY("bmi", __BMI__)               \
+    ENTRY("bmi2", __BMI2__)             \
+    ENTRY("avx2", __AVX2__)             \
+    ENTRY("avx512f", __AVX512F__)       \
+    ENTRY("avx512bw", __AVX512BW__)     \
+    ENTRY("avx512cd", __AVX512CD__)     \
+    ENTRY("avx512dq", __AVX512DQ__)     \
+    ENTRY("avx512vl", __AVX512VL__)     \
+    ENTRY("avx512ifma", __AVX512IFMA__) \
+    ENTRY("avx512vbmi", __AVX512VBMI__) \
+    ENTRY("avx512vnni", __AVX512VNNI__) \
+    ENTRY("avx512bf16", __AVX512BF16__)
 
 // a macro that is defined is 1, and one that is not stays its own name
 #define CPU_TEXT(macro) #macro
@@ -59,9 +59,9 @@ CPU_BASELINE inline size_t cpu_refusal(const CpuFeature* features, size_t n, cha
 CPU_BASELINE inline void cpu_check() {
     __builtin_cpu_init();
     const CpuFeature features[] = {
-#define F(name, macro) {name, CPU_IS_ONE(macro), __builtin_cpu_supports(name) != 0},
-        CPU_FEATURES(F)
-#undef F
+#define CPU_FEATURE(name, macro) {name, CPU_IS_ONE(macro), __builtin_cpu_supports(name) != 0},
+        CPU_FEATURES(CPU_FEATURE)
+#undef CPU_FEATURE
     };
     char text[512];
     const size_t length = cpu_refusal(features, sizeof(features) / sizeof(features[0]), text, sizeof(text));
