@@ -63,7 +63,7 @@ ifeq ($(PRECISION),FP32)
 else ifneq ($(PRECISION),BF16)
   $(error PRECISION=$(PRECISION): BF16 or FP32)
 endif
-CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
+CXXFLAGS ?= $(OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra -Wshadow
 # clang reports each loop it leaves scalar although `omp simd` allows otherwise (the max reductions)
 QUIET := $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
 # g++ collects its garbage only beyond 1 GiB: an eighth less time to compile

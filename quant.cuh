@@ -78,7 +78,7 @@ struct QuantizerText {
     std::vector<std::string> parts;
     size_t next = 0;
 
-    QuantizerText(const std::string& text, const char* flag) : text(text), flag(flag), parts(1) {
+    QuantizerText(const std::string& text_, const char* flag_) : text(text_), flag(flag_), parts(1) {
         for (char c : text)
             if (c == ':') parts.emplace_back();
             else parts.back() += c;

@@ -8,6 +8,7 @@
 #include "commands/quantize.cuh"     // quantize_command: post-training quantization
 #include "commands/sft.cuh"          // sft_command: supervised fine-tuning
 #include "commands/text.cuh"         // tokenize_command, logprobs_command: JSON lines in and out
+#include "runtime/cpu_check.h"       // before main: has the CPU what the program was compiled for?
 #include "runtime/standard_files.h"  // open_standard_files, flush_result, flush_report
 #include "runtime/threads.h"         // threads_sleep_at_barriers
 

@@ -23,7 +23,7 @@ inline void distill_check(const Options& o) {
         fail_usage("--seq_kd_correct grades what the teacher samples: it needs --seq_kd");
     if (o.seq_kd && o.lmbda >= 1.0) fail_usage("--lmbda 1 leaves no step to --seq_kd; leave one out");
     if (o.temperature == 0.0 && o.lmbda > 0.0)
-        fail_usage("--temperature 0: on-policy completions are to be samples; allowed: (0, 100]");
+        fail_usage("--temperature 0: on-policy completions are to be samples; allowed: [0.0001, 100]");
 }
 
 // The teacher that is not named: the model that the student was quantized from, or is quantized from now
@@ -129,6 +129,9 @@ inline int distill_command(Session& s) {
     if (o.kd_top_k > vocabulary) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, vocabulary);
     distill_data(r);
     const std::vector<Example> texts = held_out_examples(s);
+    int64_t longest = std::max(r.data.longest, sampled ? r.data.longest_prompt + o.max_completion_length : 0);
+    for (int64_t n : example_lengths(texts)) longest = std::max(longest, n);
+    micro_batch_grow(s, longest);
 
     d.config = distill_config(o);
     d.micro_batch_tokens = o.micro_batch_tokens;

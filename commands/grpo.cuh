@@ -49,6 +49,11 @@ inline std::function<Example(int64_t)> cold_start_examples(const Session& s) {
     };
 }
 
+// tokens of the longest one that a cold start may meet, as the task says
+inline int64_t longest_cold_start(const Session& s, int64_t longest_prompt) {
+    return longest_prompt + find_task(s.o.task).completion_length;
+}
+
 // A base of adapters is not trained with them: a model of its own learns, and is saved as `folder`
 inline void cold_start_of_base(const Session& s, const ColdStartConfig& c, const std::string& folder) {
     Session cold;
@@ -128,6 +133,9 @@ inline int grpo_command(Session& s) {
     objective.config = grpo_config(o);
     training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r);
+    micro_batch_grow(s, r.data.longest_prompt + o.max_completion_length);
+    if (s.embedded_model) micro_batch_grow(s, longest_cold_start(s, r.data.longest_prompt));
+    objective.config.micro_batch_tokens = o.micro_batch_tokens;
     objective.rollout = rollout_config(s);
     objective.state = &r.rollouts;
     objective.tok = &s.tok;

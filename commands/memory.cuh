@@ -89,6 +89,7 @@ inline void session_load_weights(Session& s, bool quantized = true) {
 // true: --plan, and the plan has been printed; nothing more is to be done
 inline bool session_allocate(Session& s) {
     if (s.o.plan) {
+        for (const std::string& note : s.notes) printf("note        %s\n", note.c_str());
         fputs(arena_plan_text(s.arena).c_str(), stdout);
         return true;
     }

@@ -73,6 +73,7 @@ inline void print_start(const Session& s) {
                s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : PRECISION_NAME);
     }
     if (s.m.weight_rules.on()) fputs(quantizer_table(s.m).c_str(), stdout);
+    for (const std::string& note : s.notes) printf("note        %s\n", note.c_str());
     for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c)))
         printf("note        %s\n", note.c_str());
     for (const std::string& note : rules_overridden(s.m.activation_rules, weight_places(c, true)))

@@ -17,8 +17,22 @@ inline void check_prompt_length(const Session& s, int n, const std::string& sour
             source.c_str(), line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
 }
 
+// Says what of the flags about prompts does not reach rows of messages, which are asked as they stand
+inline void note_messages(const PromptConfig& c, const nlohmann::ordered_json& messages, bool graded) {
+    if (messages.is_null()) return;
+    if (!c.system_prompt.empty() && has_system_message(messages))
+        note_once("note: rows with a system message of their own keep it; --system_prompt is for the others");
+    if (!c.prompt_template.empty())
+        note_once("note: rows of messages are asked as they stand; --prompt_template is for rows of text");
+    else if (graded)
+        note_once("note: rows of messages are asked as they stand; they say themselves in what form to answer");
+}
+
 inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+    if (!s.prompt.system_prompt.empty() && !use_chat(s.prompt))
+        note_once("note: --system_prompt is a message of the chat template, and none is in use; prompts go without it");
     Prompt p = make_prompt(s.tok, problem, s.prompt);
+    note_messages(s.prompt, problem.messages, true);
     if (!problem.gold.empty() && !answer_parses(problem.gold))
         fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
              printable(problem.gold).c_str());
@@ -67,6 +81,7 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
 inline Example checked_example(const Session& s, const SftExample& e) {
     const std::vector<int>& ends = s.m.config.eos_token_ids;
     Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0]);
+    note_messages(s.prompt, e.messages, false);
     const int n = (int)(out.prompt.tokens.size() + out.completion.size());
     auto at_most = [&](int most, const char* of, bool can_be_raised) {
         if (n > most)
@@ -75,7 +90,6 @@ inline Example checked_example(const Session& s, const SftExample& e) {
     };
     at_most(s.o.max_length, "--max_length", true);
     at_most(s.m.config.max_position_embeddings, "the model's context", false);
-    if (IN_TRAIN >> s.o.command & 1) at_most(s.o.micro_batch_tokens, "--micro_batch_tokens", true);
     if (n <= std::max((int)out.prompt.tokens.size(), 1))
         fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return out;
@@ -117,6 +131,13 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
     c.rollout.step = index;
     c.samples = s.o.eval_samples;
     c.on_token = [](int, int) { return !stop_requested(); };
+    EvalAnnouncer announcer;
+    c.progress = [&announcer, start = wall_seconds()](const EvalProgress& p) {
+        const std::string line = announcer.line(p, wall_seconds() - start);
+        if (line.empty()) return;
+        printf("%s\n", line.c_str());
+        fflush(stdout);
+    };
     return evaluate(s.m, state, s.tok, prompts, c);
 }
 

@@ -34,6 +34,8 @@ struct Session {
     std::string base;     // the model that adapters are saved for
     ModelSource source;   // the unquantized model behind a quantized one, if it is known
     ResumePoint resume;   // of --resume_from_checkpoint
+    // lines for the start of the run: what was decided in place of the user
+    std::vector<std::string> notes;
 };
 
 // A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two
@@ -75,7 +77,11 @@ inline Tokenizer load_tokenizer(const std::string& path) {
 
 inline void session_threads(const Options& o) {
 #if defined(_OPENMP)
-    if (o.threads > 0) omp_set_num_threads(o.threads);
+    // 4096 threads on two cores take minutes to start and to meet at each barrier
+    const int most = std::max(64, 4 * omp_get_num_procs());
+    if (o.threads > most)
+        fprintf(stderr, "note: --threads %d: %d are started, for %d cores\n", o.threads, most, omp_get_num_procs());
+    if (o.threads > 0) omp_set_num_threads(std::min(o.threads, most));
 #else
     if (o.threads > 1) fprintf(stderr, "warning: built without OpenMP, --threads %d has no effect\n", o.threads);
 #endif

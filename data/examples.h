@@ -39,6 +39,8 @@ inline Example make_example(const Tokenizer& tok, const SftExample& e, const Pro
         messages = prompt_messages(problem_text(c, e.prompt, e.bare, chat), c);
         given = (int)messages.size();
         messages.push_back({{"role", "assistant"}, {"content", e.completion}});
+    } else if (add_system_message(messages, c)) {
+        given++;
     }
     nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
     const std::string where = format("%s:%d", e.source.c_str(), e.line);
@@ -62,7 +64,7 @@ struct TrainingData {
     bool whole_steps = false;  // leave out what an epoch's last step lacks to be as large as the others
     bool shuffled = true;
     uint64_t seed = 0;
-    int64_t longest_prompt = 0;  // tokens
+    int64_t longest_prompt = 0, longest = 0;  // tokens; longest: with the completion that is given
 
     int64_t steps_per_epoch() const { return whole_steps ? count / per_step : (count + per_step - 1) / per_step; }
 };
@@ -81,7 +83,11 @@ inline std::vector<Example> training_batch(const TrainingData& d, int64_t step) 
 inline TrainingData training_data(std::vector<Example> examples, int64_t per_step, uint64_t seed) {
     TrainingData d;
     d.count = (int64_t)examples.size();
-    for (const Example& e : examples) d.longest_prompt = std::max(d.longest_prompt, (int64_t)e.prompt.tokens.size());
+    for (const Example& e : examples) {
+        const int64_t prompt = (int64_t)e.prompt.tokens.size();
+        d.longest_prompt = std::max(d.longest_prompt, prompt);
+        d.longest = std::max(d.longest, prompt + (int64_t)e.completion.size());
+    }
     d.example = [examples = std::move(examples)](int64_t i) { return examples[i]; };
     d.per_step = per_step;
     d.seed = seed;

@@ -50,6 +50,21 @@ inline nlohmann::ordered_json prompt_messages(const std::string& text, const Pro
     return messages;
 }
 
+inline bool has_system_message(const nlohmann::ordered_json& messages) {
+    for (const auto& message : messages)
+        if (message_has_role(message, "system") || message_has_role(message, "developer")) return true;
+    return false;
+}
+
+// A row's conversation, with the system message of the configuration in front unless it brings one. true: it has one
+// message more
+inline bool add_system_message(nlohmann::ordered_json& messages, const PromptConfig& c) {
+    if (c.system_prompt.empty() || has_system_message(messages)) return false;
+    const nlohmann::ordered_json system = {{"role", "system"}, {"content", c.system_prompt}};
+    messages.insert(messages.begin(), system);
+    return true;
+}
+
 inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const PromptConfig& c) {
     Prompt p;
     p.gold = problem.gold;
@@ -57,6 +72,7 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;
         if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
+        else add_system_message(messages, c);
         p.text = chat_render_row(format("%s:%d", problem.source.c_str(), problem.line), c.chat, messages, nullptr, true,
                                  c.enable_thinking);
     } else if (!problem.messages.is_null()) {

@@ -9,6 +9,7 @@
 #include <vector>
 #include "../data/prompts.h"
 #include "../train/samples.cuh"
+#include "progress.h"
 
 inline double pass_at_k(int n, int c, int k) {
     if (n - c < k) return 1.0;
@@ -21,6 +22,8 @@ struct EvalConfig {
     RolloutConfig rollout;
     int samples = 1;  // per problem, besides the greedy one
     std::function<bool(int, int)> on_token;  // as in rollout(): false ends the evaluation, whose result has n = 0 then
+    // told at each token; or none
+    std::function<void(const EvalProgress&)> progress;
 };
 
 struct EvalSample {
@@ -53,7 +56,15 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     std::vector<std::vector<int>> tokens;
     for (const Prompt& p : prompts) tokens.push_back(p.tokens);
     bool stopped = false;
+    const std::vector<int>& stops = config.rollout.stop_tokens;
+    EvalProgress progress{r.n, r.samples, r.n * (1 + (int64_t)r.samples), 0, 0, config.rollout.max_completion_length};
+    std::vector<int> lengths(r.n);  // of the completions of this rollout
     auto on_token = [&](int completion, int token) {
+        progress.tokens++;
+        if (++lengths[completion] == progress.max_completion_length ||
+            std::find(stops.begin(), stops.end(), token) != stops.end())
+            progress.done++;
+        if (config.progress) config.progress(progress);
         if (config.on_token && !config.on_token(completion, token)) stopped = true;
         return !stopped;
     };
@@ -68,6 +79,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     }
     std::vector<int> right(r.n, 0);
     if (config.samples > 0 && !stopped) {
+        lengths.assign((size_t)r.n * r.samples, 0);
         for (const Completion& c : rollout(m, state, tokens, config.samples, sampled, &r.stats, on_token)) {
             EvalSample s = grade_completion(tok, prompts[c.prompt], c, config.rollout.max_completion_length);
             right[c.prompt] += s.strict;

@@ -52,23 +52,24 @@ inline std::vector<ContainerTensor> awq_tensors(const QuantizedLinear& l) {
     StoredCode s = stored_code(l, 4);
     return {
         container_words(".qweight", {cols, rows / 8},
-                        [=](const QuantizedLinear& l, uint32_t* words) {
+                        [=](const QuantizedLinear& linear, uint32_t* words) {
 #pragma omp parallel for schedule(static)
                             for (int64_t j = 0; j < cols; j++)
                                 awq_pack(words + j * (rows / 8), rows,
-                                         [&](int64_t o) { return l.codes[o * cols + j] + s.shift; });
+                                         [&](int64_t o) { return linear.codes[o * cols + j] + s.shift; });
                         }),
         container_words(".qzeros", {groups, rows / 8},
-                        [=](const QuantizedLinear& l, uint32_t* words) {
+                        [=](const QuantizedLinear& linear, uint32_t* words) {
                             for (int64_t g = 0; g < groups; g++)
-                                awq_pack(words + g * (rows / 8), rows,
-                                         [&](int64_t o) { return stored_zero(l, s, quantized_linear_grid(l, o, g)); });
+                                awq_pack(words + g * (rows / 8), rows, [&](int64_t o) {
+                                    return stored_zero(linear, s, quantized_linear_grid(linear, o, g));
+                                });
                         }),
         container_floats(".scales", "F16", {groups, rows},
-                         [=](const QuantizedLinear& l, float* x) {
+                         [=](const QuantizedLinear& linear, float* x) {
                              for (int64_t g = 0; g < groups; g++)
                                  for (int64_t o = 0; o < rows; o++)
-                                     x[g * rows + o] = quantized_linear_grid(l, o, g).scale;
+                                     x[g * rows + o] = quantized_linear_grid(linear, o, g).scale;
                          }),
     };
 }

@@ -72,8 +72,9 @@ inline std::vector<ContainerTensor> bitsandbytes_tensors(const QuantizedLinear& 
         {".weight",
          "U8",
          {n / 2, 1},
-         [n](const QuantizedLinear& l, uint8_t* bytes) {
-             for (int64_t i = 0; i < n / 2; i++) bytes[i] = (uint8_t)(l.codes[2 * i] << 4 | (l.codes[2 * i + 1] & 15));
+         [n](const QuantizedLinear& linear, uint8_t* bytes) {
+             for (int64_t i = 0; i < n / 2; i++)
+                 bytes[i] = (uint8_t)(linear.codes[2 * i] << 4 | (linear.codes[2 * i + 1] & 15));
          }},
         container_floats(".weight.quant_map", "F32", {16},
                          [](const QuantizedLinear&, float* x) {
@@ -85,19 +86,20 @@ inline std::vector<ContainerTensor> bitsandbytes_tensors(const QuantizedLinear& 
          [text](const QuantizedLinear&, uint8_t* bytes) { memcpy(bytes, text.data(), text.size()); }},
     };
     if (nested) {
-        list.push_back({".weight.absmax", "U8", {blocks}, [](const QuantizedLinear& l, uint8_t* bytes) {
-                            memcpy(bytes, l.nested.codes.data(), l.nested.codes.size());
+        list.push_back({".weight.absmax", "U8", {blocks}, [](const QuantizedLinear& linear, uint8_t* bytes) {
+                            memcpy(bytes, linear.nested.codes.data(), linear.nested.codes.size());
                         }});
-        list.push_back(container_floats(
-            ".weight.nested_absmax", "F32", {nested_blocks},
-            [](const QuantizedLinear& l, float* x) { std::copy(l.nested.scales.begin(), l.nested.scales.end(), x); }));
+        list.push_back(container_floats(".weight.nested_absmax", "F32", {nested_blocks},
+                                        [](const QuantizedLinear& linear, float* x) {
+                                            std::copy(linear.nested.scales.begin(), linear.nested.scales.end(), x);
+                                        }));
         list.push_back(container_floats(".weight.nested_quant_map", "F32", {256}, [](const QuantizedLinear&, float* x) {
             const DynamicMap map = dynamic_map();
             std::copy(map.value, map.value + 256, x);
         }));
     } else {
-        list.push_back(container_floats(".weight.absmax", "F32", {blocks}, [](const QuantizedLinear& l, float* x) {
-            for (size_t i = 0; i < l.grid.size(); i++) x[i] = l.grid[i].scale;
+        list.push_back(container_floats(".weight.absmax", "F32", {blocks}, [](const QuantizedLinear& linear, float* x) {
+            for (size_t i = 0; i < linear.grid.size(); i++) x[i] = linear.grid[i].scale;
         }));
     }
     return list;

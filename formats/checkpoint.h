@@ -16,6 +16,7 @@
 #include "../runtime/folders.h"
 #include "gguf_grid.h"
 #include "hf_config.h"
+#include "other_tensors.h"
 #include "quantized_model.h"
 #include "quantizer_file.h"
 #include "safetensors.h"
@@ -44,10 +45,21 @@ inline void check_model_path(const std::string& path) {
              std::filesystem::exists(path) ? "neither a folder nor a .gguf file" : "no such file or folder");
 }
 
-// path: a folder with config.json and safetensors, or a .gguf file
+// path: a folder with config.json and safetensors, or a .gguf file. Fails if the files hold more of a model than its
+// configuration says.
 inline ModelConfig model_config(const std::string& path) {
     check_model_path(path);
-    return is_gguf_path(path) ? config_from_gguf(gguf_open(path)) : config_load(path);
+    if (is_gguf_path(path)) {
+        const GgufFile f = gguf_open(path);
+        const ModelConfig c = config_from_gguf(f);
+        check_other_tensors(f, c);
+        return c;
+    }
+    ModelConfig c = config_load(path);
+    const SafetensorsSet set = st_open_folder(path);
+    c.tie_word_embeddings = st_head_is_tied(set, c.tie_word_embeddings, path);
+    check_other_tensors(set, quantized_folder(path), c);
+    return c;
 }
 
 // The files of a model, open for reading

@@ -107,10 +107,10 @@ inline ContainerTensor compressed_tensors_scales(const QuantizedLinear& l, int64
                             bf16   ? "BF16"
                             : fp16 ? "F16"
                                    : "F32",
-                            shape, [=](const QuantizedLinear& l, float* x) {
+                            shape, [=](const QuantizedLinear& linear, float* x) {
                                 for (int64_t r = 0; r < rows; r++)
                                     for (int64_t s = 0; s < spans; s++)
-                                        x[r * spans + s] = quantized_linear_grid(l, r * step, s).scale;
+                                        x[r * spans + s] = quantized_linear_grid(linear, r * step, s).scale;
                             });
 }
 
@@ -131,15 +131,15 @@ inline bool nvfp4_tensor_scale_fits(const QuantizedLinear& l, float t) {
 }
 
 inline ContainerTensor compressed_tensors_bytes(const QuantizedLinear& l, const char* dtype) {
-    return {".weight", dtype, {l.rows, l.cols}, [](const QuantizedLinear& l, uint8_t* to) {
-                memcpy(to, l.codes.data(), l.codes.size());
+    return {".weight", dtype, {l.rows, l.cols}, [](const QuantizedLinear& linear, uint8_t* to) {
+                memcpy(to, linear.codes.data(), linear.codes.size());
             }};
 }
 
 inline ContainerTensor compressed_tensors_nibbles(const QuantizedLinear& l) {
-    return {".weight_packed", "U8", {l.rows, l.cols / 2}, [](const QuantizedLinear& l, uint8_t* to) {
-                for (size_t i = 0; i < l.codes.size() / 2; i++)
-                    to[i] = (uint8_t)((l.codes[2 * i] & 15) | l.codes[2 * i + 1] << 4);
+    return {".weight_packed", "U8", {l.rows, l.cols / 2}, [](const QuantizedLinear& linear, uint8_t* to) {
+                for (size_t i = 0; i < linear.codes.size() / 2; i++)
+                    to[i] = (uint8_t)((linear.codes[2 * i] & 15) | linear.codes[2 * i + 1] << 4);
             }};
 }
 
@@ -150,24 +150,24 @@ inline std::vector<ContainerTensor> compressed_tensors_integers(const QuantizedL
     const StoredCode s = stored_code(l, b);
     const int64_t words = CEIL_DIV(cols * b, (int64_t)32), zero_words = CEIL_DIV(rows * b, (int64_t)32);
     std::vector<ContainerTensor> list = {container_words(".weight_packed", {rows, words},
-                                                         [=](const QuantizedLinear& l, uint32_t* to) {
+                                                         [=](const QuantizedLinear& linear, uint32_t* to) {
 #pragma omp parallel for schedule(static)
                                                              for (int64_t r = 0; r < rows; r++)
                                                                  pack_bits(to + r * words, 1, cols, b, [&](int64_t c) {
-                                                                     return l.codes[r * cols + c] + s.shift;
+                                                                     return linear.codes[r * cols + c] + s.shift;
                                                                  });
                                                          }),
                                          compressed_tensors_scales(l, rows, spans),
-                                         {".weight_shape", "I64", {2}, [](const QuantizedLinear& l, uint8_t* to) {
-                                              int64_t shape[2] = {l.rows, l.cols};
+                                         {".weight_shape", "I64", {2}, [](const QuantizedLinear& linear, uint8_t* to) {
+                                              int64_t shape[2] = {linear.rows, linear.cols};
                                               memcpy(to, shape, sizeof(shape));
                                           }}};
     if (!l.quantizer.spec.symmetric)
-        list.push_back(
-            container_words(".weight_zero_point", {zero_words, spans}, [=](const QuantizedLinear& l, uint32_t* to) {
+        list.push_back(container_words(
+            ".weight_zero_point", {zero_words, spans}, [=](const QuantizedLinear& linear, uint32_t* to) {
                 for (int64_t g = 0; g < spans; g++)
                     pack_bits(to + g, spans, rows, b,
-                              [&](int64_t r) { return (int)quantized_linear_grid(l, r, g).zero; });
+                              [&](int64_t r) { return (int)quantized_linear_grid(linear, r, g).zero; });
             }));
     return list;
 }
@@ -186,9 +186,9 @@ inline std::vector<ContainerTensor> compressed_tensors_float_scales(const Quanti
             cannot_hold(l, "compressed-tensors", "its scales are not e4m3 numbers over one scale of the tensor");
         return {compressed_tensors_byte_scales(
                     "F8_E4M3", rows, spans,
-                    [](const QuantizedLinear& l, float s) { return float_to_e4m3_bits(s * l.tensor_scale); }),
+                    [](const QuantizedLinear& linear, float s) { return float_to_e4m3_bits(s * linear.tensor_scale); }),
                 container_floats(".weight_global_scale", "F32", {1},
-                                 [](const QuantizedLinear& l, float* x) { *x = l.tensor_scale; })};
+                                 [](const QuantizedLinear& linear, float* x) { *x = linear.tensor_scale; })};
     }
     if (q.scope == QuantScope::block)
         for (int64_t r = 0; r < rows; r++)

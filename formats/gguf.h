@@ -562,9 +562,6 @@ inline ModelConfig config_from_gguf(const GgufFile& f) {
     c.tie_word_embeddings = !gguf_find(f, "output.weight");
     c.qk_norm = c.model_type == "qwen3";
     c.qkv_bias = c.model_type == "qwen2";
-    for (const char* bias : {"blk.0.attn_q.bias", "blk.0.attn_output.bias", "blk.0.ffn_down.bias"})
-        if (gguf_find(f, bias) && !(c.qkv_bias && std::string(bias) == "blk.0.attn_q.bias"))
-            fail("%s: the tensor %s is a bias that %s does not have here", path, bias, c.model_type.c_str());
     gguf_read_rope_freqs(f, &c);
     gguf_read_token_ids(f, &c);
     config_check(c, f.path);

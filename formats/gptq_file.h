@@ -51,24 +51,24 @@ inline std::vector<ContainerTensor> gptq_tensors(const QuantizedLinear& l, bool 
     StoredCode s = stored_code(l, b);
     return {
         container_words(".qweight", {cols * b / 32, rows},
-                        [=](const QuantizedLinear& l, uint32_t* words) {
+                        [=](const QuantizedLinear& linear, uint32_t* words) {
 #pragma omp parallel for schedule(static)
                             for (int64_t o = 0; o < rows; o++)
                                 pack_bits(words + o, rows, cols, b,
-                                          [&](int64_t i) { return l.codes[o * cols + i] + s.shift; });
+                                          [&](int64_t i) { return linear.codes[o * cols + i] + s.shift; });
                         }),
         container_words(".qzeros", {groups, rows * b / 32},
-                        [=](const QuantizedLinear& l, uint32_t* words) {
+                        [=](const QuantizedLinear& linear, uint32_t* words) {
                             for (int64_t g = 0; g < groups; g++)
                                 pack_bits(words + g * (rows * b / 32), 1, rows, b, [&](int64_t o) {
-                                    return stored_zero(l, s, quantized_linear_grid(l, o, g)) - !v2;
+                                    return stored_zero(linear, s, quantized_linear_grid(linear, o, g)) - !v2;
                                 });
                         }),
         container_floats(".scales", "F16", {groups, rows},
-                         [=](const QuantizedLinear& l, float* x) {
+                         [=](const QuantizedLinear& linear, float* x) {
                              for (int64_t g = 0; g < groups; g++)
                                  for (int64_t o = 0; o < rows; o++)
-                                     x[g * rows + o] = quantized_linear_grid(l, o, g).scale;
+                                     x[g * rows + o] = quantized_linear_grid(linear, o, g).scale;
                          }),
         container_words(".g_idx", {cols},
                         [=](const QuantizedLinear&, uint32_t* words) {

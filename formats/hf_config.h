@@ -103,19 +103,39 @@ inline void config_read_rope(const nlohmann::json& j, ModelConfig* c, const std:
         config_int(*rope, "original_max_position_embeddings", c->max_position_embeddings, where);
 }
 
+// Does a layer see less than all the tokens before it? transformers' rule: the layers that layer_types calls sliding, or
+// without it those from max_window_layers on, if use_sliding_window; sliding_window null is none, absent it is 4096. A
+// window as long as the context hides nothing.
+inline bool config_has_window(const nlohmann::json& j, int layers, int context, const std::string& where) {
+    const bool asked = config_bool(j, "use_sliding_window", false, where);
+    auto hides = [&] {
+        auto window = j.find("sliding_window");
+        const bool none = window != j.end() && window->is_null();
+        return !none && config_int(j, "sliding_window", 4096, where) < context;
+    };
+    const nlohmann::json* types = config_member(j, "layer_types");
+    if (!types) return asked && config_int(j, "max_window_layers", 28, where) < layers && hides();
+    if (!types->is_array()) fail("%s: layer_types is not a list", where.c_str());
+    bool sliding = false;
+    for (const nlohmann::json& type : *types) {
+        if (type != "full_attention" && type != "sliding_attention")
+            fail("%s: layer_types holds another type than full_attention", where.c_str());
+        sliding |= type == "sliding_attention";
+    }
+    return sliding && (!asked || hides());
+}
+
 // what other models of these families have and this program does not compute
-inline void config_refuse_other(const nlohmann::json& j, const std::string& model_type, const std::string& where) {
+inline void config_refuse_other(const nlohmann::json& j, const ModelConfig& c, const std::string& where) {
     const char* w = where.c_str();
     std::string act = config_string(j, "hidden_act", "silu", where);
-    if (act != "silu") fail("%s: hidden_act is %s; only silu is supported", w, shown(act).c_str());
-    if (model_type != "qwen2" && config_bool(j, "attention_bias", false, where))
+    if (act != "silu" && act != "swish")  // two names of one function
+        fail("%s: hidden_act is %s; only silu is supported", w, shown(act).c_str());
+    if (c.model_type != "qwen2" && config_bool(j, "attention_bias", false, where))
         fail("%s: attention_bias puts a bias on o_proj as well, which is not supported", w);
     if (config_bool(j, "mlp_bias", false, where)) fail("%s: mlp_bias is true, which is not supported", w);
-    if (config_bool(j, "use_sliding_window", false, where))
-        fail("%s: use_sliding_window is true; only full attention is supported", w);
-    if (const nlohmann::json* layers = config_member(j, "layer_types"))
-        for (auto& t : *layers)
-            if (t != "full_attention") fail("%s: layer_types holds another type than full_attention", w);
+    if (config_has_window(j, c.num_hidden_layers, c.max_position_embeddings, where))
+        fail("%s: layers have a sliding window (use_sliding_window, layer_types); only full attention is supported", w);
 }
 
 // The text of a config.json; where opens every message.
@@ -152,7 +172,7 @@ inline ModelConfig config_from_json(const std::string& text, const std::string& 
     c.qk_norm = c.model_type == "qwen3";
     config_read_rope(j, &c, where);
 
-    config_refuse_other(j, c.model_type, where);
+    config_refuse_other(j, c, where);
     if (const nlohmann::json* online = config_member(j, "online_rotations")) {
         if (!online->is_object()) fail("%s: online_rotations is not an object", w);
         for (auto& [key, value] : online->items())

@@ -66,7 +66,7 @@ enum class GridOf : uint8_t { format, amax, ends };
 struct QuantMeasure {
     QuantSpec q;
     GridOf of;
-    HOST_DEVICE QuantMeasure(QuantSpec q, GridOf of = GridOf::format) : q(q), of(of) {}
+    HOST_DEVICE QuantMeasure(QuantSpec spec, GridOf what = GridOf::format) : q(spec), of(what) {}
 };
 HOST_DEVICE Grid quant_measured(QuantMeasure m, QuantRange r, float tensor_scale) {
     if (m.of == GridOf::amax) return Grid{quant_range_amax(r), 0.0f};

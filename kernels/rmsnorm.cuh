@@ -244,7 +244,7 @@ __global__ void rmsnorm_backward_kernel(Rows<floatX> dinp, float* partial, Rows<
             for (int k = 0; k < W; k++) acc[(group * packs + p) * W + k] = 0.0f;
 
     for (int batch = first; batch < end; batch += BATCH) {
-        int j = threadIdx.x / LANES, lane = threadIdx.x % LANES, r = batch + j;
+        int own = threadIdx.x / LANES, lane = threadIdx.x % LANES, r = batch + own;
         float sum = 0.0f, s = 0.0f;
         if (r < end) {
             s = rstd[r];
@@ -253,8 +253,8 @@ __global__ void rmsnorm_backward_kernel(Rows<floatX> dinp, float* partial, Rows<
         sum = group_reduce_sum<LANES>(sum);
         __syncthreads();  // the last batch's reads of batch_rstd and batch_mean are over
         if (lane == 0) {
-            batch_rstd[j] = s;
-            batch_mean[j] = sum * s / (float)C;
+            batch_rstd[own] = s;
+            batch_mean[own] = sum * s / (float)C;
         }
         __syncthreads();
 

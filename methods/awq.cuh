@@ -154,13 +154,13 @@ inline AwqResult awq_search_scale(Model& m, const AwqLinear& p, const LayerInput
     std::vector<float> s(cols);
     best.error_plain = best.error = error(nullptr);
     for (int i = 0; i < config.ratios; i++) {
-        double r = (double)i / config.ratios, least = INFINITY, most = 0;
+        double r = (double)i / config.ratios, least = INFINITY, greatest = 0;
         for (int64_t j = 0; j < cols; j++) {
             double v = std::pow(xmean[j], r) / (std::pow(wmean[j], 1.0 - r) + 1e-4);
             s[j] = (float)(v > 1e-4 ? v : 1e-4);
-            least = s[j] < least ? s[j] : least, most = s[j] > most ? s[j] : most;
+            least = s[j] < least ? s[j] : least, greatest = s[j] > greatest ? s[j] : greatest;
         }
-        for (int64_t j = 0; j < cols; j++) s[j] = (float)(s[j] / std::sqrt(most * least));
+        for (int64_t j = 0; j < cols; j++) s[j] = (float)(s[j] / std::sqrt(greatest * least));
         double e = error(s.data());
         if (e < best.error) best.error = e, best.ratio = r, best.scales = s;
     }

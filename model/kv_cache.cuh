@@ -66,6 +66,7 @@ inline void kv_cache_allocate(KVCache& c, const Model& m, int place, int64_t row
     c.rows[place] = rows;
     c.first[place].clear();
     int64_t numbers = 0, words = 0;
+    array_bytes(array_count(rows, c.width, m.L()), 1, what, hint);  // or the numbers below would wrap
     for (int l = 0; l < m.L(); l++) {
         const KvQuant q = layer_kv_quant(m, l);
         c.first[place].push_back(q.bits ? words : numbers);

@@ -144,8 +144,8 @@ inline RewardSet rewards_parse(const std::string& names, const std::string& weig
     for (const std::string& part : split_words(weights)) {
         char* end = nullptr;
         float w = strtof(part.c_str(), &end);
-        if (part.empty() || *end != 0 || !std::isfinite(w))
-            fail_usage("--reward_weights: '%s' is not a number", part.c_str());
+        if (part.empty() || *end != 0 || !(std::fabs(w) <= 1e6f))
+            fail_usage("--reward_weights: '%s' is not a number in [-1000000, 1000000]", part.c_str());
         set.weights.push_back(w);
     }
     if (set.weights.size() != set.entries.size()) {

@@ -44,8 +44,27 @@ struct Arena {
 
 inline bool arena_is_open(Device dev) { return dev.arena && dev.arena->open; }
 
+// No machine has so much; and sums of it do not wrap
+constexpr size_t ARRAY_MOST_BYTES = (size_t)1 << 56;
+
+// of n elements of `size` bytes. Fails where a size is out of all bounds, which a negative one is too
+inline size_t array_bytes(size_t n, size_t size, const char* what, const char* hint) {
+    size_t bytes = 0;
+    if (__builtin_mul_overflow(n, size, &bytes) || bytes > ARRAY_MOST_BYTES)
+        fail("out of memory: %s would take more than 2^56 bytes%s%s", what, *hint ? "; " : "", hint);
+    return bytes;
+}
+
+// a * b * c for the number of elements of an array; SIZE_MAX, which array_bytes refuses, where that is more
+inline size_t array_count(int64_t a, int64_t b, int64_t c = 1) {
+    int64_t n = 0;
+    const bool wraps = __builtin_mul_overflow(a, b, &n) || __builtin_mul_overflow(n, c, &n);
+    return wraps || n < 0 ? SIZE_MAX : (size_t)n;
+}
+
 // *p is set by arena_commit; 256-byte aligned
 inline void arena_add(Arena& a, void** p, size_t bytes, const char* what, const char* hint) {
+    array_bytes(array_bytes(bytes, 1, what, hint) + a.bytes, 1, what, hint);
     a.pending.push_back({p, a.bytes});
     a.bytes += (bytes + 255) / 256 * 256;
     for (Arena::Line& l : a.lines)

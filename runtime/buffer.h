@@ -28,28 +28,28 @@ struct Buffer {
     void allocate(size_t n, const char* what, const char* hint = "", Device dev = Device()) {
         release();
         if (n == 0) return;
+        const size_t total = array_bytes(n, sizeof(T), what, hint);
         size = n;
         on_device = dev.cuda;
         if (arena_is_open(dev)) {
             in_arena = true;
-            arena_add(*dev.arena, reinterpret_cast<void**>(&data), n * sizeof(T), what, hint);
+            arena_add(*dev.arena, reinterpret_cast<void**>(&data), total, what, hint);
             return;
         }
         auto refuse = [&] {
             size = 0;
-            fail("out of memory: %s for %s%s%s", bytes_text((double)(n * sizeof(T))).c_str(), what, *hint ? "; " : "",
-                 hint);
+            fail("out of memory: %s for %s%s%s", bytes_text((double)total).c_str(), what, *hint ? "; " : "", hint);
         };
 #if HAS_KERNELS
         if (dev.cuda) {
-            cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&data), n * sizeof(T));
+            cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&data), total);
             if (error == cudaErrorMemoryAllocation) refuse();
             CUDA_CHECK(error);
-            CUDA_CHECK(cudaMemsetAsync(data, 0, n * sizeof(T), dev.stream));
+            CUDA_CHECK(cudaMemsetAsync(data, 0, total, dev.stream));
             return;
         }
 #endif
-        void* p = mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* p = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED) refuse();
         data = (T*)p;
     }

@@ -200,7 +200,7 @@ struct Scratch {
     Device dev;
     bool from_stack = false;
     size_t bytes;
-    Scratch(size_t count, Device dev) : dev(dev), bytes((count * sizeof(float) + 255) / 256 * 256) {
+    Scratch(size_t count, Device on) : dev(on), bytes((count * sizeof(float) + 255) / 256 * 256) {
 #if HAS_KERNELS
         if (dev.cuda && dev.scratch && dev.scratch->base && dev.scratch->used + bytes <= dev.scratch->size) {
             from_stack = true;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdarg>
 #include <cstdio>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -29,6 +30,12 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt,
     std::string s = vformat(fmt, args);
     va_end(args);
     return s;
+}
+
+// What the user should know although the run goes on: a line on stderr, the first time it is said
+inline void note_once(const std::string& line) {
+    static std::set<std::string> notes;
+    if (notes.insert(line).second) fprintf(stderr, "%s\n", line.c_str());
 }
 
 // the run cannot go on: exit 1

@@ -109,7 +109,7 @@ OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, 
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \
 OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base (QLoRA's unless --weights says another, such as none); 0: all weights are trained") \
-OPT(double, lora_alpha, 32, "(0, 1000000]", IN_TRAIN, "the adapters count alpha / r times") \
+OPT(double, lora_alpha, 32, "[1e-06, 1000000]", IN_TRAIN, "the adapters count alpha / r times") \
 OPT(double, lora_dropout, 0.0, "[0, 1)", IN_TRAIN, "share of the adapters' inputs that is dropped in training; makes the trainer differ from the sampler") \
 OPT(std::string, lora_target, "all", "{all, q, k, v, o, gate, up, down}", IN_TRAIN, "linear layers that get an adapter") \
 OPT(bool, lora_inside_quantizer, false, "", IN_MODEL & ~IN_QUANTIZE, "L4Q: quantize the sum of weight and adapter, and not the weight alone; unless given, as the adapter was trained") \
@@ -137,8 +137,8 @@ OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - eps
 OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high; unset: epsilon") \
 OPT(double, beta, 0.0, "[0, 100]", IN_GRPO, "weight of the KL divergence from the reference model; 0 keeps no reference") \
 OPT(bool, sync_ref_model, false, "", IN_GRPO, "the reference model follows the policy") \
-OPT(double, ref_model_mixup_alpha, 0.6, "(0, 1]", IN_GRPO, "share of the policy in the reference model at each sync") \
-OPT(int, ref_model_sync_steps, 512, "[1, inf)", IN_GRPO, "steps between two syncs of the reference model") \
+OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the policy in the reference model at each sync") \
+OPT(int, ref_model_sync_steps, 512, "[1, 1000000000]", IN_GRPO, "steps between two syncs of the reference model") \
 OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide advantages by this standard deviation") \
 OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
@@ -146,20 +146,20 @@ OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions tha
 GROUP("distillation") \
 OPT(std::string, teacher, "", "", IN_DISTILL, "Hugging Face folder or .gguf file with the student's vocabulary; empty: the model that the student was quantized from") \
 OPT(std::string, kd_loss, "forward_kl", "forward_kl|reverse_kl|jsd", IN_DISTILL, "divergence of the student from the teacher: KL(teacher, student), KL(student, teacher), or Jensen-Shannon") \
-OPT(double, jsd_beta, 0.5, "(0, 1)", IN_DISTILL, "share of the teacher in the mixture of jsd; near 0 it is like forward_kl, near 1 like reverse_kl") \
-OPT(double, kd_temperature, 1.0, "(0, 100]", IN_DISTILL, "divides the logits of both in the divergence, which counts temperature^2 times") \
+OPT(double, jsd_beta, 0.5, "[0.0001, 0.9999]", IN_DISTILL, "share of the teacher in the mixture of jsd; near 0 it is like forward_kl, near 1 like reverse_kl") \
+OPT(double, kd_temperature, 1.0, "[0.01, 100]", IN_DISTILL, "divides the logits of both in the divergence, which counts temperature^2 times") \
 OPT(double, kd_alpha, 1.0, "[0, 1]", IN_DISTILL, "share of the divergence in the loss; the rest is cross-entropy") \
 OPT(int, kd_top_k, 0, "[0, 1048576]", IN_DISTILL, "tell apart the teacher's k likeliest tokens only, all others being one; 0: all") \
-OPT(double, kd_top_p, 1.0, "(0, 1]", IN_DISTILL, "tell apart the teacher's likeliest tokens that hold this mass") \
+OPT(double, kd_top_p, 1.0, "[1e-06, 1]", IN_DISTILL, "tell apart the teacher's likeliest tokens that hold this mass") \
 OPT(double, lmbda, 0.0, "[0, 1]", IN_DISTILL, "share of the steps whose completions the student samples (on-policy); the others take those of the data") \
 OPT(bool, seq_kd, false, "", IN_DISTILL, "completions sampled by the teacher in place of those of the data") \
 OPT(bool, seq_kd_correct, false, "", IN_DISTILL, "leave out the teacher's samples whose answer is wrong") \
 GROUP("sampling") \
 OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE, "tokens; a longer prompt is an error") \
 OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
-OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy") \
+OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy, and else at least 0.0001") \
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
-OPT(double, top_p, 1.0, "(0, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
+OPT(double, top_p, 1.0, "[1e-06, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
 OPT(int, rollout_batch, 256, "[1, 65536]", IN_TRAIN | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \
@@ -171,29 +171,29 @@ OPT(std::string, group_weight_decays, "", "", IN_TRAIN, "weight decays of parame
 OPT(double, muon_momentum, 0.95, "[0, 1)", IN_TRAIN, "decay of Muon's momentum") \
 OPT(double, adam_beta1, 0.9, "[0, 1)", IN_TRAIN, "decay of the first moment") \
 OPT(double, adam_beta2, 0.999, "[0, 1)", IN_TRAIN, "decay of the second moment") \
-OPT(double, adam_epsilon, 1e-8, "(0, 1]", IN_TRAIN, "added to the root of the second moment") \
-OPT(double, max_grad_norm, 1.0, "[0, inf)", IN_TRAIN, "gradients are scaled down to this global norm; 0: never") \
+OPT(double, adam_epsilon, 1e-8, "[1e-30, 1]", IN_TRAIN, "added to the root of the second moment") \
+OPT(double, max_grad_norm, 1.0, "[0, 1000000000]", IN_TRAIN, "gradients are scaled down to this global norm; 0: never") \
 OPT(std::string, lr_scheduler_type, "linear", "linear|cosine|constant", IN_TRAIN, "learning rate after the warm-up: down to 0, or constant") \
-OPT(int, warmup_steps, 0, "[0, inf)", IN_TRAIN, "optimizer steps from 0 up to the learning rate") \
-OPT(int, max_steps, -1, "[-1, inf)", IN_TRAIN, "optimizer steps; -1: as many as num_train_epochs gives") \
-OPT(double, num_train_epochs, 1.0, "(0, 1000000]", IN_TRAIN, "passes over the training data") \
+OPT(int, warmup_steps, 0, "[0, 1000000000]", IN_TRAIN, "optimizer steps from 0 up to the learning rate") \
+OPT(int, max_steps, -1, "[-1, 1000000000]", IN_TRAIN, "optimizer steps; -1: as many as num_train_epochs gives") \
+OPT(double, num_train_epochs, 1.0, "[1e-06, 1000000]", IN_TRAIN, "passes over the training data") \
 GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
-OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass") \
+OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass; raised where one sequence is longer") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE, "tokens of prompt and completion together") \
-OPT(int, eval_steps, 0, "[0, inf)", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
-OPT(int, eval_n, 0, "[0, inf)", IN_FILES, "held-out problems; 0: all") \
+OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
+OPT(int, eval_n, 0, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all") \
 OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
-OPT(int, save_steps, 0, "[0, inf)", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
-OPT(int, save_total_limit, 0, "[0, inf)", IN_TRAIN, "most checkpoints that are kept, the oldest go; 0: all") \
+OPT(int, save_steps, 0, "[0, 1000000000]", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
+OPT(int, save_total_limit, 0, "[0, 1000000000]", IN_TRAIN, "most checkpoints that are kept, the oldest go; 0: all") \
 OPT(bool, save_only_model, false, "", IN_TRAIN, "checkpoints without what a run resumes from") \
 OPT(std::string, resume_from_checkpoint, "", "", IN_TRAIN, "go on from this checkpoint folder, or from the last one in output_dir: last; flags that are not given are those of its run") \
 OPT(bool, load_best_model_at_end, false, "", IN_TRAIN, "keep the checkpoint of the best evaluation, and end with its weights") \
 OPT(std::string, metric_for_best_model, "auto", "auto|pass@1|greedy|log_loss|kl|agreement", IN_TRAIN, "which evaluation is best; auto: pass@1 where problems are held out, else log_loss") \
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
-OPT(int, logging_steps, 1, "[1, inf)", IN_TRAIN, "log every so many steps") \
+OPT(int, logging_steps, 1, "[1, 1000000000]", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
 OPT(int, ddp_timeout, 1800, "[1, inf)", IN_TRAIN, "seconds that a rank waits for the others before it gives up; one that has died or is stuck is not heard of") \
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT, "CPU threads; 0: all cores") \
@@ -204,12 +204,12 @@ GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
 OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem, and for rows with a question field how to give the answer") \
-OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message of the chat template") \
+OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message of the chat template; rows of messages that bring one keep it") \
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
-OPT(double, cold_start_loss, 0.065, "(0, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
+OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
 // clang-format on
 
 enum OptionType { OPTION_STRING, OPTION_INT, OPTION_UINT64, OPTION_DOUBLE, OPTION_BOOL };
@@ -517,10 +517,12 @@ inline void resolve_options(Options& o) {
 
 // What no single row can check.
 inline void check_options(const Options& o) {
+    if (o.temperature > 0 && o.temperature < 0.0001)  // logits divided by it would leave the numbers there are
+        fail_usage("--temperature %s: less than 0.0001; 0 is greedy", double_text(o.temperature).c_str());
     if (o.command == COMMAND_GRPO && o.temperature == 0)
         fail_usage(
             "--temperature 0: greedy completions of a prompt are all equal, so that grpo has nothing to learn "
-            "from; allowed: (0, 100]");
+            "from; allowed: [0.0001, 100]");
 }
 
 // args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over

@@ -39,6 +39,10 @@ TEST(BadUse, Values) {
     refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out},
             {"--reward_weights", "2 rewards"});
     refused(2, {"--reward_weights", "x", "--output_dir", out}, {"--reward_weights", "not a number"});
+    refused(2, {"--reward_weights", "inf", "--output_dir", out}, {"--reward_weights", "'inf' is not a number in"});
+    refused(2, {"--reward_weights", "1e30", "--output_dir", out}, {"--reward_weights", "'1e30' is not a number in"});
+    refused(2, {"--micro_batch_tokens", "4611686018427387904", "--output_dir", out}, {"out of range"});
+    refused(2, {"--num_generations", "1000000000", "--output_dir", out}, {"out of range; allowed: [2, 1024]"});
     refused(2, {"--weights", "int7:g32", "--output_dir", out}, {"--weights int7:g32", "int4"});
     refused(2, {"--weights", "int4", "--output_dir", out}, {"--weights int4", "g32"});
     refused(2, {"--weights", "int4:g33", "--output_dir", out}, {"--weights int4:g33", "g32"});
@@ -71,6 +75,25 @@ TEST(BadUse, GroupSizeDoesNotDivide) {
             parts);
     EXPECT_FALSE(fs::exists(out));
     refused(2, {"generate", "--model", trained, "--weights", "int4:g128", "--prompt", "1"}, parts);
+}
+
+// sizes that wrap around in 64 bits
+TEST(BadUse, SizesBeyondAnyMachine) {
+    json config = tiny_config;
+    for (const char* key : {"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"})
+        config[key] = 1024;
+    config["max_position_embeddings"] = 1 << 27;
+    const std::string m = model_copy();
+    write_text(m + "/config.json", config.dump());
+    refused(1,
+            {"eval", "--model", m, "--eval_data", problems, "--eval_samples", "1024", "--rollout_batch", "65536",
+             "--max_completion_length", "1048576", "--plan"},
+            {"out of memory: KV cache of the samples would take more than 2^56 bytes", "lower --rollout_batch"});
+}
+
+TEST(BadUse, MoreThreadsThanAreOfUse) {
+    const Outcome r = good({"logprobs", "--model", base, "--prompt", "1+1", "--threads", "4096"});
+    EXPECT_EQ(r.err.rfind("note: --threads 4096: ", 0), 0u) << r.err;
 }
 
 TEST(BadUse, Export) {
@@ -288,6 +311,71 @@ TEST(BadModel, Safetensors) {
     refuse_model(with(safetensors_text(std::string(100000, '['), data)), {"model.safetensors"});
 }
 
+static std::string model_with(Tensors tensors, const json& config = json::object()) {
+    std::string m = model_copy();
+    write_safetensors(m + "/model.safetensors", tensors);
+    json all = read_json(m + "/config.json");
+    all.update(config);
+    write_text(m + "/config.json", all.dump());
+    return m;
+}
+
+TEST(BadModel, MoreThanTheConfigurationSays) {
+    auto with = [](const std::string& name, const std::vector<int>& shape, float value) {
+        Tensors t = tiny_tensors();
+        size_t n = 1;
+        for (int d : shape) n *= (size_t)d;
+        t[name] = {shape, std::vector<float>(n, value)};
+        return model_with(t);
+    };
+    const std::string l0 = "model.layers.0.";
+    const Args of_it = {"change what the model computes", "qwen3 of 2 layers"};
+    refuse_model(with(l0 + "self_attn.o_proj.bias", {32}, 0.5f), of_it + Args{l0 + "self_attn.o_proj.bias"});
+    refuse_model(with(l0 + "self_attn.q_proj.bias", {64}, 0.5f), of_it + Args{l0 + "self_attn.q_proj.bias"});
+    refuse_model(with(l0 + "pre_feedforward_layernorm.weight", {32}, 1.0f), of_it);
+    refuse_model(with(l0 + "mlp.up_proj.weight_scale", {64, 1}, 1.0f), of_it);  // nothing says how it is quantized
+    refuse_model(with("lm_head.bias", {259}, 1.0f), of_it + Args{"lm_head.bias"});
+    refuse_model(model_with(tiny_tensors(), {{"num_hidden_layers", 1}}),
+                 {"qwen3 of 1 layers", "model.layers.1.input_layernorm.weight", "and 8 more"});
+    const Args ask = {"--prompt", "12+34=", "--model"};
+    const std::string plain = good(Args{"logprobs"} + ask + Args{base}).out;
+    for (const auto& [name, value] : {std::pair<std::string, float>{l0 + "self_attn.o_proj.bias", 0.0f},
+                                      {l0 + "self_attn.rotary_emb.inv_freq", 1.0f}}) {
+        const Outcome r = good(Args{"logprobs"} + ask + Args{with(name, {8}, value)});
+        EXPECT_EQ(r.out, plain);
+        EXPECT_EQ(r.err, "") << name;
+    }
+    const Outcome r = good(Args{"logprobs"} + ask + Args{with("score.weight", {2, 32}, 1.0f)});
+    EXPECT_EQ(r.out, plain);
+    EXPECT_NE(r.err.find("no part of this model and are left out: 'score.weight'\n"), std::string::npos) << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+}
+
+// tie_word_embeddings beside a head of its own: equal to the embedding it is tied, another one counts
+TEST(Head, OfATiedConfigurationMayBeAnother) {
+    Tensors t = tiny_tensors();
+    auto& [shape, head] = t["lm_head.weight"] = t["model.embed_tokens.weight"];
+    const Args ask = {"logprobs", "--prompt", "12+34=", "--model"};
+    const Outcome tied = good(ask + Args{model_with(t)});
+    EXPECT_EQ(tied.out, good(ask + Args{base}).out);
+    EXPECT_EQ(tied.err, "");
+    for (float& x : head) x = 2.0f * x + 0.25f;
+    const std::string model = model_with(t);
+    const Outcome other = good(ask + Args{model});
+    EXPECT_EQ(other.out, good(ask + Args{model_with(t, {{"tie_word_embeddings", false}})}).out);
+    EXPECT_NE(other.out, tied.out);
+    EXPECT_NE(other.err.find("tie_word_embeddings is true, but lm_head.weight"), std::string::npos) << other.err;
+    EXPECT_EQ(std::count(other.err.begin(), other.err.end(), '\n'), 1) << other.err;
+
+    const std::string out = fresh("untied"), exported = fresh("exported");
+    good({"sft", "--model", model, "--train_data", sums, "--max_steps", "0", "--output_dir", out});
+    good({"export", "--model", model, "--format", "hf", "--output_dir", exported});
+    for (const std::string& folder : {out + "/checkpoint-0", exported}) {
+        EXPECT_EQ(read_json(folder + "/config.json")["tie_word_embeddings"], false);
+        EXPECT_EQ(good(ask + Args{folder}).out, other.out);
+    }
+}
+
 TEST(BadModel, WeightsThatAreNotNumbers) {
     for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         Tensors t = tiny_tensors();
@@ -380,7 +468,39 @@ TEST(BadData, Examples) {
            {"chat.jsonl:2", "no chat template"});
     refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"),
            {"context.jsonl:2", "201", "128"});
-    refuse(sums, {"--micro_batch_tokens is 4"}, {"--micro_batch_tokens", "4"});
+}
+
+// A micro-batch grows to the longest sequence that can come, before the memory is planned, and the start says so
+TEST(MicroBatch, HoldsTheLongestSequence) {
+    auto said = [](const Outcome& r, int from, int to) {
+        const std::string line = "note        --micro_batch_tokens " + std::to_string(from) + " is raised to " +
+                                 std::to_string(to) + ", the tokens of the longest sequence\n";
+        EXPECT_NE(r.out.find(line), std::string::npos) << line << r.out;
+    };
+    const Args small = {"--micro_batch_tokens", "16"};
+    // 6 tokens of a prompt and 32 sampled ones
+    const std::string out = fresh("grpo");
+    const Args sampled = grpo(out, {"--max_completion_length", "32"});
+    said(good(sampled + small), 16, 38);
+    EXPECT_EQ(read_json(out + "/config.json")["micro_batch_tokens"], 38);
+    said(good(sampled + Args{"--micro_batch_tokens", "37", "--plan", "--overwrite_output_dir"}), 37, 38);
+    EXPECT_EQ(good(sampled + Args{"--micro_batch_tokens", "38", "--plan", "--overwrite_output_dir"}).out.find("raised"),
+              std::string::npos);
+    // the longest row: 6 tokens, "#### 18" and the end
+    said(good(Args{"sft", "--model", base, "--train_data", sums, "--max_steps", "2", "--output_dir", fresh("sft"),
+                   "--micro_batch_tokens", "4"}),
+         4, 14);
+    // held-out texts are measured in the same memory
+    const std::string text = fresh("text.txt");
+    write_text(text, std::string(300, 'x'));
+    said(good(Args{"distill", "--model", base, "--weights", "int4:g32", "--train_data", sums, "--max_steps", "1",
+                   "--output_dir", fresh("distill"), "--eval_text", text, "--eval_text_length", "60"} +
+              small),
+         16, 60);
+    said(good(Args{"distill", "--model", base, "--weights", "int4:g32", "--train_data", sums, "--max_steps", "1",
+                   "--output_dir", fresh("on_policy"), "--lmbda", "1", "--max_completion_length", "50"} +
+              small),
+         16, 56);
 }
 
 TEST(BadData, StandardInput) {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include "../data/dataset.h"
+#include "../data/examples.h"
 
 static std::string temp_path() {
     return (std::filesystem::temp_directory_path() / format("test_dataset_%ld.jsonl", (long)getpid())).string();
@@ -227,6 +227,30 @@ TEST(Sft, BadRows) {
     expect_sft_error("{\"messages\": [{\"role\": \"assistant\", \"content\": \"u\"}]}", "an answer to nothing");
     expect_sft_error("{\"messages\": {}}", "not a list of messages");
     expect_sft_error("{\"text\": \"\"}", "`text` is empty");
+}
+
+// rows of messages get the system message of the configuration, and keep one of their own
+TEST(Messages, SystemPrompt) {
+    const Tokenizer tok = tokenizer_byte_level();
+    PromptConfig c;
+    c.chat = ChatTemplate::chatml;
+    auto text_of = [&](const std::string& row) {
+        const std::string problem = "{\"prompt\": [" + row + "], \"answer\": \"1\"}",
+                          example = "{\"messages\": [" + row + ", {\"role\": \"assistant\", \"content\": \"a\"}]}";
+        const std::string text = make_prompt(tok, problems_in(problem)[0], c).text;
+        const Example e = make_example(tok, sft_in(example)[0], c, -1);
+        EXPECT_EQ(e.prompt.text, text);
+        EXPECT_EQ(tokenizer_decode(tok, e.completion, false), "a<|im_end|>\n");
+        return text;
+    };
+    const std::string user = "{\"role\": \"user\", \"content\": \"u\"}",
+                      own = "{\"role\": \"system\", \"content\": \"own\"}",
+                      asked = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n";
+    EXPECT_EQ(text_of(user), asked);
+    c.system_prompt = "given";
+    EXPECT_EQ(text_of(user), "<|im_start|>system\ngiven<|im_end|>\n" + asked);
+    EXPECT_EQ(text_of(own + ", " + user), "<|im_start|>system\nown<|im_end|>\n" + asked);
+    EXPECT_EQ(make_prompt(tok, problems_in("{\"prompt\": \"u\", \"answer\": \"1\"}")[0], c).text, text_of(user));
 }
 
 TEST(Gsm8k, EveryRowHasANumber) {

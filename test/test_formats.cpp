@@ -611,9 +611,15 @@ TEST(HfConfig, RefusesWhatItCannotCompute) {
         {qwen25_json, R"({"rms_norm_eps":"x"})", "rms_norm_eps is not a number"},
         {qwen25_json, R"({"rope_theta":0.5})", "rope_theta is 0.5"},
         {qwen25_json, R"({"hidden_act":"gelu"})", "hidden_act is 'gelu'; only silu"},
-        {qwen25_json, R"({"use_sliding_window":true})", "use_sliding_window is true"},
+        {qwen25_json, R"({"use_sliding_window":true,"sliding_window":32767})", "sliding window"},  // layers 21 to 23
+        {qwen25_json, R"({"use_sliding_window":true,"sliding_window":"x"})", "sliding_window is not an integer"},
+        {qwen3_json, R"({"use_sliding_window":true,"layer_types":["full_attention","sliding_attention"],
+            "sliding_window":4096})",
+         "sliding window"},
+        {qwen25_json, R"({"layer_types":"full_attention"})", "layer_types is not a list"},
+        {qwen25_json, R"({"layer_types":["full_attention","linear_attention"]})", "layer_types holds another type"},
         {qwen25_json, R"({"use_sliding_window":1})", "use_sliding_window is neither true nor false"},
-        {qwen25_json, R"({"layer_types":["full_attention","sliding_attention"]})", "layer_types"},
+        {qwen25_json, R"({"layer_types":["full_attention","sliding_attention"]})", "layer_types"},  // of what length?
         {qwen25_json, R"({"eos_token_id":151936})", "eos_token_id 151936 is outside the vocabulary of 151936"},
         {qwen25_json, R"({"eos_token_id":[-1]})", "eos_token_id -1 is outside"},
         {qwen25_json, R"({"eos_token_id":{"a":1}})", "eos_token_id is not an integer"},
@@ -644,4 +650,29 @@ TEST(HfConfig, RefusesWhatItCannotCompute) {
     nlohmann::json harmless = nlohmann::json::parse(qwen25_json);
     harmless.merge_patch(nlohmann::json::parse(R"({"attention_bias":true,"rope_scaling":{"type":"default"}})"));
     EXPECT_EQ(config_from_json(harmless.dump(), "x").rope_theta, 1e6f);  // qwen2 has its biases either way
+    nlohmann::json absent = nlohmann::json::parse(qwen25_json);
+    // a window of 4096, but in no layer
+    absent.erase("sliding_window"), absent.erase("max_window_layers"), absent["use_sliding_window"] = true;
+    EXPECT_NO_THROW(config_from_json(absent.dump(), "x"));
+    absent["num_hidden_layers"] = 29;
+    expect_has(error_of([&] { config_from_json(absent.dump(), "x"); }), "sliding window");
+    absent["sliding_window"] = nullptr;
+    EXPECT_NO_THROW(config_from_json(absent.dump(), "x"));
+}
+
+TEST(HfConfig, AcceptsOtherWordsForWhatItComputes) {
+    const std::pair<const char*, const char*> cases[] = {
+        {qwen25_json, R"({"hidden_act":"swish"})"},
+        {qwen25_json, R"({"use_sliding_window":true})"},  // 32768 tokens of 32768
+        {qwen25_json, R"({"use_sliding_window":true,"sliding_window":4096,"max_window_layers":24})"},
+        {qwen25_json, R"({"use_sliding_window":true,"sliding_window":4096,"layer_types":["full_attention"]})"},
+        {qwen25_json, R"({"use_sliding_window":true,"layer_types":["full_attention","sliding_attention"]})"},
+        {qwen3_json, R"({"use_sliding_window":true,"layer_types":["full_attention"]})"},
+    };
+    for (const auto& [base, patch] : cases) {
+        nlohmann::json j = nlohmann::json::parse(base), plain = j;
+        j.merge_patch(nlohmann::json::parse(patch));
+        SCOPED_TRACE(patch);
+        expect_same(config_from_json(j.dump(), "x"), config_from_json(plain.dump(), "x"));
+    }
 }

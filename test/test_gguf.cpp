@@ -462,7 +462,7 @@ TEST(Gguf, UnsupportedModelsAreRefused) {
         return error_of([&] {
             std::vector<uint8_t> keep;
             GgufFile f = gguf_parse_text(b.bytes(), &keep);
-            config_from_gguf(f);
+            check_other_tensors(f, config_from_gguf(f));
             gguf_tokenizer(f);
         });
     };
@@ -476,9 +476,12 @@ TEST(Gguf, UnsupportedModelsAreRefused) {
     expect_has(what(small_llama().u32("llama.expert_count", 8)), "experts");
     expect_has(what(small_llama().u32("llama.attention.sliding_window", 32)), "sliding window of 32");
     expect_has(what(small_llama().text("llama.rope.scaling.type", "yarn")), "rope scaling of type 'yarn'");
-    expect_has(what(small_llama().f32s("blk.0.attn_q.bias", {8}, std::vector<float>(8))),
-               "blk.0.attn_q.bias is a bias");
-    expect_has(what(small_llama().f32s("blk.0.attn_output.bias", {8}, std::vector<float>(8))), "attn_output.bias");
+    for (const char* more : {"blk.0.attn_q.bias", "blk.0.attn_output.bias", "blk.0.attn_q_norm.weight",
+                             "blk.1.attn_norm.weight", "output.bias"})
+        expect_has(what(small_llama().f32s(more, {8}, std::vector<float>(8, 1))),
+                   format("configuration (llama of 1 layers) does not have: '%s'", more));
+    for (const char* harmless : {"blk.0.attn_q.bias", "blk.0.attn_rot_embd.weight", "blk.0.attn_q.scale"})
+        EXPECT_EQ(what(small_llama().f32s(harmless, {1}, {0})), "") << harmless;
     expect_has(what(small_llama().u32("tokenizer.ggml.padding_token_id", 5)), "padding_token_id is 5, outside");
     expect_has(what(small_llama().u32("tokenizer.ggml.padding_token_id", 4)), "padding_token_id is 4, but there are 4");
     GgufBuilder b = small_llama();

@@ -11,6 +11,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#include "../eval/pass_at_k.h"
 #include "../formats/checkpoint.h"
 #include "../grpo.cuh"
 #include "test_device.h"
@@ -383,6 +384,31 @@ TEST(Rollout, RefusesWhatDoesNotFitAndStopsWhenAsked) {
     EXPECT_LE(calls, 30 + 24);
     EXPECT_EQ(stats.completion_tokens, calls);
     EXPECT_EQ(stats.prompt_tokens, 16);
+}
+
+// every completion that ends is counted, by a stop token or by its length
+TEST(Evaluate, CountsWhatIsDone) {
+    Model m;
+    tiny_model(m, "none");
+    RolloutState state;
+    std::vector<Prompt> asked;
+    for (const std::vector<int>& tokens : prompts()) asked.push_back({"", "1", tokens});
+    EvalConfig c;
+    c.rollout = rollout_config(1.0f);
+    c.samples = 6;
+    EvalProgress last;
+    int64_t calls = 0;
+    c.progress = [&](const EvalProgress& p) {
+        EXPECT_EQ(p.tokens, ++calls);
+        EXPECT_GE(p.done, last.done);
+        last = p;
+    };
+    const EvalResult r = evaluate(m, state, tokenizer_byte_level(), asked, c);
+    EXPECT_GT(r.clipped_ratio, 0.0);
+    EXPECT_LT(r.clipped_ratio, 1.0);
+    EXPECT_EQ(last.tokens, r.stats.completion_tokens);
+    EXPECT_EQ(last.completions, 4 * 7);
+    EXPECT_EQ(last.done, 4 * 7);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

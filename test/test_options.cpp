@@ -72,8 +72,13 @@ TEST(Options, EveryRowIsSound) {
         EXPECT_EQ(option_index(r.name), i);
         if (is_interval(r.allowed)) {
             EXPECT_TRUE(r.type == OPTION_INT || r.type == OPTION_DOUBLE);
-            EXPECT_NO_THROW(parse_interval(r.allowed));
-        } else if (r.allowed[0]) {
+            EXPECT_TRUE(std::isfinite(parse_interval(r.allowed).high)) << "a number without an end";
+            const Interval range = parse_interval(r.allowed);  // a float, where one is made of it, is neither 0 nor inf
+            EXPECT_TRUE(!range.low_open || range.low != 0.0) << "so small a number is 0 as a float";
+        } else {
+            EXPECT_TRUE(r.type != OPTION_INT && r.type != OPTION_DOUBLE) << "a number without a range";
+        }
+        if (r.allowed[0] && !is_interval(r.allowed)) {
             EXPECT_EQ(r.type, OPTION_STRING);
             EXPECT_GE(allowed_words(r.allowed).size(), 1u);
         }
@@ -136,13 +141,13 @@ TEST(Options, ErrorsSayWhatToDo) {
     expect_error({"--num_generations", ""}, {"not an integer"});
     expect_error({"--num_generations", " 8"}, {"not an integer"});
     expect_error({"--num_generations", "99999999999999999999"}, {"out of range"});
-    expect_error({"--save_steps", "3000000000"}, {"out of range", "[0, inf)"});
+    expect_error({"--save_steps", "3000000000"}, {"out of range", "[0, 1000000000]"});
     expect_error({"--learning_rate", "1e-6 "}, {"not a number"});
     expect_error({"--learning_rate", "0,1"}, {"not a number"});
     expect_error({"--learning_rate", "nan"}, {"not a number"});
     expect_error({"--max_grad_norm", "inf"}, {"not a number"});
     expect_error({"--max_grad_norm", "1e999"}, {"not a number"});
-    expect_error({"--top_p", "0"}, {"out of range", "(0, 1]"});
+    expect_error({"--top_p", "0"}, {"out of range", "[1e-06, 1]"});
     expect_error({"--adam_beta2", "1"}, {"out of range", "[0, 1)"});
     expect_error({"--seed", "-1"}, {"--seed -1", "18446744073709551615"});
     expect_error({"--seed", "18446744073709551616"}, {"not an integer"});
@@ -160,6 +165,9 @@ TEST(Options, ErrorsSayWhatToDo) {
     expect_error({"--=1"}, {"is unknown"});
     expect_error({""}, {"unknown command ''"});
     expect_error({"--temperature", "0"}, {"--temperature 0", "greedy"});
+    expect_error({"--temperature", "1e-45"}, {"--temperature 1e-45", "0.0001", "0 is greedy"});  // a denormal float
+    expect_error({"eval", "--temperature", "0.00009"}, {"--temperature 9e-05", "0.0001"});
+    EXPECT_EQ(usage_error({"--temperature", "0.0001"}), "");
     EXPECT_EQ(usage_error({"eval", "--temperature", "0"}), "");
     expect_error({"--loss_type", "a\nb\x01\xFF"}, {"a\\nb"});          // still one line
     expect_error({"--" + std::string(1 << 20, 'x')}, {"is unknown"});  // and a short one

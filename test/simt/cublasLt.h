@@ -641,9 +641,9 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (split && (!workspace || workspace_bytes < simt_lt_split_bytes(p))) return CUBLAS_STATUS_INVALID_VALUE;
 
     SimtLtScalars now = {};
-    auto read = [p](SimtLtScalars& s, const void* alpha, const void* beta) {
-        memcpy(p.integer ? (void*)&s.alpha_int : (void*)&s.alpha, alpha, 4);
-        memcpy(p.integer ? (void*)&s.beta_int : (void*)&s.beta, beta, 4);
+    auto read = [p](SimtLtScalars& s, const void* a_factor, const void* c_factor) {
+        memcpy(p.integer ? (void*)&s.alpha_int : (void*)&s.alpha, a_factor, 4);
+        memcpy(p.integer ? (void*)&s.beta_int : (void*)&s.beta, c_factor, 4);
     };
     if (desc->pointer_mode == CUBLASLT_POINTER_MODE_HOST) read(now, alpha, beta);
     else if (desc->pointer_mode != CUBLASLT_POINTER_MODE_DEVICE) return CUBLAS_STATUS_NOT_SUPPORTED;

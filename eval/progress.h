@@ -1,0 +1,48 @@
+// How far an evaluation is. An hour's work should say so and not look like a program that hangs; one of seconds says
+// nothing.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include "../runtime/error.h"
+
+struct EvalProgress {
+    int problems = 0, samples = 0;
+    int64_t completions = 0, done = 0, tokens = 0;  // to be drawn, greedy ones too; that have ended; drawn so far
+    int max_completion_length = 0;
+};
+
+// Of the rest of an evaluation that has taken `elapsed` seconds. Tokens of a completion: all that were drawn over the
+// number that ended, which counts those that are still at work; the most there can be, before one has ended
+inline double eval_seconds_left(const EvalProgress& p, double elapsed) {
+    if (p.tokens == 0 || p.done == p.completions) return 0.0;
+    double length = p.max_completion_length;
+    if (p.done) length = std::min(length, (double)p.tokens / (double)p.done);
+    return elapsed * std::max((double)p.completions * length / (double)p.tokens - 1.0, 0.0);
+}
+
+// "40 s", "38 min", "2.5 h"
+inline std::string duration_text(double seconds) {
+    if (seconds < 90.0) return format("%.0f s", seconds);
+    return seconds < 5400.0 ? format("%.0f min", seconds / 60.0) : format("%.1f h", seconds / 3600.0);
+}
+
+// The lines of one evaluation: from its tenth second on, if there is more to come than twenty; then one a minute
+struct EvalAnnouncer {
+    double next = 10.0;
+    bool announced = false;
+
+    // what is to be said now; "": nothing
+    std::string line(const EvalProgress& p, double elapsed) {
+        if (elapsed < next) return "";
+        const double left = eval_seconds_left(p, elapsed);
+        next = elapsed + (announced || left > 20.0 ? 60.0 : 10.0);
+        if (announced)
+            return format("evaluating  %lld of %lld completions, about %s to go", (long long)p.done,
+                          (long long)p.completions, duration_text(left).c_str());
+        if (left <= 20.0) return "";
+        announced = true;
+        return format("evaluating  %d problems x %d samples, and greedily; about %s", p.problems, p.samples,
+                      duration_text(elapsed + left).c_str());
+    }
+};

@@ -1,0 +1,112 @@
+// What the program asks of the machine, the instructions it was compiled for and memory, and of its user: patience.
+#include <gtest/gtest.h>
+#include "../eval/progress.h"
+#include "../runtime/buffer.h"
+#include "../runtime/cpu_check.h"
+
+static std::string error_of(const std::function<void()>& f) {
+    try {
+        f();
+    } catch (const Error& e) { return e.what(); }
+    return "";
+}
+
+#if defined(__x86_64__)
+TEST(CpuCheck, NamesWhatIsCompiledAndLacking) {
+    char text[512];
+    auto refusal = [&](std::vector<CpuFeature> features, size_t size = sizeof(text)) {
+        const size_t n = cpu_refusal(features.data(), features.size(), text, size);
+        EXPECT_EQ(n, strlen(text));
+        return std::string(text);
+    };
+    EXPECT_EQ(refusal({{"avx", true, true}, {"avx2", false, false}, {"fma", false, true}}), "");
+    EXPECT_EQ(
+        refusal({{"avx", true, true}, {"avx2", true, false}, {"fma", false, false}, {"bmi", true, false}}),
+        "train_qrl: this program was compiled for a CPU with avx2, bmi, which this CPU lacks; compile it here (make), "
+        "or for older CPUs (make MARCH=x86-64-v2)\n");
+    EXPECT_EQ(refusal({{"avx2", true, false}}, 20), "train_qrl: this pro");  // no byte behind its end
+}
+
+TEST(CpuCheck, KnowsWhatThisProgramWasCompiledFor) {
+#define F(name, macro) std::pair<const char*, bool>{name, CPU_IS_ONE(macro)},
+    const std::pair<const char*, bool> features[] = {CPU_FEATURES(F)};
+#undef F
+    for (auto [name, compiled] : features) {
+        if (std::string(name) == "sse4.2") {
+#ifdef __SSE4_2__
+            EXPECT_TRUE(compiled);
+#else
+            EXPECT_FALSE(compiled);
+#endif
+        }
+        if (std::string(name) == "avx512f") {
+#ifdef __AVX512F__
+            EXPECT_TRUE(compiled);
+#else
+            EXPECT_FALSE(compiled);
+#endif
+        }
+    }
+}
+#endif
+
+TEST(Memory, SizesThatWrapAreRefused) {
+    Buffer<double> b;
+    const char* wanted = "out of memory: a b would take more than 2^56 bytes; lower --c";
+    for (size_t n : {SIZE_MAX, (size_t)1 << 61, (size_t)(int64_t)-1, ((size_t)1 << 53) + 1}) {
+        EXPECT_EQ(error_of([&] { b.allocate(n, "a b", "lower --c"); }), wanted) << n;
+        EXPECT_EQ(b.size, 0u);
+    }
+    EXPECT_EQ(array_count(1 << 20, 1 << 20, 3), (size_t)3 << 40);
+    for (size_t n :
+         {array_count((int64_t)1 << 40, (int64_t)1 << 40), array_count(1 << 30, 1 << 30, 1 << 10), array_count(-1, 3)})
+        EXPECT_EQ(n, SIZE_MAX);
+}
+
+// each of the arrays is possible, their sum is not
+TEST(Memory, APlanThatWrapsIsRefused) {
+    Arena arena;
+    Device dev;
+    dev.arena = &arena;
+    Buffer<char> one, two, three;
+    one.allocate((size_t)1 << 55, "a", "", dev);
+    two.allocate((size_t)1 << 54, "b", "", dev);
+    EXPECT_EQ(error_of([&] { three.allocate((size_t)1 << 55, "c", "lower --d", dev); }),
+              "out of memory: c would take more than 2^56 bytes; lower --d");
+    EXPECT_EQ(arena.bytes, (size_t)3 << 54);
+    EXPECT_EQ(arena.lines.size(), 2u);
+}
+
+TEST(EvalProgress, TimeIsThatOfTheTokensToCome) {
+    EvalProgress p{10, 3, 40, 0, 0, 100};
+    EXPECT_EQ(eval_seconds_left(p, 5.0), 0.0);  // nothing is known yet
+    p.tokens = 400;                             // none has ended: 40 of 100 tokens each
+    EXPECT_DOUBLE_EQ(eval_seconds_left(p, 5.0), 45.0);
+    p.tokens = 500, p.done = 10;  // one in 50 tokens ends
+    EXPECT_DOUBLE_EQ(eval_seconds_left(p, 5.0), 15.0);
+    p.tokens = 4000, p.done = 40;
+    EXPECT_EQ(eval_seconds_left(p, 5.0), 0.0);
+    EXPECT_EQ(duration_text(40.0), "40 s");
+    EXPECT_EQ(duration_text(38.4 * 60), "38 min");
+    EXPECT_EQ(duration_text(9000.0), "2.5 h");
+}
+
+TEST(EvalProgress, LongOnesAreAnnouncedAndShortOnesSayNothing) {
+    auto lines = [](double total) {  // of an evaluation that takes so many seconds, asked eight times a second
+        EvalAnnouncer a;
+        EvalProgress p{256, 4, 1280, 0, 0, 50};
+        std::string text;
+        for (double t = 0.125; t < total; t += 0.125) {
+            p.done = (int64_t)(1280 * t / total), p.tokens = 50 * p.done;
+            const std::string line = a.line(p, t);
+            if (!line.empty()) text += format("%.0f: ", t) + line + "\n";
+        }
+        return text;
+    };
+    EXPECT_EQ(lines(19.0), "");
+    EXPECT_EQ(lines(29.0), "");
+    EXPECT_EQ(lines(170.0),
+              "10: evaluating  256 problems x 4 samples, and greedily; about 3 min\n"
+              "70: evaluating  527 of 1280 completions, about 2 min to go\n"
+              "130: evaluating  978 of 1280 completions, about 40 s to go\n");
+}
