@@ -36,8 +36,8 @@ inline int generate_command(Session& s) {
     RolloutStats stats;
     const bool terminal = isatty(STDOUT_FILENO);  // a file or a pipe gets the bytes
     auto print = [&](const std::string& text) {
-        const std::string s = terminal ? escape_controls(text, "\n\t") : text;
-        fwrite(s.data(), 1, s.size(), stdout);
+        const std::string shown_text = terminal ? escape_controls(text, "\n\t") : text;
+        fwrite(shown_text.data(), 1, shown_text.size(), stdout);
         fflush(stdout);
     };
     std::vector<Completion> done = rollout(s.m, state, {p.tokens}, 1, config, &stats, [&](int, int token) {
