@@ -197,7 +197,7 @@ $(BUILD)/test_%: test/test_$$(firstword $$(subst @, ,%)).cpp $(TEST_SOURCES)
 define compile_with_races
 	@mkdir -p $(BUILD)
 	@echo "compiling $@"
-	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -fsanitize=thread -Wno-tsan --param tsan-instrument-func-entry-exit=0 -c $< -o $@.o
+	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -fsanitize=thread -Wno-tsan -c $< -o $@.o
 	@$(CXX) $(TEST_FLAGS) $(SIMT_FLAGS) -c test/simt/race.cpp -o $@.race.o
 	@$(CXX) $(OPENMP) $@.o $@.race.o -o $@ $(TEST_LIBS)
 endef

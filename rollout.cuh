@@ -131,7 +131,7 @@ inline void fetch_drawn(RolloutState& s, int64_t n, std::vector<int>& tokens, st
 }
 
 // One token forward for every row of b, and the next one drawn. On a device the step is captured in a CUDA graph at its
-// first use and replayed from then on: a step launches some 15 kernels a layer, which cost more to launch one by one
+// second use and replayed from then on: a step launches some 15 kernels a layer, which cost more to launch one by one
 // than to run at the sizes of generation.
 inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig& config) {
     NVTX_RANGE("decode_step");

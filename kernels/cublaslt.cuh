@@ -78,7 +78,7 @@ struct CublasltPlan {
 struct CublasltState {
     cublasLtHandle_t handle = nullptr;
     static constexpr size_t most = 512;
-    std::list<CublasltPlan> plans;  // the last used first
+    std::list<CublasltPlan> plans;                                            // the last used first
     std::unordered_map<std::string, std::list<CublasltPlan>::iterator> find;  // by the bytes of its key
 };
 inline CublasltState& cublaslt_state() {

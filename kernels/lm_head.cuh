@@ -236,7 +236,7 @@ __device__ __attribute__((noinline)) inline SoftmaxState softmax_chunk_device(co
     }
     max = softmax_block_max(max);
     UNROLL
-    for (int j = 0; j < LM_HEAD_PACKS; j++)
+    for (int j = 0; j < LM_HEAD_PACKS; j++) {
         UNROLL
         for (int k = 0; k < W; k++) {
             if ((j * LM_HEAD_BLOCK + (int)threadIdx.x) * W + k >= n) continue;
@@ -244,6 +244,7 @@ __device__ __attribute__((noinline)) inline SoftmaxState softmax_chunk_device(co
             sum += e;
             sum_z = mul_add(e, z[j][k], sum_z);
         }
+    }
     softmax_block_sums(sum, sum_z);
     SoftmaxState s;
     s.max = max;

@@ -261,10 +261,11 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
         for (int l = 0; l < LOADS; l++)
             if (base + l * TILE < end) x[l] = load_pack(row, (int)base + l * TILE, c.n_allowed, c.aligned);
         UNROLL
-        for (int l = 0; l < LOADS; l++)
+        for (int l = 0; l < LOADS; l++) {
             UNROLL
             for (int k = 0; k < W; k++)
                 count += base + l * TILE < end && base + l * TILE + k < c.n_allowed && sample_key(x[l][k]) == key;
+        }
     }
     for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(0xFFFFFFFFu, count, offset);
     __syncthreads();  // the previous call's reads are over

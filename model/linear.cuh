@@ -76,8 +76,8 @@ struct LinearPart : QuantizedTensor {
 struct PackedRows {
     int first_part = 0, parts = 0;
     int64_t row0 = 0, rows = 0;
-    bool can_pack = false;        // all of its parts are quantized
-    bool fits = true;             // the codes can hold the scales of a file's grid, in this storage
+    bool can_pack = false;  // all of its parts are quantized
+    bool fits = true;       // the codes can hold the scales of a file's grid, in this storage
     ScaleStorage fit_storage = ScaleStorage::fp32;
     QuantizedWeight codes;        // N 0: none, the working weight is read
     PackedWeight<floatX> layout;  // CPU: the working weight as its product wants it, while the model generates

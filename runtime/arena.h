@@ -123,9 +123,9 @@ inline void arena_commit(Arena& a) {
         if (a.dev.cuda) {
             size_t free_bytes = 0, total_bytes = 0;
             CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-            std::string have = format(" and a reserve of %s, the GPU has %s free of %s",
-                                      bytes_text((double)a.reserve).c_str(), bytes_text((double)free_bytes).c_str(),
-                                      bytes_text((double)total_bytes).c_str());
+            std::string have =
+                format(" and a reserve of %s, the GPU has %s free of %s", bytes_text((double)a.reserve).c_str(),
+                       bytes_text((double)free_bytes).c_str(), bytes_text((double)total_bytes).c_str());
             cudaError_t error = a.bytes + a.reserve > free_bytes
                                     ? cudaErrorMemoryAllocation
                                     : cudaMalloc(reinterpret_cast<void**>(&a.base), a.bytes);

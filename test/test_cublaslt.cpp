@@ -534,9 +534,7 @@ TEST(CublasLtPlans, AreBoundedFoundAgainAndTheSameWhenMadeAnew) {
     EXPECT_EQ(asked(), most) << "a known plan was asked for again";
     for (int64_t n = most + 1; n < 2 * most; n++) {
         planned_product(n);
-        if (n % 16 == 0) {
-            EXPECT_EQ(planned_product(1), first);
-        }
+        if (n % 16 == 0) { EXPECT_EQ(planned_product(1), first); }
     }
     EXPECT_EQ(asked(), 2 * most - 1) << "a plan in use was forgotten";
     EXPECT_EQ(planned_product(2), other);

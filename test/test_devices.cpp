@@ -38,8 +38,8 @@ TEST_F(Simulated, OutOfMemoryNamesTheLineAndTheFlag) {
     setenv("TRAIN_QRL_SIMT_MEMORY", "60000000", 1);
     std::string out = fresh("out");
     refused(1, grpo(out, {"--device", "cuda", "--micro_batch_tokens", "16384"}),
-            {"out of memory", "the plan asks for", "and a reserve of 512.0 MiB, the GPU has", "MiB free of", "largest line is activations and their gradients",
-             "lower --micro_batch_tokens"});
+            {"out of memory", "the plan asks for", "and a reserve of 512.0 MiB, the GPU has", "MiB free of",
+             "largest line is activations and their gradients", "lower --micro_batch_tokens"});
     EXPECT_FALSE(fs::exists(out)) << "nothing is written before the memory is there";
 }
 
@@ -265,9 +265,22 @@ TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
 
 // one step; flags in `more` take the place of those here
 static Args sft_of_ranks(const std::string& out, const Args& more = {}) {
-    const Args all = {"--model",       trained, "--train_data",    sums,   "--per_device_train_batch_size", "4",
-                      "--device",      "cuda",  "--learning_rate", "0.001", "--max_steps",                   "1",
-                      "--output_dir",  out,     "--ddp_timeout",   "20"};
+    const Args all = {"--model",
+                      trained,
+                      "--train_data",
+                      sums,
+                      "--per_device_train_batch_size",
+                      "4",
+                      "--device",
+                      "cuda",
+                      "--learning_rate",
+                      "0.001",
+                      "--max_steps",
+                      "1",
+                      "--output_dir",
+                      out,
+                      "--ddp_timeout",
+                      "20"};
     Args args = {"sft"};
     for (size_t i = 0; i < all.size(); i += 2)
         if (std::find(more.begin(), more.end(), all[i]) == more.end()) args = args + Args{all[i], all[i + 1]};
@@ -294,17 +307,17 @@ TEST_F(Simulated, RanksThatTrainDifferentModelsEnd) {
         Args what, of_the_second;
         const char* group;
     };
-    for (const Case& c : {Case{{}, {"--group_learning_rates", "embeddings=0.002"}, "embeddings"},
-                          Case{{"--lora_r", "4", "--weights", "nf4:g16"}, {"--learning_rate", "0.002"}, "adapters"},
-                          Case{{"--weights", "int4:g16", "--qat_scale", "learned"},
-                               {"--scale_learning_rate", "0.003"},
-                               "scales"}}) {
+    for (const Case& c :
+         {Case{{}, {"--group_learning_rates", "embeddings=0.002"}, "embeddings"},
+          Case{{"--lora_r", "4", "--weights", "nf4:g16"}, {"--learning_rate", "0.002"}, "adapters"},
+          Case{{"--weights", "int4:g16", "--qat_scale", "learned"}, {"--scale_learning_rate", "0.003"}, "scales"}}) {
         const std::string out = fresh("two");
         const TwoRanks r = two_ranks(sft_of_ranks(out, c.what), sft_of_ranks(out, c.what + c.of_the_second));
         for (const Outcome& rank : {r.first, r.second}) {
             EXPECT_EQ(rank.status, 1) << rank.err;
-            EXPECT_NE(rank.err.find(std::string("train_qrl: step 1: the 2 ranks hold different weights (") + c.group + ": "),
-                      std::string::npos)
+            EXPECT_NE(
+                rank.err.find(std::string("train_qrl: step 1: the 2 ranks hold different weights (") + c.group + ": "),
+                std::string::npos)
                 << rank.err;
         }
     }
@@ -330,9 +343,7 @@ TEST_F(Simulated, TheOthersOfALostRankEndWithAMessage) {
         EXPECT_NE(r.first.err.find("waited 1 s for the others (--ddp_timeout)"), std::string::npos) << r.first.err;
         EXPECT_NE(r.first.err.find("the weights of step"), std::string::npos) << r.first.err;
         EXPECT_EQ(r.second.status, killed ? 128 + SIGKILL : 1);
-        if (!killed) {
-            EXPECT_NE(r.second.err.find("File too large"), std::string::npos) << r.second.err;
-        }
+        if (!killed) { EXPECT_NE(r.second.err.find("File too large"), std::string::npos) << r.second.err; }
     }
 }
 

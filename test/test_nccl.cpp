@@ -406,9 +406,12 @@ static void check_agreement(Comm& c, int wrong) {
 }
 
 TEST_F(Ranks, OneBitOfAnyGroupIsFound) {
-    for (const RankEnd& end : run(2, [](Comm& c) { check_agreement(c, -1); }, 30)) EXPECT_EQ(end.status, 0) << end.error;
+    for (const RankEnd& end : run(
+             2, [](Comm& c) { check_agreement(c, -1); }, 30))
+        EXPECT_EQ(end.status, 0) << end.error;
     for (int g = 0; g < PARAM_GROUPS; g++)
-        for (const RankEnd& end : run(2, [g](Comm& c) { check_agreement(c, g); }, 30)) {
+        for (const RankEnd& end : run(
+                 2, [g](Comm& c) { check_agreement(c, g); }, 30)) {
             EXPECT_EQ(end.status, 1);
             EXPECT_HAS(end.error, "step 17: the 2 ranks hold different weights");
             EXPECT_HAS(end.error, format("(%s: ", param_group_names[g]));

@@ -164,29 +164,29 @@ struct Planted {
     bool forward, reverse, random;  // the order of the threads shows it
 };
 
-#define PLANTED(kernel, ...)                                                             \
-    {                                                                                    \
-        #kernel,                                                                         \
+#define PLANTED(kernel, ...)                                                       \
+    {                                                                              \
+#kernel,                                                                         \
             [](bool barrier, float* out) {                                               \
                 if (barrier) LAUNCH((kernel<true>), 1, N, N * 16, nullptr, out);         \
                 else LAUNCH((kernel<false>), 1, N, N * 16, nullptr, out);                \
             },                                                                           \
-            __VA_ARGS__                                                                  \
+            __VA_ARGS__ \
     }
 
 static const Planted planted[] = {
-    PLANTED(read_other_end, true, true, true),   //
-    PLANTED(read_before, false, true, true),     //
-    PLANTED(read_behind, true, false, true),     //
-    PLANTED(read_first, false, true, true),      //
-    PLANTED(refill_before, true, false, true),   //
-    PLANTED(refill_behind, false, true, true),   //
-    PLANTED(write_twice, false, true, true),     //
-    PLANTED(tile_of_loop, true, true, true),     //
-    PLANTED(stages_of_loop, true, true, true),   //
-    PLANTED(sum_by_halves, true, false, true),   //
-    PLANTED(lanes, true, true, true),            //
-    PLANTED(copies, true, true, true),           //
+    PLANTED(read_other_end, true, true, true),  //
+    PLANTED(read_before, false, true, true),    //
+    PLANTED(read_behind, true, false, true),    //
+    PLANTED(read_first, false, true, true),     //
+    PLANTED(refill_before, true, false, true),  //
+    PLANTED(refill_behind, false, true, true),  //
+    PLANTED(write_twice, false, true, true),    //
+    PLANTED(tile_of_loop, true, true, true),    //
+    PLANTED(stages_of_loop, true, true, true),  //
+    PLANTED(sum_by_halves, true, false, true),  //
+    PLANTED(lanes, true, true, true),           //
+    PLANTED(copies, true, true, true),          //
     PLANTED(count, false, false, false),
 };
 

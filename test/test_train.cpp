@@ -137,9 +137,7 @@ TEST(Packing, AFileSGridIsLookedAtOnce) {
     };
     auto expect_packed = [&](bool packed, ScaleStorage storage) {
         EXPECT_EQ(l.packed[0].codes.N > 0, packed);
-        if (packed) {
-            EXPECT_EQ((int)l.packed[0].codes.storage, (int)storage);
-        }
+        if (packed) { EXPECT_EQ((int)l.packed[0].codes.storage, (int)storage); }
         model_unpack(m);
     };
     EXPECT_EQ(copies_of_packing(), 0) << "its own grids are not looked at";

@@ -78,18 +78,16 @@ static void access_of(SimtThread* t, const void* p, size_t bytes, bool write, bo
     inside = false;
     if (!how) return;
     const uint3 o = b.thread[other].index;
-    simt_fault(b, t, "race: it %s by thread (%u,%u,%u) since the last barrier, %zu bytes at %zu of %s shared memory", how,
-               o.x, o.y, o.z, bytes, (size_t)(at - (dynamic ? b.shared : b.locals.begin)),
+    simt_fault(b, t, "race: it %s by thread (%u,%u,%u) since the last barrier, %zu bytes at %zu of %s shared memory",
+               how, o.x, o.y, o.z, bytes, (size_t)(at - (dynamic ? b.shared : b.locals.begin)),
                dynamic ? "dynamic" : "static");
 }
 
 static void access(const void* p, size_t bytes, bool write, bool atomic = false) {
     access_of(simt_thread, p, bytes, write, atomic);
 }
-static const bool told = (simt_accessed = [](SimtThread* t, const void* p, size_t n, bool write) {
-                             access_of(t, p, n, write, false);
-                         },
-                          true);
+static const bool told = (
+    simt_accessed = [](SimtThread* t, const void* p, size_t n, bool write) { access_of(t, p, n, write, false); }, true);
 
 extern "C" {
 void __tsan_init() {}
@@ -99,56 +97,59 @@ void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_read_range(void* p, size_t n) { access(p, n, false); }
 void __tsan_write_range(void* p, size_t n) { access(p, n, true); }
-#define PLAIN(n)                                                         \
-    void __tsan_read##n(void* p) { access(p, n, false); }                \
-    void __tsan_write##n(void* p) { access(p, n, true); }                \
-    void __tsan_unaligned_read##n(void* p) { access(p, n, false); }      \
-    void __tsan_unaligned_write##n(void* p) { access(p, n, true); }      \
-    void __tsan_volatile_read##n(void* p) { access(p, n, false); }       \
+#define PLAIN(n)                                                    \
+    void __tsan_read##n(void* p) { access(p, n, false); }           \
+    void __tsan_write##n(void* p) { access(p, n, true); }           \
+    void __tsan_unaligned_read##n(void* p) { access(p, n, false); } \
+    void __tsan_unaligned_write##n(void* p) { access(p, n, true); } \
+    void __tsan_volatile_read##n(void* p) { access(p, n, false); }  \
     void __tsan_volatile_write##n(void* p) { access(p, n, true); }
-PLAIN(1) PLAIN(2) PLAIN(4) PLAIN(8) PLAIN(16)
+PLAIN(1)
+PLAIN(2) PLAIN(4) PLAIN(8) PLAIN(16)
 #undef PLAIN
 
 // the order that was asked for is not kept track of: all are sequentially consistent
-#define ATOMIC(bits, T)                                                                                       \
-    T __tsan_atomic##bits##_load(const volatile T* p, int) {                                                  \
-        access((const void*)p, sizeof(T), false, true);                                                       \
-        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                          \
-    }                                                                                                         \
-    void __tsan_atomic##bits##_store(volatile T* p, T x, int) {                                               \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        __atomic_store_n(p, x, __ATOMIC_SEQ_CST);                                                             \
-    }                                                                                                         \
-    T __tsan_atomic##bits##_exchange(volatile T* p, T x, int) {                                               \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);                                                   \
-    }                                                                                                         \
-    T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) {                                              \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);                                                    \
-    }                                                                                                         \
-    T __tsan_atomic##bits##_fetch_sub(volatile T* p, T x, int) {                                              \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_fetch_sub(p, x, __ATOMIC_SEQ_CST);                                                    \
-    }                                                                                                         \
-    T __tsan_atomic##bits##_fetch_or(volatile T* p, T x, int) {                                               \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);                                                     \
-    }                                                                                                         \
-    T __tsan_atomic##bits##_fetch_and(volatile T* p, T x, int) {                                              \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_fetch_and(p, x, __ATOMIC_SEQ_CST);                                                    \
-    }                                                                                                         \
-    bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T x, int, int) {           \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);        \
-    }                                                                                                         \
-    bool __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* expected, T x, int, int) {             \
-        access((const void*)p, sizeof(T), true, true);                                                        \
-        return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);        \
+#define ATOMIC(bits, T)                                                                                \
+    T __tsan_atomic##bits##_load(const volatile T* p, int) {                                           \
+        access((const void*)p, sizeof(T), false, true);                                                \
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                   \
+    }                                                                                                  \
+    void __tsan_atomic##bits##_store(volatile T* p, T x, int) {                                        \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        __atomic_store_n(p, x, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                  \
+    T __tsan_atomic##bits##_exchange(volatile T* p, T x, int) {                                        \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);                                            \
+    }                                                                                                  \
+    T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) {                                       \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);                                             \
+    }                                                                                                  \
+    T __tsan_atomic##bits##_fetch_sub(volatile T* p, T x, int) {                                       \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_fetch_sub(p, x, __ATOMIC_SEQ_CST);                                             \
+    }                                                                                                  \
+    T __tsan_atomic##bits##_fetch_or(volatile T* p, T x, int) {                                        \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);                                              \
+    }                                                                                                  \
+    T __tsan_atomic##bits##_fetch_and(volatile T* p, T x, int) {                                       \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_fetch_and(p, x, __ATOMIC_SEQ_CST);                                             \
+    }                                                                                                  \
+    bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T x, int, int) {    \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+    }                                                                                                  \
+    bool __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* expected, T x, int, int) {      \
+        access((const void*)p, sizeof(T), true, true);                                                 \
+        return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
     }
-ATOMIC(8, uint8_t) ATOMIC(16, uint16_t) ATOMIC(32, uint32_t) ATOMIC(64, uint64_t)
+    ATOMIC(8, uint8_t) ATOMIC(16, uint16_t) ATOMIC(32, uint32_t) ATOMIC(64, uint64_t)
 #undef ATOMIC
-void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+        void __tsan_atomic_thread_fence(int) {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 void __tsan_atomic_signal_fence(int) {}
 }

@@ -546,8 +546,8 @@ inline SimtShared& simt_shared(const void* kernel) {
     return all[kernel];
 }
 
-inline void simt_check_launch(const char* kernel, const char* file, int line, dim3 grid, dim3 dim,
-                              size_t shared_bytes, SimtShared allowed) {
+inline void simt_check_launch(const char* kernel, const char* file, int line, dim3 grid, dim3 dim, size_t shared_bytes,
+                              SimtShared allowed) {
     std::string name = simt_kernel_name(kernel);
     uint64_t threads = (uint64_t)dim.x * dim.y * dim.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (threads == 0 || threads > SIMT_MAX_THREADS || dim.z > 64)
