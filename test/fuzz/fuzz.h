@@ -14,6 +14,8 @@
 #pragma once
 #include <unistd.h>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -52,6 +54,8 @@ inline bool fuzz_accepts(F f) {
         return true;
     } catch (const Error& e) {
         const std::string what = e.what();
+        static const bool shows = getenv("FUZZ_SHOW");  // why a seed is refused
+        if (shows) fprintf(stderr, "refused: %s\n", what.c_str());
         fuzz_require(!what.empty() && what.size() < 2000, "a message is neither empty nor long: " + what);
         for (unsigned char c : what) fuzz_require(c >= 0x20 && c != 0x7F, "a message is one line: " + what);
         fuzz_require(e.exit_code == 1 || e.exit_code == 2, "a program exits with 1 or 2");

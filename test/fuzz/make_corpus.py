@@ -20,7 +20,7 @@ def files(**parts):
     out = b""
     for name, data in parts.items():
         name = name.replace("__", "\0").replace("_", ".").replace("\0", "_")
-        data = data if isinstance(data, (bytes, str)) else json.dumps(data)
+        data = data if isinstance(data, (bytes, str)) else json.dumps(data, separators=(",", ":"))
         out += (b"\n" if out else b"") + b"=== " + name.encode() + b"\n"
         out += data.encode() if isinstance(data, str) else data
     return out
@@ -215,3 +215,248 @@ seed("options", "formats", "eval\n--weights=fp8e4m3:128x128\n--activations=mxfp8
 seed("options", "rewards", "--reward_funcs=exact,format\n--reward_weights=1,0.1\n--loss_type=bnpo\n--epsilon_high=0.3")
 seed("options", "help", "help\nsft")
 seed("options", "ternary", "distill\n--weights=ternary\n--qat_scale\nlearned\n--kd_alpha=0.5\n--seed=18446744073709551615")
+
+# ---- gguf -----------------------------------------------------------------------------------------------------------
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+
+
+def gtext(s):
+    s = s.encode() if isinstance(s, str) else s
+    return struct.pack("<Q", len(s)) + s
+
+
+def gvalue(v):
+    if isinstance(v, bool):
+        return struct.pack("<IB", BOOL, v)
+    if isinstance(v, int):
+        return struct.pack("<II", U32, v)
+    if isinstance(v, float):
+        return struct.pack("<If", F32, v)
+    if isinstance(v, str):
+        return struct.pack("<I", STRING) + gtext(v)
+    if isinstance(v[0], str):
+        return struct.pack("<IIQ", ARRAY, STRING, len(v)) + b"".join(gtext(x) for x in v)
+    return struct.pack("<IIQ", ARRAY, I32, len(v)) + struct.pack("<%di" % len(v), *v)
+
+
+def gguf(pairs, tensors, version=3, align=32):
+    """tensors: name -> (type, shape as in Hugging Face, bytes)"""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
+    head += b"".join(gtext(k) + gvalue(v) for k, v in pairs.items())
+    data = b""
+    for name, (kind, shape, raw) in tensors.items():
+        head += gtext(name) + struct.pack("<I", len(shape)) + struct.pack("<%dQ" % len(shape), *shape[::-1])
+        head += struct.pack("<IQ", kind, len(data))
+        data += raw + b"\0" * (-len(raw) % align)
+    return head + b"\0" * (-len(head) % align) + data
+
+
+def gconfig(arch, **more):
+    a = arch + "."
+    pairs = {"general.architecture": arch, a + "block_count": 1, a + "context_length": 8, a + "embedding_length": 32,
+             a + "feed_forward_length": 32, a + "attention.head_count": 2, a + "attention.head_count_kv": 1,
+             a + "attention.layer_norm_rms_epsilon": 1e-6, a + "rope.freq_base": 10000.0}
+    pairs.update(more)
+    return pairs
+
+
+def gmodel(kind, raw, biases=()):
+    """the tensors of one layer; raw(rows, cols): the bytes of a matrix of type kind"""
+    t = {"token_embd.weight": (0, [4, 32], floats(128)), "output_norm.weight": (0, [32], floats(32, 1.0))}
+    for name in ("attn_norm", "ffn_norm"):
+        t["blk.0.%s.weight" % name] = (0, [32], floats(32, 1.0))
+    for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32), ("ffn_gate", 32),
+                       ("ffn_up", 32), ("ffn_down", 32)):
+        t["blk.0.%s.weight" % name] = (kind, [rows, 32], raw(rows, 32))
+        if name in biases:
+            t["blk.0.%s.bias" % name] = (0, [rows], floats(rows))
+    return t
+
+
+def blocks(size, scale_at, nonzero=b"\x00\x2c"):
+    def raw(rows, cols):
+        out = b""
+        for i in range(rows * cols // 32):
+            b = bytearray(noise(size, i + 1))
+            for at in scale_at:
+                b[at:at + 2] = nonzero
+            out += bytes(b)
+        return out
+    return raw
+
+
+seed("gguf", "f16_qwen2", gguf(gconfig("qwen2"), gmodel(1, lambda r, c: half(r * c), ("attn_q", "attn_k", "attn_v"))))
+seed("gguf", "q4_0_llama", gguf(gconfig("llama", **{"llama.rope.dimension_count": 16}), gmodel(2, blocks(18, [0]))))
+norms = {"blk.0.attn_%s_norm.weight" % k: (0, [16], floats(16, 1.0)) for k in "qk"}
+seed("gguf", "q8_0_qwen3", gguf(gconfig("qwen3", **{"qwen3.attention.key_length": 16}),
+                                dict(gmodel(8, blocks(34, [0])), **norms), version=2))
+# one tensor of each type: id -> (values of a block, its bytes)
+kinds = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+         11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 30: (1, 2), 34: (256, 54), 35: (256, 66),
+         39: (32, 17), 40: (64, 36), 42: (64, 18)}
+seed("gguf", "types", gguf({}, {"t%d" % k: (k, [n], noise(size, k + 1)) for k, (n, size) in kinds.items()}))
+rope = {"rope_freqs.weight": (0, [8], floats(8, 1.0))}
+seed("gguf", "rope_freqs", gguf(gconfig("llama"), {"token_embd.weight": (0, [4, 32], floats(128)), **rope}))
+
+
+def byte_chars():
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) if b in plain else chr(256 + [x for x in range(256) if x not in plain].index(b)) for b in range(256)]
+
+
+seed("gguf", "tokenizer", gguf(
+    {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "general.name": "the 12 <s> th",
+     "tokenizer.ggml.tokens": byte_chars() + ["th", "the", "<s>"], "tokenizer.ggml.token_type": [1] * 258 + [3],
+     "tokenizer.ggml.merges": ["t h", "th e"], "tokenizer.ggml.bos_token_id": 258, "tokenizer.ggml.add_bos_token": True,
+     "tokenizer.chat_template": "{{ x }}"}, {}))
+
+# ---- containers -----------------------------------------------------------------------------------------------------
+
+Q, OUT, IN = "model.layers.0.self_attn.q_proj", 32, 64  # q_proj of fuzz_containers.cpp: [32, 64]
+K = "model.layers.0.self_attn.k_proj"
+
+
+def container(name, config, tensors, **more):
+    seed("containers", name, files(config_json={"quantization_config": config}, **more,
+                                   model_safetensors=safetensors(tensors)))
+
+
+def gptq(bits, group, zeros=None, order=None):
+    g = IN // group if group > 0 else 1
+    z = zeros if zeros is not None else b"\x77" * (g * OUT * bits // 8)
+    t = {Q + ".qweight": ("I32", [IN * bits // 32, OUT], noise(IN * OUT * bits // 8)),
+         Q + ".qzeros": ("I32", [g, OUT * bits // 32], z), Q + ".scales": ("F16", [g, OUT], half(g * OUT))}
+    if order:
+        t[Q + ".g_idx"] = ("I32", [IN], struct.pack("<%di" % IN, *order))
+    return t
+
+
+conf = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+container("gptq4", conf, gptq(4, 32, order=[i // 32 for i in range(IN)]))
+container("gptq4_order", dict(conf, desc_act=True), gptq(4, 32, order=[(i + 1) // 2 % 2 for i in range(IN)]))
+container("gptq3", dict(conf, bits=3, checkpoint_format="gptq_v2"), gptq(3, 32, zeros=noise(2 * OUT * 3 // 8)))
+container("gptq8", dict(conf, bits=8, group_size=-1), gptq(8, -1, zeros=b"\x7f" * OUT))
+seed("containers", "gptq2_old", files(config_json={}, quantize__config_json=dict(conf, bits=2, group_size=64),
+                                      model_safetensors=safetensors(gptq(2, 64, zeros=b"\x55" * (OUT // 4)))))
+container("awq", {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}, {
+    Q + ".qweight": ("I32", [IN, OUT // 8], noise(IN * OUT // 2)), Q + ".qzeros": ("I32", [2, OUT // 8], noise(OUT)),
+    Q + ".scales": ("F16", [2, OUT], half(2 * OUT))})
+
+
+def compressed(fmt, bits, kind, strategy, group=None, sym=True, tile=None):
+    w = {"num_bits": bits, "type": kind, "symmetric": sym, "strategy": strategy, "group_size": group}
+    if tile:
+        w["block_structure"] = tile
+    return {"quant_method": "compressed-tensors", "format": fmt, "ignore": ["lm_head"], "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": w, "input_activations": None, "format": fmt}}}
+
+
+shape64 = ("I64", [2], struct.pack("<qq", OUT, IN))
+packed = ("I32", [OUT, IN // 8], noise(OUT * IN // 2))
+container("ct_int4", compressed("pack-quantized", 4, "int", "group", 32, sym=False), {
+    Q + ".weight_packed": packed, Q + ".weight_scale": ("BF16", [OUT, 2], half(2 * OUT, 0x3D80)),
+    Q + ".weight_zero_point": ("I32", [OUT // 8, 2], noise(OUT)), Q + ".weight_shape": shape64})
+container("ct_int3_old", compressed("pack-quantized", 3, "int", "channel"), {
+    Q + ".weight_packed": ("I32", [OUT, 7], noise(OUT * 28)), Q + ".weight_shape": shape64,
+    Q + ".weight_scale": ("F32", [OUT, 1], floats(OUT, 0.125))})
+container("ct_int8", compressed("int-quantized", 8, "int", "channel"), {
+    Q + ".weight": ("I8", [OUT, IN], noise(OUT * IN)), Q + ".weight_scale": ("BF16", [OUT, 1], half(OUT, 0x3D80))})
+regex = compressed("int-quantized", 8, "int", "tensor")
+regex["config_groups"]["group_0"]["targets"] = ["re:.*q_proj$", K]
+container("ct_regex", regex, {Q + ".weight": ("I8", [OUT, IN], noise(OUT * IN)),
+                              Q + ".weight_scale": ("F32", [1], floats(1, 0.125))})
+finite8 = bytes(b & 0xF7 for b in noise(OUT * IN))
+container("ct_fp8", compressed("float-quantized", 8, "float", "block", tile=[16, 32]), {
+    Q + ".weight": ("F8_E4M3", [OUT, IN], finite8), Q + ".weight_scale": ("F32", [2, 2], floats(4, 0.5))})
+container("fp8", {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, {
+    Q + ".weight": ("F8_E4M3", [OUT, IN], finite8), Q + ".weight_scale_inv": ("F32", [1, 1], floats(1, 0.5))})
+container("ct_mxfp8", compressed("mxfp8-quantized", 8, "float", "group", 32), {
+    Q + ".weight": ("F8_E4M3", [OUT, IN], finite8), Q + ".weight_scale": ("U8", [OUT, 2], b"\x7b" * (2 * OUT))})
+container("ct_nvfp4", compressed("nvfp4-pack-quantized", 4, "float", "tensor_group", 16), {
+    Q + ".weight_packed": ("U8", [OUT, IN // 2], noise(OUT * IN // 2)),
+    Q + ".weight_scale": ("F8_E4M3", [OUT, 4], b"\x38" * (4 * OUT)), Q + ".weight_global_scale": ("F32", [1], floats(1, 8.0))})
+container("ct_mxfp4", compressed("mxfp4-pack-quantized", 4, "float", "group", 32), {
+    Q + ".weight_packed": ("U8", [OUT, IN // 2], noise(OUT * IN // 2)), Q + ".weight_scale": ("U8", [OUT, 2], b"\x7b" * (2 * OUT))})
+nf4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+       0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+
+
+def bitsandbytes(state, more):
+    text = json.dumps(dict({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [OUT, IN]}, **state))
+    return {Q + ".weight": ("U8", [OUT * IN // 2, 1], noise(OUT * IN // 2)),
+            Q + ".weight.quant_map": ("F32", [16], struct.pack("<16f", *nf4)), **more,
+            Q + ".weight.quant_state.bitsandbytes__nf4": ("U8", [len(text)], text.encode())}
+
+
+bnb = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+container("bnb", bnb, bitsandbytes({}, {Q + ".weight.absmax": ("F32", [OUT], floats(OUT, 0.5))}))
+container("bnb_nested", dict(bnb, bnb_4bit_use_double_quant=True), bitsandbytes(
+    {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25}, {
+        Q + ".weight.absmax": ("U8", [OUT], noise(OUT)), Q + ".weight.nested_absmax": ("F32", [1], floats(1, 0.5)),
+        Q + ".weight.nested_quant_map": ("F32", [256], b"".join(struct.pack("<f", i / 256) for i in range(256)))}))
+
+# ---- checkpoint -----------------------------------------------------------------------------------------------------
+
+W = "model.layers.0.self_attn.q_proj"  # [16, 16] in fuzz_checkpoint.cpp
+lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "r": 2, "lora_alpha": 4,
+        "lora_dropout": 0.1, "bias": "none", "target_modules": ["q_proj"], "use_rslora": False, "use_dora": False,
+        "init_lora_weights": True, "rank_pattern": {}, "modules_to_save": None}
+seed("checkpoint", "adapter", files(adapter__config_json=lora, adapter__model_safetensors=safetensors({
+    "base_model.model.%s.lora_A.weight" % W: ("F32", [2, 16], floats(32)),
+    "base_model.model.%s.lora_B.weight" % W: ("BF16", [16, 2], half(32, 0x3D80))})))
+seed("checkpoint", "adapter_rank1", files(
+    adapter__config_json=dict(lora, r=1, lora_alpha=0.3, use_rslora=True, target_modules=["down_proj", "v_proj"]),
+    adapter__model_safetensors=safetensors({
+        "base_model.model.model.layers.0.%s.lora_%s.weight" % (m, ab): ("F16", [1, 16] if ab == "A" else [16, 1], half(16))
+        for m in ("mlp.down_proj", "self_attn.v_proj") for ab in "AB"})))
+
+
+def grids(rules, tensors, **more):
+    return safetensors({W + ".weight." + n: t for n, t in tensors.items()}, dict({"format": "pt", "quantizer": rules}, **more))
+
+
+def quantized(name, rules, tensors, extra=None, **more):
+    seed("checkpoint", name, files(quantizer_json=dict({"weights": rules}, **(extra or {})),
+                                   quantizer_safetensors=grids(rules, tensors, **more)))
+
+
+column = ("F32", [16, 1], floats(16, 0.0625))
+quantized("int4", "none; q=int4:channel:sym", {"scale": column})
+quantized("int4_asym", "none; q=int4:g8:asym", {"scale": ("F32", [16, 2], floats(32, 0.0625)),
+                                                "zero": ("F32", [16, 2], floats(32, 7.0))},
+          {"activations": "int8:token:sym", "kv_cache": "int4:token:asym", "k_pre_bias": True})
+quantized("nf4", "none; q=nf4:g8:dq", {"scale": ("F32", [16, 2], floats(32, 0.25))})
+quantized("fp8", "none; q=fp8e4m3:tensor", {"scale": ("F32", [1, 1], floats(1, 0.25))})
+quantized("nvfp4", "none; q=nvfp4", {"scale": column, "tensor_scale": ("F32", [1], floats(1, 8.0))})
+for kind, parts in (("lsq", ()), ("lsq_offset", ("offset",)), ("lwc", ("upper", "lower"))):
+    quantized("learned_" + kind, "none; q=int4:channel:asym", {
+        "scale": column, "zero": ("F32", [16, 1], floats(16, 7.0)), **{p: column for p in parts}}, learned_scale=kind)
+seed("checkpoint", "masters", files(
+    quantizer_json={"weights": "none; q=int2:channel:sym"},
+    quantizer_safetensors=grids("none; q=int2:channel:sym", {"scale": ("F32", [16, 1], floats(16, 1024.0))}),
+    masters_safetensors=safetensors({W + ".weight": ("F32", [16, 16], floats(256, 0.5))}, {"quantizer": "x"})))
+seed("checkpoint", "dynamic", '{"weights": "int4:g16:sym; o=none", "lora_inside_quantizer": false}')
+seed("checkpoint", "source", files(source_json={"path": "/a/b", "hash": "0123456789abcdef"}))
+
+# ---- resume ---------------------------------------------------------------------------------------------------------
+
+loop = {"step": 3, "tokens_trained": 1000, "train_seconds": 1.5, "prompt_tokens": 5, "completion_tokens": 6,
+        "generate_seconds": 0.25, "optimizer_steps": 3, "forward_passes": 6, "skipped_steps": 1, "skipped_in_a_row": 0,
+        "pending_metrics": None}
+state = {"version": 1, "loop": loop, "objective": {}, "command": "sft", "run_id": "r", "wall_seconds": 2.0,
+         "evaluated": {}, "measured": {"loss": 1}, "checkpoints": [1, 2, 3], "best": {"step": 2, "value": 0.5},
+         "build": {"precision": "fp32", "device": "cpu", "instructions": "AVX2", "ranks": "1"},
+         "inputs": {"train_data": {"path": "a.jsonl", "hash": "00"}},
+         "given": {"learning_rate": "1e-05", "max_steps": "9", "weights": "int4:g64:sym"},
+         "options": {"learning_rate": "1e-06", "seed": "1", "optim": "muon", "save_steps": "4"}}
+seed("resume", "state", json.dumps(state))
+seed("resume", "state_grpo", json.dumps(dict(state, command="grpo", loop=dict(loop, pending_metrics={"step": 3, "x": None}),
+                                             given={"k_pre_bias": "true", "reward_funcs": "exact,format"}), indent=1))
+# an adapter of rank 1 on q_proj [8, 8]: A and B, each from a multiple of 32 on
+moments = {"adapters." + n: ("F32", [1, 64], floats(64)) for n in ("m", "v")}
+seed("resume", "optimizer", files(optimizer_safetensors=safetensors(moments, {"optimizer": "adamw", "step": "7"})))
+seed("resume", "arrays", files(trainer_safetensors=safetensors({
+    "masters": ("F32", [1, 8], floats(8)), "grids": ("F32", [2, 2], floats(4)), "scale_codes": ("U8", [1, 4], b"abcd")})))
+seed("resume", "log", files(metrics_jsonl='{"step":1,"loss":2.5}\n{"step":2,"loss":2}\n{"step":3,"loss":1}\n{"step":4'))
