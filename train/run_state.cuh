@@ -46,22 +46,23 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
 }
 
 inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::string& where) {
-    auto number = [&](const char* key) {
-        if (!j.is_object() || !j.contains(key) || !j[key].is_number() || j[key] < 0)
-            fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
-        return j[key];
+    auto number = [&](const char* key, double most) {
+        const double x = j.is_object() && j.contains(key) && j[key].is_number() ? j[key].get<double>() : -1.0;
+        if (!(x >= 0.0 && x <= most)) fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
+        return x;
     };
+    auto count = [&](const char* key, double most = 9007199254740992.0) { return (int64_t)number(key, most); };
     LoopState s;
-    s.step = number("step");
-    s.tokens_trained = number("tokens_trained");
-    s.train_seconds = number("train_seconds");
-    s.generated.prompt_tokens = number("prompt_tokens");
-    s.generated.completion_tokens = number("completion_tokens");
-    s.generated.seconds = number("generate_seconds");
-    s.trainer.step = number("optimizer_steps");
-    s.trainer.passes = number("forward_passes");
-    s.trainer.skipped = number("skipped_steps");
-    s.trainer.skipped_in_a_row = number("skipped_in_a_row");
+    s.step = count("step");
+    s.tokens_trained = count("tokens_trained");
+    s.train_seconds = number("train_seconds", 1e300);
+    s.generated.prompt_tokens = count("prompt_tokens");
+    s.generated.completion_tokens = count("completion_tokens");
+    s.generated.seconds = number("generate_seconds", 1e300);
+    s.trainer.step = count("optimizer_steps");
+    s.trainer.passes = (uint32_t)count("forward_passes", UINT32_MAX);
+    s.trainer.skipped = count("skipped_steps");
+    s.trainer.skipped_in_a_row = count("skipped_in_a_row");
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
         fail("%s: no object `pending_metrics`; the file is damaged", where.c_str());
     s.pending = j["pending_metrics"];

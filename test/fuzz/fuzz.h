@@ -3,10 +3,9 @@
 // which gives them to a reader and checks what the file's first lines promise. FUZZ_TARGET(NAME) at the end makes it
 // LLVMFuzzerTestOneInput, or, in test_fuzz_corpus.cpp, a row of fuzz_targets().
 //   make fuzz                libFuzzer (clang++), or where there is none driver.cpp, which replays the corpus alone
-//   AFL++                    its driver takes the same entry point:
-//     AFL_USE_ASAN=1 AFL_USE_UBSAN=1 afl-clang-fast++ -std=c++17 -O1 -g -fsanitize=fuzzer -DPRECISION_FP32 \
-//       test/fuzz/fuzz_gguf.cpp -o build/fuzz/afl_gguf -lutf8proc
-//     afl-fuzz -i test/fuzz/corpus/gguf -o build/fuzz/afl -- build/fuzz/afl_gguf
+//   AFL++                    its driver takes the same entry point (AFL_USE_ASAN=1 AFL_USE_UBSAN=1 in the environment):
+//     make build/fuzz/fuzz_gguf FUZZ_BUILD="afl-clang-fast++ -fsanitize=fuzzer" FUZZ_SANITIZE=
+//     afl-fuzz -i test/fuzz/corpus/gguf -o build/fuzz/afl -- build/fuzz/fuzz_gguf
 //
 // The only exception that may leave a reader is Error, with a message of one line. A reader of several files gets them
 // from one input: a line "=== NAME" begins the file NAME, and the newline before it belongs to no file. Files lie in
