@@ -67,7 +67,8 @@ static void fuzz_quantizer(const std::string& folder, ScaleMode mode) {
     policy_save(m, again.path);
     quantizer_save(m, again.path);
     fuzz_quantized(r, folder, again.path, mode, false);
-    const bool kept = file_exists(again / "quantizer.safetensors");
+    // scales that were not trained before are where their training begins, and not quite what was kept
+    const bool kept = mode == ScaleMode::kept && file_exists(again / "quantizer.safetensors");
     fuzz_require(!kept || memcmp(m.work.data, r.work.data, m.work.bytes()) == 0, "the weights are the same");
     fuzz_require(rules_text(m.weight_rules) == rules_text(r.weight_rules), "the rules are the same");
 }
