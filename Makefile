@@ -234,7 +234,7 @@ FUZZER = $(shell printf '\043include <stdint.h>\n\043include <stddef.h>\nextern 
 FUZZ_BUILD = $(if $(FUZZER),$(FUZZ_CXX) -fsanitize=fuzzer,$(CXX) test/fuzz/driver.cpp)
 fuzz: deps
 	@test -n "$(FUZZER)" || echo "no libFuzzer ($(FUZZ_CXX) -fsanitize=fuzzer): the corpus alone"
-	@$(MAKE) --no-print-directory FUZZ_BUILD="$(FUZZ_BUILD)" $(patsubst %,$(BUILD)/fuzz/fuzz_%,$(FUZZ))
+	@$(MAKE) --no-print-directory -s FUZZ_BUILD="$(FUZZ_BUILD)" $(patsubst %,$(BUILD)/fuzz/fuzz_%,$(FUZZ))
 	@test/fuzz/run $(BUILD)/fuzz $(FUZZ_RUNS) $(FUZZ_SECONDS) $(FUZZ)
 
 $(BUILD)/fuzz/fuzz_%: test/fuzz/fuzz_%.cpp test/fuzz/fuzz.h test/fuzz/driver.cpp $(SOURCES)

@@ -467,15 +467,6 @@ inline std::string jinja_tag_body(const std::string& text, size_t& i, char tag) 
     return body;
 }
 
-// s with `to` for every `from`, in one pass: a template may be long
-inline std::string jinja_replace(const std::string& s, const std::string& from, const std::string& to) {
-    std::string out;
-    size_t begin = 0;
-    for (size_t at; (at = s.find(from, begin)) != std::string::npos; begin = at + from.size())
-        out.append(s, begin, at - begin).append(to);
-    return out.append(s, begin, std::string::npos);
-}
-
 // One spelling for all texts that Jinja treats alike: white space control applied, tags as jinja_tag_body has them,
 // x['role'] written x.role
 inline std::string chat_template_canonical(const std::string& text) {
@@ -494,8 +485,11 @@ inline std::string chat_template_canonical(const std::string& text) {
         std::string body = jinja_tag_body(text, i, tag);
         plain = {!body.empty() && body.back() == '-', tag != '{', ""};
         if (plain.strip_left) body.pop_back();
-        for (const char* key : {"role", "content", "tool_calls"})
-            body = jinja_replace(body, format("['%s']", key), std::string(".") + key);
+        for (const char* key : {"role", "content", "tool_calls"}) {
+            std::string indexed = format("['%s']", key);
+            for (size_t at; (at = body.find(indexed)) != std::string::npos;)
+                body.replace(at, indexed.size(), std::string(".") + key);
+        }
         if (tag != '#') out += std::string("{") + tag + body + (tag == '{' ? '}' : tag) + "}";
     }
     if (!plain.text.empty() && plain.text.back() == '\n') plain.text.pop_back();  // keep_trailing_newline is off

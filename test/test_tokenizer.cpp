@@ -604,9 +604,6 @@ TEST(Chat, DetectionAcceptsSpellingsAndRefusesChanges) {
     smollm.replace(smollm.find("SmolLM"), 6, "Somebody");
     EXPECT_EQ(chat_template_detect(smollm), ChatTemplate::unknown);
     for (const char* broken : {"{%", "{{ '", "{{ 'a\\", "{#", "{{-", "{", "-%}"}) chat_template_detect(broken);
-    std::string many = "{{";  // quadratic, it would take minutes
-    for (int i = 0; i < 300000; i++) many += "x['role']";
-    EXPECT_EQ(chat_template_detect(many + "}}"), ChatTemplate::unknown);
 }
 
 // ---- the oracle -----------------------------------------------------------------------------------------------------
