@@ -25,8 +25,7 @@ TEST(FuzzCorpus, EveryTargetIsHereAndHasACorpus) {
     for (const fs::directory_entry& e : fs::directory_iterator(fuzz_corpus)) folders += e.is_directory();
     EXPECT_EQ(sources, fuzz_targets().size());
     EXPECT_EQ(folders, fuzz_targets().size());
-    for (const auto& [name, target] : fuzz_targets())
-        EXPECT_FALSE(fs::is_empty(fuzz_corpus + name)) << name;
+    for (const auto& [name, target] : fuzz_targets()) EXPECT_FALSE(fs::is_empty(fuzz_corpus + name)) << name;
 }
 
 struct FuzzCorpus : testing::TestWithParam<std::string> {};

@@ -46,7 +46,8 @@ static void fuzz_adapter(const std::string& folder) {
 }
 
 // m as a run has it that goes on from `weights` with the quantizer and the grids of `grids`
-static void fuzz_quantized(Model& m, const std::string& weights, const std::string& grids, ScaleMode mode, bool masters) {
+static void fuzz_quantized(Model& m, const std::string& weights, const std::string& grids, ScaleMode mode,
+                           bool masters) {
     model_allocate(m, model_config(weights));
     QuantizerRules rules = rules_parse(policy_rules(policy_load(grids), "weights", grids), "weights");
     for (QuantizerRule& rule : rules.rules) rule.quantizer.scale_mode = mode;

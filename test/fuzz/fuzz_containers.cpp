@@ -73,8 +73,8 @@ static int fuzz_containers(const uint8_t* data, size_t size) {
         bool found = false;
         if (!fuzz_accepts([&] { found = quantized_folder_read(f, set, t, &l); }) || !found) continue;
         fuzz_require(quantized_folder_read(f, set, t, &brief, false) && brief.quantizer.on() == l.quantizer.on() &&
-                         brief.no_grid == l.no_grid && same_codes(brief.quantizer, brief.quantizer) ==
-                                                           same_codes(brief.quantizer, l.quantizer),
+                         brief.no_grid == l.no_grid &&
+                         same_codes(brief.quantizer, brief.quantizer) == same_codes(brief.quantizer, l.quantizer),
                      "a quantizer is known without the codes");
         const std::vector<float> values = fuzz_values(l);
         if (l.quantizer.on()) fuzz_write_again(f, config, t, l, values);

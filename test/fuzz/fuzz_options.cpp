@@ -34,8 +34,8 @@ static int fuzz_options(const uint8_t* data, size_t size) {
     folder.put("again.json", text);
     const Options r = parse_options({"--config=" + folder / "again.json"});
     fuzz_require(options_to_json(r).dump() == text, "options from their JSON are the same");
-    for (const auto& [flag, value] : {std::pair{"weights", o.weights}, std::pair{"activations", o.activations},
-                                      std::pair{"kv_cache", o.kv_cache}})
+    for (const auto& [flag, value] :
+         {std::pair{"weights", o.weights}, std::pair{"activations", o.activations}, std::pair{"kv_cache", o.kv_cache}})
         fuzz_accepts([&, flag = flag, value = value] {
             const std::string rules = rules_text(rules_parse(value, flag));
             fuzz_require(rules_text(rules_parse(rules, flag)) == rules, "rules are a fixed point: " + rules);

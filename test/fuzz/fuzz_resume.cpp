@@ -47,9 +47,8 @@ static void fuzz_optimizer(const std::string& path, const std::string& again) {
 static void fuzz_arrays(const std::string& path, const std::string& again) {
     float masters[8] = {}, grids[4] = {};
     uint8_t codes[4] = {};
-    const std::vector<NamedArray> arrays = {{"masters", "F32", 1, 8, masters, 4},
-                                            {"grids", "F32", 2, 2, grids, 4},
-                                            {"scale_codes", "U8", 1, 4, codes, 1}};
+    const std::vector<NamedArray> arrays = {
+        {"masters", "F32", 1, 8, masters, 4}, {"grids", "F32", 2, 2, grids, 4}, {"scale_codes", "U8", 1, 4, codes, 1}};
     if (!fuzz_accepts([&] { arrays_load(st_open(path), path, arrays, "a run with other flags", Device()); })) return;
     auto bytes = [&] {
         std::string s;
