@@ -1,8 +1,8 @@
-// A folder whose linears are stored quantized: quantization_config of config.json (or quantize_config.json) and the
-// tensors of a model of one layer, as compressed-tensors, fp8, gptq, awq and bitsandbytes have them. What is read
+// A folder whose linears are stored quantized: quantization_config of config.json (or quantize_config.json), the tensors
+// of a model of one layer, as compressed-tensors, fp8, gptq, awq and bitsandbytes have them, and quantizer.json. What is read
 // without codes is what is read with them; the quantizers' text is one that --weights takes; a linear that its own
 // container holds, written, is read as the same numbers.
-#include "../../formats/quantized_model.h"
+#include "../../commands/quantizer_options.cuh"
 #include "fuzz.h"
 
 static ModelConfig fuzz_one_layer() {
@@ -62,7 +62,8 @@ static void fuzz_write_again(const QuantizedFolder& f, const ModelConfig& config
 static int fuzz_containers(const uint8_t* data, size_t size) {
     static const FuzzFolder folder;
     static const ModelConfig config = fuzz_one_layer();
-    folder.put(fuzz_files(data, size, "config.json"), {"config.json", "quantize_config.json", "model.safetensors"});
+    folder.put(fuzz_files(data, size, "config.json"),
+               {"config.json", "quantize_config.json", "model.safetensors", "quantizer.json"});
     QuantizedFolder f;
     SafetensorsSet set;
     if (!fuzz_accepts([&] { f = quantized_folder(folder.path); })) return 0;
@@ -80,7 +81,8 @@ static int fuzz_containers(const uint8_t* data, size_t size) {
         if (l.quantizer.on()) fuzz_write_again(f, config, t, l, values);
     }
     fuzz_accepts([&] {
-        const FolderQuantizer q = quantized_folder_quantizer(f, set, config);
+        const FolderQuantizer q = container_quantizer(f, config);
+        if (file_exists(folder / "quantizer.json")) return;  // whose names may be of another model
         try {
             rules_check(rules_parse(q.text, "weights"), weight_places(config));
         } catch (const Error& e) { fuzz_require(false, std::string("--weights takes the folder's text: ") + e.what()); }

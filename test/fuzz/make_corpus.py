@@ -334,6 +334,9 @@ def gptq(bits, group, zeros=None, order=None):
 
 conf = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
 container("gptq4", conf, gptq(4, 32, order=[i // 32 for i in range(IN)]))
+container("gptq4_narrow", conf, gptq(4, 32), quantizer_json={"weights": "none; q=int3:g32:sym"})
+container("gptq8_tensor", dict(conf, bits=8, group_size=-1), gptq(8, -1, zeros=b"\x7f" * OUT),
+          quantizer_json={"weights": "none; self_attn.q_proj=none; q=int8:tensor:sym"})
 container("gptq4_order", dict(conf, desc_act=True), gptq(4, 32, order=[(i + 1) // 2 % 2 for i in range(IN)]))
 container("gptq3", dict(conf, bits=3, checkpoint_format="gptq_v2"), gptq(3, 32, zeros=noise(2 * OUT * 3 // 8)))
 container("gptq8", dict(conf, bits=8, group_size=-1), gptq(8, -1, zeros=b"\x7f" * OUT))
