@@ -10,6 +10,7 @@
 # make races      the tests of the kernels with every access of shared memory tracked, which takes minutes
 # make sanitize   the tests, and the program that they run, under AddressSanitizer, UBSan and LeakSanitizer; SANITIZER=thread
 #                 (with CXX=clang++) under ThreadSanitizer, SANITIZER=memory under valgrind
+# make fuzz       the readers of untrusted input on mutated input, under both; FUZZ="gguf config" FUZZ_RUNS=1000000 FUZZ_SECONDS=60
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
 #                       memory but is faster only with AVX512_BF16
@@ -172,7 +173,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices json options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -180,6 +181,7 @@ TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
 SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
 $(addprefix $(BUILD)/,$(SIMT_TESTS)): MORE := $(SIMT_FLAGS)
 $(BUILD)/test_nvidia_dtypes: MORE := -isystem $(CUDA_HOME)/include
+$(BUILD)/test_fuzz_corpus: $(wildcard test/fuzz/*)
 $(BUILD)/test_devices: MORE := $(if $(USE_NVCC),-DPROGRAM_HAS_CUDA)
 $(BUILD)/%@fp32: MORE := -DPRECISION_FP32
 $(BUILD)/%@portable: MORE := -march=x86-64
@@ -274,6 +276,25 @@ $(BUILD)/train_qrl: $(SOURCES)
 	@echo "compiling $@"
 	@$(CXX) $(TEST_FLAGS) -DPRECISION_FP32 -x c++ train_qrl.cu -o $@ $(LIBS)
 
+# libFuzzer comes with clang; without it the targets replay their corpus. FUZZ_RUNS, FUZZ_SECONDS: of a target, 0: no limit
+FUZZ ?= $(patsubst test/fuzz/fuzz_%.cpp,%,$(wildcard test/fuzz/fuzz_*.cpp))
+FUZZ_RUNS ?= 100000
+FUZZ_SECONDS ?= 0
+FUZZ_CXX ?= clang++
+FUZZ_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+FUZZER = $(shell printf '\043include <stdint.h>\n\043include <stddef.h>\nextern "C" int LLVMFuzzerTestOneInput(const uint8_t*, size_t) { return 0; }' | \
+  $(FUZZ_CXX) -fsanitize=fuzzer -x c++ - -o /dev/null 2>/dev/null && echo yes)
+FUZZ_BUILD = $(if $(FUZZER),$(FUZZ_CXX) -fsanitize=fuzzer,$(CXX) test/fuzz/driver.cpp)
+fuzz: deps
+	@test -n "$(FUZZER)" || echo "no libFuzzer ($(FUZZ_CXX) -fsanitize=fuzzer): the corpus alone"
+	@$(MAKE) --no-print-directory -s FUZZ_BUILD="$(FUZZ_BUILD)" $(patsubst %,$(BUILD)/fuzz/fuzz_%,$(FUZZ))
+	@test/fuzz/run $(BUILD)/fuzz $(FUZZ_RUNS) $(FUZZ_SECONDS) $(FUZZ)
+
+$(BUILD)/fuzz/fuzz_%: test/fuzz/fuzz_%.cpp test/fuzz/fuzz.h test/fuzz/driver.cpp $(SOURCES)
+	@mkdir -p $(BUILD)/fuzz
+	@echo "compiling $@"
+	@$(FUZZ_BUILD) -std=c++17 -O1 -g $(FUZZ_SANITIZE) -DPRECISION_FP32 -Wno-unknown-pragmas $< -o $@ $(LIBS)
+
 # the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
 BENCH_TEXT ?= ../shared/data/gsm8k/train.jsonl
@@ -304,4 +325,4 @@ $(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 clean:
 	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt races sanitize bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt races sanitize fuzz bench clean

@@ -138,6 +138,8 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     const bool rounded = quant_is_integer(q.spec);
     for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
     if (q.double_quant) {
+        for (float x : scale)  // sizes, whose mean is summed as fixed-point numbers
+            if (x < 0.0f) fail("%s: tensor %s.scale holds a negative number", path.c_str(), t.name.c_str());
         std::vector<float> state(scale_state_floats(t));
         std::vector<uint8_t> codes(t.groups);
         quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);

@@ -391,8 +391,7 @@ inline void st_write_into(AtomicFile& file, const std::vector<StWriteTensor>& te
     for (size_t i : which) {
         const StWriteTensor& t = tensors[i];
         int bits = st_dtypes[st_dtype_index(t.dtype)].bits;
-        int64_t count = 1;
-        for (int64_t d : t.shape) count *= d;
+        const int64_t count = (int64_t)(bytes[i] * 8 / (uint64_t)bits);  // st_layout has checked it
         for (int64_t first = 0; first < count; first += chunk) {
             int64_t n = std::min(chunk, count - first);
             buffer.resize((size_t)(n * bits / 8));

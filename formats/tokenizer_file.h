@@ -263,6 +263,7 @@ inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, cons
     }
     if (std::filesystem::exists(dir / "chat_template.jinja"))
         t.chat_text = read_file((dir / "chat_template.jinja").string(), kMaxTokenizerFile);
+    if (!utf8_is_valid(t.chat_text)) fail("%s: not UTF-8; convert or remove it", (dir / "chat_template.jinja").c_str());
 }
 
 // dir_or_file: a folder with tokenizer.json, or with vocab.json and merges.txt; or one of those files.

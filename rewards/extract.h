@@ -351,18 +351,16 @@ inline std::string phrase_answer(const std::string& s, size_t p) {
 inline std::string last_math_answer(const std::string& s) {
     static const char* const pairs[][2] = {{"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
     const size_t longest = 2048;
-    size_t last_round = s.rfind("\\)"), last_square = s.rfind("\\]");
-    if (last_round == std::string::npos) last_round = 0;
-    if (last_square == std::string::npos) last_square = 0;
+    size_t closing[4] = {};  // of each pair the first one from where it was looked for last: no byte is searched twice
     size_t best_b = 0, best_e = 0;
     for (size_t i = 0; i < s.size();) {
         size_t next = i + 1;
-        for (auto& pair : pairs) {
+        for (int k = 0; k < 4; k++) {
+            const char* const* pair = pairs[k];
             if (!text_at(s, i, pair[0])) continue;
-            size_t b = i + strlen(pair[0]), e = b;
-            if (pair[0][0] == '\\' && i > (pair[1][1] == ')' ? last_round : last_square)) continue;
-            while (e < s.size() && e - b < longest && !text_at(s, e, pair[1])) e++;
-            if (!text_at(s, e, pair[1])) continue;
+            size_t b = i + strlen(pair[0]), &e = closing[k];
+            if (e < b) e = s.find(pair[1], b);
+            if (e == std::string::npos || e - b > longest) continue;
             size_t close = e + strlen(pair[1]);
             bool digit = false, command = false;
             int words = 0, run = 0;
@@ -375,7 +373,7 @@ inline std::string last_math_answer(const std::string& s) {
                 run = letter ? run + 1 : 0;
                 if (run == 3 && !named) words++;
             }
-            bool price = strcmp(pair[0], "$") == 0 && close < s.size() && is_ascii_digit(s[close]);
+            bool price = k == 1 && close < s.size() && is_ascii_digit(s[close]);
             if (words >= 2 || price) break;
             if (digit || command) best_b = b, best_e = e;
             next = close;

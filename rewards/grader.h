@@ -448,7 +448,9 @@ inline bool equal_answers(AnswerComparison& c, int gold, int pred) {
         for (size_t i = 0; i < g.kids.size(); i++) {
             Complex a0 = fresh_value(c, g.kids[0], 0), a = fresh_value(c, g.kids[i], 0);
             Complex b0 = fresh_value(c, p.kids[0], 0), b = fresh_value(c, p.kids[i], 0);
-            if (a == 0.0 || b == 0.0 || !(std::abs(a * b0 - b * a0) <= 1e-9 * std::abs(a * b0))) return false;
+            const double size = std::abs(a * b0);
+            if (a == 0.0 || b == 0.0 || !std::isfinite(size) || !(std::abs(a * b0 - b * a0) <= 1e-9 * size))
+                return false;
         }
         return true;
     }

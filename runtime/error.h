@@ -8,9 +8,21 @@
 #include <string>
 #include <vector>
 
+// control characters as \xNN: a message stays one line, and harmless on a terminal, whatever text it quotes
+inline std::string one_line(const std::string& message) {
+    std::string s;
+    for (const char c : message) {
+        const unsigned char byte = (unsigned char)c;
+        const char* hex = "0123456789ABCDEF";
+        if (byte < 0x20 || byte == 0x7F) s += {'\\', 'x', hex[byte >> 4], hex[byte & 15]};
+        else s += c;
+    }
+    return s;
+}
+
 struct Error : std::runtime_error {
     int exit_code;
-    Error(int code, const std::string& message) : std::runtime_error(message), exit_code(code) {}
+    Error(int code, const std::string& message) : std::runtime_error(one_line(message)), exit_code(code) {}
 };
 
 inline std::string vformat(const char* fmt, va_list args) {

@@ -233,6 +233,13 @@ TEST(Extract, Rules) {
     EXPECT_EQ(extract_answer("nothing").rule, AnswerRule::none);
 }
 
+// each of them looked 2048 bytes ahead for what closes it: half a minute
+TEST(Extract, ManyOpenFormulas) {
+    std::string text;
+    for (int i = 0; i < 200000; i++) text += i % 2 ? "\\(" : "\\[";
+    EXPECT_EQ(extract_answer(text + "\\) \\] 7").text, "7");
+}
+
 TEST(Extract, Thinking) {
     std::string s;
     EXPECT_TRUE(text_after_thinking("a<think>b</think>c", s));

@@ -47,15 +47,15 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
 }
 
 inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::string& where) {
-    auto number = [&](const char* key) {
-        if (!j.is_object() || !j.contains(key) || !j[key].is_number() || j[key] < 0)
+    auto number = [&](const char* key) -> const nlohmann::ordered_json& {
+        if (!j.is_object() || !j.contains(key) || !j[key].is_number() || !(j[key].get<double>() >= 0.0))
             fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
         return j[key];
     };
-    auto count = [&](const char* key) {
-        const nlohmann::ordered_json v = number(key);
-        if (!v.is_number_integer() || v.get<uint64_t>() > (uint64_t)INT64_MAX)
-            fail("%s: `%s` is not a whole number; the file is damaged", where.c_str(), key);
+    auto count = [&](const char* key, int64_t most = INT64_MAX) {
+        const nlohmann::ordered_json& v = number(key);
+        if (!v.is_number_integer() || v.get<uint64_t>() > (uint64_t)most)
+            fail("%s: `%s` is not a whole number in range; the file is damaged", where.c_str(), key);
         return v.get<int64_t>();
     };
     LoopState s;
@@ -66,7 +66,7 @@ inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::str
     s.generated.completion_tokens = count("completion_tokens");
     s.generated.seconds = number("generate_seconds");
     s.trainer.step = count("optimizer_steps");
-    s.trainer.passes = (uint32_t)count("forward_passes");
+    s.trainer.passes = (uint32_t)count("forward_passes", UINT32_MAX);
     s.trainer.skipped = count("skipped_steps");
     s.trainer.skipped_in_a_row = count("skipped_in_a_row");
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
