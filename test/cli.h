@@ -57,6 +57,10 @@ inline double slowness() {
     return text ? std::max(atof(text), 1.0) : 1.0;
 }
 
+// ThreadSanitizer's own maps fail under RunSetting::file_size
+#define NEEDS_FILE_SIZE_LIMIT() \
+    if (getenv("TSAN_OPTIONS")) GTEST_SKIP() << "a limit on file sizes, which ThreadSanitizer does not bear"
+
 inline Outcome run(const Args& args, const RunSetting& setting = {}) {
     Outcome r;
     int in[2], out[2], err[2];

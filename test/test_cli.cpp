@@ -564,6 +564,7 @@ static void full_disk(const Args& args, const Args& parts, const RunSetting& set
 }
 
 TEST(OutputDir, FullDisk) {
+    NEEDS_FILE_SIZE_LIMIT();
     for (rlim_t limit : {100, 4000, 40000}) {
         std::string out = fresh("full");
         RunSetting s;

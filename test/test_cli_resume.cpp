@@ -642,6 +642,7 @@ TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
 // failures in mid-run
 
 TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
+    NEEDS_FILE_SIZE_LIMIT();
     const std::string whole = fresh("whole");
     good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false"}));
     const std::string died = died_after_two(whole);
