@@ -77,9 +77,6 @@ inline Calibration calibration_read(const Session& s, bool on) {
     const Options& o = s.o;
     c.on = on;
     if (!on) return c;
-    if (o.calibration_length > s.m.config.max_position_embeddings)
-        fail_usage("--calibration_length %d: the model's context is %d", o.calibration_length,
-                   s.m.config.max_position_embeddings);
     c.self = o.calibration == "self";
     const bool from_file = o.calibration != "prompts" && !c.self;
     c.source = from_file || c.self    ? "--calibration " + o.calibration

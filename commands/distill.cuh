@@ -128,6 +128,7 @@ inline int distill_command(Session& s) {
     const int vocabulary = std::min(s.m.V(), config.vocab_size);
     if (o.kd_top_k > vocabulary) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, vocabulary);
     distill_data(r);
+    fit_eval_text(s);
     const std::vector<Example> texts = held_out_examples(s);
     int64_t longest = std::max(r.data.longest, sampled ? r.data.longest_prompt + o.max_completion_length : 0);
     for (int64_t n : example_lengths(texts)) longest = std::max(longest, n);

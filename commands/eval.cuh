@@ -4,14 +4,17 @@
 #include "../methods/calibration.cuh"
 #include "output.cuh"
 
+inline void fit_eval_text(Session& s) {
+    if (!s.o.eval_text.empty()) fit_to_context(s, "eval_text_length", s.o.eval_text_length);
+}
+
 // --eval_text in windows; empty without it
 inline std::vector<ScoredText> eval_text_windows(const Session& s) {
     const Options& o = s.o;
     if (o.eval_text.empty()) return {};
-    int64_t window = std::min(o.eval_text_length, s.m.config.max_position_embeddings);
     std::vector<int> ids = join_documents(s.tok, calibration_documents(s.tok, s.prompt, o.eval_text));
     if (ids.size() < 2) fail("--eval_text %s: fewer than two tokens", o.eval_text.c_str());
-    return text_windows(ids, window);
+    return text_windows(ids, o.eval_text_length);
 }
 
 // the completion of an example, given its prompt
@@ -63,7 +66,9 @@ inline int eval_command(Session& s) {
     session_open(s);
     std::vector<Prompt> prompts;
     if (problems) prompts = eval_prompts(s);
+    fit_eval_text(s);
     std::vector<ScoredText> text = eval_text_windows(s);
+    micro_batch_grow(s, longest_text(text));
     RolloutState state;
     LogLossMemory loss_memory;
     session_plan(s, false, [&] {

@@ -10,6 +10,22 @@ constexpr size_t OPERATOR_SCRATCH = (size_t)48 << 20;
 // several ranks NCCL's buffers, which it allocates at the first collective of each kind. No figure of a GPU yet
 constexpr size_t DEVICE_RESERVE = (size_t)512 << 20, NCCL_RESERVE = (size_t)512 << 20;
 
+// A micro-batch holds the longest sequence that can come: what the data have, and prompts with as many sampled tokens as
+// are allowed. The memory plan then has it; a step that found one too long would be the end of the run.
+inline void micro_batch_grow(Session& s, int64_t longest) {
+    if (longest <= s.o.micro_batch_tokens) return;
+    s.notes.push_back(format("--micro_batch_tokens %d is raised to %lld, the tokens of the longest sequence",
+                             s.o.micro_batch_tokens, (long long)longest));
+    s.o.micro_batch_tokens = (int)longest;
+}
+
+// The tokens of a window: at most the model's context, unless the user asked for more
+inline void fit_to_context(Session& s, const char* flag, int& tokens) {
+    const int most = s.m.config.max_position_embeddings;
+    if (tokens > most && s.o.given(flag)) fail_usage("--%s %d: the model's context is %d", flag, tokens, most);
+    tokens = std::min(tokens, most);
+}
+
 // Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
 inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
     s.m.dev.arena = &s.arena;

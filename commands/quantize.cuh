@@ -161,8 +161,11 @@ inline int quantize_command(Session& s) {
     session_open(s);
     // R1 turns embedding and head in different ways; the loader gives a head of its own what the tied one was
     if (!q.plan.models.empty() && config.rotation.hidden) s.m.config.tie_word_embeddings = false;
+    if (calibrates) fit_to_context(s, "calibration_length", o.calibration_length);
+    fit_eval_text(s);
     q.calibration = calibration_read(s, calibrates);
     q.held_out = held_out_texts(s);
+    micro_batch_grow(s, std::max<int64_t>(longest_text(q.held_out), calibrates ? o.calibration_length : 0));
     if (quantize_plan(q)) return 0;
     session_load_weights(s, false);
     if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);

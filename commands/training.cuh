@@ -43,15 +43,6 @@ inline void training_whole_steps(TrainingRun& r, const char* flag) {
     r.data.whole_steps = true;
 }
 
-// A micro-batch holds the longest sequence that training can meet: what the data have, and prompts with as many sampled
-// tokens as are allowed. The memory plan then has it; a step that found one too long would be the end of the run.
-inline void micro_batch_grow(Session& s, int64_t longest) {
-    if (longest <= s.o.micro_batch_tokens) return;
-    s.notes.push_back(format("--micro_batch_tokens %d is raised to %lld, the tokens of the longest sequence",
-                             s.o.micro_batch_tokens, (long long)longest));
-    s.o.micro_batch_tokens = (int)longest;
-}
-
 inline int64_t training_steps(const TrainingRun& r) {
     const Options& o = r.s.o;
     return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);

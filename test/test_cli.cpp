@@ -497,6 +497,17 @@ TEST(MicroBatch, HoldsTheLongestSequence) {
                    "--output_dir", fresh("distill"), "--eval_text", text, "--eval_text_length", "60"} +
               small),
          16, 60);
+    const Args measured = {"eval", "--model", base, "--eval_text", text};
+    said(good(measured + Args{"--eval_text_length", "60", "--output_dir", fresh("eval")} + small), 16, 60);
+    said(good(measured + Args{"--output_dir", fresh("eval")} + small), 16, 128);  // 512, but the context has 128
+    refused(2, measured + Args{"--eval_text_length", "129", "--output_dir", fresh("never")},
+            {"--eval_text_length 129", "context is 128"});
+    const Args rounded = {"quantize", "--model",      base,        "--weights",
+                          "int4:g32", "--train_data", sums,        "--calibration_samples",
+                          "2",        "--output_dir", fresh("ptq")};
+    said(good(rounded + small), 16, 128);
+    refused(2, rounded + Args{"--calibration_length", "129", "--overwrite_output_dir"},
+            {"--calibration_length 129", "context is 128"});
     said(good(Args{"distill", "--model", base, "--weights", "int4:g32", "--train_data", sums, "--max_steps", "1",
                    "--output_dir", fresh("on_policy"), "--lmbda", "1", "--max_completion_length", "50"} +
               small),
@@ -965,6 +976,36 @@ TEST(Grpo, SavesAndLogsWhenAsked) {
 }
 
 // what the embedded model learns is plain text: its checkpoint must not make other commands wrap prompts as a chat
+// rows of messages: the system prompt reaches them, and what does not is said once
+TEST(Eval, RowsOfMessages) {
+    const std::string m = model_copy(), out = fresh("eval");
+    write_text(m + "/tokenizer_config.json",
+               json{{"chat_template",
+                     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+                     "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' "
+                     "}}{% endif %}"}}
+                   .dump());
+    const std::string user = "{\"role\": \"user\", \"content\": \"u\"}",
+                      own = "{\"role\": \"system\", \"content\": \"own\"}", tail = "], \"answer\": \"2\"}\n";
+    const std::string rows = jsonl("chat", "{\"prompt\": [" + user + tail + "{\"prompt\": [" + own + ", " + user +
+                                               tail + "{\"prompt\": [" + own + ", " + user + tail);
+    const Outcome r = good({"eval", "--model", m, "--eval_data", rows, "--max_completion_length", "4",
+                            "--system_prompt", "given", "--prompt_template", "Q {question}", "--output_dir", out});
+    const std::vector<json> samples = read_lines(out + "/completions.jsonl");
+    const std::string asked = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n";
+    EXPECT_EQ(samples.at(0).value("prompt", ""), "<|im_start|>system\ngiven<|im_end|>\n" + asked);
+    EXPECT_EQ(samples.at(1).value("prompt", ""), "<|im_start|>system\nown<|im_end|>\n" + asked);
+    EXPECT_EQ(r.err,
+              "note: rows of messages are asked as they stand; --prompt_template is for rows of text\n"
+              "note: rows with a system message of their own keep it; --system_prompt is for the others\n");
+    const Outcome plain =
+        good({"eval", "--model", base, "--eval_data", problems, "--eval_n", "2", "--max_completion_length", "4",
+              "--system_prompt", "given", "--output_dir", fresh("eval")});
+    EXPECT_EQ(plain.err,
+              "note: --system_prompt is a message of the chat template, and none is in use; prompts go without "
+              "it\n");
+}
+
 TEST(Grpo, EmbeddedCheckpointTakesPlainPrompts) {
     std::string out = fresh("eval");
     good({"eval", "--model", root + "/embedded/checkpoint-0", "--task", "arithmetic", "--eval_n", "1",
