@@ -155,10 +155,10 @@ using Int = std::integral_constant<int, N>;
     } while (0)
 #endif
 
-// before a loop that indexes registers: nvcc must unroll it, or the array goes to memory
-// UNROLL_TIMES(n): not more than n times
+// Before a loop that indexes registers: nvcc must unroll it, or the array goes to memory. UNROLL_TIMES(n): not more than n
+// times. Nothing for the host's compiler, which does not know the pragma
 #define UNROLL_PRAGMA_(text) _Pragma(#text)
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define UNROLL _Pragma("unroll")
 #define UNROLL_TIMES(n) UNROLL_PRAGMA_(unroll n)
 #else

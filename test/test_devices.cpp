@@ -336,11 +336,11 @@ TEST_F(Simulated, TheOthersOfALostRankEndWithAMessage) {
             done = true;
             return false;
         };
-        const Args args = sft_of_ranks(out, {"--max_steps", "400", "--ddp_timeout", "1"});
+        const Args args = sft_of_ranks(out, {"--max_steps", "400", "--ddp_timeout", "2"});
         const TwoRanks r = two_ranks(args, args, killed ? "echo $$ >" + pid + ";" : "ulimit -f 16;", setting);
         EXPECT_EQ(r.first.status, 1) << shown_run(args, r.first);
         EXPECT_NE(r.first.err.find("train_qrl: rank 0 of 2: "), std::string::npos) << r.first.err;
-        EXPECT_NE(r.first.err.find("waited 1 s for the others (--ddp_timeout)"), std::string::npos) << r.first.err;
+        EXPECT_NE(r.first.err.find("waited 2 s for the others (--ddp_timeout)"), std::string::npos) << r.first.err;
         EXPECT_NE(r.first.err.find("the weights of step"), std::string::npos) << r.first.err;
         EXPECT_EQ(r.second.status, killed ? 128 + SIGKILL : 1);
         if (!killed) { EXPECT_NE(r.second.err.find("File too large"), std::string::npos) << r.second.err; }
