@@ -108,11 +108,15 @@ inline Quantizer single_quantizer(const QuantizerRules& rules) {
     return one;
 }
 
+static constexpr size_t most_rules = 256;  // each is compared with each (rules_overridden)
+
 // text of a flag; layers: --quantize_layers, which restricts a single quantizer ("all": no restriction)
 inline QuantizerRules rules_parse(const std::string& text, const char* flag, const std::string& layers = "all") {
     QuantizerRules out;
     out.flag = flag;
     for (const std::string& item : split_words(text, ";")) {
+        if (out.rules.size() == most_rules)
+            fail_usage("--%s: more than %zu rules; join the names that share a quantizer", flag, most_rules);
         QuantizerRule r;
         const size_t equals = item.find('=');
         if (equals != item.npos) {
@@ -169,15 +173,18 @@ inline void rules_check(const QuantizerRules& rules, const std::vector<Quantizer
 inline std::vector<std::string> rules_overridden(const QuantizerRules& rules,
                                                  const std::vector<QuantizerPlace>& places) {
     std::vector<std::string> notes;
+    std::vector<std::vector<char>> named;  // [rules][places]; a rule of all linears is there to be overridden
+    for (const QuantizerRule& r : rules.rules) {
+        named.emplace_back();
+        for (const QuantizerPlace& p : places) named.back().push_back(rule_matches(r, p));
+    }
     for (size_t a = 0; a < rules.rules.size(); a++)
         for (size_t b = a + 1; b < rules.rules.size(); b++) {
             int both = 0;
             std::string example;
-            for (const QuantizerPlace& p : places) {
-                if (rules.rules[a].where.empty() || !rule_matches(rules.rules[a], p) ||
-                    !rule_matches(rules.rules[b], p))
-                    continue;
-                if (both++ == 0) example = place_text(p);
+            for (size_t i = 0; i < places.size(); i++) {
+                if (rules.rules[a].where.empty() || !named[a][i] || !named[b][i]) continue;
+                if (both++ == 0) example = place_text(places[i]);
             }
             if (!both) continue;
             notes.push_back(format("--%s: rules %zu and %zu both name %s%s; the later one wins", rules.flag.c_str(),

@@ -378,6 +378,9 @@ TEST(MixedPrecision, IsShownTrainedSavedAndFoundAgain) {
 TEST(MixedPrecision, BadInput) {
     std::string out = fresh("never");
     refused(2, grpo(out, {"--weights", "int4:g16; layers.7=none"}), {"--weights", "'layers.7'", "names nothing"});
+    std::string many = "int4:g16";
+    for (int i = 0; i < 256; i++) many += "; q=none";
+    refused(2, grpo(out, {"--weights", many}), {"--weights", "more than 256 rules"});
     refused(2, grpo(out, {"--weights", "int4:g16; downn=none"}), {"'downn'", "names nothing"});
     refused(2, grpo(out, {"--weights", "int4:g16; *.x_proj.*=none"}), {"'*.x_proj.*'", "names nothing"});
     std::string stars;  // a pattern that must not be tried in every way
