@@ -48,6 +48,27 @@ inline EvalSample grade_completion(const Tokenizer& tok, const Prompt& p, const 
     return {c.prompt, text, reward_exact(in) > 0.5f, reward_accuracy(in) > 0.5f, c.finished};
 }
 
+// From sums to means. right: of each problem, how many of its sampled completions are
+inline void eval_means(EvalResult& r, const std::vector<int>& right) {
+    double squares = 0.0;
+    for (int c : right) {
+        if (r.samples < 1) break;
+        double share = (double)c / r.samples;
+        r.pass1 += share;
+        squares += share * share;
+        r.pass_k += pass_at_k(r.samples, c, r.samples);
+    }
+    double n = std::max(r.n, 1), drawn = std::max((double)r.n * r.samples, 1.0);
+    r.greedy /= n;
+    r.greedy_lenient /= n;
+    r.pass1 /= n;
+    r.pass_k /= n;
+    r.pass1_lenient /= drawn;
+    r.mean_length /= drawn;
+    r.clipped_ratio /= drawn;
+    if (r.n > 1) r.pass1_standard_error = sqrt(std::max(squares / n - r.pass1 * r.pass1, 0.0) / (n - 1.0));
+}
+
 inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, const std::vector<Prompt>& prompts,
                            const EvalConfig& config) {
     EvalResult r;
@@ -91,23 +112,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     }
     model_unpack(m);
     if (stopped) return EvalResult();
-    double squares = 0.0;
-    for (int c : right) {
-        if (config.samples < 1) break;
-        double share = (double)c / config.samples;
-        r.pass1 += share;
-        squares += share * share;
-        r.pass_k += pass_at_k(config.samples, c, config.samples);
-    }
-    double n = std::max(r.n, 1), drawn = std::max((double)r.n * config.samples, 1.0);
-    r.greedy /= n;
-    r.greedy_lenient /= n;
-    r.pass1 /= n;
-    r.pass_k /= n;
-    r.pass1_lenient /= drawn;
-    r.mean_length /= drawn;
-    r.clipped_ratio /= drawn;
-    if (r.n > 1) r.pass1_standard_error = sqrt(std::max(squares / n - r.pass1 * r.pass1, 0.0) / (n - 1.0));
+    eval_means(r, right);
     return r;
 }
 
