@@ -64,7 +64,7 @@ struct CublasltPlan {
     cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
     cublasLtMatmulAlgo_t algo;
     size_t workspace = 0;  // bytes
-    explicit CublasltPlan(const CublasltKey& key) : key(key) {}
+    explicit CublasltPlan(const CublasltKey& of) : key(of) {}
     CublasltPlan(const CublasltPlan&) = delete;
     CublasltPlan& operator=(const CublasltPlan&) = delete;
     ~CublasltPlan() {
