@@ -8,7 +8,7 @@
 # make ptxas      registers, shared memory, spills and occupancy of each kernel for ARCHS; fails on a spill that is not listed
 # make train_qrl_simt   the program whose --device cuda runs the CUDA kernels on the CPU, for debuggers and sanitizers
 # make sanitize   the tests of kernels, methods and file readers under AddressSanitizer and UBSan
-# make fuzz       the readers of untrusted input on mutated input, under both; FUZZ="gguf config" FUZZ_RUNS=1000000 FUZZ_SECONDS=60
+# make fuzz       the readers of untrusted input on mutated input, under both; FUZZ="gguf config" FUZZ_RUNS=1000000
 #
 # PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
 #                       memory but is faster only with AVX512_BF16
