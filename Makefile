@@ -165,7 +165,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices fuzz_corpus options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
@@ -174,6 +174,7 @@ SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
 $(addprefix $(BUILD)/,$(SIMT_TESTS)): MORE := $(SIMT_FLAGS)
 $(BUILD)/test_nvidia_dtypes: MORE := -isystem $(CUDA_HOME)/include
 $(BUILD)/test_fuzz_corpus: $(wildcard test/fuzz/*)
+$(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -Og
 $(BUILD)/test_devices: MORE := $(if $(USE_NVCC),-DPROGRAM_HAS_CUDA)
 $(BUILD)/%@fp32: MORE := -DPRECISION_FP32
 $(BUILD)/%@portable: MORE := -march=x86-64
@@ -232,6 +233,7 @@ FUZZ_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZER = $(shell printf '\043include <stdint.h>\n\043include <stddef.h>\nextern "C" int LLVMFuzzerTestOneInput(const uint8_t*, size_t) { return 0; }' | \
   $(FUZZ_CXX) -fsanitize=fuzzer -x c++ - -o /dev/null 2>/dev/null && echo yes)
 FUZZ_BUILD = $(if $(FUZZER),$(FUZZ_CXX) -fsanitize=fuzzer,$(CXX) test/fuzz/driver.cpp)
+.PHONY: fuzz
 fuzz: deps
 	@test -n "$(FUZZER)" || echo "no libFuzzer ($(FUZZ_CXX) -fsanitize=fuzzer): the corpus alone"
 	@$(MAKE) --no-print-directory -s FUZZ_BUILD="$(FUZZ_BUILD)" $(patsubst %,$(BUILD)/fuzz/fuzz_%,$(FUZZ))
@@ -272,4 +274,4 @@ $(BUILD)/bench_%: bench/bench_%.cpp $(SOURCES)
 clean:
 	rm -rf $(BUILD) train_qrl train_qrl_simt
 
-.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt sanitize fuzz bench clean
+.PHONY: all run cuda ptxas deps deps-test install-missing check-headers tests test test-long simt sanitize bench clean

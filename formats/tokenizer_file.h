@@ -280,7 +280,6 @@ inline void load_side_files(Tokenizer& t, const std::filesystem::path& dir, cons
     }
     if (std::filesystem::exists(dir / "chat_template.jinja"))
         t.chat_text = tokenizer_read_file(dir / "chat_template.jinja");
-    if (!utf8_is_valid(t.chat_text)) fail("%s: not UTF-8; convert or remove it", (dir / "chat_template.jinja").c_str());
 }
 
 // dir_or_file: a folder with tokenizer.json, or with vocab.json and merges.txt; or one of those files.
@@ -316,6 +315,8 @@ inline void tokenizer_load(Tokenizer& t, const std::string& dir_or_file) {
         if (!config.contains("pad_token") && fresh.pre == PreTokenizer::qwen2) config["pad_token"] = "<|endoftext|>";
     }
     load_side_files(fresh, dir, config);
+    if (!utf8_is_valid(fresh.chat_text))
+        fail("%s: not UTF-8; convert or remove it", (dir / "chat_template.jinja").c_str());
     tokenizer_finish(fresh, json.empty() ? (dir / "merges.txt").string() : json.string());
     t = std::move(fresh);
 }

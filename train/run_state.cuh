@@ -46,21 +46,26 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
 }
 
 inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::string& where) {
-    auto number = [&](const char* key, double most) {
-        const double x = j.is_object() && j.contains(key) && j[key].is_number() ? j[key].get<double>() : -1.0;
-        if (!(x >= 0.0 && x <= most)) fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
-        return x;
+    auto number = [&](const char* key) {
+        if (!j.is_object() || !j.contains(key) || !j[key].is_number() || j[key] < 0)
+            fail("%s: no number `%s`; the file is damaged", where.c_str(), key);
+        return j[key];
     };
-    auto count = [&](const char* key, double most = 9007199254740992.0) { return (int64_t)number(key, most); };
+    auto count = [&](const char* key) {
+        const nlohmann::ordered_json v = number(key);
+        if (!v.is_number_integer() || v.get<uint64_t>() > (uint64_t)INT64_MAX)
+            fail("%s: `%s` is not a whole number; the file is damaged", where.c_str(), key);
+        return v.get<int64_t>();
+    };
     LoopState s;
     s.step = count("step");
     s.tokens_trained = count("tokens_trained");
-    s.train_seconds = number("train_seconds", 1e300);
+    s.train_seconds = number("train_seconds");
     s.generated.prompt_tokens = count("prompt_tokens");
     s.generated.completion_tokens = count("completion_tokens");
-    s.generated.seconds = number("generate_seconds", 1e300);
+    s.generated.seconds = number("generate_seconds");
     s.trainer.step = count("optimizer_steps");
-    s.trainer.passes = (uint32_t)count("forward_passes", UINT32_MAX);
+    s.trainer.passes = (uint32_t)count("forward_passes");
     s.trainer.skipped = count("skipped_steps");
     s.trainer.skipped_in_a_row = count("skipped_in_a_row");
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
