@@ -1,6 +1,6 @@
-// What lies beside a checkpoint's weights, here those of a model of one layer: an adapter as PEFT has it, quantizer.json
-// and quantizer.safetensors, masters.safetensors, source.json. Each, read and written, is read as the same; a model
-// whose masters belong to its codes has the same working weights with them and without.
+// What lies beside a checkpoint's weights, here those of a model of one layer: an adapter as PEFT has it,
+// quantizer.json, quantizer.safetensors, masters.safetensors, source.json. Each, read and written, is read as the same;
+// a model whose masters belong to its codes has the same working weights with them and without.
 #include "../../commands/quantizer_options.cuh"
 #include "../../formats/masters_file.h"
 #include "../../formats/peft.h"

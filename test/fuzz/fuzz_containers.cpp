@@ -1,7 +1,7 @@
-// A folder whose linears are stored quantized: quantization_config of config.json (or quantize_config.json), the tensors
-// of a model of one layer, as compressed-tensors, fp8, gptq, awq and bitsandbytes have them, and quantizer.json. What is read
-// without codes is what is read with them; the quantizers' text is one that --weights takes; a linear that its own
-// container holds, written, is read as the same numbers.
+// A folder whose linears are stored quantized: quantization_config of config.json (or quantize_config.json), the
+// tensors of a model of one layer, as compressed-tensors, fp8, gptq, awq and bitsandbytes have them, and
+// quantizer.json. What is read without codes is what is read with them; the quantizers' text is one that --weights
+// takes; a linear that its own container holds, written, is read as the same numbers.
 #include "../../commands/quantizer_options.cuh"
 #include "fuzz.h"
 

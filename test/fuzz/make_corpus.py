@@ -193,7 +193,8 @@ pairs = [("7", "3 + 4 = 7\n#### 7"), ("1/2", "So \\boxed{\\frac{1}{2}}."), ("0.5
          ("1,234.50", "\\boxed{\\$1{,}234.5}"), ("(1, 2]", "\\boxed{1 < x \\le 2}"), ("x=3, y=4", "$(3,4)$"),
          ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\boxed{\\begin{pmatrix}1&2\\\\3&4.0\\end{pmatrix}}"),
          ("\\sqrt{8}+\\pi", "<think>no</think> \\boxed{2\\sqrt{2}+\\pi}"), ("C", "The answer is (C) 12."),
-         ("x^2-1", "\\boxed{(x-1)(x+1)}"), ("\\{1,2,3\\}", "\\boxed{3, 2, 1}"), ("2 \\pm \\sqrt{3}", "\\fbox{2 \\pm 3^{1/2}}"),
+         ("x^2-1", "\\boxed{(x-1)(x+1)}"), ("\\{1,2,3\\}", "\\boxed{3, 2, 1}"),
+         ("2 \\pm \\sqrt{3}", "\\fbox{2 \\pm 3^{1/2}}"),
          ("(-\\infty,0)\\cup(1,2)", "\\boxed{x<0 \\text{ or } 1<x<2}"), ("5!", "\\boxed{\\binom{10}{3}}"),
          ("0.\\overline{3}", "\u7b54\u6848\uff1a\u2153 1/3"), ("y = 2x + 1", "\\boxed{2x - y + 1 = 0}"),
          ("12:30", "#### 12:30"), ("\\log_2 8", "\\boxed{\\ln(e^3)}"), ("3\\text{ m}", "\\boxed{3 m}"),
@@ -207,14 +208,18 @@ seed("options", "grpo", "grpo\n--model\nm\n--learning_rate\n1e-5\n--weights=int4
 seed("options", "sft", files(args="sft\n--lora_r=16\n--weights\nnf4:g64:dq\n--quantize_layers=q,k",
                              run_json={"seed": 3, "max_steps": 7, "optim": "muon", "lora_target": "all"}))
 seed("options", "rules", "eval\n--weights\nint3:g128:asym; down=int4:g128:asym; layers.0,layers.29=int8:channel; "
-     "*.self_attn.*=none; embed=int8:channel\n--activations=int8:token; o=none\n--kv_cache=int4:token:asym;layers.0-3=none")
-seed("options", "config", files(run_json={"command": "quantize", "version": "0.1.0", "run_id": "x", "ptq": "rotate+gptq",
+     "*.self_attn.*=none; embed=int8:channel\n--activations=int8:token; o=none\n"
+     "--kv_cache=int4:token:asym;layers.0-3=none")
+seed("options", "config", files(run_json={"command": "quantize", "version": "0.1.0", "run_id": "x",
+                                          "ptq": "rotate+gptq",
                                           "rotations": "r1,r2", "act_order": False, "damp_percent": 0.1,
                                           "weights": "int8:channel:asym:mse"}))
-seed("options", "formats", "eval\n--weights=fp8e4m3:128x128\n--activations=mxfp8\n--kv_cache=fp8e5m2:token\n--top_p=0.9")
+seed("options", "formats",
+     "eval\n--weights=fp8e4m3:128x128\n--activations=mxfp8\n--kv_cache=fp8e5m2:token\n--top_p=0.9")
 seed("options", "rewards", "--reward_funcs=exact,format\n--reward_weights=1,0.1\n--loss_type=bnpo\n--epsilon_high=0.3")
 seed("options", "help", "help\nsft")
-seed("options", "ternary", "distill\n--weights=ternary\n--qat_scale\nlearned\n--kd_alpha=0.5\n--seed=18446744073709551615")
+seed("options", "ternary",
+     "distill\n--weights=ternary\n--qat_scale\nlearned\n--kd_alpha=0.5\n--seed=18446744073709551615")
 
 # ---- gguf -----------------------------------------------------------------------------------------------------------
 
@@ -378,9 +383,11 @@ container("ct_mxfp8", compressed("mxfp8-quantized", 8, "float", "group", 32), {
     Q + ".weight": ("F8_E4M3", [OUT, IN], finite8), Q + ".weight_scale": ("U8", [OUT, 2], b"\x7b" * (2 * OUT))})
 container("ct_nvfp4", compressed("nvfp4-pack-quantized", 4, "float", "tensor_group", 16), {
     Q + ".weight_packed": ("U8", [OUT, IN // 2], noise(OUT * IN // 2)),
-    Q + ".weight_scale": ("F8_E4M3", [OUT, 4], b"\x38" * (4 * OUT)), Q + ".weight_global_scale": ("F32", [1], floats(1, 8.0))})
+    Q + ".weight_scale": ("F8_E4M3", [OUT, 4], b"\x38" * (4 * OUT)),
+    Q + ".weight_global_scale": ("F32", [1], floats(1, 8.0))})
 container("ct_mxfp4", compressed("mxfp4-pack-quantized", 4, "float", "group", 32), {
-    Q + ".weight_packed": ("U8", [OUT, IN // 2], noise(OUT * IN // 2)), Q + ".weight_scale": ("U8", [OUT, 2], b"\x7b" * (2 * OUT))})
+    Q + ".weight_packed": ("U8", [OUT, IN // 2], noise(OUT * IN // 2)),
+    Q + ".weight_scale": ("U8", [OUT, 2], b"\x7b" * (2 * OUT))})
 nf4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
        0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
@@ -412,12 +419,14 @@ seed("checkpoint", "adapter", files(adapter__config_json=lora, adapter__model_sa
 seed("checkpoint", "adapter_rank1", files(
     adapter__config_json=dict(lora, r=1, lora_alpha=0.3, use_rslora=True, target_modules=["down_proj", "v_proj"]),
     adapter__model_safetensors=safetensors({
-        "base_model.model.model.layers.0.%s.lora_%s.weight" % (m, ab): ("F16", [1, 16] if ab == "A" else [16, 1], half(16))
+        "base_model.model.model.layers.0.%s.lora_%s.weight" % (m, ab):
+            ("F16", [1, 16] if ab == "A" else [16, 1], half(16))
         for m in ("mlp.down_proj", "self_attn.v_proj") for ab in "AB"})))
 
 
 def grids(rules, tensors, **more):
-    return safetensors({W + ".weight." + n: t for n, t in tensors.items()}, dict({"format": "pt", "quantizer": rules}, **more))
+    return safetensors({W + ".weight." + n: t for n, t in tensors.items()},
+                       dict({"format": "pt", "quantizer": rules}, **more))
 
 
 def quantized(name, rules, tensors, extra=None, **more):
@@ -455,11 +464,13 @@ state = {"version": 1, "loop": loop, "objective": {}, "command": "sft", "run_id"
          "given": {"learning_rate": "1e-05", "max_steps": "9", "weights": "int4:g64:sym"},
          "options": {"learning_rate": "1e-06", "seed": "1", "optim": "muon", "save_steps": "4"}}
 seed("resume", "state", json.dumps(state))
-seed("resume", "state_grpo", json.dumps(dict(state, command="grpo", loop=dict(loop, pending_metrics={"step": 3, "x": None}),
+seed("resume", "state_grpo", json.dumps(dict(state, command="grpo",
+                                             loop=dict(loop, pending_metrics={"step": 3, "x": None}),
                                              given={"k_pre_bias": "true", "reward_funcs": "exact,format"}), indent=1))
 # an adapter of rank 1 on q_proj [8, 8]: A and B, each from a multiple of 32 on
 moments = {"adapters." + n: ("F32", [1, 64], floats(64)) for n in ("m", "v")}
 seed("resume", "optimizer", files(optimizer_safetensors=safetensors(moments, {"optimizer": "adamw", "step": "7"})))
 seed("resume", "arrays", files(trainer_safetensors=safetensors({
-    "masters": ("F32", [1, 8], floats(8)), "grids": ("F32", [2, 2], floats(4)), "scale_codes": ("U8", [1, 4], b"abcd")})))
+    "masters": ("F32", [1, 8], floats(8)), "grids": ("F32", [2, 2], floats(4)),
+    "scale_codes": ("U8", [1, 4], b"abcd")})))
 seed("resume", "log", files(metrics_jsonl='{"step":1,"loss":2.5}\n{"step":2,"loss":2}\n{"step":3,"loss":1}\n{"step":4'))
