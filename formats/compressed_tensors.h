@@ -310,15 +310,18 @@ inline CompressedTensorsFormat fp8_format_read(const nlohmann::json& j, const st
     return f;
 }
 
+// As vLLM chooses: the first whose name or pattern the linear has, and only then one for all linears
 inline const CompressedTensorsGroup* compressed_tensors_group(const CompressedTensorsFormat& f, const std::string& name,
                                                               const std::string& where) {
+    const CompressedTensorsGroup* for_all = nullptr;
     for (const CompressedTensorsGroup& g : f.groups)
         for (const std::string& target : g.targets) {
-            if (target == "Linear" || target == name) return &g;
+            if (target == "Linear" && !for_all) for_all = &g;
+            if (target == name) return &g;
             if (target.compare(0, 3, "re:") == 0 && name_pattern_matches(name_pattern(target.substr(3), where), name))
                 return &g;
         }
-    return nullptr;
+    return for_all;
 }
 
 inline bool compressed_tensors_has(const CompressedTensorsFormat& f, const ModuleTensors& t) {

@@ -689,4 +689,7 @@ TEST(CompressedTensors, Targets) {
     expect_has(error_of([&] { compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"); }), "'('");
     f.groups.erase(f.groups.begin() + 2);
     EXPECT_EQ(compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"), &f.groups[2]);
+    std::reverse(f.groups.begin(), f.groups.end());  // the one for all linears comes last all the same
+    EXPECT_EQ(compressed_tensors_group(f, "model.layers.3.self_attn.q_proj", "x"), &f.groups[2]);
+    EXPECT_EQ(compressed_tensors_group(f, "model.layers.1.mlp.up_proj", "x"), &f.groups[0]);
 }
