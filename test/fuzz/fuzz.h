@@ -12,6 +12,7 @@
 // a folder of their own in memory (/dev/shm, or where TMPDIR says), which goes away with the process.
 #pragma once
 #include <unistd.h>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
