@@ -61,11 +61,11 @@ inline bool glob_match(const std::string& pattern, const std::string& text) {
 // "layers.5", "layers.2-7", either with .PART behind; false: it is not of that form
 inline bool layers_selector(const std::string& where, int* first, int* last, std::string* part) {
     int end = 0;
-    if (sscanf(where.c_str(), "layers.%d%n", first, &end) != 1 || end == 0) return false;
+    if (sscanf(where.c_str(), "layers.%9d%n", first, &end) != 1 || end == 0) return false;
     *last = *first;
     size_t at = (size_t)end;
     if (at < where.size() && where[at] == '-') {
-        if (sscanf(where.c_str() + at, "-%d%n", last, &end) != 1) return false;
+        if (sscanf(where.c_str() + at, "-%9d%n", last, &end) != 1) return false;
         at += (size_t)end;
     }
     *part = at < where.size() ? where.substr(at + 1) : "";
