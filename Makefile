@@ -295,7 +295,7 @@ fuzz: deps
 $(BUILD)/fuzz/fuzz_%: test/fuzz/fuzz_%.cpp test/fuzz/fuzz.h test/fuzz/driver.cpp $(SOURCES)
 	@mkdir -p $(BUILD)/fuzz
 	@echo "compiling $@"
-	@$(FUZZ_BUILD) -std=c++17 -O1 -g $(FUZZ_SANITIZE) -DPRECISION_FP32 -Wno-unknown-pragmas $< -o $@ $(LIBS)
+	@$(FUZZ_BUILD) -std=c++17 -O1 -g $(FUZZ_SANITIZE) -DPRECISION_FP32 -Wno-unknown-pragmas $(if $(FUZZER),-Wno-pass-failed) $< -o $@ $(LIBS)
 
 # the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
