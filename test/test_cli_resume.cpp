@@ -511,6 +511,7 @@ static int traced(Background& child, const std::string& begin, const AtCall& at_
 }
 
 static void begin_traced() {
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // LeakSanitizer traces the process itself
     ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
     raise(SIGSTOP);
 }
