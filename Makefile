@@ -245,7 +245,7 @@ races: deps-test
 
 # SANITIZER=address: AddressSanitizer, UBSan and LeakSanitizer, over the whole suite; the program that the tests of the
 # command line run is instrumented, too. thread: ThreadSanitizer, with clang++, whose OpenMP tells it of barriers (Archer).
-# memory: valgrind, for reads of what nobody has written. The simulated GPU's fibers are known to AddressSanitizer alone.
+# memory: valgrind, for reads of what nobody has written (most of an hour). The simulated GPU's fibers are known to AddressSanitizer alone.
 SANITIZER ?= address
 SANITIZE_DIR := $(BUILD)/$(SANITIZER)
 SANITIZE_CPU := test_unity@cpu test_gemm test_json test_tokenizer test_rewards test_dataset test_options test_run_dir
@@ -260,7 +260,7 @@ else ifeq ($(SANITIZER),thread)
   SANITIZE := $(SANITIZE_CPU) $(SANITIZE_CLI)
 else ifeq ($(SANITIZER),memory)
   SANITIZE_MARCH := -march=x86-64-v3  # valgrind knows no AVX-512
-  SANITIZE_RUN := LAUNCHER="valgrind -q --error-exitcode=66 --leak-check=full --errors-for-leak-kinds=definite" OMP_NUM_THREADS=2
+  SANITIZE_RUN := LAUNCHER="valgrind -q --error-exitcode=66 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" OMP_NUM_THREADS=2
   SANITIZE := $(SANITIZE_CPU)
 else
   $(error SANITIZER=$(SANITIZER): address, thread or memory)

@@ -135,6 +135,8 @@ struct Case {
     bool act_order, static_groups;
 };
 
+inline std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.weights; }  // not its padding
+
 class Gptq : public testing::TestWithParam<Case> {};
 
 // Sums in float may end on the other side of a tie than sums in double: one of the 24 rows may differ.
