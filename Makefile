@@ -254,7 +254,10 @@ ifeq ($(SANITIZER),address)
   SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
   SANITIZE := $(filter-out test_nvidia_dtypes test_nccl test_simt_race,$(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS))) test_unity@cpu test_unity@simt
 else ifeq ($(SANITIZER),thread)
-  # libgomp's and clang's own waits are not instrumented
+  ifeq ($(findstring clang,$(CXX)),)
+    $(error SANITIZER=thread: give CXX=clang++; ThreadSanitizer knows nothing of the barriers of g++'s OpenMP)
+  endif
+  # the waits within the OpenMP library are not instrumented
   SANITIZE_FLAGS := -fsanitize=thread
   SANITIZE_RUN := TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" OMP_NUM_THREADS=4
   SANITIZE := $(SANITIZE_CPU) $(SANITIZE_CLI)
@@ -267,6 +270,7 @@ else
 endif
 SANITIZE_ALL := $(strip -std=c++17 $(STRICT) $(OPENMP) $(QUIET) -O1 -g $(or $(SANITIZE_MARCH),$(MARCH_FLAG)) $(SANITIZE_FLAGS))
 sanitize: deps-test
+	@test $(SANITIZER) != memory || command -v valgrind >/dev/null || { echo "SANITIZER=memory: install valgrind" >&2; exit 1; }
 	@mkdir -p $(SANITIZE_DIR)
 	@$(MAKE) --no-print-directory -j2 BUILD=$(SANITIZE_DIR) TEST_FLAGS="$(SANITIZE_ALL)" \
 	  $(addprefix $(SANITIZE_DIR)/,$(if $(filter $(SANITIZE_CLI),$(SANITIZE)),train_qrl) $(SANITIZE))
