@@ -98,7 +98,8 @@ inline void check_overwritable(const std::string& path) {
                 "--output_dir",
                 path.c_str(), name);
     }
-    for (int64_t step : checkpoint_steps(path)) check_replaceable(checkpoint_folder(path, step));
+    for (int64_t step : checkpoint_steps(path))
+        for (const char* suffix : {"", "-merged"}) check_replaceable(checkpoint_folder(path, step) + suffix);
 }
 
 // Creates the folder and its parents, locks it, writes config.json, opens the logs. Call it before the long work starts:

@@ -36,6 +36,16 @@ inline std::string program() {
 // ---------------------------------------------------------------------------------------------------------------------
 // running it
 
+// in a child: becomes the program
+[[noreturn]] inline void exec_program(const Args& args) {
+    std::string path = program();
+    std::vector<char*> argv = {&path[0]};
+    for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+    argv.push_back(nullptr);
+    execv(path.c_str(), argv.data());
+    _exit(127);
+}
+
 struct Outcome {
     int status = -1;  // exit status, 128 + signal when killed, -1 when it never started
     std::string out, err;
@@ -78,12 +88,7 @@ inline Outcome run(const Args& args, const RunSetting& setting = {}) {
         signal(SIGPIPE, SIG_DFL);
         setenv("OMP_WAIT_POLICY", "passive", 0);
         setenv("OMP_NUM_THREADS", "2", 0);
-        std::string path = program();
-        std::vector<char*> argv = {&path[0]};
-        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-        argv.push_back(nullptr);
-        execv(path.c_str(), argv.data());
-        _exit(127);
+        exec_program(args);
     }
     close(in[0]), close(out[1]), close(err[1]);
     fcntl(in[1], F_SETFL, O_NONBLOCK);

@@ -1094,12 +1094,7 @@ static std::string run_on_terminal(const Args& args) {
     if (pid == 0) {
         dup2(open(ptsname(terminal), O_WRONLY | O_NOCTTY), 1);
         dup2(open("/dev/null", O_WRONLY), 2);
-        std::string path = program();
-        std::vector<char*> argv = {&path[0]};
-        for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-        argv.push_back(nullptr);
-        execv(path.c_str(), argv.data());
-        _exit(127);
+        exec_program(args);
     }
     std::string out;
     int status = -1;

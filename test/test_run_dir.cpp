@@ -220,6 +220,11 @@ TEST(RunDir, ReplacesOnlyWhatARunWrote) {
     std::ofstream(other.path + "/checkpoint-7/mine") << "mine";
     EXPECT_NE(error_of([&] { open_run_dir(other.path, {true}, json::object()); }).find("checkpoint-7 holds 'mine'"),
               std::string::npos);
+    fs::remove(other.path + "/checkpoint-7/mine");
+    fs::create_directory(other.path + "/checkpoint-7-merged");  // of an adapter's checkpoint
+    std::ofstream(other.path + "/checkpoint-7-merged/mine") << "mine";
+    EXPECT_NE(error_of([&] { open_run_dir(other.path, {true}, json::object()); }).find("7-merged holds 'mine'"),
+              std::string::npos);
     fs::remove_all(other.path + "/checkpoint-7");
     std::ofstream(other.path + "/summary.json.train_qrl-new.4711") << "torn";  // of a killed process
     open_run_dir(other.path, {true}, json::object());
