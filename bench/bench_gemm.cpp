@@ -50,21 +50,23 @@ static int thread_count() {
 // GFLOP/s of the full tile with both operands in L1, all threads together
 template <class T>
 static double tile_speed(double budget) {
-    constexpr GemmKind KIND = gemm_kind<T, T>();
+    const GemmKernels& k_ = gemm_kernels();
+    const GemmKind kind = gemm_kind<T, T>();
+    const int mr = k_.mr[kind], nv = k_.panel_vectors[sizeof(T) == 4], nr = nv * k_.vf;
     const int64_t steps = 128, repeat = 2000;  // 24 KB of B at 48 columns
     double best = best_time(budget, [&] {
 #if defined(_OPENMP)
 #pragma omp parallel
 #endif
         {
-            alignas(64) float tile[GEMM_MR * GEMM_NR];
-            alignas(64) uint32_t a[GEMM_MR * 2 * steps] = {}, b[GEMM_NR * steps] = {};
-            volatile GemmMicro micro = gemm_pick_micro<KIND, false>(GEMM_MR, GEMM_NV);  // or it is not called again
-            for (int64_t i = 0; i < repeat; i++) micro(tile, (const char*)a, 8 * steps, b, steps, false);
+            alignas(64) float tile[GEMM_MAX_MR * GEMM_MAX_NR];
+            alignas(64) uint32_t a[GEMM_MAX_MR * 2 * steps] = {}, b[GEMM_MAX_NR * steps] = {};
+            for (int64_t i = 0; i < repeat; i++)
+                k_.tile[kind][0](tile, (const char*)a, 8 * steps, b, steps, false, mr, nv);
         }
     });
     const double k = (double)steps * (sizeof(T) == 2 ? 2 : 1);
-    return 2.0 * GEMM_MR * GEMM_NR * k * repeat * thread_count() / best * 1e-9;
+    return 2.0 * mr * nr * k * repeat * thread_count() / best * 1e-9;
 }
 
 template <class T>
@@ -163,8 +165,7 @@ static void bench_quantized(double budget) {
 
 int main(int argc, char** argv) {
     const double budget = argc > 1 ? atof(argv[1]) : 0.02;
-    const char* names[] = {"portable", "AVX2", "AVX-512", "AVX-512 BF16"};
-    printf("back end %s, %d threads\n", names[GEMM_BACKEND], thread_count());
+    printf("%s, %d threads\n", cpu_isa_name(cpu_isa()), thread_count());
     bench_quantized(budget);
     bench<bf16>("bf16", budget);
     bench<float>("float", budget);

@@ -50,8 +50,9 @@ struct CpuIsaChoice {
 inline bool cpu_amx_allowed(std::string& note) {
 #if defined(__x86_64__) && defined(__linux__)
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 22 & 1)) return false;  // AMX-TILE, AMX-BF16
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;                             // OSXSAVE
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 22 & 1))
+        return false;                                                     // AMX-TILE, AMX-BF16
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // OSXSAVE
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     const unsigned tiles = 3u << 17;
@@ -72,9 +73,9 @@ inline CpuIsaChoice cpu_isa_detect() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    best.isa = bf16 ? CpuIsa::avx512_bf16 : avx512 ? CpuIsa::avx512 : avx2 ? CpuIsa::avx2 : CpuIsa::portable;
-    if (bf16 && cpu_amx_allowed(best.note)) best.isa = CpuIsa::amx;
+    const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
+    best.isa = pairs ? CpuIsa::avx512_bf16 : avx512 ? CpuIsa::avx512 : avx2 ? CpuIsa::avx2 : CpuIsa::portable;
+    if (pairs && cpu_amx_allowed(best.note)) best.isa = CpuIsa::amx;
 #endif
     return best;
 }
@@ -86,7 +87,7 @@ inline CpuIsaChoice cpu_isa_choose(const char* asked, CpuIsaChoice best) {
     for (int i = 0; i < 6; i++) {
         if (strcmp(asked, names[i]) != 0) continue;
         const CpuIsa isa = (CpuIsa)i;
-        if (isa == CpuIsa::amx_stand_in ? best.isa < CpuIsa::avx2 : isa > best.isa)
+        if (isa > best.isa && isa != CpuIsa::amx_stand_in)
             fail_usage("TRAIN_QRL_CPU_ISA=%s: this CPU has %s", asked, cpu_isa_name(best.isa));
         return {isa, ""};
     }
@@ -99,3 +100,22 @@ inline CpuIsaChoice& cpu_isa_choice() {
 }
 
 inline CpuIsa cpu_isa() { return cpu_isa_choice().isa; }
+
+// the instructions for all that is not a product of tiles
+inline CpuIsa cpu_isa_vectors() {
+    static const CpuIsa best = cpu_isa_detect().isa;
+    const CpuIsa isa = cpu_isa();
+    if (isa == CpuIsa::amx) return CpuIsa::avx512_bf16;
+    if (isa == CpuIsa::amx_stand_in) return best < CpuIsa::avx512 ? best : CpuIsa::avx512;
+    return isa;
+}
+
+// Are products of bf16 faster than those of fp32? Where there is AMX, and with vdpbf16ps as AMD has it, at twice the rate of
+// fp32's multiply-add; Intel's has half of it.
+inline bool cpu_fast_bf16() {
+#if defined(__x86_64__)
+    return cpu_isa() == CpuIsa::amx || (cpu_isa() == CpuIsa::avx512_bf16 && __builtin_cpu_is("amd"));
+#else
+    return false;
+#endif
+}

@@ -96,6 +96,46 @@ TEST(BadUse, MoreThreadsThanAreOfUse) {
     EXPECT_EQ(r.err.rfind("note: --threads 4096: ", 0), 0u) << r.err;
 }
 
+// One binary, each instruction set that this CPU has: the sampler agrees with the trainer to the bit in each, and they with
+// each other to rounding.
+TEST(InstructionSets, EachTrainsAndAgrees) {
+    std::vector<double> first;
+    for (const char* set : {"portable", "avx2", "avx512", "avx512_bf16", "amx_stand_in"}) {
+        RunSetting setting;
+        setting.instruction_set = set;
+        const Outcome scored = run({"logprobs", "--model", trained, "--prompt", "3+4=?\n#### 7"}, setting);
+        if (scored.status == 2) {  // a lesser CPU
+            EXPECT_NE(scored.err.find(std::string("TRAIN_QRL_CPU_ISA=") + set + ": this CPU has"), std::string::npos)
+                << scored.err;
+            continue;
+        }
+        ASSERT_EQ(scored.status, 0) << scored.err;
+        const std::vector<double> logps = json::parse(scored.out)["logprobs"];
+        if (first.empty()) first = logps;
+        for (size_t i = 0; i < logps.size(); i++) EXPECT_NEAR(logps[i], first[i], bf16_build ? 0.1 : 1e-4) << set;
+        const std::string out = fresh("isa");
+        const Outcome r = run(grpo(out, {"--weights", "int4:g16"}), setting);
+        ASSERT_EQ(r.status, 0) << r.err;
+        const bool capped = !bf16_build && std::string(set) != "portable" && std::string(set) != "avx2";
+        const char* name = capped                        ? ", AVX-512\n"
+                           : !strcmp(set, "portable")    ? ", portable loops\n"
+                           : !strcmp(set, "avx2")        ? ", AVX2\n"
+                           : !strcmp(set, "avx512")      ? ", AVX-512\n"
+                           : !strcmp(set, "avx512_bf16") ? ", AVX-512 BF16\n"
+                                                         : ", AMX, computed in plain loops\n";
+        EXPECT_NE(r.out.find(name), std::string::npos) << set << ": " << r.out.substr(0, 2000);
+        EXPECT_EQ(number(read_lines(out + "/metrics.jsonl")[0], "sampling/sampling_logp_difference/max"), 0.0) << set;
+    }
+}
+
+TEST(InstructionSets, BadNameIsBadUse) {
+    RunSetting setting;
+    setting.instruction_set = "avx1024";
+    const Outcome r = run({"logprobs", "--model", trained, "--prompt", "1"}, setting);
+    EXPECT_EQ(r.status, 2);
+    EXPECT_NE(r.err.find("TRAIN_QRL_CPU_ISA=avx1024: portable, avx2"), std::string::npos) << r.err;
+}
+
 TEST(BadUse, Export) {
     std::string out = fresh("never");
     auto args = [&](const Args& more) {

@@ -125,7 +125,7 @@ static HeadReference head_reference(const HeadCase& c, const HeadInput& in) {
 #if defined(__SANITIZE_ADDRESS__)
 static constexpr double LANES = 1.0;
 #else
-static constexpr double LANES = GEMM_VF;
+static constexpr double LANES = __BIGGEST_ALIGNMENT__ / 4;  // floats of the widest vector
 #endif
 static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / LANES / (1 << 24);
 

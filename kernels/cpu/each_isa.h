@@ -31,14 +31,13 @@
 #define ISA_LIST_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"
 #define ISA_LIST_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
 
-// the one of this CPU; where there is AMX, what is not a product takes the row below it
+// the one of this CPU
 #if defined(__x86_64__)
-#define ISA_CALL(function)                                                     \
-    (cpu_isa() >= CpuIsa::avx512_bf16 && cpu_isa() <= CpuIsa::amx              \
-         ? isa_avx512_bf16::function                                           \
-         : cpu_isa() == CpuIsa::avx512                                         \
-               ? isa_avx512::function                                          \
-               : cpu_isa() == CpuIsa::portable ? isa_portable::function : isa_avx2::function)
+#define ISA_CALL(function)                                                \
+    (cpu_isa_vectors() == CpuIsa::avx512_bf16 ? isa_avx512_bf16::function \
+     : cpu_isa_vectors() == CpuIsa::avx512    ? isa_avx512::function      \
+     : cpu_isa_vectors() == CpuIsa::avx2      ? isa_avx2::function        \
+                                              : isa_portable::function)
 #else
 #define ISA_CALL(function) isa_portable::function
 #endif
