@@ -179,7 +179,11 @@ struct AttentionValues {
                              floatX* scratch) const {
         (void)count, (void)scratch;
         const Rows<const floatX> rows = place[s.place].rows(values);
-        return {rows.row(s.row + at) + (int64_t)kv_head * HD, rows.stride};
+        const floatX* first = rows.row(s.row + at) + (int64_t)kv_head * HD;
+        // The next block: rows lie pages apart, where the hardware does not look ahead
+        for (int j = count; j < std::min(2 * count, s.keys - at); j++)
+            for (int d = 0; d < HD; d += 64 / (int)sizeof(floatX)) __builtin_prefetch(first + j * rows.stride + d, 0, 2);
+        return {first, rows.stride};
     }
 };
 struct AttentionCodes {

@@ -184,21 +184,32 @@ inline void vec_transpose(Vec out[VF], const char* src, int64_t row_bytes, int v
 }
 #endif
 
-// the sum and the largest of all lanes, in halves
+// the sum and the largest of all lanes, in halves; not NaN
+#if ISA >= ISA_AVX2
+#define VEC_FOLD(name, op)                                                                                   \
+    inline float name(__m256 x) {                                                                            \
+        const __m128 four = _mm_##op##_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));           \
+        const __m128 two = _mm_##op##_ps(four, _mm_movehl_ps(four, four));                                   \
+        return _mm_cvtss_f32(_mm_##op##_ps(two, _mm_shuffle_ps(two, two, 1)));                               \
+    }
+VEC_FOLD(vec_sum, add)
+VEC_FOLD(vec_largest, max)
+#undef VEC_FOLD
+#if ISA >= ISA_AVX512
 inline float vec_sum(Vec x) {
-    float lane[VF];
-    vec_store(lane, x);
-    for (int w = VF / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) lane[i] += lane[i + w];
-    return lane[0];
+    return vec_sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xFF, x, 1)));
 }
 inline float vec_largest(Vec x) {
-    float lane[VF];
-    vec_store(lane, x);
-    for (int w = VF / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) lane[i] = lane[i] > lane[i + w] ? lane[i] : lane[i + w];
-    return lane[0];
+    return vec_largest(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xFF, x, 1)));
 }
+#endif
+#else
+inline float vec_sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+inline float vec_largest(Vec x) {
+    const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+    return a > b ? a : b;
+}
+#endif
 
 // exp_v (runtime/math.h) of each lane
 inline Vec vec_exp(Vec x) {
