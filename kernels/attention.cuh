@@ -389,5 +389,5 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
     }
 #endif
     (void)dev;
-    attention_backward_cpu(d, dout, out, lse, q, kv, sequences, shape);
+    attention_backward_tiled(d, dout, out, lse, q, kv, sequences, shape);
 }

@@ -327,3 +327,194 @@ inline void attention_decode_codes_tiled(floatX* out, float* lse, Rows<const flo
     const AttentionForward x = {out, lse, q, range, shape, 1.0f / sqrtf((float)shape.HD)};
     attention_forward_source(x, AttentionCodes{{place0, place1}, kv_levels(place0.quant)});
 }
+
+// ---- backward ----
+
+struct AttentionGradient {
+    AttentionGradients d;
+    const floatX *dout, *out;  // [T, NH*HD]
+    const float* lse;          // [T, NH]
+    const float* D;            // [T, NH] dout.out
+    Rows<const floatX> q;
+    KeyValueRows kv;
+    PackedSequences sequences;
+    AttentionShape shape;
+    float scale;
+};
+
+// What a task makes for a key/value head of the sequences s0 ... s1 - 1, a family: the gradients of the keys k0 ... k1 - 1
+// (of the blocks that start there) and of the queries q0 ... q1 - 1, rows counted from the family's first.
+struct AttentionGradientTask {
+    int s0, s1, kv_head;
+    int64_t k0, k1, q0, q1;
+};
+
+struct AttentionGradientScratch {
+    float *K_t, *V_t, *K;    // of a block of keys: columns, and rows
+    float *Q, *dO, *Q_left, *dO_left;  // of a block of queries: rows, and left operands
+    float *P, *dP;           // [ATTENTION_KEYS, ATTENTION_KEYS] query, key
+    float *dK, *dV;          // [ATTENTION_KEYS, widths.columns]
+    float *dQ;               // [group, q1 - q0, widths.columns]
+    float lse[ATTENTION_KEYS], D[ATTENTION_KEYS];
+    int limits[ATTENTION_KEYS];
+    AttentionGradientScratch(const AttentionWidths& w, int64_t queries) {
+        const int64_t block = (int64_t)ATTENTION_KEYS * std::max(w.columns, ATTENTION_KEYS) + 16;
+        float* p = attention_scratch(ATTENTION_SCRATCH_TASK, (size_t)(11 * block + queries * w.columns));
+        float** all[] = {&K_t, &V_t, &K, &Q, &dO, &Q_left, &dO_left, &P, &dP, &dK, &dV, &dQ};
+        for (int i = 0; i < 12; i++) *all[i] = p + i * block;
+    }
+};
+
+// A block of keys, which are rows row ... row + count - 1 of the batch, and what of dQ starts at query_row
+struct AttentionGradientBlock {
+    Rows<const float> K;
+    int64_t row, query_row, queries;
+    int count;
+};
+
+// Queries t ... t + n - 1 of head h and a block of keys; row i sees the first m.limits[i] of it
+inline void attention_gradient_queries(const AttentionGradient& x, const AttentionWidths& w,
+                                       AttentionGradientScratch& m, const AttentionGradientBlock& keys, int64_t t,
+                                       int n, int h, bool want_keys, bool want_queries) {
+    const AttentionLoops& f = w.loops;
+    const int NH = x.shape.NH, HD = w.HD, group = x.shape.group();
+    const Rows<const floatX> q = {x.q.row(t) + (int64_t)h * HD, x.q.stride};
+    const Rows<const floatX> dout = {x.dout + (t * NH + h) * HD, (int64_t)NH * HD};
+    const Rows<const float> Q = w.widened(m.Q, q, n), dO = w.widened(m.dO, dout, n);
+    Rows<const float> Q_left = Q, dO_left = dO;
+    if (f.pairs) {
+        f.left(m.Q_left, q.p, q.stride, n, HD, w.left), f.left(m.dO_left, dout.p, dout.stride, n, HD, w.left);
+        Q_left = {m.Q_left, w.left}, dO_left = {m.dO_left, w.left};
+    }
+    int seen = 0;  // keys of the block that any of them sees
+    for (int i = 0; i < n; i++) {
+        m.lse[i] = x.lse[(t + i) * NH + h], m.D[i] = x.D[(t + i) * NH + h];
+        seen = std::max(seen, m.limits[i]);
+    }
+    const int64_t KEYS = ATTENTION_KEYS;
+    f.scores({m.P, KEYS, Q_left.p, Q_left.stride, 1, m.K_t, KEYS, w.steps, false}, n, m.limits);
+    f.scores({m.dP, KEYS, dO_left.p, dO_left.stride, 1, m.V_t, KEYS, w.steps, false}, n, m.limits);
+    f.softmax_gradient(m.P, m.dP, n, m.limits, m.lse, m.D, x.scale);
+    if (want_keys) {
+        f.gradient({m.dV, w.columns, m.P, 1, KEYS, dO.p, dO.stride, n, true}, seen, w.columns, m.limits);
+        f.gradient({m.dK, w.columns, m.dP, 1, KEYS, Q.p, Q.stride, n, true}, seen, w.columns, m.limits);
+    }
+    float* dQ = m.dQ + ((h % group) * keys.queries + t - keys.query_row) * w.columns;
+    if (want_queries)
+        f.values({dQ, w.columns, m.dP, KEYS, 1, keys.K.p, keys.K.stride, 0, true}, n, w.columns, m.limits);
+}
+
+// All queries of the task that see the block of keys: of sequence s from row `own` on, which is the block's first, and of
+// the sequences that go on from it
+inline void attention_gradient_keys(const AttentionGradient& x, const AttentionWidths& w, AttentionGradientScratch& m,
+                                    const AttentionGradientTask& task, const AttentionGradientBlock& keys, int s,
+                                    bool want_keys, bool want_queries) {
+    const PackedSequences& all = x.sequences;
+    const int group = x.shape.group();
+    const int64_t base = all.starts[task.s0];
+    for (int h = task.kv_head * group; h < (task.kv_head + 1) * group; h++)
+        for (int child = s; child < (s == task.s0 ? task.s1 : s + 1); child++) {
+            const int64_t start = child == s ? keys.row : all.starts[child], end = all.starts[child + 1];
+            const int64_t from = std::max(start, base + task.q0), to = std::min(end, base + task.q1);
+            for (int64_t t = from; t < to; t += ATTENTION_KEYS) {
+                const int n = (int)std::min<int64_t>(ATTENTION_KEYS, to - t);
+                int64_t limit = keys.count;
+                if (child != s) limit = std::min(limit, all.prefix_start[child] + all.prefix[child] - keys.row);
+                if (limit <= 0) break;
+                for (int i = 0; i < n; i++)
+                    m.limits[i] = (int)(child == s ? std::min<int64_t>(limit, t + i - keys.row + 1) : limit);
+                attention_gradient_queries(x, w, m, keys, t, n, h, want_keys, want_queries);
+            }
+        }
+}
+
+inline void attention_gradient_task(const AttentionGradient& x, const AttentionWidths& w,
+                                    const AttentionGradientTask& task) {
+    const PackedSequences& all = x.sequences;
+    const int HD = w.HD, group = x.shape.group();
+    const int64_t base = all.starts[task.s0], head = (int64_t)task.kv_head * HD, rows = task.q1 - task.q0;
+    const bool want_keys = task.k1 > task.k0, want_queries = rows > 0;
+    const int64_t queries = want_queries ? rows : all.starts[task.s1] - base;
+    AttentionGradientScratch m(w, want_queries ? rows * group : 0);
+    memset(m.dQ, 0, (size_t)(rows * group * w.columns) * sizeof(float));
+    AttentionGradientTask range = task;
+    if (!want_queries) range.q0 = 0, range.q1 = queries;
+    for (int s = task.s0; s < task.s1; s++)
+        for (int64_t row = all.starts[s]; row < all.starts[s + 1]; row += ATTENTION_KEYS) {
+            const int64_t last = all.starts[s == task.s0 ? task.s1 : s + 1];  // behind the queries that see the block
+            if (want_keys && (row - base < task.k0 || row - base >= task.k1)) continue;
+            if (base + range.q1 <= row || base + range.q0 >= last) continue;
+            const int count = (int)std::min<int64_t>(ATTENTION_KEYS, all.starts[s + 1] - row);
+            const Rows<const floatX> k = {x.kv.rows(false).row(row) + head, x.kv.k_stride};
+            const Rows<const floatX> v = {x.kv.rows(true).row(row) + head, x.kv.v_stride};
+            w.loops.transpose(m.K_t, k.p, k.stride, count, HD);
+            w.loops.transpose(m.V_t, v.p, v.stride, count, HD);
+            const AttentionGradientBlock keys = {w.widened(m.K, k, count), row, base + range.q0, queries, count};
+            for (float* sum : {m.dK, m.dV})
+                if (want_keys) memset(sum, 0, (size_t)(count * w.columns) * sizeof(float));
+            attention_gradient_keys(x, w, m, range, keys, s, want_keys, want_queries);
+            for (int j = 0; want_keys && j < count; j++) {
+                w.loops.store(x.d.dk.row(row + j) + head, m.dK + j * w.columns, HD, 1.0f);
+                w.loops.store(x.d.dv.row(row + j) + head, m.dV + j * w.columns, HD, 1.0f);
+            }
+        }
+    for (int64_t i = 0; i < rows * group; i++)
+        w.loops.store(x.d.dq.row(base + task.q0 + i % rows) + (int64_t)(task.kv_head * group + i / rows) * HD,
+                      m.dQ + i * w.columns, HD, 1.0f);
+}
+
+// The tasks: each family's key/value heads, most work first; the last ones cut into pieces, so that every thread has some
+inline void attention_gradient_tasks(std::vector<AttentionGradientTask>& tasks, const PackedSequences& all, int NKV,
+                                     int threads) {
+    tasks.clear();
+    for (int s = 0; s < all.count;) {
+        const int end = attention_family_end(all.prefix, all.count, s);
+        const int64_t n = all.starts[end] - all.starts[s];
+        for (int kv_head = 0; kv_head < NKV; kv_head++) tasks.push_back({s, end, kv_head, 0, n, 0, n});
+        s = end;
+    }
+    std::stable_sort(tasks.begin(), tasks.end(), [](const AttentionGradientTask& a, const AttentionGradientTask& b) {
+        return a.k1 > b.k1;
+    });
+    const int64_t count = (int64_t)tasks.size();
+    if (threads == 1 || count >= threads * ATTENTION_TASKS_PER_THREAD) return;
+    const std::vector<AttentionGradientTask> left_over(tasks.begin() + count / threads * threads, tasks.end());
+    tasks.resize((size_t)(count - (int64_t)left_over.size()));
+    for (const AttentionGradientTask& t : left_over) {
+        const int64_t n = t.k1, piece = CEIL_DIV(n, 4 * threads * ATTENTION_KEYS) * ATTENTION_KEYS;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int64_t end = std::min(n, at + piece);
+            tasks.push_back({t.s0, t.s1, t.kv_head, at, end, 0, 0});
+            tasks.push_back({t.s0, t.s1, t.kv_head, 0, 0, at, end});
+        }
+    }
+}
+
+inline void attention_backward_tiled(AttentionGradients d,
+                                     const floatX* dout,    // [T, NH*HD]
+                                     const floatX* out,     // [T, NH*HD]
+                                     const float* lse,      // [T, NH]
+                                     Rows<const floatX> q,  // [T, NH*HD]
+                                     KeyValueRows kv, PackedSequences sequences, AttentionShape shape) {
+    const int NH = shape.NH, HD = shape.HD;
+    const int64_t rows = shape.T * NH;
+    const AttentionWidths widths(attention_loops_of_cpu(), HD);
+    float* D = attention_scratch(ATTENTION_SCRATCH_CALL, (size_t)rows);
+    const AttentionGradient x = {d, dout, out, lse, D, q, kv, sequences, shape, 1.0f / sqrtf((float)HD)};
+    double pairs = 0;
+    for (int s = 0; s < sequences.count; s++) {
+        const double n = sequences.starts[s + 1] - sequences.starts[s];
+        pairs += n * (n + 1) / 2 + (sequences.prefix ? n * sequences.prefix[s] : 0);
+    }
+    const int threads = attention_threads(5 * pairs * NH * HD);
+    static thread_local std::vector<AttentionGradientTask> task_list;
+    std::vector<AttentionGradientTask>& tasks = task_list;
+    attention_gradient_tasks(tasks, sequences, shape.NKV, threads);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows; i++) D[i] = widths.loops.dot(dout + i * HD, out + i * HD, HD);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < tasks.size(); i++) attention_gradient_task(x, widths, tasks[i]);
+    }
+}
