@@ -32,10 +32,11 @@
 #include "../kv_quant.cuh"
 #include "gemm.h"
 
-static constexpr int ATTENTION_KEYS = 64;                  // keys in a block, and queries in a block of the backward
-static constexpr int64_t ATTENTION_SCORES = 128 * 1024;    // most scores of a tile, if it has rows to spare: half of the L2
-static constexpr int64_t ATTENTION_TILE_ROWS = 192;        // most rows times heads of a tile
-static constexpr int64_t ATTENTION_TASKS_PER_THREAD = 4;   // at least, of long and short rows
+static constexpr int ATTENTION_KEYS = 64;  // keys in a block, and queries in a block of the backward
+static constexpr int64_t ATTENTION_SCORES =
+    128 * 1024;                                      // most scores of a tile, if it has rows to spare: half of the L2
+static constexpr int64_t ATTENTION_TILE_ROWS = 192;  // most rows times heads of a tile
+static constexpr int64_t ATTENTION_TASKS_PER_THREAD = 4;  // at least, of long and short rows
 // c [rows,columns] (+)= sum over steps of a(row, step) b(step, column)
 struct AttentionProduct {
     float* c;
@@ -83,7 +84,10 @@ struct AttentionWidths {
     int HD, steps;      // steps of q.k
     int columns, left;  // floats of a row of values, and of a left operand of q.k
     AttentionWidths(const AttentionLoops& f, int HD_)
-        : loops(f), HD(HD_), steps(f.pairs ? (HD_ + 1) / 2 : HD_), columns(CEIL_DIV(HD_, f.VF) * f.VF),
+        : loops(f),
+          HD(HD_),
+          steps(f.pairs ? (HD_ + 1) / 2 : HD_),
+          columns(CEIL_DIV(HD_, f.VF) * f.VF),
           left(f.pairs ? (HD_ + 1) / 2 : columns) {}
     // rows as floats: where they stand, if that is what they are, else at dst
     Rows<const float> widened(float* dst, Rows<const floatX> rows, int count) const {
@@ -182,7 +186,8 @@ struct AttentionValues {
         const floatX* first = rows.row(s.row + at) + (int64_t)kv_head * HD;
         // The next block: rows lie pages apart, where the hardware does not look ahead
         for (int j = count; j < std::min(2 * count, s.keys - at); j++)
-            for (int d = 0; d < HD; d += 64 / (int)sizeof(floatX)) __builtin_prefetch(first + j * rows.stride + d, 0, 2);
+            for (int d = 0; d < HD; d += 64 / (int)sizeof(floatX))
+                __builtin_prefetch(first + j * rows.stride + d, 0, 2);
         return {first, rows.stride};
     }
 };
@@ -247,21 +252,22 @@ void attention_forward_blocks(const AttentionForward& x, const Source& source, c
             const int count = std::min(ATTENTION_KEYS, s.keys - at);
             const int64_t first = (s.t0 - t0) * group;
             const int rows = (int)(s.t1 - s.t0) * group;
-            for (int i = 0; i < rows; i++) {
-                const KeyRange& r = x.range[s.t0 + i / group];
-                m.limits[i] = std::max(0, std::min(count, (s.place ? r.n1 : r.n0) - at));
+            for (int64_t t = s.t0; t < s.t1; t++) {
+                const int n = s.place ? x.range[t].n1 : x.range[t].n0;
+                std::fill_n(m.limits + (t - s.t0) * group, group, std::max(0, std::min(count, n - at)));
             }
             const Rows<const floatX> from = source.block(s, values, at, count, kv_head, w.HD, m.values);
             float* scores = m.scores + first * m.scores_stride + s.first_key + at;
             if (values) {
                 const Rows<const float> v = w.widened(m.widened, from, count);
-                w.loops.values({m.acc + first * w.columns, w.columns, scores, m.scores_stride, 1, v.p, v.stride, 0, true},
-                               rows, w.columns, m.limits);
+                w.loops.values(
+                    {m.acc + first * w.columns, w.columns, scores, m.scores_stride, 1, v.p, v.stride, 0, true}, rows,
+                    w.columns, m.limits);
             } else {
                 w.loops.transpose(m.block, from.p, from.stride, count, w.HD);
-                w.loops.scores({scores, m.scores_stride, m.q + first * w.left, w.left, 1, m.block, ATTENTION_KEYS,
-                                w.steps, false},
-                               rows, m.limits);
+                w.loops.scores(
+                    {scores, m.scores_stride, m.q + first * w.left, w.left, 1, m.block, ATTENTION_KEYS, w.steps, false},
+                    rows, m.limits);
             }
         }
 }
@@ -300,16 +306,14 @@ void attention_forward_source(const AttentionForward& x, const Source& source) {
     for (int64_t t = 0; t < x.shape.T; t++) keys += x.range[t].n0 + x.range[t].n1;
     const int threads = attention_threads(keys * x.shape.NH * x.shape.HD * 2);
     int64_t most_rows = std::max<int64_t>(1, ATTENTION_TILE_ROWS / group);
-    if (threads > 1)
-        most_rows = std::min(most_rows, CEIL_DIV(x.shape.T * NKV, threads * ATTENTION_TASKS_PER_THREAD));
+    if (threads > 1) most_rows = std::min(most_rows, CEIL_DIV(x.shape.T * NKV, threads * ATTENTION_TASKS_PER_THREAD));
     static thread_local std::vector<AttentionTile> tile_list;
     std::vector<AttentionTile>& tiles = tile_list;
     attention_tiles(tiles, x.range, x.shape.T, group, most_rows);
     const int64_t tasks = (int64_t)tiles.size() * NKV;
     // from the back: the late rows of a long sequence are the most work
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = tasks - 1; i >= 0; i--)
-        attention_forward_tile(x, source, widths, tiles[i / NKV], (int)(i % NKV));
+    for (int64_t i = tasks - 1; i >= 0; i--) attention_forward_tile(x, source, widths, tiles[i / NKV], (int)(i % NKV));
 }
 
 inline void attention_forward_tiled(floatX* out,           // [T, NH*HD]
@@ -350,11 +354,11 @@ struct AttentionGradientTask {
 };
 
 struct AttentionGradientScratch {
-    float *K_t, *V_t, *K;    // of a block of keys: columns, and rows
+    float *K_t, *V_t, *K;              // of a block of keys: columns, and rows
     float *Q, *dO, *Q_left, *dO_left;  // of a block of queries: rows, and left operands
-    float *P, *dP;           // [ATTENTION_KEYS, ATTENTION_KEYS] query, key
-    float *dK, *dV;          // [ATTENTION_KEYS, widths.columns]
-    float *dQ;               // [group, q1 - q0, widths.columns]
+    float *P, *dP;                     // [ATTENTION_KEYS, ATTENTION_KEYS] query, key
+    float *dK, *dV;                    // [ATTENTION_KEYS, widths.columns]
+    float* dQ;                         // [group, q1 - q0, widths.columns]
     float lse[ATTENTION_KEYS], D[ATTENTION_KEYS];
     int limits[ATTENTION_KEYS];
     AttentionGradientScratch(const AttentionWidths& w, int64_t queries) {
@@ -473,9 +477,8 @@ inline void attention_gradient_tasks(std::vector<AttentionGradientTask>& tasks, 
         for (int kv_head = 0; kv_head < NKV; kv_head++) tasks.push_back({s, end, kv_head, 0, n, 0, n});
         s = end;
     }
-    std::stable_sort(tasks.begin(), tasks.end(), [](const AttentionGradientTask& a, const AttentionGradientTask& b) {
-        return a.k1 > b.k1;
-    });
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [](const AttentionGradientTask& a, const AttentionGradientTask& b) { return a.k1 > b.k1; });
     const int64_t count = (int64_t)tasks.size();
     if (threads == 1 || count >= threads * ATTENTION_TASKS_PER_THREAD) return;
     const std::vector<AttentionGradientTask> left_over(tasks.begin() + count / threads * threads, tasks.end());

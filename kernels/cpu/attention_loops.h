@@ -157,8 +157,7 @@ inline void attention_transpose(float* dst, const floatX* src, int64_t stride, i
 inline void attention_widen(float* dst, const floatX* src, int64_t stride, int count, int HD, int columns) {
     for (int j = 0; j < count; j++)
         for (int d = 0; d < columns; d += VF)
-            vec_store(dst + (int64_t)j * columns + d,
-                      vec_load_n(src + j * stride + d, HD - d < VF ? HD - d : VF));
+            vec_store(dst + (int64_t)j * columns + d, vec_load_n(src + j * stride + d, HD - d < VF ? HD - d : VF));
 }
 
 // Rows [count,HD] as the left operand of attention_scores: dst[count][columns]

@@ -186,22 +186,22 @@ inline void vec_transpose(Vec out[VF], const char* src, int64_t row_bytes, int v
 
 // the sum and the largest of all lanes, in halves; not NaN
 #if ISA >= ISA_AVX2
-#define VEC_FOLD(name, op)                                                                                   \
-    inline float name(__m256 x) {                                                                            \
-        const __m128 four = _mm_##op##_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));           \
-        const __m128 two = _mm_##op##_ps(four, _mm_movehl_ps(four, four));                                   \
-        return _mm_cvtss_f32(_mm_##op##_ps(two, _mm_shuffle_ps(two, two, 1)));                               \
+#define VEC_FOLD(name, op)                                                                         \
+    inline float name(__m256 x) {                                                                  \
+        const __m128 four = _mm_##op##_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); \
+        const __m128 two = _mm_##op##_ps(four, _mm_movehl_ps(four, four));                         \
+        return _mm_cvtss_f32(_mm_##op##_ps(two, _mm_shuffle_ps(two, two, 1)));                     \
     }
 VEC_FOLD(vec_sum, add)
 VEC_FOLD(vec_largest, max)
 #undef VEC_FOLD
 #if ISA >= ISA_AVX512
-inline float vec_sum(Vec x) {
-    return vec_sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xFF, x, 1)));
+template <int HALF>
+__m256 vec_half(Vec x) {
+    return _mm512_maskz_extractf32x8_ps(0xFF, x, HALF);
 }
-inline float vec_largest(Vec x) {
-    return vec_largest(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xFF, x, 1)));
-}
+inline float vec_sum(Vec x) { return vec_sum(_mm256_add_ps(vec_half<0>(x), vec_half<1>(x))); }
+inline float vec_largest(Vec x) { return vec_largest(_mm256_max_ps(vec_half<0>(x), vec_half<1>(x))); }
 #endif
 #else
 inline float vec_sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
