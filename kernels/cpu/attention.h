@@ -32,7 +32,7 @@
 #include "../kv_quant.cuh"
 #include "gemm.h"
 
-static constexpr int ATTENTION_KEYS = 64;  // keys in a block, and queries in a block of the backward
+static constexpr int ATTENTION_CPU_BLOCK = 64;  // keys in a block, and queries in a block of the backward
 static constexpr int64_t ATTENTION_SCORES =
     128 * 1024;                                      // most scores of a tile, if it has rows to spare: half of the L2
 static constexpr int64_t ATTENTION_TILE_ROWS = 192;  // most rows times heads of a tile
@@ -51,7 +51,7 @@ struct AttentionProduct {
 
 // attention_loops.h
 struct AttentionLoops {
-    int VF;
+    int lanes;   // floats of a vector
     bool pairs;  // q.k and dout.v are products of pairs of bf16
     void (*scores)(const AttentionProduct& p, int rows, const int* columns);
     void (*values)(const AttentionProduct& p, int rows, int columns, const int* until);
@@ -87,7 +87,7 @@ struct AttentionWidths {
         : loops(f),
           HD(HD_),
           steps(f.pairs ? (HD_ + 1) / 2 : HD_),
-          columns(CEIL_DIV(HD_, f.VF) * f.VF),
+          columns(CEIL_DIV(HD_, f.lanes) * f.lanes),
           left(f.pairs ? (HD_ + 1) / 2 : columns) {}
     // rows as floats: where they stand, if that is what they are, else at dst
     Rows<const float> widened(float* dst, Rows<const floatX> rows, int count) const {
@@ -129,7 +129,7 @@ struct AttentionSegment {
 };
 
 // floats from one row of scores to the next: room for a block beyond, and no multiple of 4 KB
-inline int64_t attention_scores_stride(int keys) { return CEIL_DIV(keys, 64) * 64 + ATTENTION_KEYS + 16; }
+inline int64_t attention_scores_stride(int keys) { return CEIL_DIV(keys, 64) * 64 + ATTENTION_CPU_BLOCK + 16; }
 
 // do two rows have keys in common?
 inline bool attention_same_keys(const KeyRange& a, const KeyRange& b) {
@@ -229,9 +229,9 @@ struct AttentionForwardScratch {
         const int64_t sizes[] = {rows * w.left,
                                  rows * scores_stride,
                                  rows * w.columns,
-                                 (int64_t)ATTENTION_KEYS * w.columns,
-                                 (int64_t)ATTENTION_KEYS * w.columns,
-                                 (int64_t)ATTENTION_KEYS * w.HD,
+                                 (int64_t)ATTENTION_CPU_BLOCK * w.columns,
+                                 (int64_t)ATTENTION_CPU_BLOCK * w.columns,
+                                 (int64_t)ATTENTION_CPU_BLOCK * w.HD,
                                  rows};
         int64_t at[8] = {0};
         for (int i = 0; i < 7; i++) at[i + 1] = at[i] + CEIL_DIV(sizes[i], 16) * 16;
@@ -248,8 +248,8 @@ void attention_forward_blocks(const AttentionForward& x, const Source& source, c
                               int64_t t0, int kv_head, bool values) {
     const int group = x.shape.group();
     for (const AttentionSegment& s : segments)
-        for (int at = 0; at < s.keys; at += ATTENTION_KEYS) {
-            const int count = std::min(ATTENTION_KEYS, s.keys - at);
+        for (int at = 0; at < s.keys; at += ATTENTION_CPU_BLOCK) {
+            const int count = std::min(ATTENTION_CPU_BLOCK, s.keys - at);
             const int64_t first = (s.t0 - t0) * group;
             const int rows = (int)(s.t1 - s.t0) * group;
             for (int64_t t = s.t0; t < s.t1; t++) {
@@ -265,9 +265,9 @@ void attention_forward_blocks(const AttentionForward& x, const Source& source, c
                     w.columns, m.limits);
             } else {
                 w.loops.transpose(m.block, from.p, from.stride, count, w.HD);
-                w.loops.scores(
-                    {scores, m.scores_stride, m.q + first * w.left, w.left, 1, m.block, ATTENTION_KEYS, w.steps, false},
-                    rows, m.limits);
+                w.loops.scores({scores, m.scores_stride, m.q + first * w.left, w.left, 1, m.block, ATTENTION_CPU_BLOCK,
+                                w.steps, false},
+                               rows, m.limits);
             }
         }
 }
@@ -310,10 +310,10 @@ void attention_forward_source(const AttentionForward& x, const Source& source) {
     static thread_local std::vector<AttentionTile> tile_list;
     std::vector<AttentionTile>& tiles = tile_list;
     attention_tiles(tiles, x.range, x.shape.T, group, most_rows);
-    const int64_t tasks = (int64_t)tiles.size() * NKV;
+    const int64_t count = (int64_t)tiles.size() * NKV;
     // from the back: the late rows of a long sequence are the most work
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = tasks - 1; i >= 0; i--) attention_forward_tile(x, source, widths, tiles[i / NKV], (int)(i % NKV));
+    for (int64_t i = count - 1; i >= 0; i--) attention_forward_tile(x, source, widths, tiles[i / NKV], (int)(i % NKV));
 }
 
 inline void attention_forward_tiled(floatX* out,           // [T, NH*HD]
@@ -356,13 +356,13 @@ struct AttentionGradientTask {
 struct AttentionGradientScratch {
     float *K_t, *V_t, *K;              // of a block of keys: columns, and rows
     float *Q, *dO, *Q_left, *dO_left;  // of a block of queries: rows, and left operands
-    float *P, *dP;                     // [ATTENTION_KEYS, ATTENTION_KEYS] query, key
-    float *dK, *dV;                    // [ATTENTION_KEYS, widths.columns]
+    float *P, *dP;                     // [ATTENTION_CPU_BLOCK, ATTENTION_CPU_BLOCK] query, key
+    float *dK, *dV;                    // [ATTENTION_CPU_BLOCK, widths.columns]
     float* dQ;                         // [group, q1 - q0, widths.columns]
-    float lse[ATTENTION_KEYS], D[ATTENTION_KEYS];
-    int limits[ATTENTION_KEYS];
+    float lse[ATTENTION_CPU_BLOCK], D[ATTENTION_CPU_BLOCK];
+    int limits[ATTENTION_CPU_BLOCK];
     AttentionGradientScratch(const AttentionWidths& w, int64_t queries) {
-        const int64_t block = (int64_t)ATTENTION_KEYS * std::max(w.columns, ATTENTION_KEYS) + 16;
+        const int64_t block = (int64_t)ATTENTION_CPU_BLOCK * std::max(w.columns, ATTENTION_CPU_BLOCK) + 16;
         float* p = attention_scratch(ATTENTION_SCRATCH_TASK, (size_t)(11 * block + queries * w.columns));
         float** all[] = {&K_t, &V_t, &K, &Q, &dO, &Q_left, &dO_left, &P, &dP, &dK, &dV, &dQ};
         for (int i = 0; i < 12; i++) *all[i] = p + i * block;
@@ -395,7 +395,7 @@ inline void attention_gradient_queries(const AttentionGradient& x, const Attenti
         m.lse[i] = x.lse[(t + i) * NH + h], m.D[i] = x.D[(t + i) * NH + h];
         seen = std::max(seen, m.limits[i]);
     }
-    const int64_t KEYS = ATTENTION_KEYS;
+    const int64_t KEYS = ATTENTION_CPU_BLOCK;
     f.scores({m.P, KEYS, Q_left.p, Q_left.stride, 1, m.K_t, KEYS, w.steps, false}, n, m.limits);
     f.scores({m.dP, KEYS, dO_left.p, dO_left.stride, 1, m.V_t, KEYS, w.steps, false}, n, m.limits);
     f.softmax_gradient(m.P, m.dP, n, m.limits, m.lse, m.D, x.scale);
@@ -420,8 +420,8 @@ inline void attention_gradient_keys(const AttentionGradient& x, const AttentionW
         for (int child = s; child < (s == task.s0 ? task.s1 : s + 1); child++) {
             const int64_t start = child == s ? keys.row : all.starts[child], end = all.starts[child + 1];
             const int64_t from = std::max(start, base + task.q0), to = std::min(end, base + task.q1);
-            for (int64_t t = from; t < to; t += ATTENTION_KEYS) {
-                const int n = (int)std::min<int64_t>(ATTENTION_KEYS, to - t);
+            for (int64_t t = from; t < to; t += ATTENTION_CPU_BLOCK) {
+                const int n = (int)std::min<int64_t>(ATTENTION_CPU_BLOCK, to - t);
                 int64_t limit = keys.count;
                 if (child != s) limit = std::min(limit, all.prefix_start[child] + all.prefix[child] - keys.row);
                 if (limit <= 0) break;
@@ -444,11 +444,11 @@ inline void attention_gradient_task(const AttentionGradient& x, const AttentionW
     AttentionGradientTask range = task;
     if (!want_queries) range.q0 = 0, range.q1 = queries;
     for (int s = task.s0; s < task.s1; s++)
-        for (int64_t row = all.starts[s]; row < all.starts[s + 1]; row += ATTENTION_KEYS) {
+        for (int64_t row = all.starts[s]; row < all.starts[s + 1]; row += ATTENTION_CPU_BLOCK) {
             const int64_t last = all.starts[s == task.s0 ? task.s1 : s + 1];  // behind the queries that see the block
             if (want_keys && (row - base < task.k0 || row - base >= task.k1)) continue;
             if (base + range.q1 <= row || base + range.q0 >= last) continue;
-            const int count = (int)std::min<int64_t>(ATTENTION_KEYS, all.starts[s + 1] - row);
+            const int count = (int)std::min<int64_t>(ATTENTION_CPU_BLOCK, all.starts[s + 1] - row);
             const Rows<const floatX> k = {x.kv.rows(false).row(row) + head, x.kv.k_stride};
             const Rows<const floatX> v = {x.kv.rows(true).row(row) + head, x.kv.v_stride};
             w.loops.transpose(m.K_t, k.p, k.stride, count, HD);
@@ -468,27 +468,27 @@ inline void attention_gradient_task(const AttentionGradient& x, const AttentionW
 }
 
 // The tasks: each family's key/value heads, most work first; the last ones cut into pieces, so that every thread has some
-inline void attention_gradient_tasks(std::vector<AttentionGradientTask>& tasks, const PackedSequences& all, int NKV,
+inline void attention_gradient_tasks(std::vector<AttentionGradientTask>& list, const PackedSequences& all, int NKV,
                                      int threads) {
-    tasks.clear();
+    list.clear();
     for (int s = 0; s < all.count;) {
         const int end = attention_family_end(all.prefix, all.count, s);
         const int64_t n = all.starts[end] - all.starts[s];
-        for (int kv_head = 0; kv_head < NKV; kv_head++) tasks.push_back({s, end, kv_head, 0, n, 0, n});
+        for (int kv_head = 0; kv_head < NKV; kv_head++) list.push_back({s, end, kv_head, 0, n, 0, n});
         s = end;
     }
-    std::stable_sort(tasks.begin(), tasks.end(),
+    std::stable_sort(list.begin(), list.end(),
                      [](const AttentionGradientTask& a, const AttentionGradientTask& b) { return a.k1 > b.k1; });
-    const int64_t count = (int64_t)tasks.size();
+    const int64_t count = (int64_t)list.size();
     if (threads == 1 || count >= threads * ATTENTION_TASKS_PER_THREAD) return;
-    const std::vector<AttentionGradientTask> left_over(tasks.begin() + count / threads * threads, tasks.end());
-    tasks.resize((size_t)(count - (int64_t)left_over.size()));
+    const std::vector<AttentionGradientTask> left_over(list.begin() + count / threads * threads, list.end());
+    list.resize((size_t)(count - (int64_t)left_over.size()));
     for (const AttentionGradientTask& t : left_over) {
-        const int64_t n = t.k1, piece = CEIL_DIV(n, 4 * threads * ATTENTION_KEYS) * ATTENTION_KEYS;
+        const int64_t n = t.k1, piece = CEIL_DIV(n, 4 * threads * ATTENTION_CPU_BLOCK) * ATTENTION_CPU_BLOCK;
         for (int64_t at = 0; at < n; at += piece) {
             const int64_t end = std::min(n, at + piece);
-            tasks.push_back({t.s0, t.s1, t.kv_head, at, end, 0, 0});
-            tasks.push_back({t.s0, t.s1, t.kv_head, 0, 0, at, end});
+            list.push_back({t.s0, t.s1, t.kv_head, at, end, 0, 0});
+            list.push_back({t.s0, t.s1, t.kv_head, 0, 0, at, end});
         }
     }
 }
@@ -511,13 +511,13 @@ inline void attention_backward_tiled(AttentionGradients d,
     }
     const int threads = attention_threads(5 * pairs * NH * HD);
     static thread_local std::vector<AttentionGradientTask> task_list;
-    std::vector<AttentionGradientTask>& tasks = task_list;
-    attention_gradient_tasks(tasks, sequences, shape.NKV, threads);
+    std::vector<AttentionGradientTask>& list = task_list;
+    attention_gradient_tasks(list, sequences, shape.NKV, threads);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) D[i] = widths.loops.dot(dout + i * HD, out + i * HD, HD);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < tasks.size(); i++) attention_gradient_task(x, widths, tasks[i]);
+        for (size_t i = 0; i < list.size(); i++) attention_gradient_task(x, widths, list[i]);
     }
 }

@@ -72,10 +72,10 @@ AttentionMicro attention_pick_micro(int rows, int vectors) {
 inline int attention_tile_row(int tile, int tiles, int rows) { return rows * tile / tiles; }
 
 // Scores, or dout.v: c [rows, keys] = a b; row i needs its first columns[i], the others are not read by anyone
-inline void attention_scores(const AttentionProduct& all, int rows, const int* columns) {
+inline void attention_scores_tiled(const AttentionProduct& all, int rows, const int* columns) {
     constexpr int WIDTH = ATTENTION_NV * VF;
     const int tiles = (rows + ATTENTION_MR - 1) / ATTENTION_MR;
-    for (int j = 0; j < ATTENTION_KEYS; j += WIDTH)
+    for (int j = 0; j < ATTENTION_CPU_BLOCK; j += WIDTH)
         for (int tile = 0; tile < tiles; tile++) {
             const int i0 = attention_tile_row(tile, tiles, rows), i1 = attention_tile_row(tile + 1, tiles, rows);
             int most = 0;
@@ -89,7 +89,7 @@ inline void attention_scores(const AttentionProduct& all, int rows, const int* c
 }
 
 // c [rows, columns] += a b; row i takes its first until[i] steps. columns: a multiple of VF
-inline void attention_values(const AttentionProduct& all, int rows, int columns, const int* until) {
+inline void attention_values_tiled(const AttentionProduct& all, int rows, int columns, const int* until) {
     constexpr int WIDTH = ATTENTION_NV * VF;
     const int tiles = (rows + ATTENTION_MR - 1) / ATTENTION_MR;
     for (int j = 0; j < columns; j += WIDTH)
@@ -104,7 +104,7 @@ inline void attention_values(const AttentionProduct& all, int rows, int columns,
 
 // The same for rows of c that begin late: step s is of use to the rows below limits[s], which do not fall with s; the a
 // of other rows is zero
-inline void attention_gradient(const AttentionProduct& all, int rows, int columns, const int* limits) {
+inline void attention_gradient_tiled(const AttentionProduct& all, int rows, int columns, const int* limits) {
     constexpr int WIDTH = ATTENTION_NV * VF;
     const int tiles = (rows + ATTENTION_MR - 1) / ATTENTION_MR;
     for (int j = 0; j < columns; j += WIDTH) {
@@ -121,7 +121,7 @@ inline void attention_gradient(const AttentionProduct& all, int rows, int column
     }
 }
 
-// Rows [count,HD] -> columns: dst[step][ATTENTION_KEYS], zero beyond count up to a whole vector. A step is a number, or
+// Rows [count,HD] -> columns: dst[step][ATTENTION_CPU_BLOCK], zero beyond count up to a whole vector. A step is a number, or
 // where the products are of pairs two bf16, an odd last one with a zero.
 inline void attention_transpose(float* dst, const floatX* src, int64_t stride, int count, int HD) {
     constexpr bool HALF = sizeof(floatX) == 2, SPLIT = HALF && !ATTENTION_PAIRS;
@@ -134,16 +134,16 @@ inline void attention_transpose(float* dst, const floatX* src, int64_t stride, i
             vec_transpose(out, rows + s0 * 4, stride * (int64_t)sizeof(floatX), count - j, n);
             for (int s = 0; s < n; s++) {
                 if (SPLIT) {
-                    float* to = dst + (int64_t)(s0 + s) * 2 * ATTENTION_KEYS + j;
+                    float* to = dst + (int64_t)(s0 + s) * 2 * ATTENTION_CPU_BLOCK + j;
                     vec_store(to, vec_even(out[s]));
-                    vec_store(to + ATTENTION_KEYS, vec_odd(out[s]));
+                    vec_store(to + ATTENTION_CPU_BLOCK, vec_odd(out[s]));
                 } else {
-                    vec_store(dst + (int64_t)(s0 + s) * ATTENTION_KEYS + j, out[s]);
+                    vec_store(dst + (int64_t)(s0 + s) * ATTENTION_CPU_BLOCK + j, out[s]);
                 }
             }
         }
         if (!HALF || HD % 2 == 0) continue;
-        float* to = dst + (int64_t)(SPLIT ? HD - 1 : HD / 2) * ATTENTION_KEYS + j;
+        float* to = dst + (int64_t)(SPLIT ? HD - 1 : HD / 2) * ATTENTION_CPU_BLOCK + j;
         for (int i = 0; i < VF; i++) {
             uint16_t bits = 0;
             if (j + i < count) memcpy(&bits, src + (j + i) * stride + HD - 1, sizeof(bits));
@@ -160,7 +160,7 @@ inline void attention_widen(float* dst, const floatX* src, int64_t stride, int c
             vec_store(dst + (int64_t)j * columns + d, vec_load_n(src + j * stride + d, HD - d < VF ? HD - d : VF));
 }
 
-// Rows [count,HD] as the left operand of attention_scores: dst[count][columns]
+// Rows [count,HD] as the left operand of attention_scores_tiled: dst[count][columns]
 inline void attention_left(float* dst, const floatX* src, int64_t stride, int count, int HD, int columns) {
     if (!ATTENTION_PAIRS) return attention_widen(dst, src, stride, count, HD, columns);
     for (int j = 0; j < count; j++) {
@@ -194,14 +194,14 @@ inline float attention_softmax_row(float* scores, int n, float scale, float* inv
     return max + logf(total);
 }
 
-// Scores of `rows` queries, row r with its first limits[r] <= ATTENTION_KEYS keys, and dp = dout.v -> p and ds in their
+// Scores of `rows` queries, row r with its first limits[r] <= ATTENTION_CPU_BLOCK keys, and dp = dout.v -> p and ds in their
 // places, zero beyond the limits
 inline void attention_softmax_gradient(float* scores, float* dp, int rows, const int* limits, const float* lse,
                                        const float* D, float scale) {
     const Vec factor = vec_set(scale), zero = vec_set(0.0f);
-    for (int r = 0; r < rows; r++, scores += ATTENTION_KEYS, dp += ATTENTION_KEYS) {
+    for (int r = 0; r < rows; r++, scores += ATTENTION_CPU_BLOCK, dp += ATTENTION_CPU_BLOCK) {
         const Vec offset = vec_set(-lse[r]), mean = vec_set(D[r]);
-        for (int j = 0; j < ATTENTION_KEYS; j += VF) {
+        for (int j = 0; j < ATTENTION_CPU_BLOCK; j += VF) {
             const int n = limits[r] - j;
             Vec p = zero, ds = zero;
             if (n > 0) {
@@ -233,9 +233,9 @@ inline void attention_store(floatX* out, const float* acc, int HD, float factor)
 inline AttentionLoops attention_loops() {
     return {VF,
             ATTENTION_PAIRS,
-            attention_scores,
-            attention_values,
-            attention_gradient,
+            attention_scores_tiled,
+            attention_values_tiled,
+            attention_gradient_tiled,
             attention_transpose,
             attention_widen,
             attention_left,
