@@ -32,51 +32,9 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "attention_rows.h"
+#include "cpu/attention.h"
 #include "kv_quant.cuh"
-
-// Keys and values as rows of two places: [rows, NKV*HD] each
-struct KeyValueRows {
-    const floatX* k = nullptr;
-    const floatX* v = nullptr;
-    int64_t k_stride = 0, v_stride = 0;  // elements from one row to the next
-    HOST_DEVICE Rows<const floatX> rows(bool values) const {
-        return values ? Rows<const floatX>{v, v_stride} : Rows<const floatX>{k, k_stride};
-    }
-};
-
-// What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own
-// cache)
-struct KeyRange {
-    int64_t row0 = 0, row1 = 0;
-    int n0 = 0, n1 = 0;
-};
-
-// What each of T queries sees, and the most keys (n0 + n1) that one of them does, at least
-struct KeyRanges {
-    const KeyRange* p;  // [T]
-    int max_keys;
-};
-
-// Sequences end to end: the s-th is rows starts[s] ... starts[s+1] - 1, and together they are all T rows. Each token
-// sees its own up to itself, which `ranges` tells row by row, for the CPU's forward.
-struct PackedSequences {
-    const int* starts;  // [count+1]
-    int count;
-    int max_length;                    // of one, at least; the CPU does not read it
-    const KeyRange* ranges = nullptr;  // [T]
-};
-
-// T rows (tokens) of NH query heads and NKV key/value heads, HD elements each
-struct AttentionShape {
-    int64_t T;
-    int NH, NKV, HD;
-    HOST_DEVICE int group() const { return NH / NKV; }  // query heads that read one key/value head
-};
-
-struct AttentionGradients {
-    Rows<floatX> dq;      // [T, NH*HD]
-    Rows<floatX> dk, dv;  // [T, NKV*HD]
-};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
@@ -161,68 +119,6 @@ inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
             for (int h = kv_head * group; h < (kv_head + 1) * group; h++)
                 lse[t * NH + h] = attention_row(out + t * NH * HD + (int64_t)h * HD, q.row(t) + (int64_t)h * HD, place0,
                                                 place1, range[t], kv_head, HD, scale, scratch);
-        }
-    }
-}
-
-// Decode over a cache of codes: each key and value is read once for the heads of its group, 64 rows at a time, and goes
-// through the sums of attention_row.
-inline void attention_decode_codes_cpu(floatX* out, float* lse, Rows<const floatX> q, KeyValueCodes place0,
-                                       KeyValueCodes place1, const KeyRange* range, int64_t T, int NH) {
-    const KvQuant quant = place0.quant;
-    const int HD = quant.HD, NKV = quant.NKV, group = NH / NKV, BLOCK = 64;
-    const int64_t words = kv_row_words(quant);
-    const KvLevels levels = kv_levels(quant);
-    float scale = 1.0f / sqrtf((float)HD);
-#pragma omp parallel
-    {
-        std::vector<float> scratch;
-        std::vector<floatX> block(BLOCK * HD);
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < T * NKV; i++) {
-            int64_t t = i / NKV;
-            int kv_head = (int)(i % NKV), h0 = kv_head * group;
-            const KeyRange r = range[t];
-            const int n = r.n0 + r.n1;
-            floatX* to = out + (t * NH + h0) * HD;
-            if (n == 0) {
-                for (int64_t d = 0; d < (int64_t)group * HD; d++) to[d] = 0.0f;
-                for (int h = 0; h < group; h++) lse[t * NH + h0 + h] = 0.0f;
-                continue;
-            }
-            if ((int64_t)scratch.size() < group * ((int64_t)n + 2 * HD))
-                scratch.resize(group * (n + n / 2 + 2 * (size_t)HD));
-            float *query = scratch.data(), *acc = query + group * HD, *scores = acc + group * HD;  // (group, HD or n)
-            const floatX* from = q.row(t) + (int64_t)h0 * HD;
-            for (int d = 0; d < group * HD; d++) query[d] = (float)from[d], acc[d] = 0.0f;
-            auto row = [&](const uint32_t* rows0, const uint32_t* rows1, int j) {
-                return j < r.n0 ? rows0 + (r.row0 + j) * words : rows1 + (r.row1 + j - r.n0) * words;
-            };
-            for (int j0 = 0; j0 < n; j0 += BLOCK) {
-                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
-                for (int j = j0; j < j0 + rows; j++) {
-                    floatX* key = block.data() + (j - j0) * HD;
-                    const uint32_t* codes = row(place0.k, place1.k, j);
-                    if (place0.rotation.bias) kv_read_key_cpu(key, quant, place0.rotation, codes, kv_head, j);
-                    else kv_read_head_cpu(key, quant, levels, codes, kv_head);
-                }
-                for (int h = 0; h < group; h++)
-                    attention_scores(scores + (int64_t)h * n + j0, query + h * HD, block.data(), HD, rows, HD, scale);
-            }
-            for (int j0 = 0; j0 < n; j0 += BLOCK) {
-                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
-                for (int j = j0; j < j0 + rows; j++)
-                    kv_read_head_cpu(block.data() + (j - j0) * HD, quant, levels, row(place0.v, place1.v, j), kv_head);
-                for (int h = 0; h < group; h++) {
-                    float* p = scores + (int64_t)h * n;
-                    if (j0 == 0) lse[t * NH + h0 + h] = attention_softmax(p, n, query + h * HD);  // query is over
-                    attention_values(acc + h * HD, p + j0, block.data(), HD, rows, HD);
-                }
-            }
-            for (int h = 0; h < group; h++) {
-                float inverse_sum = query[h * HD];
-                for (int d = 0; d < HD; d++) to[h * HD + d] = acc[h * HD + d] * inverse_sum;
-            }
         }
     }
 }
@@ -385,7 +281,7 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
     }
 #endif
     (void)dev;
-    attention_forward_cpu(out, lse, q, kv, KeyValueRows(), sequences.ranges, shape);
+    attention_forward_tiled(out, lse, q, kv, kv, sequences.ranges, shape);
 }
 
 #if HAS_KERNELS
@@ -440,7 +336,7 @@ inline void attention_decode(floatX* out, float* lse, Rows<const floatX> q, KeyV
     }
 #endif
     (void)dev;
-    attention_forward_cpu(out, lse, q, place0, place1, ranges.p, shape);
+    attention_forward_tiled(out, lse, q, place0, place1, ranges.p, shape);
 }
 
 // The same over a cache of codes (kv_quant.cuh); both places have one quantizer, which tells NKV and HD, and one
@@ -458,7 +354,7 @@ inline void attention_decode_codes(floatX* out, float* lse, Rows<const floatX> q
     }
 #endif
     (void)dev;
-    attention_decode_codes_cpu(out, lse, q, place0, place1, ranges.p, T, NH);
+    attention_decode_codes_tiled(out, lse, q, place0, place1, ranges.p, shape);
 }
 
 // Whole sequences. d: assigned; dout, out: [T,NH*HD]; lse: [T,NH]; the others as in attention_forward.
@@ -493,5 +389,5 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
     }
 #endif
     (void)dev;
-    attention_backward_cpu(d, dout, out, lse, q, kv, sequences, shape);
+    attention_backward_tiled(d, dout, out, lse, q, kv, sequences, shape);
 }

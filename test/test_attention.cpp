@@ -99,10 +99,10 @@ static AttentionResult run_attention(const AttentionCase& c, const AttentionData
     TestBuffer<KeyRange> ranges(x.ranges, dev);
     TestBuffer<int> starts(x.starts, dev);
     KeyValueRows kv = {k.data, v.data, ks, ks};
-    attention_forward(out.data, lse.data, {q.data, qs}, kv, {starts.data, sequences, longest, ranges.data},
+    attention_forward(out.data, lse.data, {q.data, qs}, kv, {starts.data, nullptr, nullptr, sequences, longest, ranges.data},
                       {x.T, c.NH, c.NKV, c.HD}, dev);
     attention_backward({{dq.data, qs}, {dk.data, ks}, {dv.data, ks}}, dout.data, out.data, lse.data, {q.data, qs}, kv,
-                       {starts.data, sequences, longest}, {x.T, c.NH, c.NKV, c.HD}, dev);
+                       {starts.data, nullptr, nullptr, sequences, longest}, {x.T, c.NH, c.NKV, c.HD}, dev);
     return {out.get(), gathered(dq.get(), qw, c.gap, what), gathered(dk.get(), kw, c.gap, what),
             gathered(dv.get(), kw, c.gap, what), lse.get()};
 }
@@ -258,7 +258,7 @@ TEST(Attention, RefusesWhatItCannotDo) {
         auto message = [&](int NH, int NKV, int HD) -> std::string {
             try {
                 attention_decode(nullptr, nullptr, {nullptr, 0}, {}, {}, {nullptr, 1}, {0, NH, NKV, HD}, run.dev);
-                attention_forward(nullptr, nullptr, {nullptr, 0}, {}, {nullptr, 0, 0, nullptr}, {0, NH, NKV, HD},
+                attention_forward(nullptr, nullptr, {nullptr, 0}, {}, {}, {0, NH, NKV, HD},
                                   run.dev);
             } catch (const std::exception& e) { return e.what(); }
             return "";
