@@ -20,7 +20,7 @@
 #include <vector>
 #include "kernels/mix.cuh"
 #include "train/loop.cuh"
-#include "train/samples.cuh"
+#include "train/shared_prompts.cuh"
 
 enum class LossType { grpo, bnpo, dr_grpo, dapo };
 enum class RewardScale { group, batch, none };
@@ -120,21 +120,15 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
                                                         const std::vector<Completion>& completions,
                                                         const GrpoConfig& c) {
     std::vector<std::vector<float>> out(completions.size());
-    for (auto [first, last] : micro_batches(sample_lengths(prompts, completions), (int)completions.size(),
-                                            c.micro_batch_tokens, share_of_ranks(c.comm, completions.size()))) {
-        Batch b;
-        ScoredTokens s;
-        for (int i = first; i < last; i++) {
-            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
-            score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
-        }
-        score_forward(weights, t.acts, t.score, b, s, 1.0f / c.temperature, pass);
-        score_fetch(s, t.score, weights.dev);
-        const float* p = s.logp.data();
-        for (int i = first; i < last; i++) {
-            out[i].assign(p, p + completions[i].tokens.size());
-            p += completions[i].tokens.size();
-        }
+    std::vector<int> mine;
+    const auto [begin, end] = share_of_ranks(c.comm, completions.size());
+    for (int i = begin; i < end; i++)
+        if (!completions[i].tokens.empty()) mine.push_back(i), out[i].resize(completions[i].tokens.size());
+    for (const std::vector<int>& chosen : pack_samples(mine, prompts, completions, c.micro_batch_tokens)) {
+        SampleBatch b = sample_batch(chosen, prompts, completions);
+        score_forward(weights, t.acts, t.score, b.batch, b.scored, 1.0f / c.temperature, pass);
+        score_fetch(b.scored, t.score, weights.dev);
+        for (size_t r = 0; r < b.of.size(); r++) out[b.of[r].completion][b.of[r].token] = b.scored.logp[r];
     }
     return out;
 }
@@ -169,54 +163,84 @@ inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, con
     out.clip_high_max = sums.clip_high_max;
 }
 
+// What a pass knows of its completions
+struct PolicyTargets {
+    const std::vector<Completion>& completions;
+    const std::vector<float>& advantages;        // [N]
+    const std::vector<std::vector<float>>& ref;  // [N] reference log-probabilities; empty when beta is 0
+    std::vector<int> lengths;                    // [N] tokens that count, 0 when masked
+    std::vector<double> weights;                 // [N]
+};
+
+inline PolicyTargets policy_targets(const std::vector<Completion>& completions, const std::vector<float>& advantages,
+                                    const std::vector<std::vector<float>>& ref, const GrpoConfig& c) {
+    PolicyTargets x{completions, advantages, ref, {}, {}};
+    for (const Completion& done : completions)
+        x.lengths.push_back(c.mask_truncated && !done.finished ? 0 : (int)done.tokens.size());
+    x.weights = completion_weights(x.lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    return x;
+}
+
+// this rank's completions that count, as micro-batches; none has completions of two parts
+inline std::vector<std::vector<int>> policy_micro_batches(const PolicyTargets& x,
+                                                          const std::vector<std::vector<int>>& prompts,
+                                                          const GrpoConfig& c) {
+    std::vector<std::vector<int>> out;
+    const int N = (int)x.completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
+    const auto [begin, end] = share_of_ranks(c.comm, N);
+    for (int first = begin, last; first < end; first = last) {
+        last = std::min(end, (first / part + 1) * part);
+        std::vector<int> chosen;
+        for (int i = first; i < last; i++)
+            if (x.lengths[i]) chosen.push_back(i);
+        for (std::vector<int>& batch : pack_samples(chosen, prompts, x.completions, c.micro_batch_tokens))
+            out.push_back(std::move(batch));
+    }
+    return out;
+}
+
+// The loss of the tokens of the last score_forward_training: t.score.dlogp, and the pass's sums
+inline void policy_micro_batch_loss(Trainer& t, const SampleBatch& b, const PolicyTargets& x, const GrpoConfig& c) {
+    const Device dev = t.model->dev;
+    ScoreMemory& memory = t.score;
+    const int64_t R = b.scored.size();
+    PolicyInputs in = policy_inputs(memory.policy, R, dev);
+    for (int64_t r = 0; r < R; r++) {
+        const auto [i, j] = b.of[r];
+        in.weight[r] = x.weights[i];
+        in.old_logp[r] = x.completions[i].logps[j];
+        in.ref_logp[r] = x.ref.empty() ? 0.0f : x.ref[i][j];
+        in.advantage[r] = x.advantages[i];
+    }
+    in = policy_inputs_send(memory.policy, R, dev);
+    policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
+                {c.epsilon_low, c.epsilon_high, c.beta, c.policy_loss}, dev);
+}
+
 // Forward, loss and backward over all completions: gradients accumulate in t.grads, which several ranks must enter with
-// zeros, because they add it up at the end; unless gradient is false. ref: reference log-probabilities, empty when beta is 0.
+// zeros, because they add it up at the end; unless gradient is false. ref: see PolicyTargets.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
                               const std::vector<Completion>& completions, const std::vector<float>& advantages,
                               const std::vector<std::vector<float>>& ref, const GrpoConfig& c, bool gradient = true) {
     PolicyPass out;
-    int N = (int)completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
-    std::vector<int> lengths(N);
-    for (int i = 0; i < N; i++)
-        lengths[i] = c.mask_truncated && !completions[i].finished ? 0 : (int)completions[i].tokens.size();
-    std::vector<double> weights =
-        completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    const PolicyTargets x = policy_targets(completions, advantages, ref, c);
     Device dev = t.model->dev;
-    ScoreMemory& memory = t.score;
-    policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] :
-         micro_batches(sample_lengths(prompts, completions), part, c.micro_batch_tokens, share_of_ranks(c.comm, N))) {
+    Buffer<PolicySums>& memory = t.score.policy.sums;
+    policy_sums_reset(memory.data, dev);
+    for (const std::vector<int>& chosen : policy_micro_batches(x, prompts, c)) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
         }
-        Batch b;
-        ScoredTokens s;
-        for (int i = first; i < last; i++) {
-            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
-            if (lengths[i]) score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
-        }
-        const int64_t R = s.size();
-        if (R == 0) continue;
-        score_forward_training(t, b, s, 1.0f / c.temperature, c.pass);
-        PolicyInputs in = policy_inputs(memory.policy, R, dev);
-        int64_t at = 0;
-        for (int i = first; i < last; i++)
-            for (int j = 0; j < lengths[i]; j++, at++) {
-                in.weight[at] = weights[i];
-                in.old_logp[at] = completions[i].logps[j];
-                in.ref_logp[at] = ref.empty() ? 0.0f : ref[i][j];
-                in.advantage[at] = advantages[i];
-            }
-        in = policy_inputs_send(memory.policy, R, dev);
-        policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
-                    {c.epsilon_low, c.epsilon_high, c.beta, c.policy_loss}, dev);
-        if (gradient) score_backward(t, R, 1.0f / c.temperature);
-        out.tokens += R;
-        out.forward_tokens += b.T();
+        const SampleBatch b = sample_batch(chosen, prompts, completions);
+        score_forward_training(t, b.batch, b.scored, 1.0f / c.temperature, c.pass);
+        policy_micro_batch_loss(t, b, x, c);
+        if (gradient) score_backward(t, b.scored.size(), 1.0f / c.temperature);
+        out.tokens += b.scored.size();
+        out.forward_tokens += b.batch.T();
     }
     PolicySums sums;
-    copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
+    copy_to_host(&sums, memory.data, sizeof(sums), dev);
     policy_pass_finish(out, sums, t, c, gradient);
     return out;
 }

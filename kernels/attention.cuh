@@ -45,7 +45,7 @@ struct KeyValueRows {
 };
 
 // What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own
-// cache)
+// cache, or the packed batch again)
 struct KeyRange {
     int64_t row0 = 0, row1 = 0;
     int n0 = 0, n1 = 0;
@@ -58,11 +58,15 @@ struct KeyRanges {
 };
 
 // Sequences end to end: the s-th is rows starts[s] ... starts[s+1] - 1, and together they are all T rows. Each token
-// sees its own up to itself, which `ranges` tells row by row, for the CPU's forward.
+// sees its own up to itself, which `ranges` tells row by row, for the CPU's forward. A sequence with a prefix goes on
+// from another one, its parent, and sees all rows of it, before its own: prompts whose completions share them. A family
+// is a parent and the sequences that go on from it, which follow it at once; they have each a row at least.
 struct PackedSequences {
-    const int* starts;  // [count+1]
-    int count;
-    int max_length;                    // of one, at least; the CPU does not read it
+    const int* starts;                  // [count+1]
+    const int* prefix = nullptr;        // [count] rows of the parent; 0: none. null: no sequence has one
+    const int* prefix_start = nullptr;  // [count] the first of them
+    int count = 0;
+    int max_length = 0;                // of one, at least; the CPU does not read it
     const KeyRange* ranges = nullptr;  // [T]
 };
 
@@ -227,7 +231,7 @@ inline void attention_decode_codes_cpu(floatX* out, float* lse, Rows<const float
     }
 }
 
-// What one task of the backward works on: one key/value head of one sequence of n tokens, and one query at a time
+// What one task of the backward works on: one key/value head of one family of n tokens, and one query at a time
 struct AttentionBackwardTask {
     int64_t n;
     int HD;
@@ -244,17 +248,17 @@ inline AttentionBackwardTask attention_backward_task(std::vector<float>& scratch
     return {n, HD, K, K + n * HD, K + 2 * n * HD, K_t, K_t + n * HD, Q, Q + HD, Q + 2 * HD, P, P + n};
 }
 
-// dQ =, dK and dV += of the query in Q, which sees the first `keys`; dO: the gradient of its output; D = dout.out
-inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys, float D, float row_lse, float scale) {
+// dQ, dK and dV += of the query in Q and the keys `first` ... first + keys - 1, all of which it sees; dO: the gradient of
+// its output; D = dout.out
+inline void attention_backward_row(const AttentionBackwardTask& x, int64_t first, int64_t keys, float D, float row_lse,
+                                   float scale) {
     const int HD = x.HD;
-    const int64_t n = x.n;
-    const float *K = x.K, *Q = x.Q, *dO = x.dO;
-    float *dK = x.dK, *dV = x.dV, *dQ = x.dQ, *P = x.P, *dP = x.dP;
-    for (int d = 0; d < HD; d++) dQ[d] = 0.0f;
+    const float *K = x.K + first * HD, *Q = x.Q, *dO = x.dO;
+    float *dK = x.dK + first * HD, *dV = x.dV + first * HD, *dQ = x.dQ, *P = x.P, *dP = x.dP;
     for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
     for (int d = 0; d < HD; d++) {
         float q = Q[d], go = dO[d];
-        const float *k = x.K_t + d * n, *v = x.V_t + d * n;
+        const float *k = x.K_t + d * x.n + first, *v = x.V_t + d * x.n + first;
 #pragma omp simd
         for (int64_t j = 0; j < keys; j++) {
             P[j] += q * k[j];
@@ -277,8 +281,15 @@ inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys,
     }
 }
 
-// Backward over packed sequences. One task owns one key/value head of one sequence, so dk and dv need no atomics and
-// the result does not depend on the number of threads.
+// the sequences of the family whose parent is `s`: s ... the returned one - 1
+HOST_DEVICE int attention_family_end(const int* prefix, int count, int s) {
+    int end = s + 1;
+    while (prefix && end < count && prefix[end] > 0) end++;
+    return end;
+}
+
+// Backward over packed sequences. One task owns one key/value head of one family, query after query, so dk and dv need
+// no atomics and the result does not depend on the number of threads.
 inline void attention_backward_cpu(AttentionGradients d,
                                    const floatX* dout,    // [T, NH*HD]
                                    const floatX* out,     // [T, NH*HD]
@@ -292,28 +303,35 @@ inline void attention_backward_cpu(AttentionGradients d,
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
         for (int task = 0; task < sequences.count * NKV; task++) {
-            int s = task / NKV, kv_head = task % NKV;
-            int64_t start = sequences.starts[s], n = sequences.starts[s + 1] - start, head = (int64_t)kv_head * HD;
+            int parent = task / NKV, kv_head = task % NKV;
+            if (sequences.prefix && sequences.prefix[parent] > 0) continue;
+            const int end = attention_family_end(sequences.prefix, sequences.count, parent);
+            const int64_t start = sequences.starts[parent], n = sequences.starts[end] - start;
+            const int64_t head = (int64_t)kv_head * HD;
             AttentionBackwardTask x = attention_backward_task(scratch, n, HD);
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     x.K[j * HD + i] = x.K_t[i * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + i];
                     x.V_t[i * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + i];
                 }
-            for (int64_t t = start; t < start + n; t++)
-                for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-                    const floatX* o = out + (t * NH + h) * HD;
-                    const floatX* go = dout + (t * NH + h) * HD;
-                    const floatX* qrow = q.row(t) + (int64_t)h * HD;
-                    float D = 0.0f;
-                    for (int i = 0; i < HD; i++) {
-                        x.Q[i] = (float)qrow[i];
-                        x.dO[i] = (float)go[i];
-                        D += x.dO[i] * (float)o[i];
+            for (int s = parent; s < end; s++)
+                for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; t++)
+                    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+                        const floatX* o = out + (t * NH + h) * HD;
+                        const floatX* go = dout + (t * NH + h) * HD;
+                        const floatX* qrow = q.row(t) + (int64_t)h * HD;
+                        float D = 0.0f, row_lse = lse[t * NH + h];
+                        for (int i = 0; i < HD; i++) {
+                            x.Q[i] = (float)qrow[i];
+                            x.dO[i] = (float)go[i];
+                            x.dQ[i] = 0.0f;
+                            D += x.dO[i] * (float)o[i];
+                        }
+                        const int64_t own = sequences.starts[s];
+                        if (s > parent) attention_backward_row(x, 0, sequences.prefix[s], D, row_lse, scale);
+                        attention_backward_row(x, own - start, t - own + 1, D, row_lse, scale);
+                        for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
                     }
-                    attention_backward_row(x, t - start + 1, D, lse[t * NH + h], scale);
-                    for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
-                }
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     d.dk.row(start + j)[head + i] = x.dK[j * HD + i];
@@ -385,7 +403,7 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
     }
 #endif
     (void)dev;
-    attention_forward_cpu(out, lse, q, kv, KeyValueRows(), sequences.ranges, shape);
+    attention_forward_cpu(out, lse, q, kv, kv, sequences.ranges, shape);
 }
 
 #if HAS_KERNELS

@@ -478,8 +478,11 @@ TEST(PolicyPass, ADifferenceBetweenSamplerAndTrainerIsMeasured) {
     EXPECT_EQ(p.clip_low, 0.0);  // only a positive advantage here
 }
 
-// Micro-batches change the order of fp32 sums over tokens in the gradients, and nothing else: relative difference of at
-// most 1e-6 (2e-7 measured). The loss is summed in double, in the same order.
+// Micro-batches change the order of sums over tokens in the gradients, and nothing else. In bf16 the gradient of a
+// prompt's key and value is rounded after the sum over the completions that share it in a micro-batch, so that cutting a
+// group moves a rounding of 2^-9; in fp32 the relative difference is 1e-6 at most. The loss is summed in double.
+static constexpr double CUT_TOLERANCE = sizeof(floatX) == 2 ? 5e-3 : 1e-6;
+
 TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
     double worst = 0, worst_loss = 0;
     for (LossType type : {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo})
@@ -512,7 +515,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                 Agreement same = agree(gradients(small), g);
                 worst = std::max(worst, same.relative);
                 worst_loss = std::max(worst_loss, std::fabs(cut.loss - whole.loss));
-                EXPECT_LE(same.relative, 1e-6) << "budget " << budget;
+                EXPECT_LE(same.relative, CUT_TOLERANCE) << "budget " << budget;
                 EXPECT_NEAR(cut.loss, whole.loss, 1e-14);
                 EXPECT_EQ(cut.tokens, whole.tokens);
                 EXPECT_EQ(cut.ratio_min, whole.ratio_min);
@@ -527,7 +530,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                 GrpoConfig d = c;
                 d.accumulation_steps = 7;
                 EXPECT_NEAR(policy_pass(small, prompts(), done, a, {}, d).loss, whole.loss, 1e-14);
-                EXPECT_LE(agree(gradients(small), g).relative, 1e-6);
+                EXPECT_LE(agree(gradients(small), g).relative, CUT_TOLERANCE);
             }
         }
     printf("micro-batches: gradients differ by at most %.1e, losses by %.1e\n", worst, worst_loss);
@@ -539,6 +542,59 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
     GrpoConfig c = grpo_config(1.0f);
     c.micro_batch_tokens = 10;  // less than one prompt and completion
     EXPECT_THROW(policy_pass(t, prompts(), done, std::vector<float>(done.size(), 1.0f), {}, c), Error);
+}
+
+// Against whole sequences, which is what completions are that each have a prompt of their own: the same
+// log-probabilities to the bit, and the same gradient of every tensor but for rounding, with a prompt's rows once.
+TEST(PolicyPass, CompletionsThatShareAPromptHaveTheGradientOfWholeSequences) {
+    struct Case {
+        const char *weights, *activations, *kv;
+        int64_t budget;
+        bool checkpointing;
+    };
+    double worst = 0;
+    for (const Case& k :
+         {Case{"none", "none", "none", 4096, false}, Case{"int4:g32:sym", "none", "int8:token", 60, true},
+          Case{"none", "int8:token:sym", "none", 22, false}}) {
+        if (SIMULATED && k.budget == 22) continue;
+        Model m;
+        tiny_model(m, k.weights);
+        model_quantize_activations(m, rules_for("activations", k.activations));
+        model_quantize_kv(m, rules_for("kv_cache", k.kv), false);
+        Trainer t, u;
+        trainer_init(t, m, k.budget, k.checkpointing);
+        trainer_init(u, m, k.budget, k.checkpointing);
+        const std::vector<Completion> done = sample(m, rollout_config(1.0f));
+        std::vector<Completion> alone = done;
+        std::vector<std::vector<int>> own;
+        int64_t rows = 0, shared_rows = 0;
+        for (size_t i = 0; i < alone.size(); i++) {
+            own.push_back(prompts()[done[i].prompt]);
+            alone[i].prompt = (int)i;
+            rows += (int64_t)(own.back().size() + done[i].tokens.size()) - 1;
+            shared_rows += (int64_t)done[i].tokens.size() - 1;
+        }
+        for (const std::vector<int>& p : prompts()) shared_rows += (int64_t)p.size();
+        GrpoConfig c = grpo_config(1.0f);
+        c.micro_batch_tokens = k.budget;
+        EXPECT_EQ(completion_logps(t, m, Pass(), prompts(), done, c), completion_logps(t, m, Pass(), own, alone, c));
+        const std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        const PolicyPass shared = policy_pass(t, prompts(), done, a, {}, c),
+                         whole = policy_pass(u, own, alone, a, {}, c);
+        EXPECT_EQ(shared.logp_difference_max, 0.0);
+        EXPECT_NEAR(shared.loss, whole.loss, 1e-14);
+        EXPECT_EQ(shared.tokens, whole.tokens);
+        EXPECT_EQ(whole.forward_tokens, rows);
+        if (k.budget == 4096) EXPECT_EQ(shared.forward_tokens, shared_rows);
+        else EXPECT_LT(shared.forward_tokens, rows);
+        for (const ParamTensor& p : m.tensors) {
+            const float *x = t.grads.data + p.offset, *y = u.grads.data + p.offset;
+            const Agreement same = agree({x, x + p.count()}, {y, y + p.count()});
+            worst = std::max(worst, same.relative);
+            EXPECT_LE(same.relative, sizeof(floatX) == 2 ? 1.5e-2 : 2e-6) << p.name << ", budget " << k.budget;
+        }
+    }
+    printf("shared prompts: gradients of a tensor differ by at most %.1e\n", worst);
 }
 
 TEST(PolicyPass, MaskedCompletionsCountForNothing) {
