@@ -248,8 +248,8 @@ inline AttentionBackwardTask attention_backward_task(std::vector<float>& scratch
     return {n, HD, K, K + n * HD, K + 2 * n * HD, K_t, K_t + n * HD, Q, Q + HD, Q + 2 * HD, P, P + n};
 }
 
-// dQ, dK and dV += of the query in Q and the keys `first` ... first + keys - 1, all of which it sees; dO: the gradient of
-// its output; D = dout.out
+// dQ, dK and dV += of the query in Q and the keys `first` ... first + keys - 1, all of which it sees; dO: the gradient
+// of its output; D = dout.out
 inline void attention_backward_row(const AttentionBackwardTask& x, int64_t first, int64_t keys, float D, float row_lse,
                                    float scale) {
     const int HD = x.HD;
@@ -345,6 +345,20 @@ inline void attention_backward_cpu(AttentionGradients d,
 // CUDA kernels
 
 #if HAS_KERNELS
+// A sequence by positions: 0 ... prefix - 1 are its parent's rows, prefix ... n - 1 its own
+struct AttentionSequence {
+    int64_t prefix_start;
+    int64_t own;  // row of position p >= prefix: own + p
+    int prefix, n;
+    __device__ int64_t row(int p) const { return p < prefix ? prefix_start + p : own + p; }
+};
+
+__device__ inline AttentionSequence attention_sequence(const PackedSequences& x, int s) {
+    const int prefix = x.prefix ? x.prefix[s] : 0;
+    const int64_t own = (int64_t)x.starts[s] - prefix;  // not below 0: the parent stands before
+    return {prefix ? x.prefix_start[s] : 0, own, prefix, x.starts[s + 1] - (int)own};
+}
+
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
 #endif
@@ -387,7 +401,8 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
     if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int tiles = CEIL_DIV(sequences.max_length, ATTENTION_FORWARD_WARPS * 16);
+        const int before = sequences.prefix ? 15 : 0;  // rows of a tile, at most, before the first after a prefix
+        int tiles = CEIL_DIV(sequences.max_length + before, ATTENTION_FORWARD_WARPS * 16);
         unsigned grid = attention_grid("attention_forward", (int64_t)sequences.count * shape.NH * tiles,
                                        "lower --micro_batch_tokens or --rollout_batch");
         bool aligned =
@@ -396,8 +411,8 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
         attention_launch(shape.HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value;
             LAUNCH((attention_forward_kernel<HDP>), grid, ATTENTION_FORWARD_WARPS * 32,
-                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv,
-                   sequences.starts, tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
+                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv, sequences,
+                   tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
         });
         return;
     }
@@ -499,7 +514,7 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
         Scratch D((size_t)rows, dev);
         LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(rows, 32), hint), 256, 0, dev.stream,
                D.data, dout, out, rows, HD, aligned);
-        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences.starts, tiles, shape,
+        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences, tiles, shape,
                                       1.0f / sqrtf((float)HD),  aligned};
         attention_launch(HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value, threads = ATTENTION_BACKWARD_WARPS * 32;

@@ -1,6 +1,6 @@
-// Micro-batches of completions that share their prompts. The rows of a prompt are in a batch once, and its completions go
-// on from them (model/batch.cuh): P + G R rows for a group instead of G (P + R), forward and backward. A row has the bits
-// that it has in a whole sequence; gradients are the same sums in another order.
+// Micro-batches of completions that share their prompts. The rows of a prompt are in a batch once, and its completions
+// go on from them (model/batch.cuh): P + G R rows for a group instead of G (P + R), forward and backward. A row has the
+// bits that it has in a whole sequence; gradients are the same sums in another order.
 //   The prompt's last row predicts the first token of each completion. A completion's last token predicts nothing that
 //   counts, so it has no row. With LoRA dropout a prompt's rows have one draw for its completions, not one each.
 // A group that is larger than a micro-batch is cut into pieces, each with a copy of the prompt.
@@ -51,8 +51,8 @@ inline SampleBatch sample_batch(const std::vector<int>& chosen, const std::vecto
     return b;
 }
 
-// The chosen completions (those of a prompt together, none empty) as micro-batches of at most `budget` tokens: those of the
-// completions, and of each prompt once.
+// The chosen completions (those of a prompt together, none empty) as micro-batches of at most `budget` tokens: those of
+// the completions, and of each prompt once.
 inline std::vector<std::vector<int>> pack_samples(const std::vector<int>& chosen,
                                                   const std::vector<std::vector<int>>& prompts,
                                                   const std::vector<Completion>& completions, int64_t budget) {
