@@ -14,8 +14,10 @@
 // On the first pass rho is exactly 1: sampler and trainer are one forward. The loss is then -mean(A), about zero, while
 // its gradient is not. A ratio other than 1 at that point is a bug, and sampling/sampling_logp_difference shows it.
 #pragma once
+#include <array>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 #include "kernels/mix.cuh"
@@ -108,7 +110,7 @@ struct PolicyPass {
     double logp_difference_mean = 0.0, logp_difference_max = 0.0;  // |logp - sampler's|
     double ratio_min = 1.0, ratio_max = 1.0, ratio_mean = 1.0;
     double clip_low = 0.0, clip_high = 0.0;          // shares of tokens
-    double clip_low_min = 0.0, clip_high_max = 0.0;  // over micro-batches
+    double clip_low_min = 0.0, clip_high_max = 0.0;  // over the parts of the batch and the ranks
     int64_t tokens = 0, forward_tokens = 0;
     bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
@@ -181,20 +183,50 @@ inline PolicyTargets policy_targets(const std::vector<Completion>& completions, 
     return x;
 }
 
-// this rank's completions that count, as micro-batches; none has completions of two parts
-inline std::vector<std::vector<int>> policy_micro_batches(const PolicyTargets& x,
+// One forward and, unless every gradient in it is zero, backward
+struct PolicyMicroBatch {
+    std::vector<int> completions;
+    bool differentiate;
+    bool ends_part = false;
+};
+
+// The completions first ... last - 1 that count, those with and those without a gradient. Without a KL term an advantage
+// of zero has none, and a forward is enough for its metrics. In a group with others it is left there unless that saves
+// more than another forward of the prompt: a backward costs two forwards.
+inline std::array<std::vector<int>, 2> split_by_gradient(const PolicyTargets& x,
+                                                         const std::vector<std::vector<int>>& prompts, double beta,
+                                                         int first, int last) {
+    std::vector<int> counted;
+    for (int i = first; i < last; i++)
+        if (x.lengths[i]) counted.push_back(i);
+    if (beta != 0.0) return {counted, {}};
+    std::array<std::vector<int>, 2> split;
+    auto zero = [&](int i) { return x.advantages[i] == 0.0f; };
+    for (size_t i = 0, end; i < counted.size(); i = end) {
+        end = group_end(counted, x.completions, i);
+        size_t zeros = 0, tokens = 0;
+        for (size_t k = i; k < end; k++)
+            if (zero(counted[k])) zeros++, tokens += x.completions[counted[k]].tokens.size();
+        const bool apart = zeros == end - i || 2 * tokens > prompts[x.completions[counted[i]].prompt].size();
+        for (size_t k = i; k < end; k++) split[apart && zero(counted[k])].push_back(counted[k]);
+    }
+    return split;
+}
+
+// this rank's completions that count; no micro-batch has completions of two parts
+inline std::vector<PolicyMicroBatch> policy_micro_batches(const PolicyTargets& x,
                                                           const std::vector<std::vector<int>>& prompts,
                                                           const GrpoConfig& c) {
-    std::vector<std::vector<int>> out;
+    std::vector<PolicyMicroBatch> out;
     const int N = (int)x.completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
     const auto [begin, end] = share_of_ranks(c.comm, N);
     for (int first = begin, last; first < end; first = last) {
         last = std::min(end, (first / part + 1) * part);
-        std::vector<int> chosen;
-        for (int i = first; i < last; i++)
-            if (x.lengths[i]) chosen.push_back(i);
-        for (std::vector<int>& batch : pack_samples(chosen, prompts, x.completions, c.micro_batch_tokens))
-            out.push_back(std::move(batch));
+        const auto split = split_by_gradient(x, prompts, c.beta, first, last);
+        for (bool zero : {false, true})
+            for (std::vector<int>& batch : pack_samples(split[zero], prompts, x.completions, c.micro_batch_tokens))
+                out.push_back({std::move(batch), !zero});
+        if (!out.empty()) out.back().ends_part = true;
     }
     return out;
 }
@@ -227,15 +259,19 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     Buffer<PolicySums>& memory = t.score.policy.sums;
     policy_sums_reset(memory.data, dev);
-    for (const std::vector<int>& chosen : policy_micro_batches(x, prompts, c)) {
+    for (const PolicyMicroBatch& micro : policy_micro_batches(x, prompts, c)) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
         }
-        const SampleBatch b = sample_batch(chosen, prompts, completions);
+        const SampleBatch b = sample_batch(micro.completions, prompts, completions);
+        const bool backward = gradient && micro.differentiate;
+        std::optional<ForwardOnly> forward_only;
+        if (!backward) forward_only.emplace(t.acts);
         score_forward_training(t, b.batch, b.scored, 1.0f / c.temperature, c.pass);
         policy_micro_batch_loss(t, b, x, c);
-        if (gradient) score_backward(t, b.scored.size(), 1.0f / c.temperature);
+        if (micro.ends_part) policy_sums_end_part(memory.data, dev);
+        if (backward) score_backward(t, b.scored.size(), 1.0f / c.temperature);
         out.tokens += b.scored.size();
         out.forward_tokens += b.batch.T();
     }

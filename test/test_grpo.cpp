@@ -263,6 +263,14 @@ static std::vector<float> rewards_of(const std::vector<Completion>& done) {
     return r;
 }
 
+// advantages without a zero, which has no gradient
+static std::vector<float> advantages_of(const std::vector<Completion>& done) {
+    std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+    for (float& x : a)
+        if (x == 0.0f) x = 0.25f;
+    return a;
+}
+
 struct Agreement {
     double cosine, relative;
 };
@@ -523,6 +531,8 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                 EXPECT_NEAR(cut.entropy, whole.entropy, 1e-12);
                 EXPECT_NEAR(cut.clip_low, whole.clip_low, 1e-12);
                 EXPECT_NEAR(cut.clip_high, whole.clip_high, 1e-12);
+                EXPECT_EQ(cut.clip_low_min, whole.clip_low_min);
+                EXPECT_EQ(cut.clip_high_max, whole.clip_high_max);
             }
             if (type == LossType::dapo || type == LossType::grpo || type == LossType::dr_grpo) {
                 // the number of accumulation steps is another cut; only bnpo's mean is local to it
@@ -578,7 +588,7 @@ TEST(PolicyPass, CompletionsThatShareAPromptHaveTheGradientOfWholeSequences) {
         GrpoConfig c = grpo_config(1.0f);
         c.micro_batch_tokens = k.budget;
         EXPECT_EQ(completion_logps(t, m, Pass(), prompts(), done, c), completion_logps(t, m, Pass(), own, alone, c));
-        const std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        const std::vector<float> a = advantages_of(done);
         const PolicyPass shared = policy_pass(t, prompts(), done, a, {}, c),
                          whole = policy_pass(u, own, alone, a, {}, c);
         EXPECT_EQ(shared.logp_difference_max, 0.0);
@@ -595,6 +605,61 @@ TEST(PolicyPass, CompletionsThatShareAPromptHaveTheGradientOfWholeSequences) {
         }
     }
     printf("shared prompts: gradients of a tensor differ by at most %.1e\n", worst);
+}
+
+// Two of four groups tied, and a zero among others: a KL term of no weight has everything differentiated
+TEST(PolicyPass, AZeroAdvantageIsNotDifferentiatedAndCountsAllTheSame) {
+    for (PolicyLoss kind : {PolicyLoss::clip, PolicyLoss::cispo}) {
+        if (SIMULATED && kind == PolicyLoss::cispo) continue;
+        Model m;
+        tiny_model(m, "int4:g32:sym");
+        Trainer t, u;
+        trainer_init(t, m, 100, false);
+        trainer_init(u, m, 100, false);
+        std::vector<Completion> done = sample(m, rollout_config(1.0f));
+        std::vector<std::vector<float>> ref;
+        for (Completion& d : done) {
+            for (size_t j = 0; j < d.logps.size(); j++) d.logps[j] += 0.15f * (float)((int)(j % 5) - 2);  // off policy
+            ref.push_back(d.logps);
+        }
+        std::vector<float> a = advantages_of(done);
+        for (size_t i = 0; i < 6; i++) a[i] = a[12 + i] = 0.0f;
+        a[8] = 0.0f;
+        GrpoConfig c = grpo_config(1.0f);
+        c.policy_loss = kind;
+        c.accumulation_steps = 2;
+        c.micro_batch_tokens = 100;
+        size_t seen = 0, backward = 0;
+        for (const PolicyMicroBatch& batch : policy_micro_batches(policy_targets(done, a, {}, c), prompts(), c)) {
+            seen += batch.completions.size();
+            for (int i : batch.completions) {
+                EXPECT_EQ(batch.differentiate, a[i] != 0.0f) << i;
+                backward += batch.differentiate;
+            }
+        }
+        EXPECT_EQ(seen, done.size());
+        EXPECT_EQ(backward, 11u);
+        const PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+        GrpoConfig all = c;
+        all.beta = 1e-300;
+        const PolicyPass q = policy_pass(u, prompts(), done, a, ref, all);
+        EXPECT_LE(agree(gradients(t), gradients(u)).relative, CUT_TOLERANCE);
+        EXPECT_NEAR(p.loss, q.loss, 1e-14);
+        EXPECT_EQ(p.tokens, q.tokens);
+        EXPECT_NEAR(p.entropy, q.entropy, 1e-12);
+        EXPECT_NEAR(p.logp_difference_mean, q.logp_difference_mean, 1e-12);
+        EXPECT_NEAR(p.ratio_mean, q.ratio_mean, 1e-12);
+        EXPECT_EQ(p.ratio_min, q.ratio_min);
+        EXPECT_EQ(p.ratio_max, q.ratio_max);
+        EXPECT_EQ(p.clip_low, q.clip_low);
+        EXPECT_EQ(p.clip_high, q.clip_high);
+        EXPECT_EQ(p.clip_low_min, q.clip_low_min);
+        EXPECT_EQ(p.clip_high_max, q.clip_high_max);
+        EXPECT_GT(p.clip_high_max, p.clip_high);
+        memset(t.grads.data, 0, t.grads.bytes());
+        policy_pass(t, prompts(), done, std::vector<float>(done.size(), 0.0f), {}, c);
+        EXPECT_EQ(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0);
+    }
 }
 
 TEST(PolicyPass, MaskedCompletionsCountForNothing) {
@@ -638,7 +703,7 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
         model_allocate_reference(reference, m);
         model_copy_work(reference, m);
         std::vector<Completion> done = sample(m, rollout_config(temperature));
-        std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
+        std::vector<float> a = advantages_of(done);
         GrpoConfig c = grpo_config(temperature), plain = c;
         c.beta = 0.5;
         c.micro_batch_tokens = plain.micro_batch_tokens = 64;
