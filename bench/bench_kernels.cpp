@@ -277,8 +277,8 @@ static void bench_attention(Bench& b, const Shapes& s) {
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
                         attention_forward(out.data, lse.data, {qkv.data, QKV}, kv,
-                                          {starts.data, nullptr, nullptr, (int)s.sequences, (int)length}, {T, s.NH, s.NKV, s.HD},
-                                          dev);
+                                          {starts.data, nullptr, nullptr, (int)s.sequences, (int)length},
+                                          {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     2 * X * T * s.HD * heads,
                     4 * pairs * s.NH * s.HD},
@@ -287,7 +287,8 @@ static void bench_attention(Bench& b, const Shapes& s) {
                     [&] {
                         attention_backward({{dqkv.data, QKV}, {dqkv.data + Q, QKV}, {dqkv.data + Q + KV, QKV}},
                                            dout.data, out.data, lse.data, {qkv.data, QKV}, kv,
-                                           {starts.data, nullptr, nullptr, (int)s.sequences, (int)length}, {T, s.NH, s.NKV, s.HD}, dev);
+                                           {starts.data, nullptr, nullptr, (int)s.sequences, (int)length},
+                                           {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     4 * X * T * s.HD * heads,
                     10 * pairs * s.NH * s.HD},

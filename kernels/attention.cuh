@@ -123,7 +123,7 @@ inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
     }
 }
 
-// What one task of the backward works on: one key/value head of one sequence of n tokens, and one query at a time
+// What one task of the backward works on: one key/value head of one family of n tokens, and one query at a time
 struct AttentionBackwardTask {
     int64_t n;
     int HD;
@@ -140,17 +140,17 @@ inline AttentionBackwardTask attention_backward_task(std::vector<float>& scratch
     return {n, HD, K, K + n * HD, K + 2 * n * HD, K_t, K_t + n * HD, Q, Q + HD, Q + 2 * HD, P, P + n};
 }
 
-// dQ =, dK and dV += of the query in Q, which sees the first `keys`; dO: the gradient of its output; D = dout.out
-inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys, float D, float row_lse, float scale) {
+// dQ, dK and dV += of the query in Q and the keys `first` ... first + keys - 1, all of which it sees; dO: the gradient
+// of its output; D = dout.out
+inline void attention_backward_row(const AttentionBackwardTask& x, int64_t first, int64_t keys, float D, float row_lse,
+                                   float scale) {
     const int HD = x.HD;
-    const int64_t n = x.n;
-    const float *K = x.K, *Q = x.Q, *dO = x.dO;
-    float *dK = x.dK, *dV = x.dV, *dQ = x.dQ, *P = x.P, *dP = x.dP;
-    for (int d = 0; d < HD; d++) dQ[d] = 0.0f;
+    const float *K = x.K + first * HD, *Q = x.Q, *dO = x.dO;
+    float *dK = x.dK + first * HD, *dV = x.dV + first * HD, *dQ = x.dQ, *P = x.P, *dP = x.dP;
     for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
     for (int d = 0; d < HD; d++) {
         float q = Q[d], go = dO[d];
-        const float *k = x.K_t + d * n, *v = x.V_t + d * n;
+        const float *k = x.K_t + d * x.n + first, *v = x.V_t + d * x.n + first;
 #pragma omp simd
         for (int64_t j = 0; j < keys; j++) {
             P[j] += q * k[j];
@@ -173,8 +173,8 @@ inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys,
     }
 }
 
-// Backward over packed sequences. One task owns one key/value head of one sequence, so dk and dv need no atomics and
-// the result does not depend on the number of threads.
+// Backward over packed sequences. One task owns one key/value head of one family, query after query, so dk and dv need
+// no atomics and the result does not depend on the number of threads.
 inline void attention_backward_cpu(AttentionGradients d,
                                    const floatX* dout,    // [T, NH*HD]
                                    const floatX* out,     // [T, NH*HD]
@@ -188,28 +188,35 @@ inline void attention_backward_cpu(AttentionGradients d,
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
         for (int task = 0; task < sequences.count * NKV; task++) {
-            int s = task / NKV, kv_head = task % NKV;
-            int64_t start = sequences.starts[s], n = sequences.starts[s + 1] - start, head = (int64_t)kv_head * HD;
+            int parent = task / NKV, kv_head = task % NKV;
+            if (sequences.prefix && sequences.prefix[parent] > 0) continue;
+            const int end = attention_family_end(sequences.prefix, sequences.count, parent);
+            const int64_t start = sequences.starts[parent], n = sequences.starts[end] - start;
+            const int64_t head = (int64_t)kv_head * HD;
             AttentionBackwardTask x = attention_backward_task(scratch, n, HD);
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     x.K[j * HD + i] = x.K_t[i * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + i];
                     x.V_t[i * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + i];
                 }
-            for (int64_t t = start; t < start + n; t++)
-                for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-                    const floatX* o = out + (t * NH + h) * HD;
-                    const floatX* go = dout + (t * NH + h) * HD;
-                    const floatX* qrow = q.row(t) + (int64_t)h * HD;
-                    float D = 0.0f;
-                    for (int i = 0; i < HD; i++) {
-                        x.Q[i] = (float)qrow[i];
-                        x.dO[i] = (float)go[i];
-                        D += x.dO[i] * (float)o[i];
+            for (int s = parent; s < end; s++)
+                for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; t++)
+                    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+                        const floatX* o = out + (t * NH + h) * HD;
+                        const floatX* go = dout + (t * NH + h) * HD;
+                        const floatX* qrow = q.row(t) + (int64_t)h * HD;
+                        float D = 0.0f, row_lse = lse[t * NH + h];
+                        for (int i = 0; i < HD; i++) {
+                            x.Q[i] = (float)qrow[i];
+                            x.dO[i] = (float)go[i];
+                            x.dQ[i] = 0.0f;
+                            D += x.dO[i] * (float)o[i];
+                        }
+                        const int64_t own = sequences.starts[s];
+                        if (s > parent) attention_backward_row(x, 0, sequences.prefix[s], D, row_lse, scale);
+                        attention_backward_row(x, own - start, t - own + 1, D, row_lse, scale);
+                        for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
                     }
-                    attention_backward_row(x, t - start + 1, D, lse[t * NH + h], scale);
-                    for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
-                }
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     d.dk.row(start + j)[head + i] = x.dK[j * HD + i];
@@ -223,6 +230,20 @@ inline void attention_backward_cpu(AttentionGradients d,
 // CUDA kernels
 
 #if HAS_KERNELS
+// A sequence by positions: 0 ... prefix - 1 are its parent's rows, prefix ... n - 1 its own
+struct AttentionSequence {
+    int64_t prefix_start;
+    int64_t own;  // row of position p >= prefix: own + p
+    int prefix, n;
+    __device__ int64_t row(int p) const { return p < prefix ? prefix_start + p : own + p; }
+};
+
+__device__ inline AttentionSequence attention_sequence(const PackedSequences& x, int s) {
+    const int prefix = x.prefix ? x.prefix[s] : 0;
+    const int64_t own = (int64_t)x.starts[s] - prefix;  // not below 0: the parent stands before
+    return {prefix ? x.prefix_start[s] : 0, own, prefix, x.starts[s + 1] - (int)own};
+}
+
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
 #endif
@@ -265,7 +286,8 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
     if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int tiles = CEIL_DIV(sequences.max_length, ATTENTION_FORWARD_WARPS * 16);
+        const int before = sequences.prefix ? 15 : 0;  // rows of a tile, at most, before the first after a prefix
+        int tiles = CEIL_DIV(sequences.max_length + before, ATTENTION_FORWARD_WARPS * 16);
         unsigned grid = attention_grid("attention_forward", (int64_t)sequences.count * shape.NH * tiles,
                                        "lower --micro_batch_tokens or --rollout_batch");
         bool aligned =
@@ -274,8 +296,8 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
         attention_launch(shape.HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value;
             LAUNCH((attention_forward_kernel<HDP>), grid, ATTENTION_FORWARD_WARPS * 32,
-                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv,
-                   sequences.starts, tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
+                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv, sequences,
+                   tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
         });
         return;
     }
@@ -377,7 +399,7 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
         Scratch D((size_t)rows, dev);
         LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(rows, 32), hint), 256, 0, dev.stream,
                D.data, dout, out, rows, HD, aligned);
-        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences.starts, tiles, shape,
+        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences, tiles, shape,
                                       1.0f / sqrtf((float)HD),  aligned};
         attention_launch(HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value, threads = ATTENTION_BACKWARD_WARPS * 32;
