@@ -106,7 +106,11 @@ inline nlohmann::ordered_json bench_machine() {
     j["threads"] = bench_threads();
     j["precision"] = PRECISION_NAME;
     j["products"] = gemm_backend_name();
-    j["compiler"] = __VERSION__;
+    #if defined(__clang__)
+    j["compiler"] = "clang " __clang_version__;
+#else
+    j["compiler"] = "g++ " __VERSION__;
+#endif
     return j;
 }
 
@@ -152,7 +156,7 @@ inline int bench_command(Session& s) {
     r.results["options"] = options_to_json(o);
     printf("%s, %d threads, %s, %s\n", r.results["machine"]["cpu"].get<std::string>().c_str(), bench_threads(),
            PRECISION_NAME, gemm_backend_name());
-    r.ceilings = measure_ceilings(o.seconds);
+    r.ceilings = measure_ceilings(std::clamp(o.seconds, 0.005, 0.2));
     r.results["ceilings"] = ceilings_json(r.ceilings);
     fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);
     fflush(stdout);
