@@ -2,6 +2,7 @@
 #pragma once
 #include <ctime>
 #include <fstream>
+#include "../bench/growth.cuh"
 #include "../bench/operators.cuh"
 #include "../bench/report.h"
 #include "../bench/shapes.h"
@@ -91,6 +92,30 @@ inline void bench_model_operators(BenchRun& r, const std::string& model, const M
     bench_operators(b);
 }
 
+// in sizes that the embedded model has, where it is the model
+inline void bench_growth(BenchRun& r, const std::string& model, const ModelConfig& config) {
+    if (!r.measures("growth")) return;
+    const bool small = model == "embedded";
+    Growth g;
+    g.step = bench_steps(r.o, model), g.ceilings = r.ceilings;
+    g.report = [&r](const BenchRow& row) { r.report(row); };
+    GrowthSizes& z = g.sizes;
+    if (small) z.batch = {32, 64}, z.context = {16, 32}, z.group = {2, 4}, z.sequence = 16, z.tokens = 64;
+    if (small) z.prompt = 16, z.completion = 8, z.model_tokens = 16;
+    const int64_t most = std::max({z.batch.back(), z.tokens, z.prompt + z.completion});
+    check_bench_memory(model, config, most);
+    {
+        BenchModel b;
+        bench_model_open(b, config, g.step.weights, most);
+        growth_sft(g, b);
+        growth_group(g, b);
+    }
+    std::vector<BenchShape> models = {{model.c_str(), "", config}};
+    if (!small) models = {bench_shapes()[0], bench_shapes()[1], bench_shapes()[3]};
+    growth_model(g, models);
+    r.files.insert(r.files.end(), g.files.begin(), g.files.end());
+}
+
 // what the numbers were measured on
 inline nlohmann::ordered_json bench_machine() {
     nlohmann::ordered_json j;
@@ -106,7 +131,7 @@ inline nlohmann::ordered_json bench_machine() {
     j["threads"] = bench_threads();
     j["precision"] = PRECISION_NAME;
     j["products"] = gemm_backend_name();
-    #if defined(__clang__)
+#if defined(__clang__)
     j["compiler"] = "clang " __clang_version__;
 #else
     j["compiler"] = "g++ " __VERSION__;
@@ -164,6 +189,7 @@ inline int bench_command(Session& s) {
         const ModelConfig config = bench_config(name);
         bench_model_operators(r, name, config);
         bench_model_steps(r, name, config);
+        bench_growth(r, name, config);
     }
     bench_write(r);
     return 0;
