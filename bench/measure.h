@@ -6,6 +6,7 @@
 #include <fstream>
 #include <string>
 #include <vector>
+#include "../runtime/dtypes.h"
 #include "../runtime/run_dir.h"
 #if defined(_OPENMP)
 #include <omp.h>
