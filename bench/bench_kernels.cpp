@@ -352,7 +352,7 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
          flops},
     };
     for (size_t i = 0; i < packed.size(); i++) {
-        const Packed& p = packed[i];
+        const PackedCodes& p = packed[i];
         table.push_back({formats[i].name,
                          {M, N, K},
                          [&] { matmul_nt_quantized(out.data, N, a.data, K, p.w, no_bias, M, dev); },
