@@ -2,7 +2,7 @@
 # make run        install what is missing, build, run the embedded example
 # make test       install what is missing, build and run every test; the last line counts them
 # make test-long  the tests that take minutes: kills at every system call of a save, and at 40 random moments
-# make bench      speed of the parts, in one table
+# make bench      the machine's ceilings, and how near to them operators and whole steps come: minutes
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make ptxas      registers, shared and local memory and occupancy of each kernel for ARCHS; fails on local memory that is not listed
@@ -308,17 +308,16 @@ $(BUILD)/fuzz/fuzz_%: test/fuzz/fuzz_%.cpp test/fuzz/fuzz.h test/fuzz/driver.cpp
 	@echo "compiling $@"
 	@$(FUZZ_BUILD) -std=c++17 -O1 -g $(FUZZ_SANITIZE) -DPRECISION_FP32 -Wno-unknown-pragmas $(if $(FUZZER),-Wno-pass-failed) $< -o $@ $(LIBS)
 
-# the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
+# BENCH="--bench_model 0.5b --part sft": flags of ./train_qrl bench. The tokenizer needs a vocabulary and a text:
+# BENCH_TOKENIZER=folder BENCH_TEXT=file
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
 BENCH_TEXT ?= ../shared/data/gsm8k/train.jsonl
 bench: deps
-	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm $(BUILD)/bench_tokenizer train_qrl $(BENCH_KERNELS)
+	@$(MAKE) --no-print-directory $(BUILD)/bench_tokenizer train_qrl $(BENCH_KERNELS)
 	@$(BENCH_KERNELS)
-	@$(BUILD)/bench_gemm
+	@./train_qrl bench $(BENCH)
 	@if test -e $(BENCH_TOKENIZER) && test -e $(BENCH_TEXT); then $(BUILD)/bench_tokenizer $(BENCH_TOKENIZER) $(BENCH_TEXT); \
 	 else echo "tokenizer: not measured, set BENCH_TOKENIZER and BENCH_TEXT"; fi
-	@rm -rf $(BUILD)/bench_run && ./train_qrl --cold_start_loss 1.5 --max_steps 8 --eval_n 32 --output_dir $(BUILD)/bench_run | \
-	 grep -e '^cold start' -e '^step'
 
 # the CUDA operators, where there is a GPU
 BENCH_KERNELS := $(if $(USE_NVCC),$(BUILD)/bench_kernels)

@@ -306,6 +306,11 @@ struct GrpoObjective : Objective {
 
     int iterations() const override { return config.num_iterations; }
 
+    // of this step's samples
+    virtual RewardedGroup reward() const {
+        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+    }
+
     bool prepare(Trainer& t, const StepContext& c, LoopState& run) override {
         batch = c.batch;
         prompts.clear();
@@ -320,7 +325,7 @@ struct GrpoObjective : Objective {
         run.generated.prompt_tokens += generated.prompt_tokens;
         run.generated.completion_tokens += generated.completion_tokens;
         run.generated.seconds += generated.seconds;
-        rewarded = reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+        rewarded = reward();
         advantages = group_advantages(rewarded.total, config.num_generations, config.scale_rewards);
         config.comm = c.comm;
         config.pass = c.pass;

@@ -1309,3 +1309,111 @@ TEST(Logprobs, AsTransformers) {
         refused(1, args, {"standard input:1", "tokenizer.json", "--tokenizer"}, s);
     }
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// bench: each of its lines runs once, in the sizes of the embedded model; what it measures is no test's business
+
+static const Args bench_sizes = {"--bench_model",
+                                 "embedded",
+                                 "--seconds",
+                                 "0",
+                                 "--per_device_train_batch_size",
+                                 "2",
+                                 "--max_length",
+                                 "16",
+                                 "--prompts_per_step",
+                                 "2",
+                                 "--num_generations",
+                                 "3",
+                                 "--max_prompt_length",
+                                 "4",
+                                 "--max_completion_length",
+                                 "5"};
+
+static void check_bench_numbers(const json& row, const std::string& where) {
+    for (const auto& item : row.items()) {
+        const std::string name = item.key() + " of " + where;
+        EXPECT_FALSE(item.value().is_null()) << name;
+        if (!item.value().is_number() || item.key() == "least_flops" || item.key() == "least_bytes") continue;
+        EXPECT_GT(item.value().get<double>(), 0.0) << name;
+    }
+}
+
+TEST(Bench, EveryOperatorAndStepHasItsNumbers) {
+    const std::string out = fresh("bench");
+    const Outcome r =
+        good(Args{"bench", "--output_dir", out, "--part", "operators,sft,decode,grpo,growth"} + bench_sizes);
+    const json j = read_json(out + "/bench.json");
+    EXPECT_EQ(j["version"], "0.1.0");
+    EXPECT_NE(j["machine"]["precision"].get<std::string>(), "");
+    ASSERT_TRUE(j["ceilings"]["peaks"].contains("fp32_fma"));
+    for (const auto& peak : j["ceilings"]["peaks"].items()) check_bench_numbers(peak.value(), peak.key());
+    for (const json& level : j["ceilings"]["memory"]) check_bench_numbers(level, "memory");
+    std::map<std::string, int> lines;
+    for (const json& row : j["rows"]) {
+        const std::string name = row["name"];
+        lines[name]++;
+        check_bench_numbers(row, name);
+        EXPECT_TRUE(row["least_flops"] > 0 || row["least_bytes"] > 0) << name;
+        EXPECT_NE(r.out.find(name), std::string::npos) << name;
+    }
+    for (const char* type : {"fp32", "bf16"})
+        for (const char* kind : {"nt", "nt packed", "nn", "tn"})
+            EXPECT_EQ(lines[std::string("product ") + kind + " " + type], 3 * 5) << kind << type;
+    for (const char* format : {"int8", "int4", "int3", "nf4", "mxfp4", "nvfp4", "fp8e4m3"})
+        EXPECT_EQ(lines[std::string("product quantized ") + format], 2 * 3) << format;
+    for (const char* name : {"attention forward", "attention backward", "attention decode"})
+        EXPECT_EQ(lines[name], 2) << name;
+    for (const char* name : {"fused_residual_rmsnorm forward",
+                             "rmsnorm backward",
+                             "swiglu forward",
+                             "swiglu backward",
+                             "rope forward",
+                             "embedding forward",
+                             "embedding backward",
+                             "lm_head forward",
+                             "lm_head backward",
+                             "sample",
+                             "sample greedy",
+                             "sample gumbel",
+                             "sample top-p 0.95",
+                             "sample top-k 50",
+                             "adamw",
+                             "global norm",
+                             "convert fp32 to working weights",
+                             "fake_quant int4:g64",
+                             "sft step",
+                             "grpo step",
+                             "model"})
+        EXPECT_EQ(lines[name], 1) << name;
+    EXPECT_EQ(lines["decode step"], 3);
+    for (const char* name : {"batch", "context", "group", "model"}) {
+        EXPECT_GE(lines[name], 1) << name;
+        const std::string svg = read_text(out + "/growth_" + name + ".svg");
+        EXPECT_EQ(svg.compare(0, 5, "<svg "), 0) << name;
+        EXPECT_NE(svg.find("ceilings"), std::string::npos) << name;
+    }
+    EXPECT_EQ(leftovers(out, true), "");
+}
+
+TEST(Bench, ReplacesItsOwnFileOnly) {
+    const std::string out = fresh("bench");
+    const Args sft = Args{"bench", "--part", "sft", "--weights", "int4:g32:sym", "--output_dir", out} + bench_sizes;
+    fs::create_directories(out);
+    write_text(out + "/bench.json", "somebody's");
+    refused(1, sft, {"bench.json exists", "--overwrite_output_dir"});
+    refused(1, sft + Args{"--overwrite_output_dir"}, {"was not written by this program"});
+    EXPECT_EQ(read_text(out + "/bench.json"), "somebody's");
+    fs::remove(out + "/bench.json");
+    good(sft);
+    good(sft + Args{"--overwrite_output_dir"});
+    EXPECT_EQ(read_json(out + "/bench.json")["rows"].size(), 1u);
+}
+
+TEST(Bench, BadUse) {
+    refused(2, {"bench", "--bench_model", "7b"}, {"'7b' is not one of"});
+    refused(2, {"bench", "--part", "attention"}, {"'attention' is not one of"});
+    refused(2, {"bench", "--seconds", "-1"}, {"out of range"});
+    refused(2, {"bench", "--model", base}, {"flag --model is not used by bench"});
+    refused(2, Args{"bench", "--weights", "int4:g64:nonsense"} + bench_sizes, {"nonsense"});
+}
