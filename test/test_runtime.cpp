@@ -115,6 +115,24 @@ TEST(Threads, AreCountedByAffinityAndQuota) {
     EXPECT_LE(here.affinity, here.cores);
 }
 
+// a page behind the end, or before the beginning, would be somebody else's
+TEST(Memory, LargeArraysBeginAtHugePagesAndEndWhereTheyShould) {
+    for (size_t bytes : {(size_t)100, (size_t)4096, ((size_t)2 << 20) + 1, ((size_t)4 << 20), ((size_t)9 << 20) + 12345}) {
+        char* p = static_cast<char*>(map_pages(bytes));
+        ASSERT_NE(p, nullptr);
+        EXPECT_EQ((uintptr_t)p % (bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 4096), 0u) << bytes;
+        for (size_t i = 0; i < bytes; i += 4096) EXPECT_EQ(p[i], 0) << i;
+        p[0] = p[bytes - 1] = 1;
+        unsigned char there = 0;
+        const size_t end = (bytes + 4095) / 4096 * 4096;
+        EXPECT_EQ(mincore(p + end - 4096, 4096, &there), 0);
+        EXPECT_EQ(munmap(p, bytes), 0);
+        EXPECT_EQ(mincore(p, 4096, &there), -1) << "still mapped";
+        EXPECT_EQ(mincore(p + end - 4096, 4096, &there), -1) << "still mapped";
+    }
+    EXPECT_EQ(map_pages((size_t)1 << 60), nullptr);
+}
+
 TEST(Memory, SizesThatWrapAreRefused) {
     Buffer<double> b;
     const char* wanted = "out of memory: a b would take more than 2^56 bytes; lower --c";
