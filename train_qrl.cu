@@ -11,7 +11,7 @@
 #include "commands/text.cuh"         // tokenize_command, logprobs_command: JSON lines in and out
 #include "runtime/cpu_check.h"       // before main: has the CPU what the program was compiled for?
 #include "runtime/standard_files.h"  // open_standard_files, flush_result, flush_report
-#include "runtime/threads.h"         // threads_sleep_at_barriers
+#include "runtime/threads.h"         // threads_spin_briefly
 
 static int run_command(Session& s) {
     switch (s.o.command) {
@@ -28,7 +28,7 @@ static int run_command(Session& s) {
 
 int main(int argc, char** argv) {
     open_standard_files();
-    threads_sleep_at_barriers(argv);
+    threads_spin_briefly(argv);
     try {
         Session s;
         s.o = parse_options(argc, argv);

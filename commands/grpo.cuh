@@ -116,7 +116,8 @@ inline void grpo_check_reference(const Session& s) {
 
 inline void grpo_data(TrainingRun& r) {
     const Options& o = r.s.o;
-    r.data = training_data(training_prompts(r.s), o.prompts_per_step, o.seed);
+    r.data = r.s.embedded_model ? embedded_training_prompts(r.s, o.prompts_per_step)
+                                : training_data(training_prompts(r.s), o.prompts_per_step, o.seed);
     training_whole_steps(r, "prompts_per_step");
     r.held_out = eval_prompts(r.s);
 }

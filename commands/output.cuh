@@ -67,7 +67,7 @@ inline void print_start(const Session& s) {
         human_count((double)params).c_str(), human_count((double)linear).c_str(), c.num_hidden_layers, c.hidden_size,
         c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
 #if defined(_OPENMP)
-    std::string cpu = format("%d threads", omp_get_max_threads());
+    std::string cpu = cpu_share_text(omp_get_max_threads(), cpu_share());
 #else
     std::string cpu = "1 thread (built without OpenMP)";
 #endif

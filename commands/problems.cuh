@@ -77,6 +77,24 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     return out;
 }
 
+// The same for the embedded model, whose tokens are bytes: each problem is made up when it is drawn. Making all 100,000
+// beforehand takes longer than the first steps.
+inline TrainingData embedded_training_prompts(const Session& s, int64_t per_step) {
+    const Task& task = find_task(s.o.task);
+    auto prompt = [&s](const Problem& p) { return Example{checked_prompt(s, p), {}}; };
+    Problem longest = task_problem(task, task_seed(s.o.seed, false), 0, false);
+    longest.question = task.longest;
+    TrainingData d;
+    d.count = task.train;
+    d.per_step = per_step;
+    d.seed = s.o.seed;
+    d.longest = d.longest_prompt = (int64_t)prompt(longest).prompt.tokens.size();
+    d.example = [&s, &task, prompt](int64_t i) {
+        return prompt(task_problem(task, task_seed(s.o.seed, false), (uint32_t)i, false));
+    };
+    return d;
+}
+
 // The example as tokens, or an error where it is longer than it may be
 inline Example checked_example(const Session& s, const SftExample& e) {
     const std::vector<int>& ends = s.m.config.eos_token_ids;

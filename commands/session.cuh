@@ -12,6 +12,7 @@
 #include "../runtime/open_device.h"
 #include "../runtime/run_dir.h"
 #include "../runtime/stop.h"
+#include "../runtime/threads.h"
 #include "quantizer_options.cuh"
 
 // The checkpoint that a run goes on from
@@ -75,13 +76,18 @@ inline Tokenizer load_tokenizer(const std::string& path) {
     return tok;
 }
 
+// --threads, else as many as affinity and the container's quota allow; OMP_NUM_THREADS is the user's word, too
 inline void session_threads(const Options& o) {
 #if defined(_OPENMP)
+    const CpuShare share = cpu_share();
     // 4096 threads on two cores take minutes to start and to meet at each barrier
-    const int most = std::max(64, 4 * omp_get_num_procs());
-    if (o.threads > most)
-        fprintf(stderr, "note: --threads %d: %d are started, for %d cores\n", o.threads, most, omp_get_num_procs());
+    const int most = std::max(64, 4 * share.affinity);
+    if (o.threads > share.threads())
+        fprintf(stderr, "warning: --threads %d is more than the cores: %s; threads then wait for each other%s\n", o.threads,
+                cpu_share_text(share.threads(), share).c_str(),
+                o.threads > most ? format("; %d are started", most).c_str() : "");
     if (o.threads > 0) omp_set_num_threads(std::min(o.threads, most));
+    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(share.threads());
 #else
     if (o.threads > 1) fprintf(stderr, "warning: built without OpenMP, --threads %d has no effect\n", o.threads);
 #endif

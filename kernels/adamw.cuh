@@ -12,6 +12,7 @@
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 struct AdamWConfig {
     float learning_rate = 1e-6f, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0.0f;
@@ -42,7 +43,7 @@ inline void adamw_update_cpu(float* w,           // [n]
                              const float* grad,  // [n]
                              int64_t n, float grad_scale, const AdamWConfig& c, int64_t step) {
     const AdamWCorrection correct = adamw_correction(c, step);
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : worth_threads(n))
     for (int64_t i = 0; i < n; i++) adamw_step(w + i, m + i, v + i, grad[i], grad_scale, c, correct);
 }
 

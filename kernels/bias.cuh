@@ -11,12 +11,13 @@
 #pragma once
 #include <cstdint>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 
 inline void bias_backward_cpu(float* dbias,        // [OC] +=
                               const floatX* dout,  // [T,OC]
                               int64_t T, int64_t OC) {
     const int64_t columns = 64, blocks = (OC + columns - 1) / columns;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * OC / 4))
     for (int64_t b = 0; b < blocks; b++) {
         int64_t c0 = b * columns, c1 = c0 + columns < OC ? c0 + columns : OC;
         for (int64_t t = 0; t < T; t++)

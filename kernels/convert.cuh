@@ -5,11 +5,12 @@
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 inline void convert_forward_cpu(floatX* out,     // [n]
                                 const float* x,  // [n]
                                 int64_t n) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(n / 8))
     for (int64_t block = 0; block < CEIL_DIV(n, 4096); block++) {
         int64_t end = (block + 1) * 4096 < n ? (block + 1) * 4096 : n;
         INDEPENDENT

@@ -39,6 +39,7 @@
 #include "likeliest.cuh"
 #include "lm_head.cuh"
 #include "lm_head_logits.cuh"
+#include "../runtime/parallel.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // divergences
@@ -331,7 +332,7 @@ inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const Disti
     std::vector<DistillSums> token(b.rows);
     std::vector<LikeliestEdge> edges(b.rows, likeliest_all());
     if (!FULL) likeliest_edges_cpu(edges.data(), b.teacher, b.rows, support);
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) if (worth_threads(b.rows * b.V))
     for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, edges[i]);
     for (const DistillSums& t : token)
         distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));

@@ -18,12 +18,13 @@
 #pragma once
 #include <cstdint>
 #include "rows.cuh"
+#include "../runtime/parallel.h"
 
 inline void embedding_forward_cpu(floatX* out,        // [T,C]
                                   const int* tokens,  // [T], each in [0,V)
                                   const floatX* wte,  // [V,C]
                                   int64_t T, int64_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * C / 8))
     for (int64_t t = 0; t < T; t++) memcpy(out + t * C, wte + (int64_t)tokens[t] * C, C * sizeof(floatX));
 }
 
@@ -32,7 +33,7 @@ inline void embedding_backward_cpu(float* dwte,         // [V,C] +=
                                    const int* tokens,   // [T]
                                    int64_t T, int64_t C) {
     const int64_t columns = 64, blocks = (C + columns - 1) / columns;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * C / 4))
     for (int64_t b = 0; b < blocks; b++) {
         int64_t c0 = b * columns, c1 = c0 + columns < C ? c0 + columns : C;
         for (int64_t t = 0; t < T; t++) {

@@ -26,6 +26,7 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 #include "quant_format.cuh"
 
 // how a matrix is cut
@@ -110,7 +111,7 @@ template <class In>
 inline std::vector<QuantRange> quant_ranges_cpu(const In* w, int64_t groups, int64_t group) {
     const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
     std::vector<QuantRange> part(groups * pieces);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(groups * group / 4))
     for (int64_t i = 0; i < groups * pieces; i++) {
         int64_t start = i % pieces * QUANT_CPU_PIECE, left = group - start;
         part[i] = quant_range_cpu(w + i / pieces * group + start, left < QUANT_CPU_PIECE ? left : QUANT_CPU_PIECE);
@@ -151,7 +152,7 @@ template <class In>
 inline float quant_mean_cpu(const In* w, int64_t n, int64_t stride, float amax) {
     float unit = quant_fixed_unit(amax);
     int64_t sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
+#pragma omp parallel for schedule(static) reduction(+ : sum) if (worth_threads(n / 2))
     for (int64_t j = 0; j < n; j++) sum += quant_fixed((float)w[j * stride], unit);
     return quant_fixed_mean(sum, n, unit);
 }
@@ -163,7 +164,7 @@ inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups
     float amax = 0.0f;
     for (int64_t g = 0; g < groups; g++) amax = grid[g].scale > amax ? grid[g].scale : amax;
     const float mean = *state.tensor = quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(4 * groups))
     for (int64_t b = 0; b < CEIL_DIV(groups, QUANT_NESTED); b++) {
         int64_t first = b * QUANT_NESTED, end = first + QUANT_NESTED < groups ? first + QUANT_NESTED : groups;
         float largest = 0.0f;
@@ -195,7 +196,7 @@ inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, 
         tensor = *state.tensor = quant_tensor_scale(quant_range_amax(all));
     }
     const bool searched = quant_searched(m), of_mean = quant_of_mean(m);
-#pragma omp parallel for schedule(static) if (groups > 1)
+#pragma omp parallel for schedule(static) if (worth_threads(searched || of_mean ? groups * group : groups))
     for (int64_t g = 0; g < groups; g++) {
         QuantRange r = ranges[g];
         if (searched) grid[g] = quant_search_cpu(m.q, w + g * group, group, r);
@@ -262,7 +263,7 @@ inline int64_t fake_quant_pieces_cpu(Out* out, int8_t* codes, Grid* grid, float 
     const int64_t pieces = CEIL_DIV(group, QUANT_CPU_PIECE), piece = pieces > 1 ? QUANT_CPU_PIECE : group;
     return quant_dispatch(q.format, [&](auto kind) {
         int64_t changed = 0;
-#pragma omp parallel for schedule(static) reduction(+ : changed)
+#pragma omp parallel for schedule(static) reduction(+ : changed) if (worth_threads(groups * group / 2))
         for (int64_t i = 0; i < groups * pieces; i++) {
             int64_t start = i / pieces * group + i % pieces * piece, left = group - i % pieces * piece;
             int64_t n = left < piece ? left : piece;
@@ -311,7 +312,7 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
     const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
     const float low = quant_low(q), high = quant_high(q);
     quant_dispatch(q.format, [&](auto kind) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(shape.groups * group / 4))
         for (int64_t i = 0; i < shape.groups * pieces; i++) {
             int64_t start = i / pieces * group, end = start + group;
             start += i % pieces * QUANT_CPU_PIECE;
@@ -328,7 +329,7 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
 inline int64_t codes_changed_cpu(const int8_t* codes, const int8_t* initial, int64_t n, int mask) {
     int64_t total = 0;
 // without `simd`: clang 14 at -O1 then loses three quarters of the sum
-#pragma omp parallel for schedule(static) reduction(+ : total)
+#pragma omp parallel for schedule(static) reduction(+ : total) if (worth_threads(n / 8))
     for (int64_t i = 0; i < n; i++) total += quant_flipped(mask, codes[i], initial[i]);
     return total;
 }

@@ -11,13 +11,14 @@
 #include <cstdint>
 #include <vector>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 
 inline double sum_of_squares_cpu(const float* x,  // [n]
                                  int64_t n) {
     const int64_t block = 1 << 16;
     int64_t blocks = (n + block - 1) / block;
     std::vector<double> partial(blocks);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(n / 8))
     for (int64_t b = 0; b < blocks; b++) {
         int64_t end = (b + 1) * block < n ? (b + 1) * block : n;
         double sum = 0.0;

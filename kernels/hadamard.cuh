@@ -22,6 +22,7 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 static constexpr int HADAMARD_MOST_K = 256;
 static constexpr int64_t HADAMARD_MOST_N =
@@ -127,7 +128,7 @@ inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T
         for (int j = 0; j < K; j++)
             flip[(size_t)i * K + j] =
                 (transpose ? hadamard_negative(h, j, i) : hadamard_negative(h, i, j)) ? 0x80000000u : 0u;
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(T * segments * h.N()))
     {
         std::vector<float> buffer((size_t)K * width);
         float* v = buffer.data();

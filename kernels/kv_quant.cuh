@@ -27,6 +27,7 @@
 #include "quant_format.cuh"
 #include "rope.cuh"
 #include "rows.cuh"
+#include "../runtime/parallel.h"
 
 struct KvQuant {
     QuantSpec spec;
@@ -116,7 +117,7 @@ inline void kv_quantize_cpu(KvQuant q, floatX* out, int64_t out_stride,        /
                             uint32_t* const cache[2], const CacheRow* writes,  // [T]; null: no cache
                             int64_t T) {
     const int groups = q.HD / q.group, per_byte = 8 / q.bits;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * q.NKV * q.HD))
     for (int64_t i = 0; i < T * q.NKV; i++) {
         int64_t t = i / q.NKV, head = i % q.NKV;
         const floatX* x = inp + t * inp_stride + head * q.HD;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 #include "sampling_kernels.cuh"
 
 // The last token that belongs to the likeliest
@@ -127,7 +128,7 @@ inline LikeliestEdge likeliest_edge_cpu(const float* row, const SampleConfig& c,
 
 // edges: [rows]; logits: [rows,V]
 inline void likeliest_edges_cpu(LikeliestEdge* edges, Rows<const float> logits, int64_t rows, const SampleConfig& c) {
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(rows * c.n_allowed))
     {
         LikeliestScratch scratch;
 #pragma omp for schedule(dynamic, 1)

@@ -24,6 +24,7 @@
 #include "../runtime/buffer.h"
 #include "../runtime/dtypes.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 #include "convert.cuh"
 #include "matmul.cuh"
 
@@ -130,7 +131,7 @@ inline void lm_head_forward_cpu(float* logp,     // [T]
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
             gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(rows * n / 2))
             for (int64_t i = 0; i < rows; i++) {
                 softmax_chunk(state[i], logits + i * columns, n, inverse_temperature);
                 int64_t y = in.targets[t0 + i] - v0;
@@ -165,7 +166,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,     // [T,C]
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
             gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(rows * n / 2))
             for (int64_t i = 0; i < rows; i++) {
                 const float* z = logits + i * columns;
                 floatX* dz = dlogits + i * columns;
@@ -178,7 +179,7 @@ inline void lm_head_backward_cpu(floatX* dhidden,     // [T,C]
             gemm_nn(dh, dlogits, in.weight + v0 * C, rows, n, C, true, {C, columns});
             if (dweight) gemm_tn(dweight + v0 * C, dlogits, in.hidden + t0 * C, rows, n, C, {C, columns});
         }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(rows * C / 8))
         for (int64_t i = 0; i < rows * C; i++) dhidden[t0 * C + i] = dh[i];
     }
 }

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 #include "../runtime/rng.h"
 
 // p 0: nothing is dropped. row0: number of the first row
@@ -37,7 +38,7 @@ HOST_DEVICE float lora_keep(const LoraDropout& d, int64_t t, int64_t c) {
 inline void lora_scale_cpu(floatX* out,     // [n]
                            const float* x,  // [n]
                            float scale, int64_t n) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(n / 4))
     for (int64_t i = 0; i < n; i++) out[i] = (floatX)(scale * x[i]);
 }
 
@@ -45,7 +46,7 @@ template <class O>
 void lora_add_cpu(O* out,              // [T,C] at ldo
                   const float* delta,  // [T,C]
                   float scale, const LoraDropout& d, int64_t ldo, int64_t T, int64_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * C / (d.p == 0.0f ? 4 : 1)))
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < C; c++)
             out[t * ldo + c] = (O)std::fmaf(scale * lora_keep(d, t, c), delta[t * C + c], (float)out[t * ldo + c]);
@@ -54,7 +55,7 @@ void lora_add_cpu(O* out,              // [T,C] at ldo
 inline void lora_dropout_cpu(floatX* out,      // [T,C]
                              const floatX* x,  // [T,C]
                              const LoraDropout& d, int64_t T, int64_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * C))
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < C; c++) out[t * C + c] = (floatX)(lora_keep(d, t, c) * (float)x[t * C + c]);
 }

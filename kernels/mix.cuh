@@ -9,6 +9,7 @@
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 // the same on both devices: the product of (1 - a) and out is added by one rounding
 HOST_DEVICE float mix(float out, float x, float a) { return fmaf(1.0f - a, out, a * x); }
@@ -16,7 +17,7 @@ HOST_DEVICE float mix(float out, float x, float a) { return fmaf(1.0f - a, out, 
 inline void mix_forward_cpu(floatX* out,      // [n]
                             const floatX* x,  // [n]
                             float a, int64_t n) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(n / 4))
     for (int64_t i = 0; i < n; i++) out[i] = (floatX)mix((float)out[i], (float)x[i], a);
 }
 

@@ -20,6 +20,7 @@
 // piece; then a thread a group. Each device adds in a fixed order of its own.
 #pragma once
 #include "fake_quant.cuh"
+#include "../runtime/parallel.h"
 
 enum class LearnedScale : uint8_t { lsq, lsq_offset, lwc };
 
@@ -111,7 +112,7 @@ inline void learned_backward_cpu(float* dw,             // [groups, group]
     const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
     const float h = learned_gradient_scale(shape, q);
     std::vector<float> sums(2 * shape.groups * pieces);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(shape.groups * group))
     for (int64_t i = 0; i < shape.groups * pieces; i++) {
         int64_t first = i / pieces * group + i % pieces * QUANT_CPU_PIECE, end = (i / pieces + 1) * group;
         end = first + QUANT_CPU_PIECE < end ? first + QUANT_CPU_PIECE : end;

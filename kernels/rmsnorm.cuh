@@ -26,6 +26,7 @@
 #pragma once
 #include <cmath>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 
 // T * H rows of C: one a token, or one a head
 struct RmsnormShape {
@@ -85,7 +86,7 @@ inline void rmsnorm_row_cpu(floatX* __restrict__ out, const floatX* __restrict__
 inline void rmsnorm_forward_cpu(Rows<floatX> out, float* rstd, Rows<const floatX> inp, const floatX* weight,
                                 RmsnormShape s, float eps) {
     const int C = s.C, H = s.H;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(s.rows() * C / 3))
     for (int64_t r = 0; r < s.rows(); r++) {
         int64_t t = r / H, h = r % H;
         const floatX* x = inp.row(t) + h * C;
@@ -99,7 +100,7 @@ inline void fused_residual_rmsnorm_forward_cpu(floatX* residual_out, floatX* out
                                                const floatX* residual_in, const floatX* x, const floatX* weight,
                                                RmsnormShape s, float eps) {
     const int C = s.C;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(s.T * C / 2))
     for (int64_t t = 0; t < s.T; t++) {
         floatX* sum = residual_out + t * C;
         const floatX *a = residual_in + t * C, *b = x + t * C;
@@ -126,7 +127,7 @@ inline void rmsnorm_backward_cpu(Rows<floatX> dinp, float* dweight, Rows<const f
     int64_t rows = shape.rows(), rows_per_block = rmsnorm_rows_per_block(rows), blocks = CEIL_DIV(rows, rows_per_block);
     Scratch scratch((size_t)blocks * C, Device());
     float* partial = scratch.data;  // (blocks,C)
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(rows * C))
     for (int64_t block = 0; block < blocks; block++) {
         float* __restrict__ dw = partial + block * C;
         memset(dw, 0, sizeof(float) * C);
@@ -145,7 +146,7 @@ inline void rmsnorm_backward_cpu(Rows<floatX> dinp, float* dweight, Rows<const f
             }
         }
     }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(blocks * C / 2))
     for (int c = 0; c < C; c++) {
         float sum = 0;
         for (int64_t block = 0; block < blocks; block++) sum += partial[block * C + c];

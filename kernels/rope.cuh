@@ -18,6 +18,7 @@
 #include <vector>
 #include "../runtime/buffer.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 struct RopeTable {
     int HD = 0;
@@ -114,7 +115,7 @@ inline void rope_cpu(Rows<floatX> out,        // [T, H*HD]
                      const int* positions,    // [T]
                      const RopeTable& r, int64_t T, int H, float direction) {
     int half = r.HD / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * H * half))
     for (int64_t t = 0; t < T; t++) {
         const float* c = r.cos.data() + (size_t)positions[t] * half;
         const float* s = r.sin.data() + (size_t)positions[t] * half;

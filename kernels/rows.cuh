@@ -12,6 +12,7 @@
 #pragma once
 #include <cstdint>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 
 // where a token's key and value go: a row of place 0 (prompts) or of place 1 (sampled tokens)
 struct CacheRow {
@@ -26,7 +27,7 @@ inline void gather_rows_cpu(floatX* out,        // [R,C]
                             const floatX* inp,  // [T,C]
                             const int* rows,    // [R], each in [0,T)
                             int64_t R, int64_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(R * C / 8))
     for (int64_t r = 0; r < R; r++) memcpy(out + r * C, inp + rows[r] * C, C * sizeof(floatX));
 }
 
@@ -35,7 +36,7 @@ inline void scatter_rows_cpu(floatX* out,        // [T,C]
                              const int* rows,    // [R], each in [0,T), equal ones together
                              int64_t R, int64_t T, int64_t C) {
     memset(static_cast<void*>(out), 0, T * C * sizeof(floatX));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(R * C / 8))
     for (int64_t r = 0; r < R; r++) {
         if (r > 0 && rows[r] == rows[r - 1]) continue;
         int64_t end = r + 1;
@@ -53,7 +54,7 @@ inline void scatter_rows_cpu(floatX* out,        // [T,C]
 inline void kv_cache_write_cpu(floatX* const k[2], floatX* const v[2],                // [rows of the place, width]
                                Rows<const floatX> k_rows, Rows<const floatX> v_rows,  // [T,width]
                                const CacheRow* writes, int64_t T, int64_t width) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * width / 4))
     for (int64_t t = 0; t < T; t++) {
         if (writes[t].row < 0) continue;
         int64_t at = writes[t].row * width;

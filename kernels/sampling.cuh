@@ -25,6 +25,7 @@
 #include "draw.cuh"
 #include "lm_head.cuh"
 #include "sampling_kernels.cuh"
+#include "../runtime/parallel.h"
 
 struct SamplingParams {
     float temperature = 1.0f;  // 0: greedy
@@ -165,7 +166,7 @@ inline void sample_rows_cpu(int* tokens, float* logps, const float* logits, Samp
                             DrawStream stream, const DrawKey* keys) {
     const int64_t rows = shape.rows, V = shape.V, n_allowed = shape.n_allowed;
     const float inverse = sampling_inverse_temperature(p);
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(rows * V))
     {
         std::vector<float> weights;
 #pragma omp for schedule(dynamic, 1)

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "../runtime/parallel.h"
 
 static constexpr int SWIGLU_BLOCK = 128, SWIGLU_COLUMNS = SWIGLU_BLOCK * 16 / (int)sizeof(floatX);  // of one block
 
@@ -35,7 +36,7 @@ HOST_DEVICE SwigluGradient swiglu_gradient(float dout, float g, float u) {
 inline void swiglu_forward_cpu(floatX* out,            // [T,F]
                                const floatX* gate_up,  // [T,2F]
                                int64_t T, int64_t F) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * F / 2))
     for (int64_t t = 0; t < T; t++) {
         const floatX *g = gate_up + t * 2 * F, *u = g + F;
         floatX* o = out + t * F;
@@ -48,7 +49,7 @@ inline void swiglu_backward_cpu(floatX* dgate_up,       // [T,2F]
                                 const floatX* dout,     // [T,F]
                                 const floatX* gate_up,  // [T,2F]
                                 int64_t T, int64_t F) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(T * F))
     for (int64_t t = 0; t < T; t++) {
         const floatX *g = gate_up + t * 2 * F, *u = g + F, *d = dout + t * F;
         floatX *dg = dgate_up + t * 2 * F, *du = dg + F;

@@ -9,6 +9,7 @@
 #pragma once
 #include <cstdint>
 #include "../runtime/device.h"
+#include "../runtime/parallel.h"
 
 HOST_DEVICE uint64_t weight_hash_term(float x, uint64_t place) {
     uint64_t h = (uint64_t)float_bits(x) + (place + 1) * 0x9E3779B97F4A7C15ull;
@@ -20,7 +21,7 @@ HOST_DEVICE uint64_t weight_hash_term(float x, uint64_t place) {
 inline uint64_t weight_hash_cpu(const float* x,  // [n]
                                 int64_t n, uint64_t place) {
     uint64_t sum = 0;
-#pragma omp parallel for reduction(+ : sum) schedule(static)
+#pragma omp parallel for reduction(+ : sum) schedule(static) if (worth_threads(n))
     for (int64_t i = 0; i < n; i++) sum += weight_hash_term(x[i], place + (uint64_t)i);
     return sum;
 }

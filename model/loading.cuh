@@ -5,6 +5,7 @@
 // QLoRA (Dettmers et al. 2023, arXiv 2305.14314) is this with NF4 and double quantization.
 #pragma once
 #include <algorithm>
+#include "../runtime/parallel.h"
 #include "quantize.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ inline void model_init_random(Model& m, uint64_t seed) {
         const bool residual = t.kind == ParamKind::linear && (t.product == Product::o || t.product == Product::down);
         float scale = 0.02f * (residual ? 1.0f / sqrtf(2.0f * (float)m.L()) : 1.0f);
         model_fill(m, t, [&](float* p) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(30 * t.count()))
             for (int64_t j = 0; j < t.count(); j++) {
                 p[j] = t.kind == ParamKind::norm ? 1.0f : 0.0f;
                 if (!is_weight(t)) continue;

@@ -9,6 +9,27 @@
 #include <vector>
 #include "device.h"
 
+// Zeroed pages of the operating system, which cost nothing until they are touched; null: it has none. Large arrays begin at
+// a multiple of 2 MiB and ask for pages of that size: 512 times fewer faults when they are touched first, and fewer misses
+// of the TLB later. munmap(p, bytes) gives them back.
+inline void* map_pages(size_t bytes) {
+    constexpr size_t HUGE_PAGE = (size_t)1 << 21;
+    const bool large = bytes >= 2 * HUGE_PAGE;
+    const size_t all = (bytes + 4095) / 4096 * 4096 + (large ? HUGE_PAGE : 0);
+    void* mapped = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return nullptr;
+    if (!large) return mapped;
+    char *begin = static_cast<char*>(mapped), *end = begin + all;
+    char* p = begin + (HUGE_PAGE - (uintptr_t)begin % HUGE_PAGE) % HUGE_PAGE;
+    char* past = p + (all - HUGE_PAGE);
+    if (p > begin) munmap(begin, p - begin);
+    if (end > past) munmap(past, end - past);
+#if defined(MADV_HUGEPAGE)
+    madvise(p, all - HUGE_PAGE, MADV_HUGEPAGE);  // an error is a system without them
+#endif
+    return p;
+}
+
 struct Arena {
     struct Line {
         std::string what, hint;
@@ -135,9 +156,8 @@ inline void arena_commit(Arena& a) {
         } else
 #endif
         {
-            void* p = mmap(nullptr, a.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (p == MAP_FAILED) refuse("");
-            a.base = static_cast<char*>(p);
+            a.base = static_cast<char*>(map_pages(a.bytes));
+            if (!a.base) refuse("");
         }
     }
     for (const Arena::Pending& p : a.pending) *p.pointer = a.base + p.offset;

@@ -1,7 +1,6 @@
 // Owning arrays, on the host or on a device: 64-byte aligned, zero. On the host the operating system gives zeroed
 // pages, so that a page nobody touches costs nothing.
 #pragma once
-#include <sys/mman.h>
 #include <cstddef>
 #include <utility>
 #include "arena.h"
@@ -49,9 +48,8 @@ struct Buffer {
             return;
         }
 #endif
-        void* p = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) refuse();
-        data = (T*)p;
+        data = (T*)map_pages(total);
+        if (!data) refuse();
     }
     // grow if needed; the contents are not kept
     void reserve(size_t n, const char* what, const char* hint = "", Device dev = Device()) {

@@ -197,7 +197,7 @@ OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | I
 OPT(int, logging_steps, 1, "[1, 1000000000]", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
 OPT(int, ddp_timeout, 1800, "[1, 604800]", IN_TRAIN, "seconds that a rank waits for the others before it gives up; one that has died or is stuck is not heard of") \
-OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT | IN_BENCH, "CPU threads; 0: all cores") \
+OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT | IN_BENCH, "CPU threads; 0: the cores that affinity and a container's quota allow") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
 OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \

@@ -54,6 +54,7 @@ struct Outcome {
 
 struct RunSetting {
     std::string input;                         // standard input
+    bool own_threads = false;                  // as many as the program counts; else two
     bool hold_input = false;                   // standard input stays open after `input`
     const char* output = nullptr;              // a file that is standard output
     rlim_t file_size = RLIM_INFINITY;          // RLIMIT_FSIZE, bytes
@@ -88,7 +89,7 @@ inline Outcome run(const Args& args, const RunSetting& setting = {}) {
         signal(SIGINT, SIG_DFL);
         signal(SIGPIPE, SIG_DFL);
         setenv("OMP_WAIT_POLICY", "passive", 0);
-        setenv("OMP_NUM_THREADS", "2", 0);
+        if (!setting.own_threads) setenv("OMP_NUM_THREADS", "2", 0);
         if (setting.instruction_set) setenv("TRAIN_QRL_CPU_ISA", setting.instruction_set, 1);
         exec_program(args);
     }

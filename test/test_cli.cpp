@@ -1,6 +1,7 @@
 // The program as a user meets it: runs the built binary and looks at stdout, stderr, the exit status and what is left
 // on disk. Bad use must give 2 and a failed run 1, each with one line on stderr that opens with "train_qrl: " and says
 // what, where and what to do, and nothing half-written.
+#include <sched.h>
 #include "../runtime/printable.h"
 #include "cli.h"
 
@@ -93,7 +94,39 @@ TEST(BadUse, SizesBeyondAnyMachine) {
 
 TEST(BadUse, MoreThreadsThanAreOfUse) {
     const Outcome r = good({"logprobs", "--model", base, "--prompt", "1+1", "--threads", "4096"});
-    EXPECT_EQ(r.err.rfind("note: --threads 4096: ", 0), 0u) << r.err;
+    EXPECT_EQ(r.err.rfind("warning: --threads 4096 is more than the cores: ", 0), 0u) << r.err;
+    EXPECT_NE(r.err.find(" are started"), std::string::npos) << r.err;
+    const int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    const Outcome some = good({"logprobs", "--model", base, "--prompt", "1+1", "--threads", std::to_string(cores + 1)});
+    EXPECT_NE(some.err.find("threads then wait for each other"), std::string::npos) << some.err;
+    EXPECT_EQ(good({"logprobs", "--model", base, "--prompt", "1+1", "--threads", "1"}).err, "");
+}
+
+// as under taskset: threads are counted by the CPUs that are allowed, and the same bits come of one
+TEST(Threads, AffinityIsRespected) {
+    cpu_set_t before, one;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+    CPU_ZERO(&one);
+    for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; i++)
+        if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
+    Args args = {"eval", "--model", base, "--eval_data", problems, "--max_completion_length", "4", "--output_dir"};
+    args.push_back(fresh("affinity"));
+    Args two = args;
+    two.insert(two.end(), {"--threads", "2", "--overwrite_output_dir"});
+    args.push_back("--overwrite_output_dir");
+    const Outcome all = good(two);
+    ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+    RunSetting counted;
+    counted.own_threads = true;
+    const Outcome alone = run(args, counted), warned = good(two);
+    ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+    EXPECT_NE(alone.out.find("cpu, 1 thread"), std::string::npos) << alone.out;
+    EXPECT_NE(warned.err.find("--threads 2 is more than the cores: 1 thread"), std::string::npos) << warned.err;
+    auto results = [](const std::string& out) {  // without their speed
+        const size_t first = out.find("  greedy "), last = out.find("  length ");
+        return first < last && last != out.npos ? out.substr(first, last - first) : out;
+    };
+    EXPECT_EQ(results(all.out), results(alone.out));
 }
 
 // One binary, each instruction set that this CPU has: the sampler agrees with the trainer to the bit in each, and they with

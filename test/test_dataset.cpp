@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include "../data/examples.h"
+#include "../data/tasks/tasks.h"
 
 static std::string temp_path() {
     return (std::filesystem::temp_directory_path() / format("test_dataset_%ld.jsonl", (long)getpid())).string();
@@ -327,4 +328,14 @@ TEST(EpochOrder, DrawsHaveNoBias) {
         below += v % 3 == 0;
     }
     EXPECT_NEAR(below / (double)draws, 1.0 / 3, 0.014);  // 4 standard errors
+}
+
+// the embedded run plans for the longest question, and makes the others when it draws them
+TEST(Tasks, NoQuestionIsLongerThanTheLongest) {
+    for (const Task& task : tasks) {
+        size_t longest = 0;
+        for (bool held_out : {false, true})
+            for (const Problem& p : task_problems(task, 3, 3000, held_out)) longest = std::max(longest, p.question.size());
+        EXPECT_EQ(longest, strlen(task.longest)) << task.name;
+    }
 }

@@ -3,13 +3,8 @@
 #include "../eval/progress.h"
 #include "../runtime/buffer.h"
 #include "../runtime/cpu_check.h"
-
-static std::string error_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const Error& e) { return e.what(); }
-    return "";
-}
+#include "../runtime/threads.h"
+#include "file_test.h"
 
 #if defined(__x86_64__)
 TEST(CpuCheck, NamesWhatIsCompiledAndLacking) {
@@ -49,6 +44,94 @@ TEST(CpuCheck, KnowsWhatThisProgramWasCompiledFor) {
     }
 }
 #endif
+
+TEST(Threads, QuotaOfOneGroup) {
+    EXPECT_EQ(cpu_max_quota("200000 100000\n"), 2.0);
+    EXPECT_EQ(cpu_max_quota("50000 100000"), 0.5);
+    for (const char* none : {"max 100000\n", "-1 100000", "", "100000", "100000 0", "a b"})
+        EXPECT_EQ(cpu_max_quota(none), 0.0) << none;
+    const std::string self = "5:cpu,cpuacct:/a:b\n4:cpuset:/c\n0::/d/e\n";
+    EXPECT_EQ(cgroup_path(self, ""), "/d/e");
+    EXPECT_EQ(cgroup_path(self, "cpu"), "/a:b");
+    EXPECT_EQ(cgroup_path(self, "cpuset"), "/c");
+    EXPECT_EQ(cgroup_path(self, "memory"), "");
+    EXPECT_EQ(cgroup_path("garbage\n", ""), "");
+}
+
+// made-up files of a machine
+struct MadeUpRoot {
+    TempDir dir;
+    void file(const std::string& path, const std::string& text) {
+        fs::create_directories(fs::path(dir / path).parent_path());
+        put(dir / path, text);
+    }
+    double quota() const { return cpu_quota(dir.path + "/"); }
+};
+
+TEST(Threads, QuotaOfAllGroupsAbove) {
+    MadeUpRoot none;
+    EXPECT_EQ(none.quota(), 0.0);
+    none.file("proc/self/cgroup", "0::/\n");
+    EXPECT_EQ(none.quota(), 0.0);
+
+    MadeUpRoot v2;
+    v2.file("proc/self/cgroup", "0::/a/b\n");
+    v2.file("sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+    EXPECT_EQ(v2.quota(), 0.0);
+    v2.file("sys/fs/cgroup/a/cpu.max", "250000 100000\n");
+    EXPECT_EQ(v2.quota(), 2.5);
+    v2.file("sys/fs/cgroup/a/b/cpu.max", "400000 100000\n");
+    EXPECT_EQ(v2.quota(), 2.5) << "the group above allows less";
+
+    MadeUpRoot container;  // which sees its own group as the mount's root
+    container.file("proc/self/cgroup", "0::/docker/0123\n");
+    container.file("sys/fs/cgroup/cpu.max", "150000 100000\n");
+    EXPECT_EQ(container.quota(), 1.5);
+
+    MadeUpRoot v1;
+    v1.file("proc/self/cgroup", "7:cpu,cpuacct:/x\n1:name=systemd:/\n");
+    v1.file("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us", "-1\n");
+    v1.file("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us", "100000\n");
+    EXPECT_EQ(v1.quota(), 0.0);
+    v1.file("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us", "50000\n");
+    EXPECT_EQ(v1.quota(), 0.5);
+}
+
+TEST(Threads, AreCountedByAffinityAndQuota) {
+    auto threads = [](int cores, int affinity, double quota) { return CpuShare{cores, affinity, quota}.threads(); };
+    EXPECT_EQ(threads(64, 64, 0.0), 64);
+    EXPECT_EQ(threads(64, 8, 0.0), 8);
+    EXPECT_EQ(threads(64, 8, 2.5), 3);
+    EXPECT_EQ(threads(64, 8, 0.1), 1);
+    EXPECT_EQ(threads(64, 2, 6.0), 2);
+    EXPECT_EQ(threads(1, 1, 0.0), 1);
+    EXPECT_EQ(cpu_share_text(2, {2, 2, 0.0}), "2 threads");
+    EXPECT_EQ(cpu_share_text(1, {2, 2, 0.0}), "1 thread (of 2 cores)");
+    EXPECT_EQ(cpu_share_text(2, {64, 64, 2.0}), "2 threads (of 64 cores; quota 2.0)");
+    EXPECT_EQ(cpu_share_text(3, {64, 8, 2.5}), "3 threads (of 64 cores; affinity 8; quota 2.5)");
+    const CpuShare here = cpu_share();
+    EXPECT_GE(here.threads(), 1);
+    EXPECT_LE(here.threads(), here.affinity);
+    EXPECT_LE(here.affinity, here.cores);
+}
+
+// a page behind the end, or before the beginning, would be somebody else's
+TEST(Memory, LargeArraysBeginAtHugePagesAndEndWhereTheyShould) {
+    for (size_t bytes : {(size_t)100, (size_t)4096, ((size_t)2 << 20) + 1, ((size_t)4 << 20), ((size_t)9 << 20) + 12345}) {
+        char* p = static_cast<char*>(map_pages(bytes));
+        ASSERT_NE(p, nullptr);
+        EXPECT_EQ((uintptr_t)p % (bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 4096), 0u) << bytes;
+        for (size_t i = 0; i < bytes; i += 4096) EXPECT_EQ(p[i], 0) << i;
+        p[0] = p[bytes - 1] = 1;
+        unsigned char there = 0;
+        const size_t end = (bytes + 4095) / 4096 * 4096;
+        EXPECT_EQ(mincore(p + end - 4096, 4096, &there), 0);
+        EXPECT_EQ(munmap(p, bytes), 0);
+        EXPECT_EQ(mincore(p, 4096, &there), -1) << "still mapped";
+        EXPECT_EQ(mincore(p + end - 4096, 4096, &there), -1) << "still mapped";
+    }
+    EXPECT_EQ(map_pages((size_t)1 << 60), nullptr);
+}
 
 TEST(Memory, SizesThatWrapAreRefused) {
     Buffer<double> b;

@@ -13,11 +13,12 @@ struct Task {
     TaskProblem (*problem)(uint64_t seed, uint32_t index, bool held_out);  // a pure function
     uint32_t train, held_out;                                              // problems of an epoch, and of an evaluation
     int completion_length;  // tokens, bytes for the embedded model, that a solution and some slack take
+    const char* longest;    // a question that no other is longer than
 };
 
 inline const Task tasks[] = {
     {"arithmetic", "sums, differences and products of numbers of 2 to 4 digits, worked out column by column",
-     arithmetic_task, 100000, 256, 56},
+     arithmetic_task, 100000, 256, 56, "1000+1000=?\n"},
 };
 
 inline const Task& find_task(const std::string& name) {
