@@ -31,6 +31,7 @@
 #include "../attention_rows.h"
 #include "../kv_quant.cuh"
 #include "gemm.h"
+#include "isa_vectors.h"
 
 static constexpr int ATTENTION_CPU_BLOCK = 64;  // keys in a block, and queries in a block of the backward
 static constexpr int64_t ATTENTION_SCORES =
@@ -66,8 +67,6 @@ struct AttentionLoops {
     void (*store)(floatX* out, const float* acc, int HD, float factor);
 };
 
-#define ISA_FILE "vectors.h"
-#include "each_isa.h"
 #define ISA_FILE "attention_loops.h"
 #include "each_isa.h"
 

@@ -2,6 +2,8 @@
 #pragma once
 #include "gemm_amx.h"
 #include "gemm_kernels.h"
+#include "isa_vectors.h"
+
 #define ISA_FILE "gemm_loops.h"
 #include "each_isa.h"
 

@@ -24,7 +24,7 @@ inline void quantized_block_scales(float* scale, float* zero, const QuantizedWei
     } else if (w.storage == ScaleStorage::fp16) {
         __m256i half;
         memcpy(&half, static_cast<const uint16_t*>(w.scales) + first, sizeof(half));
-        _mm512_storeu_ps(scale, _mm512_maskz_cvtph_ps(GEMM_ALL, half));
+        _mm512_storeu_ps(scale, _mm512_maskz_cvtph_ps(0xFFFF, half));
 #endif
     } else if (w.storage == ScaleStorage::e8m0) {  // 2^-127 is subnormal
         for (int j = 0; j < R; j++) scale[j] = bits_float(bytes[j] ? (uint32_t)bytes[j] << 23 : 1u << 22);
@@ -80,30 +80,29 @@ inline __m512i quantized_pairs(__m512 even, __m512 odd) {
                                                 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 #else
-    __m512i low = gemm_widen_bits(gemm_bf16_bits(even)), high = gemm_widen_bits(gemm_bf16_bits(odd));
-    return _mm512_or_si512(low, _mm512_maskz_slli_epi32(GEMM_ALL, high, 16));
+    return _mm512_or_si512(vec_bf16_words(even), _mm512_maskz_slli_epi32(0xFFFF, vec_bf16_words(odd), 16));
 #endif
 }
 
 // 16 numbers of column C of a run, from its word; third: at 3 bits the word of third bits, shifted to the run
 template <int BITS, NumberKind KIND, bool ZEROS, int C>
 inline __m512 quantized_vector(__m512i word, __m512i third, __m512 table, __m512 zero, __m512 scale) {
-    __m512i u = _mm512_maskz_srli_epi32(GEMM_ALL, word, C * (BITS == 3 ? 2 : BITS));
+    __m512i u = _mm512_maskz_srli_epi32(0xFFFF, word, C * (BITS == 3 ? 2 : BITS));
     __m512 x;
     if constexpr (KIND == NumberKind::table) {
         if constexpr (BITS == 3) {  // bit 2 is the third bit; what is above does not matter
-            __m512i bit = C < 2 ? _mm512_maskz_slli_epi32(GEMM_ALL, third, C < 2 ? 2 - C : 0)
-                                : _mm512_maskz_srli_epi32(GEMM_ALL, third, C < 2 ? 0 : C - 2);
+            __m512i bit = C < 2 ? _mm512_maskz_slli_epi32(0xFFFF, third, C < 2 ? 2 - C : 0)
+                                : _mm512_maskz_srli_epi32(0xFFFF, third, C < 2 ? 0 : C - 2);
             u = _mm512_ternarylogic_epi32(_mm512_set1_epi32(4), bit, u, 0xCA);
         }
-        x = _mm512_maskz_permutexvar_ps(GEMM_ALL, u, table);
+        x = _mm512_maskz_permutexvar_ps(0xFFFF, u, table);
         if (ZEROS) x = _mm512_sub_ps(x, zero);
     } else if constexpr (KIND == NumberKind::integer) {  // 2^23 + u - (2^23 + zero), exact
         u = _mm512_ternarylogic_epi32(u, _mm512_set1_epi32(0xFF), _mm512_set1_epi32(0x4B000000), 0xEA);
         x = _mm512_sub_ps(_mm512_castsi512_ps(u), zero);
     } else {  // sign, exponent and mantissa to the places that float has for them, then the difference of the biases
         constexpr int EXPONENT = KIND == NumberKind::e4m3 ? 4 : 3, UP = 24 - 8 * C > 0 ? 24 - 8 * C : 0;
-        u = _mm512_maskz_srai_epi32(GEMM_ALL, _mm512_maskz_slli_epi32(GEMM_ALL, word, UP), EXPONENT);
+        u = _mm512_maskz_srai_epi32(0xFFFF, _mm512_maskz_slli_epi32(0xFFFF, word, UP), EXPONENT);
         u = _mm512_and_si512(u, _mm512_set1_epi32((int)(KIND == NumberKind::e4m3 ? 0x87F00000u : 0x8FE00000u)));
         x = _mm512_mul_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(KIND == NumberKind::e4m3 ? 0x1p120f : 0x1p112f));
     }
@@ -173,7 +172,7 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
                 __m512i word = _mm512_loadu_si512(block + run * R), third = _mm512_setzero_si512();
                 if (r >= k && r + RUN <= end && n_end - n == R && quantized_finite<KIND>(word)) {
                     if (BITS == 3)
-                        third = _mm512_maskz_srl_epi32(GEMM_ALL, _mm512_loadu_si512(block + 2 * R),
+                        third = _mm512_maskz_srl_epi32(0xFFFF, _mm512_loadu_si512(block + 2 * R),
                                                        _mm_cvtsi32_si128(16 * run));
                     uint32_t* at = to + (sizeof(floatX) == 2 ? (r - k0) / 2 : r - k0) * width;
                     if (w.zeros)

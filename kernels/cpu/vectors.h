@@ -1,4 +1,4 @@
-// Vectors of VF floats, for loops that are compiled for each instruction set (each_isa.h includes this file).
+// Vectors of VF floats, for loops that are compiled for each instruction set (isa_vectors.h).
 //
 // The trap: GCC contracts a product and a sum into one rounding where it likes (-ffp-contract=fast), of intrinsics too,
 // in one variant of a loop and not in another. So a product that meets a sum is written vec_fma, which rounds once
@@ -25,13 +25,16 @@ inline Vec vec_load_n(const bf16* p, int n) {
     __m512i bits = _mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_maskz_loadu_epi16(vec_mask(n), p));
     return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xFFFF, bits, 16));
 }
-inline void vec_store_n(bf16* p, Vec x, int n) {  // rounds as float_to_bf16_bits
+// rounded as float_to_bf16_bits, in the low half of each word
+inline __m512i vec_bf16_words(Vec x) {
     __m512i u = _mm512_castps_si512(x), high = _mm512_maskz_srli_epi32(0xFFFF, u, 16);
     __m512i tie = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7FFF));
     __m512i r = _mm512_maskz_srli_epi32(0xFFFF, _mm512_add_epi32(u, tie), 16);
     __m512i nan = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-    r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), nan);
-    _mm256_mask_storeu_epi16(p, vec_mask(n), _mm512_maskz_cvtepi32_epi16(0xFFFF, r));
+    return _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), nan);
+}
+inline void vec_store_n(bf16* p, Vec x, int n) {
+    _mm256_mask_storeu_epi16(p, vec_mask(n), _mm512_maskz_cvtepi32_epi16(0xFFFF, vec_bf16_words(x)));
 }
 // 2^n from n + 1.5 * 2^23 (exp_v)
 inline Vec vec_power(Vec shifted) {
