@@ -162,10 +162,13 @@ inline void attention_widen(float* dst, const floatX* src, int64_t stride, int c
 
 // Rows [count,HD] as the left operand of attention_scores_tiled: dst[count][columns]
 inline void attention_left(float* dst, const floatX* src, int64_t stride, int count, int HD, int columns) {
-    if (!ATTENTION_PAIRS) return attention_widen(dst, src, stride, count, HD, columns);
-    for (int j = 0; j < count; j++) {
-        if (HD % 2) dst[(int64_t)j * columns + HD / 2] = 0.0f;
-        memcpy(dst + (int64_t)j * columns, src + j * stride, (size_t)HD * sizeof(floatX));
+    if constexpr (ATTENTION_PAIRS) {
+        for (int j = 0; j < count; j++, dst += columns) {
+            if (HD % 2) dst[HD / 2] = 0.0f;
+            memcpy(dst, src + j * stride, (size_t)HD * sizeof(floatX));
+        }
+    } else {
+        attention_widen(dst, src, stride, count, HD, columns);
     }
 }
 
