@@ -410,8 +410,8 @@ inline void attention_gradient_queries(const AttentionGradient& x, const Attenti
         f.values({dQ, w.columns, m.dP, KEYS, 1, keys.K.p, keys.K.stride, 0, true}, n, w.columns, m.limits);
 }
 
-// All queries of the task that see the block of keys: of sequence s from row `own` on, which is the block's first, and
-// of the sequences that go on from it
+// All queries of the task that see the block of keys: of sequence s from the block's first row on, and of the sequences
+// that go on from it
 inline void attention_gradient_keys(const AttentionGradient& x, const AttentionWidths& w, AttentionGradientScratch& m,
                                     const AttentionGradientTask& task, const AttentionGradientBlock& keys, int s,
                                     bool want_keys, bool want_queries) {
