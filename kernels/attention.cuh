@@ -9,7 +9,8 @@
 // output must have the same bits in both, or the GRPO ratio at step 0 is not 1. So every query, wherever it comes from,
 // goes through the same sums over its keys in order; where the keys lie (packed batch, shared prompt, own cache) is
 // told by a KeyRange and cannot change that order.
-//   CPU: attention_row() takes each key in turn.
+//   CPU: cpu/attention.h, blocks of keys for all queries and heads that share them, and still one chain a sum. The
+//   plain loops below take each key in turn; they are the specification that tests hold it against.
 //   CUDA: blocks of 64 keys (32 in fp32) and chunks of 256, both counted from the sequence's first key. Online softmax
 //   over the blocks of a chunk, then the chunks are merged in order, by the same functions in both kernels: decode
 //   gives each chunk to a warp of its own and merges from memory, the other goes on to the next chunk and merges in

@@ -1,6 +1,6 @@
 // Attention on the CPU (kernels/cpu/attention.h) with the loops of each instruction set that this CPU has: against
-// float64, and that a token's bits are the same in a batch of whole sequences, behind a prefix that others share, decoded
-// over two places and over codes, in any tile and for any number of threads.
+// float64, and that a token's bits are the same in a batch of whole sequences, behind a prefix that others share,
+// decoded over two places and over codes, in any tile and for any number of threads.
 #include "../kernels/attention.cuh"
 #include "attention_reference.h"
 
@@ -204,8 +204,8 @@ static std::pair<std::vector<floatX>, std::vector<float>> decoded(const Case& c,
     return {out.get(), lse.get()};
 }
 
-// Every token as a row of decode: in the order of the batch, so that tiles form over what rows share; backwards and with
-// an unused row after each; and each alone, its keys copied to two places at odd strides, divided at a point that
+// Every token as a row of decode: in the order of the batch, so that tiles form over what rows share; backwards and
+// with an unused row after each; and each alone, its keys copied to two places at odd strides, divided at a point that
 // differs from row to row.
 TEST(AttentionCpu, DecodeGivesTheBitsOfWholeSequences) {
     for (const Case& c : cases()) {

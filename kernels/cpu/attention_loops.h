@@ -13,7 +13,8 @@ static constexpr int ATTENTION_MR = 4, ATTENTION_NV = 2;
 // q.k and dout.v from pairs of bf16, by vdpbf16ps
 static constexpr bool ATTENTION_PAIRS = ISA == ISA_AVX512_BF16 && sizeof(floatX) == 2;
 
-// c += a b for MR rows and NV vectors of columns. until: null, or the steps [MR] that each row takes, in place of p.steps
+// c += a b for MR rows and NV vectors of columns. until: null, or the steps [MR] that each row takes, in place of
+// p.steps
 template <bool PAIRS, int MR, int NV>
 void attention_micro(const AttentionProduct& p, const int* until) {
     Vec acc[MR][NV];
@@ -121,8 +122,8 @@ inline void attention_gradient_tiled(const AttentionProduct& all, int rows, int 
     }
 }
 
-// Rows [count,HD] -> columns: dst[step][ATTENTION_CPU_BLOCK], zero beyond count up to a whole vector. A step is a number, or
-// where the products are of pairs two bf16, an odd last one with a zero.
+// Rows [count,HD] -> columns: dst[step][ATTENTION_CPU_BLOCK], zero beyond count up to a whole vector. A step is a
+// number, or where the products are of pairs two bf16, an odd last one with a zero.
 inline void attention_transpose(float* dst, const floatX* src, int64_t stride, int count, int HD) {
     constexpr bool HALF = sizeof(floatX) == 2, SPLIT = HALF && !ATTENTION_PAIRS;
     const int words = HALF ? HD / 2 : HD;
@@ -162,10 +163,13 @@ inline void attention_widen(float* dst, const floatX* src, int64_t stride, int c
 
 // Rows [count,HD] as the left operand of attention_scores_tiled: dst[count][columns]
 inline void attention_left(float* dst, const floatX* src, int64_t stride, int count, int HD, int columns) {
-    if (!ATTENTION_PAIRS) return attention_widen(dst, src, stride, count, HD, columns);
-    for (int j = 0; j < count; j++) {
-        if (HD % 2) dst[(int64_t)j * columns + HD / 2] = 0.0f;
-        memcpy(dst + (int64_t)j * columns, src + j * stride, (size_t)HD * sizeof(floatX));
+    if constexpr (ATTENTION_PAIRS) {
+        for (int j = 0; j < count; j++, dst += columns) {
+            if (HD % 2) dst[HD / 2] = 0.0f;
+            memcpy(dst, src + j * stride, (size_t)HD * sizeof(floatX));
+        }
+    } else {
+        attention_widen(dst, src, stride, count, HD, columns);
     }
 }
 
@@ -194,8 +198,8 @@ inline float attention_softmax_row(float* scores, int n, float scale, float* inv
     return max + logf(total);
 }
 
-// Scores of `rows` queries, row r with its first limits[r] <= ATTENTION_CPU_BLOCK keys, and dp = dout.v -> p and ds in their
-// places, zero beyond the limits
+// Scores of `rows` queries, row r with its first limits[r] <= ATTENTION_CPU_BLOCK keys, and dp = dout.v -> p and ds in
+// their places, zero beyond the limits
 inline void attention_softmax_gradient(float* scores, float* dp, int rows, const int* limits, const float* lse,
                                        const float* D, float scale) {
     const Vec factor = vec_set(scale), zero = vec_set(0.0f);

@@ -3,8 +3,8 @@
 // The trap: GCC contracts a product and a sum into one rounding where it likes (-ffp-contract=fast), of intrinsics too,
 // in one variant of a loop and not in another. So a product that meets a sum is written vec_fma, which rounds once
 // where there is FMA; the portable one hides the product from the compiler and rounds twice on every target.
-// vec_max(x, y), vec_min(x, y): y where one of them is NaN. _n: the first n <= VF elements, not a byte more. AVX-512 uses
-// the maskz_ forms: GCC 12 warns about its own unmasked ones (-Wmaybe-uninitialized).
+// vec_max(x, y), vec_min(x, y): y where one of them is NaN. _n: the first n <= VF elements, not a byte more. AVX-512
+// uses the maskz_ forms: GCC 12 warns about its own unmasked ones (-Wmaybe-uninitialized).
 #if ISA >= ISA_AVX512
 typedef __m512 Vec;
 static constexpr int VF = 16;
