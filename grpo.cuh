@@ -194,12 +194,12 @@ struct PolicyMicroBatch {
 // of zero has none, and a forward is enough for its metrics. In a group with others it is left there unless that saves
 // more than another forward of the prompt: a backward costs two forwards.
 inline std::array<std::vector<int>, 2> split_by_gradient(const PolicyTargets& x,
-                                                         const std::vector<std::vector<int>>& prompts, double beta,
-                                                         int first, int last) {
+                                                         const std::vector<std::vector<int>>& prompts,
+                                                         const GrpoConfig& c, int first, int last) {
     std::vector<int> counted;
     for (int i = first; i < last; i++)
         if (x.lengths[i]) counted.push_back(i);
-    if (beta != 0.0) return {counted, {}};
+    if (c.beta != 0.0) return {counted, {}};
     std::array<std::vector<int>, 2> split;
     auto zero = [&](int i) { return x.advantages[i] == 0.0f; };
     for (size_t i = 0, end; i < counted.size(); i = end) {
@@ -222,7 +222,7 @@ inline std::vector<PolicyMicroBatch> policy_micro_batches(const PolicyTargets& x
     const auto [begin, end] = share_of_ranks(c.comm, N);
     for (int first = begin, last; first < end; first = last) {
         last = std::min(end, (first / part + 1) * part);
-        const auto split = split_by_gradient(x, prompts, c.beta, first, last);
+        const auto split = split_by_gradient(x, prompts, c, first, last);
         for (bool zero : {false, true})
             for (std::vector<int>& batch : pack_samples(split[zero], prompts, x.completions, c.micro_batch_tokens))
                 out.push_back({std::move(batch), !zero});

@@ -231,6 +231,8 @@ inline void attention_backward_cpu(AttentionGradients d,
 // CUDA kernels
 
 #if HAS_KERNELS
+#include "attention_tile.cuh"
+
 // A sequence by positions: 0 ... prefix - 1 are its parent's rows, prefix ... n - 1 its own
 struct AttentionSequence {
     int64_t prefix_start;
@@ -243,6 +245,19 @@ __device__ inline AttentionSequence attention_sequence(const PackedSequences& x,
     const int prefix = x.prefix ? x.prefix[s] : 0;
     const int64_t own = (int64_t)x.starts[s] - prefix;  // not below 0: the parent stands before
     return {prefix ? x.prefix_start[s] : 0, own, prefix, x.starts[s + 1] - (int)own};
+}
+
+// A tile of the rows of positions first ... first + ROWS - 1, columns from `column` on, with zeros before position
+// `from` and beyond the sequence
+template <int ROWS, int HDP, int THREADS>
+__device__ inline void attention_load_positions(floatX* tile, Rows<const floatX> x, int64_t column,
+                                                const AttentionSequence& sequence, int first, int from, int HD,
+                                                bool aligned) {
+    x.p += column;
+    attention_load_tile<ROWS, HDP, THREADS>(tile, x.p, HD, aligned, [&](int r) {
+        const int p = first + r;
+        return p >= from && p < sequence.n ? x.row(sequence.row(p)) : nullptr;
+    });
 }
 
 #include "attention_backward.cuh"

@@ -1,7 +1,7 @@
 // The backward kernels of attention.cuh. Three, so that no sum needs atomics: D = dout.out of every row and head; dk
-// and dv, a block owning a tile of keys and going over the queries of its group's heads, which for a parent's keys go on
-// to the end of its family; dq, a block owning a tile of queries and going over the keys. The last two both recompute s
-// and dout.v: 7 products of a tile instead of 5.
+// and dv, a block owning a tile of keys and going over the queries of its group's heads, for a parent's keys to the end
+// of its family; dq, a block owning a tile of queries and going over the keys. The last two both recompute s and dout.v:
+// 7 products of a tile instead of 5.
 //
 // The kernel of dk and dv computes the transposes, keys as rows: then p^T and ds^T, as they come out of the tensor
 // cores, are the left operands of dv += p^T dout and dk += ds^T q, and nothing passes through shared memory. p and ds
@@ -77,13 +77,15 @@ __device__ inline void attention_load_keys(floatX* tiles, const AttentionBackwar
                                            const AttentionSequence& sequence, int kv_head, int j0) {
     const int HD = x.shape.HD;
     UNROLL
-    for (int values = 0; values < 2; values++) {
-        Rows<const floatX> rows = x.kv.rows(values);
-        rows.p += (int64_t)kv_head * HD;
-        attention_load_tile<S, HDP, THREADS>(
-            tiles + values * S * attention_ld<HDP>(), rows.p, HD, x.aligned,
-            [&](int r) { return j0 + r < sequence.n ? rows.row(sequence.row(j0 + r)) : nullptr; });
-    }
+    for (int values = 0; values < 2; values++)
+        attention_load_positions<S, HDP, THREADS>(tiles + values * S * attention_ld<HDP>(), x.kv.rows(values),
+                                                  (int64_t)kv_head * HD, sequence, j0, 0, HD, x.aligned);
+}
+
+// Where the queries end that see keys of sequence s. The rows of a family follow one another, so that a parent's
+// queries go on to its end as if they were its own.
+__device__ inline int attention_queries_end(const PackedSequences& x, int s, const AttentionSequence& sequence) {
+    return x.starts[sequence.prefix ? s + 1 : attention_family_end(x.prefix, x.count, s)] - (int)sequence.own;
 }
 
 // grid: sequence, key/value head, tile of keys
@@ -96,11 +98,9 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     const int tiles = x.tiles, NKV = x.shape.NKV, HD = x.shape.HD, group = x.shape.group();
     int tile = blockIdx.x % tiles, kv_head = blockIdx.x / tiles % NKV, number = blockIdx.x / tiles / NKV;
     const AttentionSequence sequence = attention_sequence(x.sequences, number);
-    const int prefix = sequence.prefix, n = sequence.n, j0 = prefix + tile * OWN;  // positions
+    const int n = sequence.n, j0 = sequence.prefix + tile * OWN;  // positions
     if (j0 >= n) return;
-    // the rows of a family follow one another, so that a parent's queries go on to its end as if they were its own
-    const int family = prefix ? number + 1 : attention_family_end(x.sequences.prefix, x.sequences.count, number);
-    const int end = x.sequences.starts[family] - (int)sequence.own;
+    const int end = attention_queries_end(x.sequences, number, sequence);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = j0 + warp * 16;
     floatX *v_tile = k_tile + OWN * LD, *stages = v_tile + OWN * LD;  // a stage: rows of q, rows of dout
     float* stage_rows = reinterpret_cast<float*>(stages + 4 * TILE);  // a stage: lse * log2(e), D

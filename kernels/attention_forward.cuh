@@ -155,16 +155,11 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     float* operands = reinterpret_cast<float*>(ring + 3 * ATTENTION_KEYS * LD);
     float c = scale * LOG2_E;
 
-    attention_load_tile<ROWS, HDP, THREADS>(q_tile, q.p, HD, aligned, [&](int r) -> const floatX* {
-        const int i = i0 + r;
-        return i >= sequence.prefix && i < n ? q.row(sequence.own + i) + (int64_t)h * HD : nullptr;
-    });
+    attention_load_positions<ROWS, HDP, THREADS>(q_tile, q, (int64_t)h * HD, sequence, i0, sequence.prefix, HD,
+                                                 aligned);
     auto load = [&](int item, floatX* to) {
-        Rows<const floatX> rows = kv.rows(item % 2);
-        rows.p += (int64_t)(h / shape.group()) * HD;
-        const int j0 = item / 2 * ATTENTION_KEYS;
-        attention_load_tile<ATTENTION_KEYS, HDP, THREADS>(
-            to, rows.p, HD, aligned, [&](int r) { return j0 + r < n ? rows.row(sequence.row(j0 + r)) : nullptr; });
+        attention_load_positions<ATTENTION_KEYS, HDP, THREADS>(to, kv.rows(item % 2), (int64_t)(h / shape.group()) * HD,
+                                                               sequence, item / 2 * ATTENTION_KEYS, 0, HD, aligned);
     };
 
     AttentionChunk<HDP> x;

@@ -48,14 +48,14 @@ struct Activations {
 
 // While it lives, forwards keep one layer's activations, as in ActivationMode::inference: for one without a backward
 struct ForwardOnly {
-    Activations& a;
+    Activations& acts;
     std::vector<floatX*> residual;
     std::vector<LayerActivations> layers;
-    explicit ForwardOnly(Activations& acts) : a(acts), residual(acts.residual), layers(acts.layers) {
+    explicit ForwardOnly(Activations& a) : acts(a), residual(a.residual), layers(a.layers) {
         std::fill(a.residual.begin(), a.residual.end(), residual[0]);
         std::fill(a.layers.begin(), a.layers.end(), layers[0]);
     }
-    ~ForwardOnly() { a.residual = residual, a.layers = layers; }
+    ~ForwardOnly() { acts.residual = residual, acts.layers = layers; }
     ForwardOnly(const ForwardOnly&) = delete;
     ForwardOnly& operator=(const ForwardOnly&) = delete;
 };

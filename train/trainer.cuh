@@ -106,7 +106,7 @@ inline void score_backward(Trainer& t, const std::vector<float>& dlogp, float in
 // What an objective's loss came to
 struct StepLoss {
     double loss = 0.0;
-    int64_t forward_tokens = 0;  // that the forward ran over
+    int64_t forward_tokens = 0;  // that the forward ran over: those of a shared prompt once
     bool abandoned = false;      // it was stopped half-way, and its gradients are incomplete
     bool empty = false;          // there was nothing to learn from: the step is skipped
 };
