@@ -202,7 +202,7 @@ inline int bench_command(Session& s) {
     r.results["options"] = options_to_json(o);
     printf("%s, %d threads, %s, %s\n", r.results["machine"]["cpu"].get<std::string>().c_str(), bench_threads(),
            PRECISION_NAME, gemm_backend_name());
-    r.ceilings = measure_ceilings(std::clamp(o.seconds, 0.005, 0.2));
+    r.ceilings = measure_ceilings(std::clamp(3 * o.seconds, 0.005, 0.3));
     r.results["ceilings"] = ceilings_json(r.ceilings);
     fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);
     fflush(stdout);
