@@ -15,7 +15,7 @@
 
 struct GrowthSizes {
     std::vector<int64_t> batch = {128, 256, 512, 1024, 2048, 4096}, context = {64, 128, 256, 512, 1024, 2048},
-                         group = {2, 4, 8, 16, 32};
+                         group = {2, 4, 8, 16};
     int64_t sequence = 128, tokens = 2048, prompt = 256, completion = 64, model_tokens = 256;
 };
 

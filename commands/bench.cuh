@@ -55,30 +55,36 @@ inline StepBench bench_steps(const Options& o, const std::string& model) {
     return s;
 }
 
-// the memory that a model in training touches, against what the machine has left
-inline void check_bench_memory(const std::string& model, const ModelConfig& config, int64_t micro_batch_tokens) {
+// The memory that a model in training touches, and with it, laid out once more, in generation, against what the machine
+// has left
+inline void check_bench_memory(const std::string& model, const ModelConfig& config, int64_t micro_batch_tokens,
+                               bool generates) {
     Arena plan;
     BenchModel b;
     b.m.dev.arena = &plan;
     model_allocate(b.m, config);
     trainer_init(b.t, b.m, micro_batch_tokens, false);
-    const double left = available_memory_bytes();
-    if (left > 0 && (double)plan.bytes > left)
+    const double need = (double)plan.bytes + (generates ? (double)b.m.work.bytes() : 0.0),
+                 left = available_memory_bytes();
+    if (left > 0 && need > left)
         fail(
             "--bench_model %s: a step takes %s and the machine has %s left; leave it out, or lower "
             "--micro_batch_tokens",
-            model.c_str(), bytes_text((double)plan.bytes).c_str(), bytes_text(left).c_str());
+            model.c_str(), bytes_text(need).c_str(), bytes_text(left).c_str());
+}
+
+inline bool bench_has_steps(const BenchRun& r) {
+    return r.measures("sft") || r.measures("decode") || r.measures("grpo");
 }
 
 inline void bench_model_steps(BenchRun& r, const std::string& model, const ModelConfig& config) {
+    if (!bench_has_steps(r)) return;
     const StepBench s = bench_steps(r.o, model);
-    const bool sft = r.measures("sft"), decode = r.measures("decode"), grpo = r.measures("grpo");
-    if (!sft && !decode && !grpo) return;
-    check_bench_memory(model, config, s.sizes.micro_batch_tokens);
+    const bool decode = r.measures("decode");
     BenchModel b;
     bench_model_open(b, config, s.weights, s.sizes.micro_batch_tokens);
-    if (sft) r.report(bench_sft(s, b, s.sizes.rows, s.sizes.length));
-    if (grpo) r.report(bench_grpo(s, b));
+    if (r.measures("sft")) r.report(bench_sft(s, b, s.sizes.rows, s.sizes.length));
+    if (r.measures("grpo")) r.report(bench_grpo(s, b));
     for (int64_t sequences : {1, 8, 64})
         if (decode) r.report(bench_decode(s, b.m, sequences, std::min<int64_t>(512, config.max_position_embeddings)));
 }
@@ -92,26 +98,31 @@ inline void bench_model_operators(BenchRun& r, const std::string& model, const M
     bench_operators(b);
 }
 
-// in sizes that the embedded model has, where it is the model
+// those of the embedded model are smaller
+inline GrowthSizes growth_sizes(const std::string& model) {
+    GrowthSizes z;
+    if (model != "embedded") return z;
+    z.batch = {32, 64}, z.context = {16, 32}, z.group = {2, 4};
+    z.sequence = 16, z.tokens = 64, z.prompt = 16, z.completion = 8, z.model_tokens = 16;
+    return z;
+}
+inline int64_t growth_most_tokens(const GrowthSizes& z) {
+    return std::max({z.batch.back(), z.tokens, z.prompt + z.completion});
+}
+
 inline void bench_growth(BenchRun& r, const std::string& model, const ModelConfig& config) {
     if (!r.measures("growth")) return;
-    const bool small = model == "embedded";
     Growth g;
-    g.step = bench_steps(r.o, model), g.ceilings = r.ceilings;
+    g.step = bench_steps(r.o, model), g.sizes = growth_sizes(model), g.ceilings = r.ceilings;
     g.report = [&r](const BenchRow& row) { r.report(row); };
-    GrowthSizes& z = g.sizes;
-    if (small) z.batch = {32, 64}, z.context = {16, 32}, z.group = {2, 4}, z.sequence = 16, z.tokens = 64;
-    if (small) z.prompt = 16, z.completion = 8, z.model_tokens = 16;
-    const int64_t most = std::max({z.batch.back(), z.tokens, z.prompt + z.completion});
-    check_bench_memory(model, config, most);
     {
         BenchModel b;
-        bench_model_open(b, config, g.step.weights, most);
+        bench_model_open(b, config, g.step.weights, growth_most_tokens(g.sizes));
         growth_sft(g, b);
         growth_group(g, b);
     }
     std::vector<BenchShape> models = {{model.c_str(), "", config}};
-    if (!small) models = {bench_shapes()[0], bench_shapes()[1], bench_shapes()[3]};
+    if (model != "embedded") models = {bench_shapes()[0], bench_shapes()[1], bench_shapes()[3]};
     growth_model(g, models);
     r.files.insert(r.files.end(), g.files.begin(), g.files.end());
 }
@@ -168,20 +179,30 @@ inline void bench_write(const BenchRun& r) {
     printf("results in %s/bench.json\n", r.o.output_dir.c_str());
 }
 
+// what cannot be measured is said before anything is
+inline void bench_check(const BenchRun& r) {
+    for (const std::string& name : split_words(r.o.bench_model, ",")) {
+        const ModelConfig config = bench_config(name);
+        check_weight_rules(config, weight_rules(r.o));
+        if (bench_has_steps(r))
+            check_bench_memory(name, config, r.o.micro_batch_tokens, r.measures("decode") || r.measures("grpo"));
+        if (r.measures("growth")) check_bench_memory(name, config, growth_most_tokens(growth_sizes(name)), false);
+    }
+    bench_check_folder(r.o);
+}
+
 inline int bench_command(Session& s) {
     Options& o = s.o;
     session_threads(o);
     bench_defaults(o);
-    for (const std::string& name : split_words(o.bench_model, ","))
-        check_weight_rules(bench_config(name), weight_rules(o));
-    bench_check_folder(o);
     BenchRun r{o, {}, {}};
+    bench_check(r);
     r.results["version"] = TRAIN_QRL_VERSION;
     r.results["machine"] = bench_machine();
     r.results["options"] = options_to_json(o);
     printf("%s, %d threads, %s, %s\n", r.results["machine"]["cpu"].get<std::string>().c_str(), bench_threads(),
            PRECISION_NAME, instructions_name());
-    r.ceilings = measure_ceilings(std::clamp(o.seconds, 0.005, 0.2));
+    r.ceilings = measure_ceilings(std::clamp(3 * o.seconds, 0.005, 0.3));
     r.results["ceilings"] = ceilings_json(r.ceilings);
     fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);
     fflush(stdout);

@@ -1449,4 +1449,6 @@ TEST(Bench, BadUse) {
     refused(2, {"bench", "--seconds", "-1"}, {"out of range"});
     refused(2, {"bench", "--model", base}, {"flag --model is not used by bench"});
     refused(2, Args{"bench", "--weights", "int4:g64:nonsense"} + bench_sizes, {"nonsense"});
+    refused(1, {"bench", "--bench_model", "1.5b", "--part", "sft", "--micro_batch_tokens", "16777216"},
+            {"--bench_model 1.5b: a step takes", "--micro_batch_tokens"});
 }

@@ -44,9 +44,11 @@ def ours(part, *flags):
 
 
 def theirs(script, *flags):
-    out = subprocess.run([sys.executable, os.path.join(here, script), "--model", a.model, "--threads", str(a.threads),
-                          *map(str, flags)], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    return json.loads(out.strip().splitlines()[-1])
+    run = subprocess.run([sys.executable, os.path.join(here, script), "--model", a.model, "--threads", str(a.threads),
+                          *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        sys.exit(f"{script} failed:\n{run.stderr[-4000:]}")
+    return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def in_turn(runs):
