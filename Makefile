@@ -2,7 +2,7 @@
 # make run        install what is missing, build, run the embedded example
 # make test       install what is missing, build and run every test; the last line counts them
 # make test-long  the tests that take minutes: kills at every system call of a save, and at 40 random moments
-# make bench      speed of the parts, in one table
+# make bench      the machine's ceilings, and how near to them operators and whole steps come: minutes
 # make simt       the CUDA kernels executed on the CPU against their loops (part of make test)
 # make cuda       compile with nvcc for ARCHS, no GPU needed
 # make ptxas      registers, shared and local memory and occupancy of each kernel for ARCHS; fails on local memory that is not listed
@@ -12,13 +12,12 @@
 #                 (with CXX=clang++) under ThreadSanitizer, SANITIZER=memory under valgrind
 # make fuzz       the readers of untrusted input on mutated input, under both; FUZZ="gguf config" FUZZ_RUNS=1000000 FUZZ_SECONDS=60
 #
-# PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc, fp32 on the CPU, where bf16 halves the
-#                       memory but is faster only with AVX512_BF16
-# MARCH=native|x86-64|...  CPU to compile for
+# PRECISION=BF16|FP32   working weights and activations: bf16 by default with nvcc and where this CPU is faster with it (AMX,
+#                       or AVX512_BF16 of AMD), else fp32
+# MARCH=x86-64-v3|native|...  CPU to compile for; products and attention take what the CPU they run on has, whatever this says
 # CUDA=0|1              never or always nvcc                     ARCHS="80 90"             GPUs for nvcc (default: native)
 # WERROR=1              warnings of nvcc builds are errors, as CI and make test have it
 
-MARCH ?= native
 BUILD ?= build
 CUDA_HOME ?= /usr/local/cuda
 
@@ -27,6 +26,10 @@ CUDA_HOME ?= /usr/local/cuda
 ifeq ($(origin CXX),default)
   CXX := $(shell command -v g++ >/dev/null 2>&1 && echo g++ || { command -v clang++ >/dev/null 2>&1 && echo clang++ || echo g++; })
 endif
+# x86-64-v3 has AVX2 and FMA, as machines since 2015 do, so that a binary can be moved. Measured against native on a CPU with
+# AVX-512: equal, for compilers prefer vectors of 256 bits there, and the loops that gain from more choose at run time.
+MARCH ?= $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && grep -qw fma /proc/cpuinfo && \
+           $(CXX) -march=x86-64-v3 -x c -c /dev/null -o /dev/null 2>/dev/null && echo x86-64-v3 || echo native)
 NVCC ?= $(shell command -v nvcc 2>/dev/null || { test -x $(CUDA_HOME)/bin/nvcc && echo $(CUDA_HOME)/bin/nvcc; })
 DRIVER := $(shell { nvidia-smi -L >/dev/null 2>&1 || test -e /dev/nvidia0; } && echo yes)
 
@@ -48,7 +51,11 @@ else
 endif
 
 PRECISION_ASKED := $(PRECISION)
-PRECISION ?= $(if $(USE_NVCC),BF16,FP32)
+# bf16 halves the memory; on a CPU it is also faster where there is AMX, or vdpbf16ps as AMD has it: twice the rate of fp32,
+# where Intel's without AMX has half
+FAST_BF16 := $(shell grep -qw amx_bf16 /proc/cpuinfo 2>/dev/null && echo AMX || \
+               { grep -qw avx512_bf16 /proc/cpuinfo 2>/dev/null && grep -q AuthenticAMD /proc/cpuinfo && echo AVX512_BF16; })
+PRECISION ?= $(if $(USE_NVCC)$(FAST_BF16),BF16,FP32)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
@@ -103,7 +110,7 @@ ifeq ($(USE_NVCC),yes)
 	@echo "compiling with $(NVCC) ($(WHY)), $(PRECISION)"
 	$(NVCC) $(NVCCFLAGS) $(DEFINES) train_qrl.cu -o $@ $(LIBS) $(CUDA_LIBS)
 else
-	@echo "compiling with $(CXX) for the CPU ($(WHY)), $(PRECISION)"
+	@echo "compiling with $(CXX) for the CPU ($(WHY)), $(PRECISION)$(if $(FAST_BF16), (this CPU has $(FAST_BF16)))"
 	@$(OPENMP_NOTE) true
 	$(CXX) $(BASE_FLAGS) $(CXXFLAGS) $(DEFINES) -x c++ train_qrl.cu -o $@ $(LIBS)
 endif
@@ -165,12 +172,12 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
 # of many. Each can still be built alone: make build/test_golden@simt.
-UNITY_cpu := test_kernels test_golden test_grpo test_train test_model_linear test_ptq test_masters test_transforms test_gguf test_containers test_formats
-UNITY_fp32 := test_kernels test_golden test_grpo test_train
+UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_train test_model_linear test_ptq test_masters test_transforms test_gguf test_containers test_formats
+UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_train
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32)
-TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_packed@portable \
+TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_attention_cpu@portable test_packed@portable \
                    $(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS)) $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS))))
 COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
@@ -304,17 +311,16 @@ $(BUILD)/fuzz/fuzz_%: test/fuzz/fuzz_%.cpp test/fuzz/fuzz.h test/fuzz/driver.cpp
 	@echo "compiling $@"
 	@$(FUZZ_BUILD) -std=c++17 -O1 -g $(FUZZ_SANITIZE) -DPRECISION_FP32 -Wno-unknown-pragmas $(if $(FUZZER),-Wno-pass-failed) $< -o $@ $(LIBS)
 
-# the tokenizer needs a vocabulary and a text: BENCH_TOKENIZER=folder BENCH_TEXT=file
+# BENCH="--bench_model 0.5b --part sft": flags of ./train_qrl bench. The tokenizer needs a vocabulary and a text:
+# BENCH_TOKENIZER=folder BENCH_TEXT=file
 BENCH_TOKENIZER ?= ../shared/tokenizer/qwen3
 BENCH_TEXT ?= ../shared/data/gsm8k/train.jsonl
 bench: deps
-	@$(MAKE) --no-print-directory $(BUILD)/bench_gemm $(BUILD)/bench_tokenizer train_qrl $(BENCH_KERNELS)
+	@$(MAKE) --no-print-directory $(BUILD)/bench_tokenizer train_qrl $(BENCH_KERNELS)
 	@$(BENCH_KERNELS)
-	@$(BUILD)/bench_gemm
+	@./train_qrl bench $(BENCH)
 	@if test -e $(BENCH_TOKENIZER) && test -e $(BENCH_TEXT); then $(BUILD)/bench_tokenizer $(BENCH_TOKENIZER) $(BENCH_TEXT); \
 	 else echo "tokenizer: not measured, set BENCH_TOKENIZER and BENCH_TEXT"; fi
-	@rm -rf $(BUILD)/bench_run && ./train_qrl --cold_start_loss 1.5 --max_steps 8 --eval_n 32 --output_dir $(BUILD)/bench_run | \
-	 grep -e '^cold start' -e '^step'
 
 # the CUDA operators, where there is a GPU
 BENCH_KERNELS := $(if $(USE_NVCC),$(BUILD)/bench_kernels)

@@ -14,13 +14,15 @@
 // On the first pass rho is exactly 1: sampler and trainer are one forward. The loss is then -mean(A), about zero, while
 // its gradient is not. A ratio other than 1 at that point is a bug, and sampling/sampling_logp_difference shows it.
 #pragma once
+#include <array>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 #include "kernels/mix.cuh"
 #include "train/loop.cuh"
-#include "train/samples.cuh"
+#include "train/shared_prompts.cuh"
 
 enum class LossType { grpo, bnpo, dr_grpo, dapo };
 enum class RewardScale { group, batch, none };
@@ -108,7 +110,7 @@ struct PolicyPass {
     double logp_difference_mean = 0.0, logp_difference_max = 0.0;  // |logp - sampler's|
     double ratio_min = 1.0, ratio_max = 1.0, ratio_mean = 1.0;
     double clip_low = 0.0, clip_high = 0.0;          // shares of tokens
-    double clip_low_min = 0.0, clip_high_max = 0.0;  // over micro-batches
+    double clip_low_min = 0.0, clip_high_max = 0.0;  // over the parts of the batch and the ranks
     int64_t tokens = 0, forward_tokens = 0;
     bool abandoned = false;  // the gradients are incomplete: the caller drops them
 };
@@ -120,21 +122,15 @@ inline std::vector<std::vector<float>> completion_logps(Trainer& t, Model& weigh
                                                         const std::vector<Completion>& completions,
                                                         const GrpoConfig& c) {
     std::vector<std::vector<float>> out(completions.size());
-    for (auto [first, last] : micro_batches(sample_lengths(prompts, completions), (int)completions.size(),
-                                            c.micro_batch_tokens, share_of_ranks(c.comm, completions.size()))) {
-        Batch b;
-        ScoredTokens s;
-        for (int i = first; i < last; i++) {
-            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
-            score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
-        }
-        score_forward(weights, t.acts, t.score, b, s, 1.0f / c.temperature, pass);
-        score_fetch(s, t.score, weights.dev);
-        const float* p = s.logp.data();
-        for (int i = first; i < last; i++) {
-            out[i].assign(p, p + completions[i].tokens.size());
-            p += completions[i].tokens.size();
-        }
+    std::vector<int> mine;
+    const auto [begin, end] = share_of_ranks(c.comm, completions.size());
+    for (int i = begin; i < end; i++)
+        if (!completions[i].tokens.empty()) mine.push_back(i), out[i].resize(completions[i].tokens.size());
+    for (const std::vector<int>& chosen : pack_samples(mine, prompts, completions, c.micro_batch_tokens)) {
+        SampleBatch b = sample_batch(chosen, prompts, completions);
+        score_forward(weights, t.acts, t.score, b.batch, b.scored, 1.0f / c.temperature, pass);
+        score_fetch(b.scored, t.score, weights.dev);
+        for (size_t r = 0; r < b.of.size(); r++) out[b.of[r].completion][b.of[r].token] = b.scored.logp[r];
     }
     return out;
 }
@@ -169,54 +165,118 @@ inline void policy_pass_finish(PolicyPass& out, PolicySums sums, Trainer& t, con
     out.clip_high_max = sums.clip_high_max;
 }
 
+// What a pass knows of its completions
+struct PolicyTargets {
+    const std::vector<Completion>& completions;
+    const std::vector<float>& advantages;        // [N]
+    const std::vector<std::vector<float>>& ref;  // [N] reference log-probabilities; empty when beta is 0
+    std::vector<int> lengths;                    // [N] tokens that count, 0 when masked
+    std::vector<double> weights;                 // [N]
+};
+
+inline PolicyTargets policy_targets(const std::vector<Completion>& completions, const std::vector<float>& advantages,
+                                    const std::vector<std::vector<float>>& ref, const GrpoConfig& c) {
+    PolicyTargets x{completions, advantages, ref, {}, {}};
+    for (const Completion& done : completions)
+        x.lengths.push_back(c.mask_truncated && !done.finished ? 0 : (int)done.tokens.size());
+    x.weights = completion_weights(x.lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    return x;
+}
+
+// One forward and, unless every gradient in it is zero, backward
+struct PolicyMicroBatch {
+    std::vector<int> completions;
+    bool differentiate;
+    bool ends_part = false;
+};
+
+// The completions first ... last - 1 that count, those with and those without a gradient. Without a KL term an advantage
+// of zero has none, and a forward is enough for its metrics. In a group with others it is left there unless that saves
+// more than another forward of the prompt: a backward costs two forwards.
+inline std::array<std::vector<int>, 2> split_by_gradient(const PolicyTargets& x,
+                                                         const std::vector<std::vector<int>>& prompts, double beta,
+                                                         int first, int last) {
+    std::vector<int> counted;
+    for (int i = first; i < last; i++)
+        if (x.lengths[i]) counted.push_back(i);
+    if (beta != 0.0) return {counted, {}};
+    std::array<std::vector<int>, 2> split;
+    auto zero = [&](int i) { return x.advantages[i] == 0.0f; };
+    for (size_t i = 0, end; i < counted.size(); i = end) {
+        end = group_end(counted, x.completions, i);
+        size_t zeros = 0, tokens = 0;
+        for (size_t k = i; k < end; k++)
+            if (zero(counted[k])) zeros++, tokens += x.completions[counted[k]].tokens.size();
+        const bool apart = zeros == end - i || 2 * tokens > prompts[x.completions[counted[i]].prompt].size();
+        for (size_t k = i; k < end; k++) split[apart && zero(counted[k])].push_back(counted[k]);
+    }
+    return split;
+}
+
+// this rank's completions that count; no micro-batch has completions of two parts
+inline std::vector<PolicyMicroBatch> policy_micro_batches(const PolicyTargets& x,
+                                                          const std::vector<std::vector<int>>& prompts,
+                                                          const GrpoConfig& c) {
+    std::vector<PolicyMicroBatch> out;
+    const int N = (int)x.completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
+    const auto [begin, end] = share_of_ranks(c.comm, N);
+    for (int first = begin, last; first < end; first = last) {
+        last = std::min(end, (first / part + 1) * part);
+        const auto split = split_by_gradient(x, prompts, c.beta, first, last);
+        for (bool zero : {false, true})
+            for (std::vector<int>& batch : pack_samples(split[zero], prompts, x.completions, c.micro_batch_tokens))
+                out.push_back({std::move(batch), !zero});
+        if (!out.empty()) out.back().ends_part = true;
+    }
+    return out;
+}
+
+// The loss of the tokens of the last score_forward_training: t.score.dlogp, and the pass's sums
+inline void policy_micro_batch_loss(Trainer& t, const SampleBatch& b, const PolicyTargets& x, const GrpoConfig& c) {
+    const Device dev = t.model->dev;
+    ScoreMemory& memory = t.score;
+    const int64_t R = b.scored.size();
+    PolicyInputs in = policy_inputs(memory.policy, R, dev);
+    for (int64_t r = 0; r < R; r++) {
+        const auto [i, j] = b.of[r];
+        in.weight[r] = x.weights[i];
+        in.old_logp[r] = x.completions[i].logps[j];
+        in.ref_logp[r] = x.ref.empty() ? 0.0f : x.ref[i][j];
+        in.advantage[r] = x.advantages[i];
+    }
+    in = policy_inputs_send(memory.policy, R, dev);
+    policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
+                {c.epsilon_low, c.epsilon_high, c.beta, c.policy_loss}, dev);
+}
+
 // Forward, loss and backward over all completions: gradients accumulate in t.grads, which several ranks must enter with
-// zeros, because they add it up at the end; unless gradient is false. ref: reference log-probabilities, empty when beta is 0.
+// zeros, because they add it up at the end; unless gradient is false. ref: see PolicyTargets.
 inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& prompts,
                               const std::vector<Completion>& completions, const std::vector<float>& advantages,
                               const std::vector<std::vector<float>>& ref, const GrpoConfig& c, bool gradient = true) {
     PolicyPass out;
-    int N = (int)completions.size(), part = (N + c.accumulation_steps - 1) / c.accumulation_steps;
-    std::vector<int> lengths(N);
-    for (int i = 0; i < N; i++)
-        lengths[i] = c.mask_truncated && !completions[i].finished ? 0 : (int)completions[i].tokens.size();
-    std::vector<double> weights =
-        completion_weights(lengths, c.loss_type, c.accumulation_steps, c.max_completion_length);
+    const PolicyTargets x = policy_targets(completions, advantages, ref, c);
     Device dev = t.model->dev;
-    ScoreMemory& memory = t.score;
-    policy_sums_reset(memory.policy.sums.data, dev);
-    for (auto [first, last] :
-         micro_batches(sample_lengths(prompts, completions), part, c.micro_batch_tokens, share_of_ranks(c.comm, N))) {
+    Buffer<PolicySums>& memory = t.score.policy.sums;
+    policy_sums_reset(memory.data, dev);
+    for (const PolicyMicroBatch& micro : policy_micro_batches(x, prompts, c)) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
         }
-        Batch b;
-        ScoredTokens s;
-        for (int i = first; i < last; i++) {
-            batch_add(b, prompts[completions[i].prompt], completions[i].tokens);
-            if (lengths[i]) score_last_sequence(s, b, (int)prompts[completions[i].prompt].size());
-        }
-        const int64_t R = s.size();
-        if (R == 0) continue;
-        score_forward_training(t, b, s, 1.0f / c.temperature, c.pass);
-        PolicyInputs in = policy_inputs(memory.policy, R, dev);
-        int64_t at = 0;
-        for (int i = first; i < last; i++)
-            for (int j = 0; j < lengths[i]; j++, at++) {
-                in.weight[at] = weights[i];
-                in.old_logp[at] = completions[i].logps[j];
-                in.ref_logp[at] = ref.empty() ? 0.0f : ref[i][j];
-                in.advantage[at] = advantages[i];
-            }
-        in = policy_inputs_send(memory.policy, R, dev);
-        policy_loss(memory.dlogp.data, memory.policy.sums.data, memory.logp.data, memory.entropy.data, in, R,
-                    {c.epsilon_low, c.epsilon_high, c.beta, c.policy_loss}, dev);
-        if (gradient) score_backward(t, R, 1.0f / c.temperature);
-        out.tokens += R;
-        out.forward_tokens += b.T();
+        const SampleBatch b = sample_batch(micro.completions, prompts, completions);
+        const bool backward = gradient && micro.differentiate;
+        std::optional<ForwardOnly> forward_only;
+        if (!backward) forward_only.emplace(t.acts);
+        score_forward_training(t, b.batch, b.scored, 1.0f / c.temperature, c.pass);
+        policy_micro_batch_loss(t, b, x, c);
+        if (micro.ends_part) policy_sums_end_part(memory.data, dev);
+        if (backward) score_backward(t, b.scored.size(), 1.0f / c.temperature);
+        out.tokens += b.scored.size();
+        out.forward_tokens += b.batch.T();
     }
     PolicySums sums;
-    copy_to_host(&sums, memory.policy.sums.data, sizeof(sums), dev);
+    copy_to_host(&sums, memory.data, sizeof(sums), dev);
     policy_pass_finish(out, sums, t, c, gradient);
     return out;
 }
@@ -246,6 +306,11 @@ struct GrpoObjective : Objective {
 
     int iterations() const override { return config.num_iterations; }
 
+    // of this step's samples
+    virtual RewardedGroup reward() const {
+        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+    }
+
     bool prepare(Trainer& t, const StepContext& c, LoopState& run) override {
         batch = c.batch;
         prompts.clear();
@@ -260,7 +325,7 @@ struct GrpoObjective : Objective {
         run.generated.prompt_tokens += generated.prompt_tokens;
         run.generated.completion_tokens += generated.completion_tokens;
         run.generated.seconds += generated.seconds;
-        rewarded = reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+        rewarded = reward();
         advantages = group_advantages(rewarded.total, config.num_generations, config.scale_rewards);
         config.comm = c.comm;
         config.pass = c.pass;

@@ -144,8 +144,7 @@ inline void layer_backward(Model& m, Activations& a, int l) {
     floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
     int64_t stride = m.config.qk_norm ? QK : QKV;
     attention_backward({{dqk, stride}, {dqk + NH * HD, stride}, {a.dqkv + QK, QKV}}, a.datt, y.att, y.lse, {y.qk, QK},
-                       {y.qk + NH * HD, y.qkv + QK, QK, QKV}, {b.starts, b.sequences, b.longest}, {T, NH, NKV, HD},
-                       m.dev);
+                       {y.qk + NH * HD, y.qkv + QK, QK, QKV}, packed_sequences(b), {T, NH, NKV, HD}, m.dev);
     if (m.rotate_qk.on()) hadamard_backward(dqk, stride, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
     rope_backward({dqk, stride}, b.positions, m.rope, T, NH + NKV, m.dev);
     if (m.config.qk_norm) {

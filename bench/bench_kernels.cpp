@@ -32,6 +32,7 @@
 #include "../kernels/swiglu.cuh"
 #include "../kernels/global_norm.cuh"
 #include "../runtime/open_device.h"
+#include "arrays.cuh"
 
 #if HAS_KERNELS
 struct Shapes {
@@ -127,48 +128,6 @@ static void measure(Bench& b, const std::vector<Row>& rows, Comparison compariso
              cell("%.1f", r.flops / t * 1e-9), cell("%.0f%%", b.peak > 0 ? 100 * bandwidth / b.peak : 0),
              cell("%.2f", relative_to(0)), cell("%.2f", relative_to(1))});
     }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// device memory
-
-// zeros
-template <class T>
-static Buffer<T> room(int64_t n, Device dev) {
-    Buffer<T> b;
-    b.allocate((size_t)n, "a benchmark's array", "", dev);
-    return b;
-}
-
-template <class T>
-static Buffer<T> on_device(const std::vector<T>& values, Device dev) {
-    Buffer<T> b = room<T>((int64_t)values.size(), dev);
-    copy_to_device(b.data, values.data(), b.bytes(), dev);
-    device_synchronize(dev);
-    return b;
-}
-
-// uniform in [-1, 1]
-template <class T>
-static std::vector<T> numbers(int64_t n) {
-    std::vector<T> x((size_t)n);
-    uint32_t state = 1;
-    for (T& e : x) {
-        state = state * 1664525u + 1013904223u;
-        e = T((float)(state >> 8) * (2.0f / 16777216.0f) - 1.0f);
-    }
-    return x;
-}
-template <class T>
-static Buffer<T> noise(int64_t n, Device dev) {
-    return on_device(numbers<T>(n), dev);
-}
-
-// n indices below `end`
-static std::vector<int> indices(int64_t n, int64_t end) {
-    std::vector<int> x((size_t)n);
-    for (int64_t i = 0; i < n; i++) x[i] = (int)(rng_bits(1, RNG_INIT, 0, (uint32_t)i, 0).x[0] % (uint64_t)end);
-    return x;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -277,8 +236,8 @@ static void bench_attention(Bench& b, const Shapes& s) {
                     {s.sequences, length, s.NH, s.HD},
                     [&] {
                         attention_forward(out.data, lse.data, {qkv.data, QKV}, kv,
-                                          {starts.data, (int)s.sequences, (int)length, nullptr}, {T, s.NH, s.NKV, s.HD},
-                                          dev);
+                                          {starts.data, nullptr, nullptr, (int)s.sequences, (int)length},
+                                          {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     2 * X * T * s.HD * heads,
                     4 * pairs * s.NH * s.HD},
@@ -287,7 +246,8 @@ static void bench_attention(Bench& b, const Shapes& s) {
                     [&] {
                         attention_backward({{dqkv.data, QKV}, {dqkv.data + Q, QKV}, {dqkv.data + Q + KV, QKV}},
                                            dout.data, out.data, lse.data, {qkv.data, QKV}, kv,
-                                           {starts.data, (int)s.sequences, (int)length}, {T, s.NH, s.NKV, s.HD}, dev);
+                                           {starts.data, nullptr, nullptr, (int)s.sequences, (int)length},
+                                           {T, s.NH, s.NKV, s.HD}, dev);
                     },
                     4 * X * T * s.HD * heads,
                     10 * pairs * s.NH * s.HD},
@@ -358,39 +318,6 @@ static void bench_products(Bench& b, const Shapes& s, int64_t N, int64_t K) {
                });
 }
 
-struct Packed {
-    Buffer<char> memory;
-    QuantizedWeight w;
-};
-
-static Packed pack(const std::vector<float>& w, int64_t N, int64_t K, int64_t group, QuantFormat format, int bits,
-                   Device dev) {
-    QuantSpec q;
-    q.format = format, q.bits = bits;
-    std::vector<Grid> grid(N * K / group);
-    std::vector<int8_t> codes(N * K);
-#pragma omp parallel for schedule(static)
-    for (int64_t g = 0; g < (int64_t)grid.size(); g++) {
-        float min = 0, max = 0;
-        for (int64_t i = g * group; i < (g + 1) * group; i++) min = std::min(min, w[i]), max = std::max(max, w[i]);
-        grid[g] = quant_grid(q, min, max, 1.0f, 1.0f);
-        for (int64_t i = g * group; i < (g + 1) * group; i++) codes[i] = (int8_t)quant_code(q, w[i], grid[g]);
-    }
-    Buffer<int8_t> device_codes = room<int8_t>(N * K, dev);
-    Buffer<Grid> device_grid = room<Grid>((int64_t)grid.size(), dev);
-    copy_to_device(device_codes.data, codes.data(), codes.size(), dev);
-    copy_to_device(device_grid.data, grid.data(), grid.size() * sizeof(Grid), dev);
-    Packed p;
-    p.w = quantized_weight(q, quantized_storage(q, false), {N}, K, group, quantized_layout(dev));
-    p.memory = room<char>((int64_t)quantized_weight_bytes(p.w), dev);
-    quantized_weight_place(p.w, p.memory.data);
-    QuantizedSources from;
-    from.part[0].codes = device_codes.data, from.part[0].grid = device_grid.data;
-    quantized_weight_pack(p.w, from, dev);
-    device_synchronize(dev);
-    return p;
-}
-
 static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int64_t K) {
     const Device dev = b.dev;
     const double flops = 2.0 * M * N * K, rows = X * (M * K + M * N), weight = X * N * K;
@@ -406,8 +333,8 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
                               {"matmul_nt_quantized fp8e4m3", QuantFormat::fp8e4m3, 8}};
     Buffer<floatX> a = noise<floatX>(M * K, dev), w = noise<floatX>(N * K, dev), out = room<floatX>(M * N, dev);
     const std::vector<float> master = numbers<float>(N * K);
-    std::vector<Packed> packed;
-    for (auto& f : formats) packed.push_back(pack(master, N, K, s.group, f.format, f.bits, dev));
+    std::vector<PackedCodes> packed;
+    for (auto& f : formats) packed.push_back(pack_codes(master, N, K, s.group, f.format, f.bits, dev));
     const floatX* no_bias = nullptr;
     std::vector<Row> table = {
         {"matmul_nt_any_order (cuBLASLt)",
@@ -426,7 +353,7 @@ static void bench_quantized(Bench& b, const Shapes& s, int64_t M, int64_t N, int
          flops},
     };
     for (size_t i = 0; i < packed.size(); i++) {
-        const Packed& p = packed[i];
+        const PackedCodes& p = packed[i];
         table.push_back({formats[i].name,
                          {M, N, K},
                          [&] { matmul_nt_quantized(out.data, N, a.data, K, p.w, no_bias, M, dev); },

@@ -37,10 +37,21 @@ inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::stri
     return open_run_dir(o.output_dir, setting, config);
 }
 
-// the instructions of the matrix products; those of AVX512_BF16 multiply bf16 only
-inline const char* gemm_backend_name() {
-    const char* names[] = {"portable loops", "AVX2", "AVX-512", "AVX-512 BF16"};
-    return names[sizeof(floatX) == 4 && GEMM_BACKEND == GEMM_AVX512_BF16 ? GEMM_AVX512 : GEMM_BACKEND];
+// the instructions of the products; those that multiply bf16 are of no use to an fp32 build
+inline const char* instructions_name() {
+    const CpuIsa isa = cpu_isa();
+    return cpu_isa_name(sizeof(floatX) == 4 && isa > CpuIsa::avx512 ? CpuIsa::avx512 : isa);
+}
+
+// is this build for this CPU?
+inline void print_cpu_notes() {
+    if (!cpu_isa_choice().note.empty()) printf("note        %s\n", cpu_isa_choice().note.c_str());
+    if (cpu_fast_bf16() && sizeof(floatX) == 4)
+        printf("note        this CPU multiplies bf16 faster than fp32: a build with make PRECISION=BF16 is faster\n");
+    if (!cpu_fast_bf16() && sizeof(floatX) == 2)
+        printf(
+            "note        this CPU multiplies bf16 no faster than fp32: bf16 saves memory, make PRECISION=FP32 saves "
+            "time\n");
 }
 
 inline void print_start(const Session& s) {
@@ -61,7 +72,8 @@ inline void print_start(const Session& s) {
     std::string cpu = "1 thread (built without OpenMP)";
 #endif
     printf("device      %s, %s%s%s\n", device_text(s.m.dev, cpu).c_str(), PRECISION_NAME, s.m.dev.cuda ? "" : ", ",
-           s.m.dev.cuda ? "" : gemm_backend_name());
+           s.m.dev.cuda ? "" : instructions_name());
+    if (!s.m.dev.cuda) print_cpu_notes();
     if (s.m.lora.on()) {
         const Lora& l = s.m.lora;
         printf("adapter     r %d, alpha %g, %zu linears, %s parameters%s; base %s%s\n", l.config.r, l.config.alpha,

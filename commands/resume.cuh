@@ -161,7 +161,7 @@ inline void check_input_files(const nlohmann::ordered_json& saved, const nlohman
 inline nlohmann::ordered_json build_json(const Session& s) {
     return {{"precision", PRECISION_NAME},
             {"device", s.m.dev.cuda ? "cuda" : "cpu"},
-            {"instructions", s.m.dev.cuda ? "" : gemm_backend_name()},
+            {"instructions", s.m.dev.cuda ? "" : instructions_name()},
             {"ranks", std::to_string(world_size())}};
 }
 

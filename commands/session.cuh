@@ -127,6 +127,7 @@ inline void check_device_takes_model(const Session& s) {
 // Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
 // tokenizer.
 inline void session_open(Session& s) {
+    cpu_isa();  // of a TRAIN_QRL_CPU_ISA that this CPU has not we hear now
     session_threads(s.o);
     if (world_size() > 1 && !(IN_TRAIN >> s.o.command & 1))
         fail_usage("WORLD_SIZE=%d: only %s take several ranks; start one", world_size(),

@@ -32,51 +32,9 @@
 #include <vector>
 #include "../runtime/device.h"
 #include "../runtime/math.h"
+#include "attention_rows.h"
+#include "cpu/attention.h"
 #include "kv_quant.cuh"
-
-// Keys and values as rows of two places: [rows, NKV*HD] each
-struct KeyValueRows {
-    const floatX* k = nullptr;
-    const floatX* v = nullptr;
-    int64_t k_stride = 0, v_stride = 0;  // elements from one row to the next
-    HOST_DEVICE Rows<const floatX> rows(bool values) const {
-        return values ? Rows<const floatX>{v, v_stride} : Rows<const floatX>{k, k_stride};
-    }
-};
-
-// What one query sees: n0 rows from row0 of place 0 (packed batch or shared prompt), then n1 rows of place 1 (own
-// cache)
-struct KeyRange {
-    int64_t row0 = 0, row1 = 0;
-    int n0 = 0, n1 = 0;
-};
-
-// What each of T queries sees, and the most keys (n0 + n1) that one of them does, at least
-struct KeyRanges {
-    const KeyRange* p;  // [T]
-    int max_keys;
-};
-
-// Sequences end to end: the s-th is rows starts[s] ... starts[s+1] - 1, and together they are all T rows. Each token
-// sees its own up to itself, which `ranges` tells row by row, for the CPU's forward.
-struct PackedSequences {
-    const int* starts;  // [count+1]
-    int count;
-    int max_length;                    // of one, at least; the CPU does not read it
-    const KeyRange* ranges = nullptr;  // [T]
-};
-
-// T rows (tokens) of NH query heads and NKV key/value heads, HD elements each
-struct AttentionShape {
-    int64_t T;
-    int NH, NKV, HD;
-    HOST_DEVICE int group() const { return NH / NKV; }  // query heads that read one key/value head
-};
-
-struct AttentionGradients {
-    Rows<floatX> dq;      // [T, NH*HD]
-    Rows<floatX> dk, dv;  // [T, NKV*HD]
-};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
@@ -165,69 +123,7 @@ inline void attention_forward_cpu(floatX* out,           // [T, NH*HD]
     }
 }
 
-// Decode over a cache of codes: each key and value is read once for the heads of its group, 64 rows at a time, and goes
-// through the sums of attention_row.
-inline void attention_decode_codes_cpu(floatX* out, float* lse, Rows<const floatX> q, KeyValueCodes place0,
-                                       KeyValueCodes place1, const KeyRange* range, int64_t T, int NH) {
-    const KvQuant quant = place0.quant;
-    const int HD = quant.HD, NKV = quant.NKV, group = NH / NKV, BLOCK = 64;
-    const int64_t words = kv_row_words(quant);
-    const KvLevels levels = kv_levels(quant);
-    float scale = 1.0f / sqrtf((float)HD);
-#pragma omp parallel
-    {
-        std::vector<float> scratch;
-        std::vector<floatX> block(BLOCK * HD);
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < T * NKV; i++) {
-            int64_t t = i / NKV;
-            int kv_head = (int)(i % NKV), h0 = kv_head * group;
-            const KeyRange r = range[t];
-            const int n = r.n0 + r.n1;
-            floatX* to = out + (t * NH + h0) * HD;
-            if (n == 0) {
-                for (int64_t d = 0; d < (int64_t)group * HD; d++) to[d] = 0.0f;
-                for (int h = 0; h < group; h++) lse[t * NH + h0 + h] = 0.0f;
-                continue;
-            }
-            if ((int64_t)scratch.size() < group * ((int64_t)n + 2 * HD))
-                scratch.resize(group * (n + n / 2 + 2 * (size_t)HD));
-            float *query = scratch.data(), *acc = query + group * HD, *scores = acc + group * HD;  // (group, HD or n)
-            const floatX* from = q.row(t) + (int64_t)h0 * HD;
-            for (int d = 0; d < group * HD; d++) query[d] = (float)from[d], acc[d] = 0.0f;
-            auto row = [&](const uint32_t* rows0, const uint32_t* rows1, int j) {
-                return j < r.n0 ? rows0 + (r.row0 + j) * words : rows1 + (r.row1 + j - r.n0) * words;
-            };
-            for (int j0 = 0; j0 < n; j0 += BLOCK) {
-                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
-                for (int j = j0; j < j0 + rows; j++) {
-                    floatX* key = block.data() + (j - j0) * HD;
-                    const uint32_t* codes = row(place0.k, place1.k, j);
-                    if (place0.rotation.bias) kv_read_key_cpu(key, quant, place0.rotation, codes, kv_head, j);
-                    else kv_read_head_cpu(key, quant, levels, codes, kv_head);
-                }
-                for (int h = 0; h < group; h++)
-                    attention_scores(scores + (int64_t)h * n + j0, query + h * HD, block.data(), HD, rows, HD, scale);
-            }
-            for (int j0 = 0; j0 < n; j0 += BLOCK) {
-                int rows = n - j0 < BLOCK ? n - j0 : BLOCK;
-                for (int j = j0; j < j0 + rows; j++)
-                    kv_read_head_cpu(block.data() + (j - j0) * HD, quant, levels, row(place0.v, place1.v, j), kv_head);
-                for (int h = 0; h < group; h++) {
-                    float* p = scores + (int64_t)h * n;
-                    if (j0 == 0) lse[t * NH + h0 + h] = attention_softmax(p, n, query + h * HD);  // query is over
-                    attention_values(acc + h * HD, p + j0, block.data(), HD, rows, HD);
-                }
-            }
-            for (int h = 0; h < group; h++) {
-                float inverse_sum = query[h * HD];
-                for (int d = 0; d < HD; d++) to[h * HD + d] = acc[h * HD + d] * inverse_sum;
-            }
-        }
-    }
-}
-
-// What one task of the backward works on: one key/value head of one sequence of n tokens, and one query at a time
+// What one task of the backward works on: one key/value head of one family of n tokens, and one query at a time
 struct AttentionBackwardTask {
     int64_t n;
     int HD;
@@ -244,17 +140,17 @@ inline AttentionBackwardTask attention_backward_task(std::vector<float>& scratch
     return {n, HD, K, K + n * HD, K + 2 * n * HD, K_t, K_t + n * HD, Q, Q + HD, Q + 2 * HD, P, P + n};
 }
 
-// dQ =, dK and dV += of the query in Q, which sees the first `keys`; dO: the gradient of its output; D = dout.out
-inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys, float D, float row_lse, float scale) {
+// dQ, dK and dV += of the query in Q and the keys `first` ... first + keys - 1, all of which it sees; dO: the gradient
+// of its output; D = dout.out
+inline void attention_backward_row(const AttentionBackwardTask& x, int64_t first, int64_t keys, float D, float row_lse,
+                                   float scale) {
     const int HD = x.HD;
-    const int64_t n = x.n;
-    const float *K = x.K, *Q = x.Q, *dO = x.dO;
-    float *dK = x.dK, *dV = x.dV, *dQ = x.dQ, *P = x.P, *dP = x.dP;
-    for (int d = 0; d < HD; d++) dQ[d] = 0.0f;
+    const float *K = x.K + first * HD, *Q = x.Q, *dO = x.dO;
+    float *dK = x.dK + first * HD, *dV = x.dV + first * HD, *dQ = x.dQ, *P = x.P, *dP = x.dP;
     for (int64_t j = 0; j < keys; j++) P[j] = dP[j] = 0.0f;
     for (int d = 0; d < HD; d++) {
         float q = Q[d], go = dO[d];
-        const float *k = x.K_t + d * n, *v = x.V_t + d * n;
+        const float *k = x.K_t + d * x.n + first, *v = x.V_t + d * x.n + first;
 #pragma omp simd
         for (int64_t j = 0; j < keys; j++) {
             P[j] += q * k[j];
@@ -277,8 +173,8 @@ inline void attention_backward_row(const AttentionBackwardTask& x, int64_t keys,
     }
 }
 
-// Backward over packed sequences. One task owns one key/value head of one sequence, so dk and dv need no atomics and
-// the result does not depend on the number of threads.
+// Backward over packed sequences. One task owns one key/value head of one family, query after query, so dk and dv need
+// no atomics and the result does not depend on the number of threads.
 inline void attention_backward_cpu(AttentionGradients d,
                                    const floatX* dout,    // [T, NH*HD]
                                    const floatX* out,     // [T, NH*HD]
@@ -292,28 +188,35 @@ inline void attention_backward_cpu(AttentionGradients d,
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
         for (int task = 0; task < sequences.count * NKV; task++) {
-            int s = task / NKV, kv_head = task % NKV;
-            int64_t start = sequences.starts[s], n = sequences.starts[s + 1] - start, head = (int64_t)kv_head * HD;
+            int parent = task / NKV, kv_head = task % NKV;
+            if (sequences.prefix && sequences.prefix[parent] > 0) continue;
+            const int end = attention_family_end(sequences.prefix, sequences.count, parent);
+            const int64_t start = sequences.starts[parent], n = sequences.starts[end] - start;
+            const int64_t head = (int64_t)kv_head * HD;
             AttentionBackwardTask x = attention_backward_task(scratch, n, HD);
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     x.K[j * HD + i] = x.K_t[i * n + j] = (float)kv.k[(start + j) * kv.k_stride + head + i];
                     x.V_t[i * n + j] = (float)kv.v[(start + j) * kv.v_stride + head + i];
                 }
-            for (int64_t t = start; t < start + n; t++)
-                for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-                    const floatX* o = out + (t * NH + h) * HD;
-                    const floatX* go = dout + (t * NH + h) * HD;
-                    const floatX* qrow = q.row(t) + (int64_t)h * HD;
-                    float D = 0.0f;
-                    for (int i = 0; i < HD; i++) {
-                        x.Q[i] = (float)qrow[i];
-                        x.dO[i] = (float)go[i];
-                        D += x.dO[i] * (float)o[i];
+            for (int s = parent; s < end; s++)
+                for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; t++)
+                    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+                        const floatX* o = out + (t * NH + h) * HD;
+                        const floatX* go = dout + (t * NH + h) * HD;
+                        const floatX* qrow = q.row(t) + (int64_t)h * HD;
+                        float D = 0.0f, row_lse = lse[t * NH + h];
+                        for (int i = 0; i < HD; i++) {
+                            x.Q[i] = (float)qrow[i];
+                            x.dO[i] = (float)go[i];
+                            x.dQ[i] = 0.0f;
+                            D += x.dO[i] * (float)o[i];
+                        }
+                        const int64_t own = sequences.starts[s];
+                        if (s > parent) attention_backward_row(x, 0, sequences.prefix[s], D, row_lse, scale);
+                        attention_backward_row(x, own - start, t - own + 1, D, row_lse, scale);
+                        for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
                     }
-                    attention_backward_row(x, t - start + 1, D, lse[t * NH + h], scale);
-                    for (int i = 0; i < HD; i++) d.dq.row(t)[(int64_t)h * HD + i] = x.dQ[i];
-                }
             for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < HD; i++) {
                     d.dk.row(start + j)[head + i] = x.dK[j * HD + i];
@@ -327,6 +230,20 @@ inline void attention_backward_cpu(AttentionGradients d,
 // CUDA kernels
 
 #if HAS_KERNELS
+// A sequence by positions: 0 ... prefix - 1 are its parent's rows, prefix ... n - 1 its own
+struct AttentionSequence {
+    int64_t prefix_start;
+    int64_t own;  // row of position p >= prefix: own + p
+    int prefix, n;
+    __device__ int64_t row(int p) const { return p < prefix ? prefix_start + p : own + p; }
+};
+
+__device__ inline AttentionSequence attention_sequence(const PackedSequences& x, int s) {
+    const int prefix = x.prefix ? x.prefix[s] : 0;
+    const int64_t own = (int64_t)x.starts[s] - prefix;  // not below 0: the parent stands before
+    return {prefix ? x.prefix_start[s] : 0, own, prefix, x.starts[s + 1] - (int)own};
+}
+
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
 #endif
@@ -369,7 +286,8 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
     if (shape.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        int tiles = CEIL_DIV(sequences.max_length, ATTENTION_FORWARD_WARPS * 16);
+        const int before = sequences.prefix ? 15 : 0;  // rows of a tile, at most, before the first after a prefix
+        int tiles = CEIL_DIV(sequences.max_length + before, ATTENTION_FORWARD_WARPS * 16);
         unsigned grid = attention_grid("attention_forward", (int64_t)sequences.count * shape.NH * tiles,
                                        "lower --micro_batch_tokens or --rollout_batch");
         bool aligned =
@@ -378,14 +296,14 @@ inline void attention_forward(floatX* out, float* lse, Rows<const floatX> q, Key
         attention_launch(shape.HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value;
             LAUNCH((attention_forward_kernel<HDP>), grid, ATTENTION_FORWARD_WARPS * 32,
-                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv,
-                   sequences.starts, tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
+                   attention_forward_shared_bytes<HDP>(ATTENTION_FORWARD_WARPS), dev.stream, out, lse, q, kv, sequences,
+                   tiles, shape, 1.0f / sqrtf((float)shape.HD), aligned);
         });
         return;
     }
 #endif
     (void)dev;
-    attention_forward_cpu(out, lse, q, kv, KeyValueRows(), sequences.ranges, shape);
+    attention_forward_tiled(out, lse, q, kv, kv, sequences.ranges, shape);
 }
 
 #if HAS_KERNELS
@@ -440,7 +358,7 @@ inline void attention_decode(floatX* out, float* lse, Rows<const floatX> q, KeyV
     }
 #endif
     (void)dev;
-    attention_forward_cpu(out, lse, q, place0, place1, ranges.p, shape);
+    attention_forward_tiled(out, lse, q, place0, place1, ranges.p, shape);
 }
 
 // The same over a cache of codes (kv_quant.cuh); both places have one quantizer, which tells NKV and HD, and one
@@ -458,7 +376,7 @@ inline void attention_decode_codes(floatX* out, float* lse, Rows<const floatX> q
     }
 #endif
     (void)dev;
-    attention_decode_codes_cpu(out, lse, q, place0, place1, ranges.p, T, NH);
+    attention_decode_codes_tiled(out, lse, q, place0, place1, ranges.p, shape);
 }
 
 // Whole sequences. d: assigned; dout, out: [T,NH*HD]; lse: [T,NH]; the others as in attention_forward.
@@ -481,7 +399,7 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
         Scratch D((size_t)rows, dev);
         LAUNCH(attention_dot_kernel, attention_grid("attention_backward", CEIL_DIV(rows, 32), hint), 256, 0, dev.stream,
                D.data, dout, out, rows, HD, aligned);
-        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences.starts, tiles, shape,
+        AttentionBackwardInputs in = {{dout, (int64_t)NH * HD}, lse,    D.data, q, kv, sequences, tiles, shape,
                                       1.0f / sqrtf((float)HD),  aligned};
         attention_launch(HD, [&](auto width) {
             constexpr int HDP = decltype(width)::value, threads = ATTENTION_BACKWARD_WARPS * 32;
@@ -493,5 +411,5 @@ inline void attention_backward(AttentionGradients d, const floatX* dout, const f
     }
 #endif
     (void)dev;
-    attention_backward_cpu(d, dout, out, lse, q, kv, sequences, shape);
+    attention_backward_tiled(d, dout, out, lse, q, kv, sequences, shape);
 }

@@ -1,6 +1,7 @@
 // The backward kernels of attention.cuh. Three, so that no sum needs atomics: D = dout.out of every row and head; dk
-// and dv, a block owning a tile of keys and going over the queries of its group's heads; dq, a block owning a tile of
-// queries and going over the keys. The last two both recompute s and dout.v: 7 products of a tile instead of 5.
+// and dv, a block owning a tile of keys and going over the queries of its group's heads, which for a parent's keys go on
+// to the end of its family; dq, a block owning a tile of queries and going over the keys. The last two both recompute s
+// and dout.v: 7 products of a tile instead of 5.
 //
 // The kernel of dk and dv computes the transposes, keys as rows: then p^T and ds^T, as they come out of the tensor
 // cores, are the left operands of dv += p^T dout and dk += ds^T q, and nothing passes through shared memory. p and ds
@@ -45,15 +46,15 @@ struct AttentionBackwardInputs {
     const float *lse, *D;     // [T, NH]
     Rows<const floatX> q;     // [T, NH*HD]
     KeyValueRows kv;          // [T, NKV*HD]
-    const int* starts;        // [sequences+1]
-    int tiles;                // of the longest sequence
+    PackedSequences sequences;
+    int tiles;  // of the longest sequence
     AttentionShape shape;
     float scale;
     bool aligned;
 };
 
-// S queries of head h of a sequence (start, n), from the i0-th on: two tiles, of q and of dout, and lse * log2(e) and D
-// of each in rows [2,S]. Zeros beyond the sequence.
+// S queries of head h, of rows start + i0 on: two tiles, of q and of dout, and lse * log2(e) and D of each in rows
+// [2,S]. Zeros from the n-th row after start on.
 template <int S, int HDP, int THREADS>
 __device__ inline void attention_load_queries(floatX* tiles, float* rows, const AttentionBackwardInputs& x,
                                               int64_t start, int n, int h, int i0) {
@@ -70,15 +71,19 @@ __device__ inline void attention_load_queries(floatX* tiles, float* rows, const 
     }
 }
 
-// Of keys and values of a key/value head, two tiles
+// Of keys and values of a key/value head, two tiles, of positions j0 ... of a sequence
 template <int S, int HDP, int THREADS>
-__device__ inline void attention_load_keys(floatX* tiles, const AttentionBackwardInputs& x, int64_t start, int n,
-                                           int kv_head, int j0) {
+__device__ inline void attention_load_keys(floatX* tiles, const AttentionBackwardInputs& x,
+                                           const AttentionSequence& sequence, int kv_head, int j0) {
     const int HD = x.shape.HD;
-    const int64_t head = (int64_t)kv_head * HD;
-    attention_load_rows<S, HDP, THREADS>(tiles, attention_head(x.kv.rows(false), start, head), j0, n, HD, x.aligned);
-    attention_load_rows<S, HDP, THREADS>(tiles + S * attention_ld<HDP>(), attention_head(x.kv.rows(true), start, head),
-                                         j0, n, HD, x.aligned);
+    UNROLL
+    for (int values = 0; values < 2; values++) {
+        Rows<const floatX> rows = x.kv.rows(values);
+        rows.p += (int64_t)kv_head * HD;
+        attention_load_tile<S, HDP, THREADS>(
+            tiles + values * S * attention_ld<HDP>(), rows.p, HD, x.aligned,
+            [&](int r) { return j0 + r < sequence.n ? rows.row(sequence.row(j0 + r)) : nullptr; });
+    }
 }
 
 // grid: sequence, key/value head, tile of keys
@@ -89,21 +94,24 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     constexpr int OWN = ATTENTION_OWN, TILE = S * LD;
     DYNAMIC_SHARED(floatX, k_tile);
     const int tiles = x.tiles, NKV = x.shape.NKV, HD = x.shape.HD, group = x.shape.group();
-    int tile = blockIdx.x % tiles, kv_head = blockIdx.x / tiles % NKV, sequence = blockIdx.x / tiles / NKV;
-    int64_t start = x.starts[sequence];
-    int n = x.starts[sequence + 1] - (int)start, j0 = tile * OWN;
+    int tile = blockIdx.x % tiles, kv_head = blockIdx.x / tiles % NKV, number = blockIdx.x / tiles / NKV;
+    const AttentionSequence sequence = attention_sequence(x.sequences, number);
+    const int prefix = sequence.prefix, n = sequence.n, j0 = prefix + tile * OWN;  // positions
     if (j0 >= n) return;
+    // the rows of a family follow one another, so that a parent's queries go on to its end as if they were its own
+    const int family = prefix ? number + 1 : attention_family_end(x.sequences.prefix, x.sequences.count, number);
+    const int end = x.sequences.starts[family] - (int)sequence.own;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = j0 + warp * 16;
     floatX *v_tile = k_tile + OWN * LD, *stages = v_tile + OWN * LD;  // a stage: rows of q, rows of dout
     float* stage_rows = reinterpret_cast<float*>(stages + 4 * TILE);  // a stage: lse * log2(e), D
     float* operand = stage_rows + 4 * S + warp * attention_operand_floats<S>();
 
-    attention_load_keys<OWN, HDP, THREADS>(k_tile, x, start, n, kv_head, j0);
-    int steps_of_head = CEIL_DIV(n - j0, S), steps = group * steps_of_head;
+    attention_load_keys<OWN, HDP, THREADS>(k_tile, x, sequence, kv_head, j0);
+    int steps_of_head = CEIL_DIV(end - j0, S), steps = group * steps_of_head;
     auto load = [&](int step) {
         if (step < steps)
             attention_load_queries<S, HDP, THREADS>(stages + step % 2 * 2 * TILE, stage_rows + step % 2 * 2 * S, x,
-                                                    start, n, kv_head * group + step / steps_of_head,
+                                                    sequence.own, end, kv_head * group + step / steps_of_head,
                                                     j0 + step % steps_of_head * S);
         cp_async_commit();
     };
@@ -130,7 +138,7 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
             UNROLL
             for (int e = 0; e < 4; e++) {
                 int r = 8 * i + lane % 4 * 2 + e % 2, j = row0 + lane / 4 + e / 2 * 8;
-                bool sees = i0 + r < n && j <= i0 + r;
+                bool sees = i0 + r < end && j <= i0 + r;
                 p[i][e] = sees ? exp2f(mul_add(p[i][e], c, -rows[r])) : 0.0f;
                 ds[i][e] = p[i][e] * (ds[i][e] - rows[S + r]);
             }
@@ -140,9 +148,10 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     if (row0 >= n) return;
     int rows = n - row0 < 16 ? n - row0 : 16;
     float dk_factor[2] = {x.scale, x.scale}, dv_factor[2] = {1.0f, 1.0f};
-    dk.p = dk.row(start + row0) + (int64_t)kv_head * HD, dv.p = dv.row(start + row0) + (int64_t)kv_head * HD;
-    attention_store_rows<HDP>(dk, dk_sum, dk_factor, k_tile + warp * 16 * LD, rows, HD, x.aligned);
-    attention_store_rows<HDP>(dv, dv_sum, dv_factor, v_tile + warp * 16 * LD, rows, HD, x.aligned);
+    const int64_t row = sequence.own + row0;
+    dk.p = dk.row(row) + (int64_t)kv_head * HD, dv.p = dv.row(row) + (int64_t)kv_head * HD;
+    attention_store_rows<HDP>(dk, dk_sum, dk_factor, k_tile + warp * 16 * LD, 0, rows, HD, x.aligned);
+    attention_store_rows<HDP>(dv, dv_sum, dv_factor, v_tile + warp * 16 * LD, 0, rows, HD, x.aligned);
 }
 
 // grid: sequence, head, tile of queries, the last tile of a sequence (the longest work) first
@@ -153,26 +162,27 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     constexpr int OWN = ATTENTION_OWN, TILE = S * LD;
     DYNAMIC_SHARED(floatX, q_tile);
     const int tiles = x.tiles, NH = x.shape.NH, HD = x.shape.HD;
-    int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH, sequence = blockIdx.x / tiles / NH;
-    int64_t start = x.starts[sequence];
-    int n = x.starts[sequence + 1] - (int)start, i0 = tile * OWN;
+    int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH;
+    const AttentionSequence sequence = attention_sequence(x.sequences, blockIdx.x / tiles / NH);
+    const int n = sequence.n, i0 = sequence.prefix + tile * OWN;  // positions
     if (i0 >= n) return;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = i0 + warp * 16, kv_head = h / x.shape.group();
     floatX *dout_tile = q_tile + OWN * LD, *stages = dout_tile + OWN * LD;  // a stage: keys, values
     float* operand = reinterpret_cast<float*>(stages + 4 * TILE) + 4 * S + warp * attention_operand_floats<S>();
 
-    attention_load_queries<OWN, HDP, THREADS>(q_tile, nullptr, x, start, n, h, i0);
+    attention_load_queries<OWN, HDP, THREADS>(q_tile, nullptr, x, sequence.own, n, h, i0);
     int last = (n < i0 + OWN ? n : i0 + OWN) - 1, steps = last / S + 1;
     auto load = [&](int step) {
         if (step < steps)
-            attention_load_keys<S, HDP, THREADS>(stages + step % 2 * 2 * TILE, x, start, n, kv_head, step * S);
+            attention_load_keys<S, HDP, THREADS>(stages + step % 2 * 2 * TILE, x, sequence, kv_head, step * S);
         cp_async_commit();
     };
     float row_lse[2] = {0.0f, 0.0f}, row_D[2] = {0.0f, 0.0f};
     UNROLL
     for (int r = 0; r < 2; r++) {
         int i = row0 + lane / 4 + 8 * r;
-        if (i < n) row_lse[r] = x.lse[(start + i) * NH + h] * LOG2_E, row_D[r] = x.D[(start + i) * NH + h];
+        const int64_t at = (sequence.own + i) * NH + h;
+        if (i < n) row_lse[r] = x.lse[at] * LOG2_E, row_D[r] = x.D[at];
     }
 
     float dq_sum[HDP / 8][4], c = x.scale * LOG2_E;
@@ -202,8 +212,8 @@ __global__ void __launch_bounds__(ATTENTION_BACKWARD_WARPS * 32, 1)
     }
     if (row0 >= n) return;
     float factor[2] = {x.scale, x.scale};
-    dq.p = dq.row(start + row0) + (int64_t)h * HD;
-    attention_store_rows<HDP>(dq, dq_sum, factor, q_tile + warp * 16 * LD, n - row0 < 16 ? n - row0 : 16, HD,
+    dq.p = dq.row(sequence.own + row0) + (int64_t)h * HD;
+    attention_store_rows<HDP>(dq, dq_sum, factor, q_tile + warp * 16 * LD, 0, n - row0 < 16 ? n - row0 : 16, HD,
                               x.aligned);
 }
 #endif

@@ -2,8 +2,9 @@
 //
 // Both run attention_key_blocks and attention_merge over the same blocks and chunks of keys, counted from the first key
 // of the sequence, so that a query's bits are the same in both. A masked key counts exp2(-inf) = 0 and adds an exact
-// zero. No block is masked as a whole for a row: a warp's 16 queries begin at a multiple of 16 and blocks are a
-// multiple of 16 keys, so that all of them end in the same block, which is where decode ends too.
+// zero. No block is masked as a whole for a row: a warp's 16 queries begin at a position that is a multiple of 16 and
+// blocks are a multiple of 16 keys, so that all of them end in the same block, which is where decode ends too.
+// Positions count the prefix; after one the first warp may have rows without a query.
 #pragma once
 #include <type_traits>
 #include "attention_tile.cuh"
@@ -140,26 +141,30 @@ __device__ inline void attention_key_blocks(AttentionChunk<HDP>& x, AttentionTil
 // grid: sequence, head, tile of queries, the last tile of a sequence (the longest work) first
 template <int HDP>
 __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
-    attention_forward_kernel(floatX* out, float* lse, Rows<const floatX> q, KeyValueRows kv, const int* starts,
+    attention_forward_kernel(floatX* out, float* lse, Rows<const floatX> q, KeyValueRows kv, PackedSequences sequences,
                              int tiles, AttentionShape shape, float scale, bool aligned) {
     constexpr int THREADS = ATTENTION_FORWARD_WARPS * 32, ROWS = ATTENTION_FORWARD_WARPS * 16, LD = attention_ld<HDP>();
     DYNAMIC_SHARED(floatX, q_tile);
     const int NH = shape.NH, HD = shape.HD;
-    int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH, sequence = blockIdx.x / tiles / NH;
-    int64_t start = starts[sequence];
-    int n = starts[sequence + 1] - (int)start, i0 = tile * ROWS;
+    int tile = tiles - 1 - blockIdx.x % tiles, h = blockIdx.x / tiles % NH;
+    const AttentionSequence sequence = attention_sequence(sequences, blockIdx.x / tiles / NH);
+    const int n = sequence.n, i0 = sequence.prefix / 16 * 16 + tile * ROWS;
     if (i0 >= n) return;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = i0 + warp * 16;
     floatX *queries = q_tile + warp * 16 * LD, *ring = q_tile + ROWS * LD;
     float* operands = reinterpret_cast<float*>(ring + 3 * ATTENTION_KEYS * LD);
     float c = scale * LOG2_E;
 
-    int64_t head = (int64_t)(h / shape.group()) * HD;
-    const floatX *k = kv.k + start * kv.k_stride + head, *v = kv.v + start * kv.v_stride + head;
-    attention_load_rows<ROWS, HDP, THREADS>(q_tile, attention_head(q, start, (int64_t)h * HD), i0, n, HD, aligned);
+    attention_load_tile<ROWS, HDP, THREADS>(q_tile, q.p, HD, aligned, [&](int r) -> const floatX* {
+        const int i = i0 + r;
+        return i >= sequence.prefix && i < n ? q.row(sequence.own + i) + (int64_t)h * HD : nullptr;
+    });
     auto load = [&](int item, floatX* to) {
-        Rows<const floatX> rows = {item % 2 ? v : k, item % 2 ? kv.v_stride : kv.k_stride};
-        attention_load_rows<ATTENTION_KEYS, HDP, THREADS>(to, rows, item / 2 * ATTENTION_KEYS, n, HD, aligned);
+        Rows<const floatX> rows = kv.rows(item % 2);
+        rows.p += (int64_t)(h / shape.group()) * HD;
+        const int j0 = item / 2 * ATTENTION_KEYS;
+        attention_load_tile<ATTENTION_KEYS, HDP, THREADS>(
+            to, rows.p, HD, aligned, [&](int r) { return j0 + r < n ? rows.row(sequence.row(j0 + r)) : nullptr; });
     };
 
     AttentionChunk<HDP> x;
@@ -188,13 +193,16 @@ __global__ void __launch_bounds__(ATTENTION_FORWARD_WARPS * 32)
     if (own_blocks == 0) return;
 
     float inverse[2] = {1.0f / total_sum[0], 1.0f / total_sum[1]};
-    int rows = n - row0 < 16 ? n - row0 : 16;
-    attention_store_rows<HDP>({out + ((start + row0) * NH + h) * HD, (int64_t)NH * HD}, total, inverse, queries, rows,
-                              HD, aligned);
+    int first = sequence.prefix > row0 ? sequence.prefix - row0 : 0, rows = n - row0 < 16 ? n - row0 : 16;
+    const int64_t row = sequence.own + row0;
+    attention_store_rows<HDP>({out + (row * NH + h) * HD, (int64_t)NH * HD}, total, inverse, queries, first, rows, HD,
+                              aligned);
     UNROLL
-    for (int r = 0; r < 2; r++)
-        if (lane % 4 == 0 && lane / 4 + 8 * r < rows)
-            lse[(start + row0 + lane / 4 + 8 * r) * NH + h] = mul_add(total_max[r], scale, logf(total_sum[r]));
+    for (int r = 0; r < 2; r++) {
+        int i = lane / 4 + 8 * r;
+        if (lane % 4 == 0 && i >= first && i < rows)
+            lse[(row + i) * NH + h] = mul_add(total_max[r], scale, logf(total_sum[r]));
+    }
 }
 
 // A tile of keys or values from rows of codes, by one warp and at once. row(r): the row of the tile's row r, or null

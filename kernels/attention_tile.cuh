@@ -140,11 +140,11 @@ __device__ inline void attention_zero(float (*d)[4]) {
         for (int e = 0; e < 4; e++) d[n][e] = 0.0f;
 }
 
-// The first `rows` rows of d (16,HDP), times factor[0] in rows 0..7 of the lane's and factor[1] in 8..15, to out. They
-// pass through staging, 16 rows of a tile that no other warp uses, so that they are stored in whole packs.
+// Rows `first` ... rows - 1 of d (16,HDP), times factor[0] in rows 0..7 of the lane's and factor[1] in 8..15, to out.
+// They pass through staging, 16 rows of a tile that no other warp uses, so that they are stored in whole packs.
 template <int HDP>
 __device__ inline void attention_store_rows(Rows<floatX> out, const float (*d)[4], const float* factor, floatX* staging,
-                                            int rows, int HD, bool aligned) {
+                                            int first, int rows, int HD, bool aligned) {
     constexpr int W = Pack128<floatX>::size, PACKS = HDP / W, LD = attention_ld<HDP>();
     int lane = threadIdx.x % 32;
     __syncwarp();  // the other lanes' reads of staging are over
@@ -156,7 +156,7 @@ __device__ inline void attention_store_rows(Rows<floatX> out, const float (*d)[4
     __syncwarp();
     for (int i = lane; i < 16 * PACKS; i += 32) {
         int r = i / PACKS, c = i % PACKS * W;
-        if (r < rows && c < HD) store_pack(out.row(r), c, HD, aligned, load128(staging + r * LD + c));
+        if (r >= first && r < rows && c < HD) store_pack(out.row(r), c, HD, aligned, load128(staging + r * LD + c));
     }
 }
 #endif

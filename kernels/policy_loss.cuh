@@ -16,7 +16,9 @@
 // Traffic: 36 R bytes (20 for float inputs, 8 for the weight, 4 for dlogp, 4 for ref if beta > 0), all read or written
 // once. Launch: a thread a token, then one block for the sums.
 //
-// The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it.
+// The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it. How a pass is
+// cut into calls shall not show, so that shares of clipped tokens have their least and most over the parts of the batch
+// that policy_sums_end_part ends (gradient accumulation; TRL's batches of a device), not over the calls.
 #pragma once
 #include <cmath>
 #include "../runtime/buffer.h"
@@ -93,8 +95,9 @@ struct PolicySums {
     double logp_difference = 0.0, logp_difference_max = 0.0;  // |logp - old|
     double ratio = 0.0, ratio_min = 1e30, ratio_max = 0.0;
     double clip_low = 0.0, clip_high = 0.0;          // tokens
-    double clip_low_min = 1.0, clip_high_max = 0.0;  // shares of tokens, over the calls
+    double clip_low_min = 1.0, clip_high_max = 0.0;  // shares of tokens, over the parts
     double tokens = 0.0;
+    double low_before = 0.0, high_before = 0.0, tokens_before = 0.0;  // of the parts that are over
 };
 
 HOST_DEVICE void policy_sums_token(PolicySums& s, const TokenLoss& l, float logp, float old_logp, float entropy,
@@ -113,7 +116,7 @@ HOST_DEVICE void policy_sums_token(PolicySums& s, const TokenLoss& l, float logp
     s.tokens += 1.0;
 }
 
-// without clip_low_min and clip_high_max
+// without what policy_sums_end_part does
 HOST_DEVICE void policy_sums_add(PolicySums& s, const PolicySums& x) {
     s.loss += x.loss;
     s.kl += x.kl;
@@ -129,11 +132,13 @@ HOST_DEVICE void policy_sums_add(PolicySums& s, const PolicySums& x) {
     s.tokens += x.tokens;
 }
 
-// low, high: clipped tokens of a call of R
-HOST_DEVICE void policy_sums_clip_shares(PolicySums& s, double low, double high, int64_t R) {
-    low /= (double)R, high /= (double)R;
+HOST_DEVICE void policy_sums_part(PolicySums& s) {
+    const double n = s.tokens - s.tokens_before;
+    if (n == 0.0) return;
+    const double low = (s.clip_low - s.low_before) / n, high = (s.clip_high - s.high_before) / n;
     s.clip_low_min = low < s.clip_low_min ? low : s.clip_low_min;
     s.clip_high_max = s.clip_high_max < high ? high : s.clip_high_max;
+    s.low_before = s.clip_low, s.high_before = s.clip_high, s.tokens_before = s.tokens;
 }
 
 // What the host knows of R tokens
@@ -158,13 +163,11 @@ HOST_DEVICE TokenLoss policy_loss_at(const PolicyInputs& in, int64_t i, float lo
 // dlogp: [R]; sums: +=; logp, entropy: [R]
 inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, const float* entropy,
                             const PolicyInputs& in, int64_t R, const PolicyConfig& c) {
-    double low = sums->clip_low, high = sums->clip_high;
     for (int64_t i = 0; i < R; i++) {
         TokenLoss l = policy_loss_at(in, i, logp[i], c);
         dlogp[i] = (float)(in.weight[i] * l.dlogp);
         policy_sums_token(*sums, l, logp[i], in.old_logp[i], entropy[i], in.weight[i]);
     }
-    policy_sums_clip_shares(*sums, sums->clip_low - low, sums->clip_high - high, R);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -199,17 +202,17 @@ __global__ void policy_loss_kernel(float* dlogp, PolicySums* partial, const floa
 }
 
 // sums += all partial. One block. dynamic shared memory: PolicySums part[POLICY_BLOCK]
-__global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, int blocks, int64_t R) {
+__global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, int blocks) {
     DYNAMIC_SHARED(PolicySums, part);
     PolicySums s;
     for (int b = threadIdx.x; b < blocks; b += POLICY_BLOCK) policy_sums_add(s, partial[b]);
     policy_block_sum(part, s);
     if (threadIdx.x != 0) return;
     policy_sums_add(*sums, part[0]);
-    policy_sums_clip_shares(*sums, part[0].clip_low, part[0].clip_high, R);
 }
 
 __global__ void policy_sums_reset_kernel(PolicySums* sums) { *sums = PolicySums(); }
+__global__ void policy_sums_part_kernel(PolicySums* sums) { policy_sums_part(*sums); }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -227,6 +230,18 @@ inline void policy_sums_reset(PolicySums* sums, Device dev) {
     *sums = PolicySums();
 }
 
+// the tokens since the last call of this, or since the reset, are a part of the batch
+inline void policy_sums_end_part(PolicySums* sums, Device dev) {
+#if HAS_KERNELS
+    if (dev.cuda) {
+        LAUNCH(policy_sums_part_kernel, 1, 1, 0, dev.stream, sums);
+        return;
+    }
+#endif
+    (void)dev;
+    policy_sums_part(*sums);
+}
+
 // dlogp: [R]; sums: +=; logp, entropy: [R]. All pointers, those of `in` too, are the device's.
 inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const float* entropy, const PolicyInputs& in,
                         int64_t R, const PolicyConfig& c, Device dev) {
@@ -241,7 +256,7 @@ inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const
         PolicySums* partial = reinterpret_cast<PolicySums*>(scratch.data);
         size_t shared = POLICY_BLOCK * sizeof(PolicySums);
         LAUNCH(policy_loss_kernel, blocks, POLICY_BLOCK, shared, dev.stream, dlogp, partial, logp, entropy, in, R, c);
-        LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, blocks, R);
+        LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, blocks);
         return;
     }
 #endif
@@ -253,7 +268,8 @@ inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const
 // The inputs that the host knows travel in one copy a micro-batch, the sums come back in one copy a pass:
 //   policy_sums_reset(m.sums.data, dev)
 //   for each micro-batch: PolicyInputs in = policy_inputs(m, R, dev), fill its R tokens, in = policy_inputs_send(m, R,
-//   dev), policy_loss(dlogp, m.sums.data, logp, entropy, in, ...); at the end copy_to_host(&sums, m.sums.data, ...)
+//   dev), policy_loss(dlogp, m.sums.data, logp, entropy, in, ...); after each part policy_sums_end_part(m.sums.data,
+//   dev); at the end copy_to_host(&sums, m.sums.data, ...)
 
 struct PolicyMemory {
     int64_t capacity = 0;     // tokens

@@ -1,9 +1,10 @@
-// Moving whole rows: no arithmetic, so no rounding.
-//   gather_rows     out[r] = inp[rows[r]]               the hidden states that are scored, embeddings
-//   scatter_rows    out[rows[r]] = inp[r], 0 elsewhere  its transpose when the rows are distinct
+// Moving whole rows: no arithmetic but the sums of scatter_rows.
+//   gather_rows     out[r] = inp[rows[r]]                          the hidden states that are scored, embeddings
+//   scatter_rows    out[t] = sum of inp[r] over r with rows[r] = t  its transpose; a sum in fp32, in order of r
 //   kv_cache_write  k[place][row] = k_rows[t], v[place][row] = v_rows[t], (place, row) = writes[t]
-// The trap: scatter_rows assigns. A row named twice would keep whichever was written last, so rows must be distinct, as
-// must the places that kv_cache_write fills. A place of row -1 is nowhere: an unused row of a batch of fixed size.
+// The traps: scatter_rows wants a row that is named several times (the end of a prompt, which predicts the first token of
+// each of its completions) named so in a run: the first of a run adds it up. The places that kv_cache_write fills must
+// be distinct. A place of row -1 is nowhere: an unused row of a batch of fixed size.
 //
 // Traffic in bytes for bf16, least and moved: gather 4RC; scatter 4RC + 2TC (the rows that get a value are written
 // twice); kv_cache_write 8TW.
@@ -32,11 +33,22 @@ inline void gather_rows_cpu(floatX* out,        // [R,C]
 
 inline void scatter_rows_cpu(floatX* out,        // [T,C]
                              const floatX* inp,  // [R,C]
-                             const int* rows,    // [R], distinct, each in [0,T)
+                             const int* rows,    // [R], each in [0,T), equal ones together
                              int64_t R, int64_t T, int64_t C) {
     memset(static_cast<void*>(out), 0, T * C * sizeof(floatX));
 #pragma omp parallel for schedule(static) if (worth_threads(R * C / 8))
-    for (int64_t r = 0; r < R; r++) memcpy(out + rows[r] * C, inp + r * C, C * sizeof(floatX));
+    for (int64_t r = 0; r < R; r++) {
+        if (r > 0 && rows[r] == rows[r - 1]) continue;
+        int64_t end = r + 1;
+        while (end < R && rows[end] == rows[r]) end++;
+        floatX* to = out + rows[r] * C;
+        if (end == r + 1) memcpy(to, inp + r * C, C * sizeof(floatX));
+        for (int64_t i = 0; end > r + 1 && i < C; i++) {
+            float sum = 0.0f;
+            for (int64_t k = r; k < end; k++) sum += (float)inp[k * C + i];
+            to[i] = (floatX)sum;
+        }
+    }
 }
 
 inline void kv_cache_write_cpu(floatX* const k[2], floatX* const v[2],                // [rows of the place, width]
@@ -70,8 +82,24 @@ __global__ void gather_rows_kernel(floatX* out, const floatX* inp, const int* ro
 }
 
 // grid: R
-__global__ void scatter_rows_kernel(floatX* out, const floatX* inp, const int* rows, int C, bool aligned) {
-    copy_row(out + (int64_t)rows[blockIdx.x] * C, inp + (int64_t)blockIdx.x * C, C, aligned);
+__global__ void scatter_rows_kernel(floatX* out, const floatX* inp, const int* rows, int R, int C, bool aligned) {
+    constexpr int W = Pack128<floatX>::size;
+    int r = blockIdx.x, end = r + 1;
+    if (r > 0 && rows[r] == rows[r - 1]) return;
+    while (end < R && rows[end] == rows[r]) end++;
+    floatX* to = out + (int64_t)rows[r] * C;
+    const floatX* from = inp + (int64_t)r * C;
+    if (end == r + 1) return copy_row(to, from, C, aligned);
+    for (int i = threadIdx.x * W; i < C; i += blockDim.x * W) {
+        float sum[W] = {};
+        for (int k = 0; k < end - r; k++) {
+            Pack128<floatX> pack = load_pack(from + (int64_t)k * C, i, C, aligned);
+            for (int e = 0; e < W; e++) sum[e] += (float)pack[e];
+        }
+        Pack128<floatX> pack;
+        for (int e = 0; e < W; e++) pack[e] = (floatX)sum[e];
+        store_pack(to, i, C, aligned, pack);
+    }
 }
 
 // grid: (T, 2): keys, values
@@ -114,7 +142,7 @@ inline void gather_rows(floatX* out, const floatX* inp, const int* rows, int64_t
     gather_rows_cpu(out, inp, rows, R, C);
 }
 
-// out: [T,C]; inp: [R,C]; rows: [R], distinct, each in [0,T). The other rows of out become 0.
+// out: [T,C]; inp: [R,C]; rows: [R], each in [0,T), equal ones together. The other rows of out become 0.
 inline void scatter_rows(floatX* out, const floatX* inp, const int* rows, int64_t R, int64_t T, int64_t C, Device dev) {
     rows_check("scatter_rows", R, C);
     rows_check("scatter_rows", T, C);
@@ -123,7 +151,7 @@ inline void scatter_rows(floatX* out, const floatX* inp, const int* rows, int64_
     if (dev.cuda) {
         set_zero(out, T * C * sizeof(floatX), dev);
         if (R == 0) return;
-        LAUNCH(scatter_rows_kernel, (unsigned)R, rows_block(C), 0, dev.stream, out, inp, rows, (int)C,
+        LAUNCH(scatter_rows_kernel, (unsigned)R, rows_block(C), 0, dev.stream, out, inp, rows, (int)R, (int)C,
                is_aligned16(out, C) && is_aligned16(inp, C));
         return;
     }

@@ -1,6 +1,8 @@
 // Activations of a forward, kept for its backward as far as there is one.
 #pragma once
+#include <algorithm>
 #include <utility>
+#include <vector>
 #include "batch.cuh"
 #include "parameters.cuh"
 
@@ -42,6 +44,20 @@ struct Activations {
     float* hidden_rstd;  // [T]
     // gradients of activations, one layer's worth (training only)
     floatX *dresidual, *dnorm, *datt, *dqk, *dqkv, *dgate_up, *dact;
+};
+
+// While it lives, forwards keep one layer's activations, as in ActivationMode::inference: for one without a backward
+struct ForwardOnly {
+    Activations& a;
+    std::vector<floatX*> residual;
+    std::vector<LayerActivations> layers;
+    explicit ForwardOnly(Activations& a) : a(a), residual(a.residual), layers(a.layers) {
+        std::fill(a.residual.begin(), a.residual.end(), residual[0]);
+        std::fill(a.layers.begin(), a.layers.end(), layers[0]);
+    }
+    ~ForwardOnly() { a.residual = residual, a.layers = layers; }
+    ForwardOnly(const ForwardOnly&) = delete;
+    ForwardOnly& operator=(const ForwardOnly&) = delete;
 };
 
 inline int64_t quantized_input_width(const Model& m) {

@@ -92,8 +92,7 @@ inline void attention_kv(Model& m, LayerActivations& y, int l, const BatchView& 
         kv_cache_write(k_cache, v_cache, {k, QK}, {v, QKV}, b.writes, T, cache->width, m.dev);
     }
     if (b.sequences)
-        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, QKV}, {b.starts, b.sequences, b.longest, b.ranges},
-                          {T, NH, NKV, HD}, m.dev);
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, QKV}, packed_sequences(b), {T, NH, NKV, HD}, m.dev);
     else
         attention_decode(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, {T, NH, NKV, HD},
                          m.dev);
@@ -125,7 +124,7 @@ inline void attention_quantized_kv(Model& m, LayerActivations& y, int l, const B
     }
     kv_quantize(q, v, m.QKV(), v, m.QKV(), nullptr, v_cache, writes, T, m.dev);
     if (b.sequences)
-        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, m.QKV()}, {b.starts, b.sequences, b.longest, b.ranges},
+        attention_forward(y.att, y.lse, {y.qk, QK}, {k, v, QK, m.QKV()}, packed_sequences(b),
                           {T, m.NH(), m.NKV(), m.HD()}, m.dev);
     else
         attention_decode_codes(y.att, y.lse, {y.qk, QK}, place[0], place[1], {b.ranges, b.most_keys}, T, m.NH(), m.dev);

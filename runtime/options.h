@@ -45,7 +45,8 @@
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
     CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                   \
-    CMD(EXPORT, export, false, "a model as a file that other tools load")
+    CMD(EXPORT, export, false, "a model as a file that other tools load")                        \
+    CMD(BENCH, bench, false, "speed of this machine, of the operators and of whole steps")
 
 enum Command : int {
 #define CMD(id, name, trains, help) COMMAND_##id,
@@ -86,20 +87,20 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 // clang-format off
 #define OPTION_TABLE(GROUP, OPT) \
 GROUP("files") \
-OPT(std::string, model, "", "", IN_ALL, "Hugging Face folder or .gguf file; empty: the embedded model") \
-OPT(std::string, tokenizer, "", "", IN_ALL, "folder or tokenizer.json; empty: the one beside the model") \
+OPT(std::string, model, "", "", IN_ALL & ~IN_BENCH, "Hugging Face folder or .gguf file; empty: the embedded model") \
+OPT(std::string, tokenizer, "", "", IN_ALL & ~IN_BENCH, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
-OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run") \
-OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
+OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
+OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
-OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT, "quantizer of the linear layers' weights, such as int4:g32:sym or none, or rules such as 'int4:g64; down=int8:channel; layers.0-2=none'; unless given, the model folder's own, and nf4:g64:dq under --lora_r") \
+OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT | IN_BENCH, "quantizer of the linear layers' weights, such as int4:g32:sym or none, or rules such as 'int4:g64; down=int8:channel; layers.0-2=none'; unless given, the model folder's own, and nf4:g64:dq under --lora_r") \
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
-OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT, "linear layers that are quantized") \
+OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT | IN_BENCH, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
 OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
@@ -127,8 +128,8 @@ OPT(double, damp_percent, 0.01, "[0, 1]", IN_QUANTIZE, "gptq: share of the Hessi
 OPT(bool, act_order, true, "", IN_QUANTIZE, "gptq: columns in descending order of their inputs' size") \
 OPT(bool, static_groups, true, "", IN_QUANTIZE, "gptq: scales from the weights as they were, else as they have become when a group's turn comes") \
 GROUP("GRPO") \
-OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO, "completions per prompt: the group size G") \
-OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO, "prompts per optimizer step, over all micro-batches") \
+OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO | IN_BENCH, "completions per prompt: the group size G") \
+OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO | IN_BENCH, "prompts per optimizer step, over all micro-batches") \
 OPT(int, num_iterations, 1, "[1, 64]", IN_GRPO, "passes over one batch of rollouts") \
 OPT(int, gradient_accumulation_steps, 1, "[1, 65536]", IN_TRAIN, "batches per optimizer step") \
 OPT(std::string, policy_loss, "clip", "", IN_GRPO, "loss of a token: clip (PPO's, GRPO's clipped ratio) or cispo (a capped ratio that is not differentiated)") \
@@ -155,8 +156,8 @@ OPT(double, lmbda, 0.0, "[0, 1]", IN_DISTILL, "share of the steps whose completi
 OPT(bool, seq_kd, false, "", IN_DISTILL, "completions sampled by the teacher in place of those of the data") \
 OPT(bool, seq_kd_correct, false, "", IN_DISTILL, "leave out the teacher's samples whose answer is wrong") \
 GROUP("sampling") \
-OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE, "tokens; a longer prompt is an error") \
-OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE, "tokens") \
+OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens; a longer prompt is an error") \
+OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens") \
 OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy, and else at least 0.0001") \
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
 OPT(double, top_p, 1.0, "[1e-06, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
@@ -179,10 +180,10 @@ OPT(int, max_steps, -1, "[-1, 1000000000]", IN_TRAIN, "optimizer steps; -1: as m
 OPT(double, num_train_epochs, 1.0, "[1e-06, 1000000]", IN_TRAIN, "passes over the training data") \
 GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
-OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES, "most tokens in one forward and backward pass; raised where one sequence is longer") \
+OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES | IN_BENCH, "most tokens in one forward and backward pass; raised where one sequence is longer") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
-OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL, "rows per batch") \
-OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE, "tokens of prompt and completion together") \
+OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
+OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
 OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
 OPT(int, eval_n, 0, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all") \
 OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
@@ -196,7 +197,7 @@ OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | I
 OPT(int, logging_steps, 1, "[1, 1000000000]", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
 OPT(int, ddp_timeout, 1800, "[1, 604800]", IN_TRAIN, "seconds that a rank waits for the others before it gives up; one that has died or is stuck is not heard of") \
-OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT, "CPU threads; 0: the cores that affinity and a container's quota allow") \
+OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT | IN_BENCH, "CPU threads; 0: the cores that affinity and a container's quota allow") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
 OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
@@ -209,7 +210,11 @@ OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
-OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this")
+OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this") \
+GROUP("benchmark") \
+OPT(std::string, bench_model, "135m", "{embedded, 135m, 0.5b, 0.6b, 1.5b}", IN_BENCH, "shapes with random weights: the embedded model, SmolLM2-135M, Qwen2.5-0.5B, Qwen3-0.6B, Qwen2.5-1.5B") \
+OPT(std::string, part, "operators, sft, decode, grpo", "{ceilings, operators, sft, decode, grpo, growth}", IN_BENCH, "what is measured, after the machine's ceilings: operators one by one, whole steps, and how training grows with batch, context, group and model") \
+OPT(double, seconds, 0.1, "[0, 3600]", IN_BENCH, "for each number, of which the best call counts; 0: one call")
 // clang-format on
 
 enum OptionType { OPTION_STRING, OPTION_INT, OPTION_UINT64, OPTION_DOUBLE, OPTION_BOOL };

@@ -58,6 +58,7 @@ struct RunSetting {
     bool hold_input = false;                   // standard input stays open after `input`
     const char* output = nullptr;              // a file that is standard output
     rlim_t file_size = RLIM_INFINITY;          // RLIMIT_FSIZE, bytes
+    const char* instruction_set = nullptr;     // TRAIN_QRL_CPU_ISA
     std::function<bool(const Outcome&)> when;  // asked every few milliseconds; the first true sends SIGINT
     double seconds = 60;                       // then it is killed
 };
@@ -89,6 +90,7 @@ inline Outcome run(const Args& args, const RunSetting& setting = {}) {
         signal(SIGPIPE, SIG_DFL);
         setenv("OMP_WAIT_POLICY", "passive", 0);
         if (!setting.own_threads) setenv("OMP_NUM_THREADS", "2", 0);
+        if (setting.instruction_set) setenv("TRAIN_QRL_CPU_ISA", setting.instruction_set, 1);
         exec_program(args);
     }
     close(in[0]), close(out[1]), close(err[1]);

@@ -8,8 +8,9 @@
 struct AttentionCase {
     std::vector<int> lengths;
     int NH, NKV, HD;
-    float scale;  // of q and k
-    int gap;      // elements between the rows of q, k, v and of the gradients
+    float scale;                     // of q and k
+    int gap;                         // elements between the rows of q, k, v and of the gradients
+    std::vector<int> children = {};  // of each sequence: how many of those after it go on from it
 };
 
 // Blocks of keys are 64 (32 in fp32), tiles of queries 64 and 128, chunks 256.
@@ -25,6 +26,18 @@ static std::vector<AttentionCase> attention_cases() {
     };
 }
 
+// Prompts that several sequences go on from, of lengths around the blocks of keys and the tiles of queries; between them
+// sequences without.
+static std::vector<AttentionCase> shared_prefix_cases() {
+    return {{{1, 1}, 1, 1, 2, 1.0f, 0, {1, 0}},
+            {{3, 2, 5, 1, 4}, 2, 1, 8, 1.0f, 8, {3, 0, 0, 0, 0}},
+            {{7, 9, 1, 64, 65, 40, 3, 3}, 4, 2, 16, 1.0f, 0, {2, 0, 0, 0, 1, 0, 1, 0}},
+            {{31, 140, 17}, 2, 1, 32, 1.0f, 24, {2, 0, 0}},
+            {{130, 20, 70}, 3, 1, 64, 1.0f, 8, {2, 0, 0}},
+            {{250, 30, 9}, 2, 2, 16, 2.0f, 0, {2, 0, 0}},  // chunks end within the completions
+            {{18, 5, 11}, 1, 1, 98, 1.0f, 3, {2, 0, 0}}};
+}
+
 static std::string text(const AttentionCase& c, const Backend& run) {
     std::string lengths;
     for (int n : c.lengths) lengths += format("%s%d", lengths.empty() ? "" : ",", n);
@@ -35,15 +48,23 @@ static std::string text(const AttentionCase& c, const Backend& run) {
 // q, k, v, dout: (T,width) without gaps
 struct AttentionData {
     int64_t T = 0;
-    std::vector<int> starts;
+    std::vector<int> starts, prefix, prefix_start;
     std::vector<KeyRange> ranges;
     std::vector<floatX> q, k, v, dout;
     AttentionData(const AttentionCase& c) {
         starts.push_back(0);
-        for (int n : c.lengths) {
+        int children = 0, parent = 0;
+        for (size_t s = 0; s < c.lengths.size(); s++) {
+            const int n = c.lengths[s];
+            const bool child = children > 0;
+            if (child) children--;
+            else parent = (int)s, children = c.children.empty() ? 0 : c.children[s];
+            prefix.push_back(child ? c.lengths[parent] : 0);
+            prefix_start.push_back(child ? starts[parent] : 0);
             for (int i = 0; i < n; i++) {
                 KeyRange r;
-                r.row0 = T, r.n0 = i + 1;
+                if (child) r.row0 = starts[parent], r.n0 = c.lengths[parent], r.row1 = T, r.n1 = i + 1;
+                else r.row0 = T, r.n0 = i + 1;
                 ranges.push_back(r);
             }
             starts.push_back((int)(T += n));
@@ -99,10 +120,14 @@ static AttentionResult run_attention(const AttentionCase& c, const AttentionData
     TestBuffer<KeyRange> ranges(x.ranges, dev);
     TestBuffer<int> starts(x.starts, dev);
     KeyValueRows kv = {k.data, v.data, ks, ks};
-    attention_forward(out.data, lse.data, {q.data, qs}, kv, {starts.data, sequences, longest, ranges.data},
-                      {x.T, c.NH, c.NKV, c.HD}, dev);
+    TestBuffer<int> prefix(x.prefix, dev), prefix_start(x.prefix_start, dev);
+    const bool shared = !c.children.empty();
+    PackedSequences packed = {
+        starts.data, shared ? prefix.data : nullptr, shared ? prefix_start.data : nullptr, sequences, longest,
+        ranges.data};
+    attention_forward(out.data, lse.data, {q.data, qs}, kv, packed, {x.T, c.NH, c.NKV, c.HD}, dev);
     attention_backward({{dq.data, qs}, {dk.data, ks}, {dv.data, ks}}, dout.data, out.data, lse.data, {q.data, qs}, kv,
-                       {starts.data, sequences, longest}, {x.T, c.NH, c.NKV, c.HD}, dev);
+                       packed, {x.T, c.NH, c.NKV, c.HD}, dev);
     return {out.get(), gathered(dq.get(), qw, c.gap, what), gathered(dk.get(), kw, c.gap, what),
             gathered(dv.get(), kw, c.gap, what), lse.get()};
 }
@@ -137,7 +162,9 @@ TEST(Attention, AgreesWithFloat64) {
 TEST(Attention, AllThreadOrdersGiveTheSameBits) {
     std::vector<Backend> runs = all_backends();
     if (runs.size() < 3) GTEST_SKIP() << "needs the simt build (make simt)";
-    for (const AttentionCase& c : attention_cases()) {
+    std::vector<AttentionCase> cases = attention_cases();
+    for (const AttentionCase& c : shared_prefix_cases()) cases.push_back(c);
+    for (const AttentionCase& c : cases) {
         AttentionData x(c);
         AttentionResult first = run_attention(c, x, runs[1]);
         for (size_t r = 2; r < runs.size(); r++)
@@ -169,6 +196,76 @@ TEST(Attention, ASequenceHasTheSameBitsInAnyBatch) {
                     same_result(alone, {rows(all.out), rows(all.dq), rows(all.dk), rows(all.dv), rows(all.lse)}))
                     << text(c, runs[r]) << ", sequence " << s;
             }
+        }
+    }
+}
+
+// the same queries and keys without sharing: each sequence that goes on from another has a copy of its rows
+struct Unshared {
+    AttentionCase c;
+    std::vector<int64_t> row;     // of the shared batch, of each row here
+    std::vector<char> duplicate;  // rows of a copy
+    Unshared(const AttentionCase& shared, const AttentionData& x) : c(shared) {
+        c.children.clear(), c.lengths.clear();
+        for (size_t s = 0; s < shared.lengths.size(); s++) {
+            for (int i = 0; i < x.prefix[s]; i++) row.push_back(x.prefix_start[s] + i), duplicate.push_back(1);
+            for (int i = 0; i < shared.lengths[s]; i++) row.push_back(x.starts[s] + i), duplicate.push_back(0);
+            c.lengths.push_back(x.prefix[s] + shared.lengths[s]);
+        }
+    }
+    // copies have no gradient of their own: dout is that of the batch that shares
+    AttentionData data(const AttentionData& x) const {
+        AttentionData y(c);
+        auto rows = [&](const std::vector<floatX>& from) {
+            const int64_t width = (int64_t)from.size() / x.T;
+            std::vector<floatX> to;
+            for (int64_t r : row) to.insert(to.end(), from.begin() + r * width, from.begin() + (r + 1) * width);
+            return to;
+        };
+        y.q = rows(x.q), y.k = rows(x.k), y.v = rows(x.v), y.dout = rows(x.dout);
+        const int64_t width = (int64_t)x.dout.size() / x.T;
+        for (size_t r = 0; r < row.size(); r++)
+            if (duplicate[r]) std::fill_n(y.dout.begin() + r * width, width, floatX(0.0f));
+        return y;
+    }
+    // of an array of a row each: the rows that are not copies, or the sums over all
+    template <class X>
+    std::vector<double> back(const std::vector<X>& from, int64_t T, bool sum) const {
+        const int64_t width = (int64_t)(from.size() / row.size());
+        std::vector<double> to(T * width);
+        for (size_t r = 0; r < row.size(); r++)
+            for (int64_t i = 0; i < width && (sum || !duplicate[r]); i++)
+                to[row[r] * width + i] += (double)(float)from[r * width + i];
+        return to;
+    }
+};
+
+TEST(Attention, ASharedPrefixGivesTheBitsOfWholeSequencesAndTheSumOfTheirGradients) {
+    for (const AttentionCase& c : shared_prefix_cases()) {
+        AttentionData x(c);
+        Unshared unshared(c, x);
+        AttentionData y = unshared.data(x);
+        AttentionReference ref(y.q, y.k, y.v, y.dout, y.starts, c.NH, c.NKV, c.HD);
+        auto total = [&](const std::vector<double>& v) {
+            const int64_t width = (int64_t)(v.size() / unshared.row.size());
+            std::vector<double> to(x.T * width);
+            for (size_t r = 0; r < unshared.row.size(); r++)
+                for (int64_t i = 0; i < width; i++) to[unshared.row[r] * width + i] += v[r * width + i];
+            return to;
+        };
+        for (const Backend& run : all_backends()) {
+            const std::string what = text(c, run);
+            AttentionResult got = run_attention(c, x, run), whole = run_attention(unshared.c, y, run);
+            const std::vector<double> out = unshared.back(whole.out, x.T, false),
+                                      lse = unshared.back(whole.lse, x.T, false);
+            for (size_t i = 0; i < out.size(); i++) ASSERT_EQ((float)got.out[i], (float)out[i]) << what << ", " << i;
+            for (size_t i = 0; i < lse.size(); i++) ASSERT_EQ(got.lse[i], (float)lse[i]) << what << ", " << i;
+            const bool half = sizeof(floatX) == 2;
+            const double cosine = half ? 2e-5 : 1e-10, ratio = half ? 3e-3 : 3e-6;
+            expect_agree(got.dv, total(ref.dv), cosine, ratio, what + ", dv");
+            if (x.T == 2) continue;  // two keys with the softmax of a few numbers: rounding is what is left
+            expect_agree(got.dq, total(ref.dq), cosine, ratio, what + ", dq");
+            expect_agree(got.dk, total(ref.dk), cosine, ratio, what + ", dk");
         }
     }
 }
@@ -258,8 +355,7 @@ TEST(Attention, RefusesWhatItCannotDo) {
         auto message = [&](int NH, int NKV, int HD) -> std::string {
             try {
                 attention_decode(nullptr, nullptr, {nullptr, 0}, {}, {}, {nullptr, 1}, {0, NH, NKV, HD}, run.dev);
-                attention_forward(nullptr, nullptr, {nullptr, 0}, {}, {nullptr, 0, 0, nullptr}, {0, NH, NKV, HD},
-                                  run.dev);
+                attention_forward(nullptr, nullptr, {nullptr, 0}, {}, {}, {0, NH, NKV, HD}, run.dev);
             } catch (const std::exception& e) { return e.what(); }
             return "";
         };

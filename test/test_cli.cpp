@@ -129,6 +129,46 @@ TEST(Threads, AffinityIsRespected) {
     EXPECT_EQ(results(all.out), results(alone.out));
 }
 
+// One binary, each instruction set that this CPU has: the sampler agrees with the trainer to the bit in each, and they with
+// each other to rounding.
+TEST(InstructionSets, EachTrainsAndAgrees) {
+    std::vector<double> first;
+    for (const char* set : {"portable", "avx2", "avx512", "avx512_bf16", "amx_stand_in"}) {
+        RunSetting setting;
+        setting.instruction_set = set;
+        const Outcome scored = run({"logprobs", "--model", trained, "--prompt", "3+4=?\n#### 7"}, setting);
+        if (scored.status == 2) {  // a lesser CPU
+            EXPECT_NE(scored.err.find(std::string("TRAIN_QRL_CPU_ISA=") + set + ": this CPU has"), std::string::npos)
+                << scored.err;
+            continue;
+        }
+        ASSERT_EQ(scored.status, 0) << scored.err;
+        const std::vector<double> logps = json::parse(scored.out)["logprobs"];
+        if (first.empty()) first = logps;
+        for (size_t i = 0; i < logps.size(); i++) EXPECT_NEAR(logps[i], first[i], bf16_build ? 0.1 : 1e-4) << set;
+        const std::string out = fresh("isa");
+        const Outcome r = run(grpo(out, {"--weights", "int4:g16"}), setting);
+        ASSERT_EQ(r.status, 0) << r.err;
+        const bool capped = !bf16_build && std::string(set) != "portable" && std::string(set) != "avx2";
+        const char* name = capped                        ? ", AVX-512\n"
+                           : !strcmp(set, "portable")    ? ", portable loops\n"
+                           : !strcmp(set, "avx2")        ? ", AVX2\n"
+                           : !strcmp(set, "avx512")      ? ", AVX-512\n"
+                           : !strcmp(set, "avx512_bf16") ? ", AVX-512 BF16\n"
+                                                         : ", AMX, computed in plain loops\n";
+        EXPECT_NE(r.out.find(name), std::string::npos) << set << ": " << r.out.substr(0, 2000);
+        EXPECT_EQ(number(read_lines(out + "/metrics.jsonl")[0], "sampling/sampling_logp_difference/max"), 0.0) << set;
+    }
+}
+
+TEST(InstructionSets, BadNameIsBadUse) {
+    RunSetting setting;
+    setting.instruction_set = "avx1024";
+    const Outcome r = run({"logprobs", "--model", trained, "--prompt", "1"}, setting);
+    EXPECT_EQ(r.status, 2);
+    EXPECT_NE(r.err.find("TRAIN_QRL_CPU_ISA=avx1024: portable, avx2"), std::string::npos) << r.err;
+}
+
 TEST(BadUse, Export) {
     std::string out = fresh("never");
     auto args = [&](const Args& more) {
@@ -1301,4 +1341,112 @@ TEST(Logprobs, AsTransformers) {
         s.input = "{\"text\": \"a\"}\n";
         refused(1, args, {"standard input:1", "tokenizer.json", "--tokenizer"}, s);
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// bench: each of its lines runs once, in the sizes of the embedded model; what it measures is no test's business
+
+static const Args bench_sizes = {"--bench_model",
+                                 "embedded",
+                                 "--seconds",
+                                 "0",
+                                 "--per_device_train_batch_size",
+                                 "2",
+                                 "--max_length",
+                                 "16",
+                                 "--prompts_per_step",
+                                 "2",
+                                 "--num_generations",
+                                 "3",
+                                 "--max_prompt_length",
+                                 "4",
+                                 "--max_completion_length",
+                                 "5"};
+
+static void check_bench_numbers(const json& row, const std::string& where) {
+    for (const auto& item : row.items()) {
+        const std::string name = item.key() + " of " + where;
+        EXPECT_FALSE(item.value().is_null()) << name;
+        if (!item.value().is_number() || item.key() == "least_flops" || item.key() == "least_bytes") continue;
+        EXPECT_GT(item.value().get<double>(), 0.0) << name;
+    }
+}
+
+TEST(Bench, EveryOperatorAndStepHasItsNumbers) {
+    const std::string out = fresh("bench");
+    const Outcome r =
+        good(Args{"bench", "--output_dir", out, "--part", "operators,sft,decode,grpo,growth"} + bench_sizes);
+    const json j = read_json(out + "/bench.json");
+    EXPECT_EQ(j["version"], "0.1.0");
+    EXPECT_NE(j["machine"]["precision"].get<std::string>(), "");
+    ASSERT_TRUE(j["ceilings"]["peaks"].contains("fp32_fma"));
+    for (const auto& peak : j["ceilings"]["peaks"].items()) check_bench_numbers(peak.value(), peak.key());
+    for (const json& level : j["ceilings"]["memory"]) check_bench_numbers(level, "memory");
+    std::map<std::string, int> lines;
+    for (const json& row : j["rows"]) {
+        const std::string name = row["name"];
+        lines[name]++;
+        check_bench_numbers(row, name);
+        EXPECT_TRUE(row["least_flops"] > 0 || row["least_bytes"] > 0) << name;
+        EXPECT_NE(r.out.find(name), std::string::npos) << name;
+    }
+    for (const char* type : {"fp32", "bf16"})
+        for (const char* kind : {"nt", "nt packed", "nn", "tn"})
+            EXPECT_EQ(lines[std::string("product ") + kind + " " + type], 3 * 5) << kind << type;
+    for (const char* format : {"int8", "int4", "int3", "nf4", "mxfp4", "nvfp4", "fp8e4m3"})
+        EXPECT_EQ(lines[std::string("product quantized ") + format], 2 * 3) << format;
+    for (const char* name : {"attention forward", "attention backward", "attention decode"})
+        EXPECT_EQ(lines[name], 2) << name;
+    for (const char* name : {"fused_residual_rmsnorm forward",
+                             "rmsnorm backward",
+                             "swiglu forward",
+                             "swiglu backward",
+                             "rope forward",
+                             "embedding forward",
+                             "embedding backward",
+                             "lm_head forward",
+                             "lm_head backward",
+                             "sample",
+                             "sample greedy",
+                             "sample gumbel",
+                             "sample top-p 0.95",
+                             "sample top-k 50",
+                             "adamw",
+                             "global norm",
+                             "convert fp32 to working weights",
+                             "fake_quant int4:g64",
+                             "sft step",
+                             "grpo step",
+                             "model"})
+        EXPECT_EQ(lines[name], 1) << name;
+    EXPECT_EQ(lines["decode step"], 3);
+    for (const char* name : {"batch", "context", "group", "model"}) {
+        EXPECT_GE(lines[name], 1) << name;
+        const std::string svg = read_text(out + "/growth_" + name + ".svg");
+        EXPECT_EQ(svg.compare(0, 5, "<svg "), 0) << name;
+        EXPECT_NE(svg.find("ceilings"), std::string::npos) << name;
+    }
+    EXPECT_EQ(leftovers(out, true), "");
+}
+
+TEST(Bench, ReplacesItsOwnFileOnly) {
+    const std::string out = fresh("bench");
+    const Args sft = Args{"bench", "--part", "sft", "--weights", "int4:g32:sym", "--output_dir", out} + bench_sizes;
+    fs::create_directories(out);
+    write_text(out + "/bench.json", "somebody's");
+    refused(1, sft, {"bench.json exists", "--overwrite_output_dir"});
+    refused(1, sft + Args{"--overwrite_output_dir"}, {"was not written by this program"});
+    EXPECT_EQ(read_text(out + "/bench.json"), "somebody's");
+    fs::remove(out + "/bench.json");
+    good(sft);
+    good(sft + Args{"--overwrite_output_dir"});
+    EXPECT_EQ(read_json(out + "/bench.json")["rows"].size(), 1u);
+}
+
+TEST(Bench, BadUse) {
+    refused(2, {"bench", "--bench_model", "7b"}, {"'7b' is not one of"});
+    refused(2, {"bench", "--part", "attention"}, {"'attention' is not one of"});
+    refused(2, {"bench", "--seconds", "-1"}, {"out of range"});
+    refused(2, {"bench", "--model", base}, {"flag --model is not used by bench"});
+    refused(2, Args{"bench", "--weights", "int4:g64:nonsense"} + bench_sizes, {"nonsense"});
 }

@@ -1,6 +1,6 @@
 // kernels/cpu/gemm.h: against float64 loops, and the promise that the bits of an output depend on its row and column
-// alone. Build it again with -march=x86-64, or with -DGEMM_BACKEND=GEMM_PORTABLE, GEMM_AVX2, GEMM_AVX512, to test the
-// other back ends; with -fsanitize=address every matrix here is a heap block of exactly its size.
+// alone, for each instruction set that this CPU has, and AMX by its stand-in; with -fsanitize=address every matrix here is a
+// heap block of exactly its size.
 #include "../kernels/cpu/gemm.h"
 #include <gtest/gtest.h>
 #include <cmath>
@@ -11,6 +11,32 @@
 static std::mt19937 rng(1);
 
 static int random_int(int lo, int hi) { return lo + (int)(rng() % (uint32_t)(hi - lo + 1)); }
+
+// Each instruction set that the machine has, and AMX computed by its stand-in
+class Gemm : public testing::TestWithParam<CpuIsa> {
+    const CpuIsa before = cpu_isa();
+    void SetUp() override { cpu_isa_choice().isa = GetParam(); }
+    void TearDown() override { cpu_isa_choice().isa = before; }
+};
+
+static std::vector<CpuIsa> instruction_sets() {
+    std::vector<CpuIsa> sets;
+    for (int i = 0; i <= (int)cpu_isa_detect().isa; i++) sets.push_back((CpuIsa)i);
+#if defined(__x86_64__)
+    sets.push_back(CpuIsa::amx_stand_in);
+#endif
+    return sets;
+}
+
+// The loops above the tiles are the same for all, so all shapes run with the best one alone.
+static bool whole_set() { return cpu_isa() == cpu_isa_detect().isa; }
+
+static std::string instruction_set_name(const testing::TestParamInfo<CpuIsa>& info) {
+    const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_stand_in"};
+    return names[(int)info.param];
+}
+
+INSTANTIATE_TEST_SUITE_P(EachIsa, Gemm, testing::ValuesIn(instruction_sets()), instruction_set_name);
 
 enum Fill { GAUSS, SMALL_INTEGERS };
 
@@ -44,7 +70,7 @@ static int default_threads() {
 }
 
 // C[M,N] against the sum over k of A(i,k) B(k,j) in float64. The bound is the textbook one (Higham, Accuracy and
-// Stability, 3.1) for the order gemm.h documents: chains of at most GEMM_KC terms, then a chain of blocks, old value
+// Stability, 3.1) for the order gemm.h documents: chains of at most kc terms, then a chain of blocks, old value
 // and bias. With u = 2^-24 it is (terms + blocks + 2) u sum |a b|; bf16 inputs have exact products, float inputs lose
 // nothing to FMA, one more u a product without. A bf16 output adds its own 2^-8. 1e-36 is for subnormals, which
 // vdpbf16ps counts as zero.
@@ -53,7 +79,8 @@ static void expect_product(const TC* C, int64_t ldc, const TC* old, int64_t ldo,
                            int64_t sa_k, const TB* B, int64_t sb_k, int64_t sb_j, const TB* bias, int64_t M, int64_t N,
                            int64_t K, bool exact, const char* what) {
     const double u = std::ldexp(1.0, -24);
-    const double gamma = ((double)gemm_min(K, GEMM_KC) + (double)gemm_ceil_div(K, GEMM_KC) + 3) * u;
+    const int64_t kc = gemm_kernels().kc;
+    const double gamma = ((double)gemm_min(K, kc) + (double)gemm_ceil_div(K, kc) + 3) * u;
     for (int64_t i = 0; i < M; i++)
         for (int64_t j = 0; j < N; j++) {
             double sum = 0, size = 0;
@@ -136,14 +163,15 @@ static void check_types(int64_t M, int64_t N, int64_t K, int64_t gap, Fill fill)
     check_shape<float, float, float>(M, N, K, gap, fill);
 }
 
-TEST(Gemm, EveryTileShape) {
-    for (int64_t M = 1; M <= GEMM_MR + 1; M++)
-        for (int64_t N :
-             {1, GEMM_VF - 1, GEMM_VF, GEMM_VF + 1, 2 * GEMM_VF, GEMM_NR - 1, GEMM_NR, GEMM_NR + 1, 2 * GEMM_NR + 3})
+TEST_P(Gemm, EveryTileShape) {
+    const GemmKernels& k = gemm_kernels();
+    const int64_t VF = k.vf, NR = k.vf * k.panel_vectors[1], MR = k.mr[k.dot ? GEMM_PAIRS_DOT : GEMM_FLOATS];
+    for (int64_t M = 1; M <= MR + 1; M++)
+        for (int64_t N : {(int64_t)1, VF - 1, VF, VF + 1, 2 * VF, NR - 1, NR, NR + 1, 2 * NR + 3})
             check_types(M, N, 1 + (M * 7 + N) % 40, M % 3, SMALL_INTEGERS);
 }
 
-TEST(Gemm, AwkwardShapes) {
+TEST_P(Gemm, AwkwardShapes) {
     const int64_t shapes[][3] = {{1, 1, 1},     {1, 1, 2},      {2, 3, 5},     {7, 1, 33},    {1, 129, 17},
                                  {31, 33, 3},   {100, 130, 65}, {129, 17, 40}, {3, 1025, 9},  {1025, 9, 3},
                                  {9, 3, 1023},  {9, 3, 1024},   {17, 5, 1025}, {5, 50, 2049}, {1030, 50, 20},
@@ -154,13 +182,13 @@ TEST(Gemm, AwkwardShapes) {
     }
 }
 
-TEST(Gemm, RandomShapes) {
+TEST_P(Gemm, RandomShapes) {
     for (int i = 0; i < 40; i++)
         check_types(random_int(1, 90), random_int(1, 150), random_int(1, 150), random_int(0, 9),
                     i % 2 ? GAUSS : SMALL_INTEGERS);
 }
 
-TEST(Gemm, MixedTypes) {
+TEST_P(Gemm, MixedTypes) {
     for (int i = 0; i < 10; i++) {
         int64_t M = random_int(1, 40), N = random_int(1, 80), K = random_int(1, 80), gap = random_int(0, 3);
         check_shape<float, float, bf16>(M, N, K, gap, i % 2 ? GAUSS : SMALL_INTEGERS);
@@ -171,12 +199,13 @@ TEST(Gemm, MixedTypes) {
 }
 
 // Several chunks of panels and of rows: what does not fit GEMM_SHARED_BYTES at once.
-TEST(Gemm, SeveralChunks) {
+TEST_P(Gemm, SeveralChunks) {
     const int64_t M = 20, N = 4500, K = 1100;
     auto X = random_matrix<bf16>(M * K, SMALL_INTEGERS), W = random_matrix<bf16>(N * K, SMALL_INTEGERS);
     std::vector<bf16> Y((size_t)(M * N));
     const bf16 *none = nullptr, *no_old = nullptr;
     for (int threads : {1, 2}) {
+        if (threads == 1 && !whole_set()) continue;
         set_threads(threads);
         Y.assign(Y.size(), bf16(99.0f));
         gemm_nt(Y.data(), X.data(), W.data(), nullptr, M, N, K);
@@ -213,6 +242,7 @@ static void check_invariance(int64_t N, int64_t K) {
     gemm_nn(dX.data(), dY.data(), W.data(), M, N, K);
     auto packed = pack_weight_nt(W.data(), N, K);
     for (int threads : {1, 2, 3}) {
+        if (threads == 2 && !whole_set()) continue;
         set_threads(threads);
         SCOPED_TRACE(testing::Message() << "threads=" << threads);
         for (int64_t m : {1, 2, 3, 7, 16, 17, 64, 100}) {
@@ -255,17 +285,18 @@ static void check_invariance(int64_t N, int64_t K) {
     set_threads(default_threads());
 }
 
-TEST(Gemm, BatchInvariance) {
+TEST_P(Gemm, BatchInvariance) {
     const int64_t shapes[][2] = {{1, 1}, {49, 7}, {64, 64}, {130, 128}, {200, 333}, {97, 1024}, {70, 2051}, {1500, 50}};
     for (auto& s : shapes) {
         check_invariance<bf16, bf16>(s[0], s[1]);
+        if (!whole_set()) continue;
         check_invariance<float, bf16>(s[0], s[1]);
         check_invariance<float, float>(s[0], s[1]);
     }
 }
 
 // The test above means something only if an order of summation shows in the bits.
-TEST(Gemm, OrderOfSummationShows) {
+TEST_P(Gemm, OrderOfSummationShows) {
     const int64_t M = 20, N = 30, K = 500;
     auto X = random_matrix<float>(M * K), W = random_matrix<float>(N * K);
     std::vector<float> Xr((size_t)(M * K)), Wr((size_t)(N * K)), Y((size_t)(M * N)), Yr((size_t)(M * N));
@@ -278,7 +309,7 @@ TEST(Gemm, OrderOfSummationShows) {
     EXPECT_FALSE(same_bits(Y.data(), Yr.data(), M * N));
 }
 
-TEST(Gemm, WeightGradientIsDeterministic) {
+TEST_P(Gemm, WeightGradientIsDeterministic) {
     const int64_t shapes[][3] = {{100, 130, 70}, {1500, 60, 90}, {37, 300, 200}};
     for (auto& s : shapes) {
         const int64_t M = s[0], N = s[1], K = s[2];
@@ -305,7 +336,7 @@ TEST(Gemm, WeightGradientIsDeterministic) {
 
 // ---- edges of the number formats ----
 
-TEST(Gemm, Bf16OutputIsTheRoundedFloatOutput) {
+TEST_P(Gemm, Bf16OutputIsTheRoundedFloatOutput) {
     const int64_t M = 9, N = 101, K = 40;
     auto X = random_matrix<bf16>(M * K), W = random_matrix<bf16>(N * K);
     for (int64_t k = 0; k < K; k++) {
@@ -334,12 +365,12 @@ static void check_non_finite() {
         for (int64_t j = 0; j < N; j++)
             EXPECT_EQ(std::isfinite(Y[(size_t)(i * N + j)]), i != 4 && j != 50) << i << "," << j;
 }
-TEST(Gemm, NonFiniteStaysInItsRowAndColumn) {
+TEST_P(Gemm, NonFiniteStaysInItsRowAndColumn) {
     check_non_finite<bf16>();
     check_non_finite<float>();
 }
 
-TEST(Gemm, NoRowsIsNothing) {
+TEST_P(Gemm, NoRowsIsNothing) {
     float y = 3.0f, w = 2.0f;
     const float* null = nullptr;
     gemm_nt(&y, null, &w, nullptr, 0, 1, 1);
@@ -350,13 +381,13 @@ TEST(Gemm, NoRowsIsNothing) {
     EXPECT_EQ(y, 3.0f);
 }
 
-TEST(Gemm, PackedWeightMovesAndRepacks) {
+TEST_P(Gemm, PackedWeightMovesAndRepacks) {
     const int64_t M = 3, N = 50, K = 21;
     auto X = random_matrix<bf16>(M * K), W = random_matrix<bf16>(N * K), V = random_matrix<bf16>(N * K);
     std::vector<float> want((size_t)(M * N)), got((size_t)(M * N));
     PackedWeight<bf16> a = pack_weight_nt(W.data(), N, K), b;
     EXPECT_GE(a.bytes(), (size_t)(N * K * 2));
-    EXPECT_LE(a.bytes(), (size_t)((N + GEMM_VF) * (K + 1) * 2));
+    EXPECT_LE(a.bytes(), (size_t)((N + gemm_kernels().vf) * (K + 1) * 2));
     const uint32_t* memory = a.words;
     repack_weight_nt(a, V.data(), N, K);
     EXPECT_EQ(a.words, memory) << "the same shape keeps its memory";

@@ -466,7 +466,7 @@ TEST(Attention, BackwardAgainstFloat64) {
             Full l(lse, CPU);
             attention_backward_cpu({{dqk.data, qk}, {dqk.data + qw, qk}, {dqkv.data + qw + kw, wide}}, dout.data,
                                    out.data, l.data, {q.data, qk}, {q.data + qw, v.data + qw + kw, qk, wide},
-                                   {x.starts.data(), (int)c.lengths.size(), 0}, {x.T, c.NH, c.NKV, c.HD});
+                                   {x.starts.data(), nullptr, nullptr, (int)c.lengths.size()}, {x.T, c.NH, c.NKV, c.HD});
             std::vector<floatX> all = dqk.get(), dv = dqkv.get();
             for (int64_t t = 0; t < x.T; t++)
                 for (int64_t i = 0; i < wide; i++) {

@@ -125,7 +125,7 @@ static HeadReference head_reference(const HeadCase& c, const HeadInput& in) {
 #if defined(__SANITIZE_ADDRESS__)
 static constexpr double LANES = 1.0;
 #else
-static constexpr double LANES = GEMM_VF;
+static constexpr double LANES = __BIGGEST_ALIGNMENT__ / 4;  // floats of the widest vector
 #endif
 static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / LANES / (1 << 24);
 
@@ -559,6 +559,7 @@ static PolicyResult run_policy(const PolicyInput& in, bool with_ref, double beta
         if (!with_ref) at.ref_logp = nullptr;
         policy_loss(dlogp.data + start, sums.data, logp.data + start, entropy.data + start, at, n,
                     {0.2, 0.3, beta, kind}, dev);
+        policy_sums_end_part(sums.data, dev);
     }
     EXPECT_THROW(policy_inputs(memory, R + 1, dev), Error);
     return {dlogp.get(), sums.get()[0]};

@@ -71,6 +71,25 @@ TEST(Rows, GatherAndScatter) {
         }
 }
 
+// runs of 1, 3 and 2 equal rows: the sums in fp32, in order, then rounded once
+TEST(Rows, ScatterAddsUpARunOfEqualRows) {
+    for (int C : {24, 67, 2056})
+        for (const Backend& run : all_backends()) {
+            select_backend(run);
+            const std::vector<int> rows = {4, 1, 1, 1, 3, 0, 0};
+            std::vector<floatX> x = random_values<floatX>(7 * C, 4), want(5 * C, (floatX)0.0f);
+            for (int i = 0; i < C; i++) {
+                auto at = [&](int r) { return (float)x[r * C + i]; };
+                want[4 * C + i] = x[i], want[3 * C + i] = x[4 * C + i];
+                want[C + i] = (floatX)(at(1) + at(2) + at(3)), want[i] = (floatX)(at(5) + at(6));
+            }
+            Half in(x, run.dev), out(5 * C, run.dev);
+            TestBuffer<int> index(rows, run.dev);
+            scatter_rows(out.data, in.data, index.data, 7, 5, C, run.dev);
+            EXPECT_TRUE(same_bits(out.get(), want)) << C << ", " << run.name;
+        }
+}
+
 TEST(Rows, GatherTakesARowTwice) {
     for (const Backend& run : all_backends()) {
         select_backend(run);

@@ -86,6 +86,30 @@ struct Pair {
 // ---------------------------------------------------------------------------------------------------------------------
 // which examples
 
+// Few bins, none too full, everything in one of them, in order
+TEST(MicroBatches, AreFilledFirstFitDecreasing) {
+    EXPECT_EQ(pack({}, 10), (std::vector<std::vector<int>>{}));
+    EXPECT_EQ(pack({3, 4, 2}, 10), (std::vector<std::vector<int>>{{0, 1, 2}}));
+    EXPECT_EQ(pack({3, 7, 3, 7, 10, 1}, 10), (std::vector<std::vector<int>>{{0, 1}, {2, 3}, {4}, {5}}));
+    std::vector<int64_t> sizes;
+    int64_t total = 0;
+    for (uint32_t i = 0; i < 200; i++) {
+        sizes.push_back(1 + (int64_t)(rng_bits(5, RNG_INIT, i, 0, 0).x[0] % 60));
+        total += sizes.back();
+    }
+    std::vector<int> seen(sizes.size());
+    const std::vector<std::vector<int>> bins = pack(sizes, 100);
+    for (const std::vector<int>& bin : bins) {
+        int64_t used = 0;
+        for (int i : bin) used += sizes[i], seen[i]++;
+        EXPECT_LE(used, 100);
+        EXPECT_TRUE(std::is_sorted(bin.begin(), bin.end()));
+    }
+    EXPECT_TRUE(std::is_sorted(bins.begin(), bins.end()));
+    EXPECT_EQ(seen, std::vector<int>(sizes.size(), 1));
+    EXPECT_LE((int64_t)bins.size(), (total + 99) / 100 + 1);
+}
+
 TEST(TrainingBatch, AnEpochIsAPermutationCutIntoSteps) {
     std::vector<Example> all;
     for (int i = 0; i < 10; i++) all.push_back(example({i}, {1}));

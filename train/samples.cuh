@@ -93,14 +93,6 @@ inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& r
     return r;
 }
 
-// tokens of each prompt with its completion
-inline std::vector<int64_t> sample_lengths(const std::vector<std::vector<int>>& prompts,
-                                           const std::vector<Completion>& completions) {
-    std::vector<int64_t> n;
-    for (const Completion& c : completions) n.push_back((int64_t)(prompts[c.prompt].size() + c.tokens.size()));
-    return n;
-}
-
 struct SampleLengths {
     double mean = 0.0, low = 0.0, high = 0.0;  // tokens
 };

@@ -1,5 +1,6 @@
-// The innermost part of the CPU matrix product: a tile of at most GEMM_MR x GEMM_NR outputs held in registers and
-// summed over k, and the vector operations around it. Everything above registers is in gemm.h.
+// The innermost part of the CPU matrix product, compiled for each instruction set (each_isa.h): a tile of at most
+// GEMM_MR x GEMM_NR outputs held in registers and summed over k, and the vector operations around it. gemm_micro.h says
+// what the loops above know of it.
 //
 // Both operands are streams of 32-bit words, one word a step. For float a word is one element; for bf16 it is a pair,
 // element 2s in the low half and 2s+1 in the high half: what vdpbf16ps takes, and what four bytes of a row are.
@@ -13,40 +14,14 @@
 //
 // vdpbf16ps (AMD and Intel manuals, AVX512_BF16): products of bf16 are exact, the two products of a pair and the
 // accumulator are added with round to nearest even, subnormal inputs and results count as zero whatever MXCSR says. So
-// this back end agrees with the others to rounding, not bit for bit.
-#pragma once
-#include <cstdint>
-#include <cstring>
-#include "../../runtime/dtypes.h"
-
-#define GEMM_PORTABLE 0     // the generic vectors of GCC and Clang: SSE2, NEON, or whatever the target has
-#define GEMM_AVX2 1         // AVX2 + FMA; bf16 is widened to float, its products are exact
-#define GEMM_AVX512 2       // AVX-512F, the same arithmetic as GEMM_AVX2
-#define GEMM_AVX512_BF16 3  // bf16 x bf16 by vdpbf16ps, anything with a float in it as GEMM_AVX512
-
-// The best the compiler may use; -DGEMM_BACKEND=GEMM_AVX2 and the like force a lesser one (tests do).
-#if !defined(GEMM_BACKEND)
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
-#define GEMM_BACKEND GEMM_AVX512_BF16
-#elif defined(__AVX512F__)
-#define GEMM_BACKEND GEMM_AVX512
-#elif defined(__AVX2__) && defined(__FMA__)
-#define GEMM_BACKEND GEMM_AVX2
-#else
-#define GEMM_BACKEND GEMM_PORTABLE
-#endif
-#endif
-
-#if GEMM_BACKEND != GEMM_PORTABLE
-#include <immintrin.h>
-#endif
+// this instruction set agrees with the others to rounding, not bit for bit.
 
 // ---- vectors of GEMM_VF floats ----
 // MR * NV accumulators, NV vectors of B and one of A must fit the register file (32 zmm, 16 ymm, 16 xmm), and MR * NV
 // must cover latency x units of the multiply-add: 4 x 2 for fma, 6 x 2 for vdpbf16ps on Zen 5. gemm_load_n,
 // gemm_store_n: the first n <= GEMM_VF elements of float or bf16, not a byte more; bf16 rounds as float_to_bf16_bits
 // does. AVX-512 uses the maskz_ forms: GCC 12 warns about its own unmasked ones (-Wmaybe-uninitialized).
-#if GEMM_BACKEND >= GEMM_AVX512
+#if ISA >= ISA_AVX512
 typedef __m512 GemmVec;
 static constexpr int GEMM_VF = 16, GEMM_MR = 8, GEMM_NV = 3;
 static constexpr __mmask16 GEMM_ALL = 0xFFFF;
@@ -72,7 +47,7 @@ inline __m256i gemm_bf16_bits(GemmVec x) {
     __m512i nan = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
     return _mm512_maskz_cvtepi32_epi16(GEMM_ALL, _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), nan));
 }
-#elif GEMM_BACKEND == GEMM_AVX2
+#elif ISA == ISA_AVX2
 typedef __m256 GemmVec;
 static constexpr int GEMM_VF = 8, GEMM_MR = 6, GEMM_NV = 2;
 inline GemmVec gemm_zero() { return _mm256_setzero_ps(); }
@@ -144,7 +119,7 @@ void gemm_store_n(T* p, GemmVec x, int n) {
 #endif
 static constexpr int GEMM_NR = GEMM_VF * GEMM_NV;
 
-#if GEMM_BACKEND != GEMM_PORTABLE
+#if ISA != ISA_PORTABLE
 inline GemmVec gemm_load_n(const bf16* p, int n) {
     decltype(gemm_bf16_bits(gemm_zero())) halves;  // GEMM_VF 16-bit elements
     if (n == GEMM_VF) {
@@ -168,30 +143,18 @@ inline void gemm_store_n(bf16* p, GemmVec x, int n) {
 
 // ---- the tile ----
 
-// The kinds of product. The words of B are pairs for GEMM_PAIRS_*; the words of A are pairs only for GEMM_PAIRS_DOT.
-enum GemmKind {
-    GEMM_FLOATS,       // A float, B float
-    GEMM_PAIRS_WIDEN,  // A float, two words a step; B pairs, widened in registers
-    GEMM_PAIRS_DOT     // A pairs, B pairs, vdpbf16ps
-};
-
-inline float gemm_word(const char* p) {
-    float x;
-    memcpy(&x, p, 4);
-    return x;
-}
-
-// tile[MR][GEMM_NR] = sum over s < steps of A(i, s) * B(s, j), for MR rows and NV vectors of columns.
+// tile[MR][NV * GEMM_VF] = sum over s < steps of A(i, s) * B(s, j), for MR rows and NV vectors of columns.
 // B's panel is NV vectors wide. PANEL: A is a packed panel [steps][GEMM_MR], else rows a_row_bytes apart. resume: the
 // chain goes on from what the tile holds.
 template <GemmKind KIND, bool PANEL, int MR, int NV>
 void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps, bool resume) {
+    constexpr int WIDTH = NV * GEMM_VF;
     const int64_t a_row = PANEL ? 4 : a_row_bytes;
     const int64_t a_step = PANEL ? 4 * GEMM_MR : 4;
     GemmVec acc[MR][NV];
     for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) acc[i][v] = resume ? gemm_load(tile + i * GEMM_NR + v * GEMM_VF) : gemm_zero();
-    for (int64_t s = 0; s < steps; s++, b += NV * GEMM_VF) {
+        for (int v = 0; v < NV; v++) acc[i][v] = resume ? gemm_load(tile + i * WIDTH + v * GEMM_VF) : gemm_zero();
+    for (int64_t s = 0; s < steps; s++, b += WIDTH) {
         GemmVec bv[NV];
         for (int v = 0; v < NV; v++) bv[v] = gemm_load(b + v * GEMM_VF);
         if (KIND == GEMM_FLOATS) {
@@ -210,7 +173,7 @@ void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t*
                 }
             }
         } else {
-#if GEMM_BACKEND == GEMM_AVX512_BF16
+#if ISA == ISA_AVX512_BF16
             for (int i = 0; i < MR; i++) {
                 __m512 x = gemm_broadcast(gemm_word(a + i * a_row));
                 for (int v = 0; v < NV; v++) acc[i][v] = _mm512_dpbf16_ps(acc[i][v], (__m512bh)x, (__m512bh)bv[v]);
@@ -220,33 +183,33 @@ void gemm_micro(float* tile, const char* a, int64_t a_row_bytes, const uint32_t*
         }
     }
     for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) gemm_store(tile + i * GEMM_NR + v * GEMM_VF, acc[i][v]);
+        for (int v = 0; v < NV; v++) gemm_store(tile + i * WIDTH + v * GEMM_VF, acc[i][v]);
 }
-
-typedef void (*GemmMicro)(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps,
-                          bool resume);
 
 // the variant for rows in 1..GEMM_MR and vectors in 1..GEMM_NV
 template <GemmKind KIND, bool PANEL, int MR = GEMM_MR, int NV = GEMM_NV>
-GemmMicro gemm_pick_micro(int rows, int vectors) {
+void gemm_tile(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps, bool resume, int rows,
+               int vectors) {
     if constexpr (MR > 1) {
-        if (rows < MR) return gemm_pick_micro<KIND, PANEL, MR - 1, NV>(rows, vectors);
+        if (rows < MR) return gemm_tile<KIND, PANEL, MR - 1, NV>(tile, a, a_row_bytes, b, steps, resume, rows, vectors);
     }
     if constexpr (NV > 1) {
-        if (vectors < NV) return gemm_pick_micro<KIND, PANEL, MR, NV - 1>(rows, vectors);
+        if (vectors < NV)
+            return gemm_tile<KIND, PANEL, MR, NV - 1>(tile, a, a_row_bytes, b, steps, resume, rows, vectors);
     }
-    return gemm_micro<KIND, PANEL, MR, NV>;
+    gemm_micro<KIND, PANEL, MR, NV>(tile, a, a_row_bytes, b, steps, resume);
 }
 
 // The end of a tile: dst[i][j] = (prev ? prev[i][j] + tile[i][j] : tile[i][j]) + (bias ? bias[j] : 0), rounded once to
-// TD. dst and prev may be the same memory; nothing beyond `cols` columns is read or written.
+// TD. dst and prev may be the same memory; nothing beyond `cols` columns is read or written. width: of the tile
 template <class TD, class TP, class TBias>
-void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float* tile, const TBias* bias, int rows,
-                 int cols) {
+void gemm_finish(void* dst, int64_t ldd, const void* prev, int64_t ldp, const float* tile, int width,
+                 const void* bias_row, int rows, int cols) {
+    const TBias* bias = static_cast<const TBias*>(bias_row);
     for (int i = 0; i < rows; i++) {
-        TD* d = dst + i * ldd;
-        const TP* o = prev ? prev + i * ldp : nullptr;
-        const float* t = tile + i * GEMM_NR;
+        TD* d = static_cast<TD*>(dst) + i * ldd;
+        const TP* o = prev ? static_cast<const TP*>(prev) + i * ldp : nullptr;
+        const float* t = tile + i * width;
         for (int j = 0; j < cols; j += GEMM_VF) {
             const int n = cols - j < GEMM_VF ? cols - j : GEMM_VF;
             GemmVec x = gemm_load(t + j);
@@ -259,7 +222,6 @@ void gemm_finish(TD* dst, int64_t ldd, const TP* prev, int64_t ldp, const float*
 
 // ---- packing ----
 
-// out[j] = the pair (low[j], high[j]), high zero where it is null, j < n
 inline void gemm_pair_rows(uint32_t* out, const uint16_t* low, const uint16_t* high, int n) {
     if (high) {
         for (int j = 0; j < n; j++) out[j] = low[j] | (uint32_t)high[j] << 16;
@@ -273,7 +235,7 @@ inline void gemm_pair_rows(uint32_t* out, const uint16_t* low, const uint16_t* h
 inline void gemm_transpose_words(uint32_t* dst, int64_t width, const char* src, int64_t row_bytes, int valid,
                                  int64_t steps) {
     int64_t s = 0;
-#if GEMM_BACKEND >= GEMM_AVX512
+#if ISA >= ISA_AVX512
     for (; s + 16 <= steps; s += 16) {
         __m512i r[16], t[16];
         for (int j = 0; j < 16; j++)
@@ -300,7 +262,7 @@ inline void gemm_transpose_words(uint32_t* dst, int64_t width, const char* src, 
             _mm512_storeu_si512(out + 12 * width, _mm512_maskz_shuffle_i32x4(GEMM_ALL, b, d, 0xDD));
         }
     }
-#elif GEMM_BACKEND == GEMM_AVX2
+#elif ISA == ISA_AVX2
     for (; s + 8 <= steps; s += 8) {
         __m256 r[8], t[8];
         for (int j = 0; j < 8; j++) r[j] = j < valid ? gemm_load(src + j * row_bytes + s * 4) : gemm_zero();
@@ -326,4 +288,37 @@ inline void gemm_transpose_words(uint32_t* dst, int64_t width, const char* src, 
             dst[z * width + j] = word;
         }
     }
+}
+
+// ---- the table ----
+
+// what differs from the row below is the product of pairs
+inline GemmKernels gemm_kernels_of(CpuIsa isa) {
+#if ISA == ISA_AVX512_BF16
+    GemmKernels k = isa_avx512::gemm_kernels_of(isa);
+    k.dot = true;
+    k.tile[GEMM_PAIRS_DOT][0] = gemm_tile<GEMM_PAIRS_DOT, false>;
+    k.tile[GEMM_PAIRS_DOT][1] = gemm_tile<GEMM_PAIRS_DOT, true>;
+#else
+    GemmKernels k;
+    k.isa = isa;
+    k.vf = GEMM_VF;
+    k.panel_vectors[0] = k.panel_vectors[1] = GEMM_NV;
+    for (int& mr : k.mr) mr = GEMM_MR;
+    k.tile[GEMM_FLOATS][0] = gemm_tile<GEMM_FLOATS, false>;
+    k.tile[GEMM_FLOATS][1] = gemm_tile<GEMM_FLOATS, true>;
+    k.tile[GEMM_PAIRS_WIDEN][0] = gemm_tile<GEMM_PAIRS_WIDEN, false>;
+    k.tile[GEMM_PAIRS_WIDEN][1] = gemm_tile<GEMM_PAIRS_WIDEN, true>;
+    k.finish[0][0][0] = gemm_finish<bf16, bf16, bf16>;
+    k.finish[0][0][1] = gemm_finish<bf16, bf16, float>;
+    k.finish[0][1][0] = gemm_finish<bf16, float, bf16>;
+    k.finish[0][1][1] = gemm_finish<bf16, float, float>;
+    k.finish[1][0][0] = gemm_finish<float, bf16, bf16>;
+    k.finish[1][0][1] = gemm_finish<float, bf16, float>;
+    k.finish[1][1][0] = gemm_finish<float, float, bf16>;
+    k.finish[1][1][1] = gemm_finish<float, float, float>;
+    k.transpose_words = gemm_transpose_words;
+    k.pair_rows = gemm_pair_rows;
+#endif
+    return k;
 }

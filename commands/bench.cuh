@@ -1,0 +1,196 @@
+// bench: the machine's ceilings, and how near to them operators and whole steps come. On the CPU.
+#pragma once
+#include <ctime>
+#include <fstream>
+#include "../bench/growth.cuh"
+#include "../bench/operators.cuh"
+#include "../bench/report.h"
+#include "../bench/shapes.h"
+#include "../bench/steps.cuh"
+#include "output.cuh"
+
+struct BenchRun {
+    Options& o;
+    Ceilings ceilings;
+    nlohmann::ordered_json results;
+    std::vector<std::pair<std::string, std::string>> files = {};  // name, text: what else goes to --output_dir
+    bool measures(const char* part) const {
+        const std::vector<std::string> parts = split_words(o.part, ",");
+        return std::find(parts.begin(), parts.end(), part) != parts.end();
+    }
+    void report(const BenchRow& r) {
+        fputs(bench_line(ceilings, r).c_str(), stdout);
+        fflush(stdout);
+        results["rows"].push_back(bench_json(ceilings, r));
+    }
+};
+
+inline ModelConfig bench_config(const std::string& name) {
+    for (const BenchShape& s : bench_shapes())
+        if (name == s.name) return s.config;
+    return embedded_config();
+}
+
+// Sizes of steps that take a second or some on two cores, unless the user gave others
+inline void bench_defaults(Options& o) {
+    o.set_default("per_device_train_batch_size", o.per_device_train_batch_size, 2);
+    o.set_default("max_length", o.max_length, 512);
+    o.set_default("prompts_per_step", o.prompts_per_step, 2);
+    o.set_default("max_prompt_length", o.max_prompt_length, 64);
+    o.set_default("max_completion_length", o.max_completion_length, 64);
+    o.set_default("micro_batch_tokens", o.micro_batch_tokens, 2048);
+    o.micro_batch_tokens =
+        std::max({o.micro_batch_tokens, o.max_length, o.max_prompt_length + o.max_completion_length});
+}
+
+inline StepBench bench_steps(const Options& o, const std::string& model) {
+    StepBench s;
+    s.model = model, s.seconds = o.seconds;
+    s.weights = rules_parse(o.weights, "weights", o.quantize_layers);
+    StepSizes& z = s.sizes;
+    z.rows = o.per_device_train_batch_size, z.length = o.max_length;
+    z.prompts = o.prompts_per_step, z.generations = o.num_generations;
+    z.prompt_length = o.max_prompt_length, z.completion_length = o.max_completion_length;
+    z.micro_batch_tokens = o.micro_batch_tokens;
+    return s;
+}
+
+// the memory that a model in training touches, against what the machine has left
+inline void check_bench_memory(const std::string& model, const ModelConfig& config, int64_t micro_batch_tokens) {
+    Arena plan;
+    BenchModel b;
+    b.m.dev.arena = &plan;
+    model_allocate(b.m, config);
+    trainer_init(b.t, b.m, micro_batch_tokens, false);
+    const double left = available_memory_bytes();
+    if (left > 0 && (double)plan.bytes > left)
+        fail(
+            "--bench_model %s: a step takes %s and the machine has %s left; leave it out, or lower "
+            "--micro_batch_tokens",
+            model.c_str(), bytes_text((double)plan.bytes).c_str(), bytes_text(left).c_str());
+}
+
+inline void bench_model_steps(BenchRun& r, const std::string& model, const ModelConfig& config) {
+    const StepBench s = bench_steps(r.o, model);
+    const bool sft = r.measures("sft"), decode = r.measures("decode"), grpo = r.measures("grpo");
+    if (!sft && !decode && !grpo) return;
+    check_bench_memory(model, config, s.sizes.micro_batch_tokens);
+    BenchModel b;
+    bench_model_open(b, config, s.weights, s.sizes.micro_batch_tokens);
+    if (sft) r.report(bench_sft(s, b, s.sizes.rows, s.sizes.length));
+    if (grpo) r.report(bench_grpo(s, b));
+    for (int64_t sequences : {1, 8, 64})
+        if (decode) r.report(bench_decode(s, b.m, sequences, std::min<int64_t>(512, config.max_position_embeddings)));
+}
+
+inline void bench_model_operators(BenchRun& r, const std::string& model, const ModelConfig& config) {
+    if (!r.measures("operators")) return;
+    OperatorBench b;
+    b.model = model, b.config = config, b.seconds = r.o.seconds;
+    b.report = [&r](const BenchRow& row) { r.report(row); };
+    if (model == "embedded") b.tokens = 512, b.keys = 64, b.weights = 1 << 20;
+    bench_operators(b);
+}
+
+// in sizes that the embedded model has, where it is the model
+inline void bench_growth(BenchRun& r, const std::string& model, const ModelConfig& config) {
+    if (!r.measures("growth")) return;
+    const bool small = model == "embedded";
+    Growth g;
+    g.step = bench_steps(r.o, model), g.ceilings = r.ceilings;
+    g.report = [&r](const BenchRow& row) { r.report(row); };
+    GrowthSizes& z = g.sizes;
+    if (small) z.batch = {32, 64}, z.context = {16, 32}, z.group = {2, 4}, z.sequence = 16, z.tokens = 64;
+    if (small) z.prompt = 16, z.completion = 8, z.model_tokens = 16;
+    const int64_t most = std::max({z.batch.back(), z.tokens, z.prompt + z.completion});
+    check_bench_memory(model, config, most);
+    {
+        BenchModel b;
+        bench_model_open(b, config, g.step.weights, most);
+        growth_sft(g, b);
+        growth_group(g, b);
+    }
+    std::vector<BenchShape> models = {{model.c_str(), "", config}};
+    if (!small) models = {bench_shapes()[0], bench_shapes()[1], bench_shapes()[3]};
+    growth_model(g, models);
+    r.files.insert(r.files.end(), g.files.begin(), g.files.end());
+}
+
+// what the numbers were measured on
+inline nlohmann::ordered_json bench_machine() {
+    nlohmann::ordered_json j;
+    std::ifstream cpu("/proc/cpuinfo");
+    std::string line, name;
+    while (name.empty() && std::getline(cpu, line))
+        if (line.rfind("model name", 0) == 0) name = line.substr(std::min(line.size(), line.find(':') + 2));
+    char date[32] = "";
+    const time_t now = time(nullptr);
+    strftime(date, sizeof(date), "%Y-%m-%d", gmtime(&now));
+    j["date"] = date;
+    j["cpu"] = name;
+    j["threads"] = bench_threads();
+    j["precision"] = PRECISION_NAME;
+    j["products"] = gemm_backend_name();
+#if defined(__clang__)
+    j["compiler"] = "clang " __clang_version__;
+#else
+    j["compiler"] = "g++ " __VERSION__;
+#endif
+    return j;
+}
+
+inline std::vector<std::string> bench_files(const BenchRun& r) {
+    std::vector<std::string> names = {"bench.json"};
+    for (const auto& f : r.files) names.push_back(f.first);
+    return names;
+}
+
+// before the long work: what --output_dir holds that is not to be replaced
+inline void bench_check_folder(const Options& o) {
+    if (!o.given("output_dir")) return;
+    make_folders(o.output_dir);
+    const std::string path = o.output_dir + "/bench.json";
+    if (!file_exists(path)) return;
+    if (!o.overwrite_output_dir)
+        fail("%s exists; choose another --output_dir, or replace it with --overwrite_output_dir", path.c_str());
+    if (!written_names(o.output_dir, WrittenKind::run).count("bench.json"))
+        fail("%s was not written by this program, so it is not replaced; move it, or choose another --output_dir",
+             path.c_str());
+}
+
+inline void bench_write(const BenchRun& r) {
+    if (!r.o.given("output_dir")) return;
+    std::set<std::string> names = written_names(r.o.output_dir, WrittenKind::run);
+    for (const std::string& name : bench_files(r)) names.insert(name);
+    mark_written(r.o.output_dir, WrittenKind::run, names);
+    for (const auto& f : r.files) write_file_atomic(r.o.output_dir + "/" + f.first, f.second);
+    write_file_atomic(r.o.output_dir + "/bench.json", json_line(r.results, 2) + "\n");
+    printf("results in %s/bench.json\n", r.o.output_dir.c_str());
+}
+
+inline int bench_command(Session& s) {
+    Options& o = s.o;
+    session_threads(o);
+    bench_defaults(o);
+    for (const std::string& name : split_words(o.bench_model, ","))
+        check_weight_rules(bench_config(name), weight_rules(o));
+    bench_check_folder(o);
+    BenchRun r{o, {}, {}};
+    r.results["version"] = TRAIN_QRL_VERSION;
+    r.results["machine"] = bench_machine();
+    r.results["options"] = options_to_json(o);
+    printf("%s, %d threads, %s, %s\n", r.results["machine"]["cpu"].get<std::string>().c_str(), bench_threads(),
+           PRECISION_NAME, gemm_backend_name());
+    r.ceilings = measure_ceilings(std::clamp(o.seconds, 0.005, 0.2));
+    r.results["ceilings"] = ceilings_json(r.ceilings);
+    fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);
+    fflush(stdout);
+    for (const std::string& name : split_words(o.bench_model, ",")) {
+        const ModelConfig config = bench_config(name);
+        bench_model_operators(r, name, config);
+        bench_model_steps(r, name, config);
+        bench_growth(r, name, config);
+    }
+    bench_write(r);
+    return 0;
+}
