@@ -8,12 +8,8 @@
 #pragma once
 #include <cstring>
 #include "measure.h"
+#include "../kernels/cpu/gemm_amx.h"
 #include "../runtime/buffer.h"
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 struct CeilingPeak {
     const char *key, *name;
@@ -62,15 +58,9 @@ PEAK_LOOP(peak_bf16_zmm, "vdpbf16ps", "zmm")
 PEAK_LOOP(peak_int8_zmm, "vpdpbusd", "zmm")
 #undef PEAK_LOOP
 
-// 16 rows of 64 bytes in each of the eight tiles
-struct alignas(64) AmxConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 #define PEAK_AMX_LOOP(FUNCTION, INSTRUCTION)                                                                           \
     inline void FUNCTION(int64_t rounds, const void* operands) {                                                       \
-        const AmxConfig config;                                                                                        \
+        const AmxConfig config = amx_config(32, 32, 16); /* 16 rows of 64 bytes in each of the eight tiles */          \
         __asm__ volatile(                                                                                              \
             "ldtilecfg (%2)\n\tmov $64, %%ecx\n\t"                                                                     \
             ".irp t,4,5,6,7\n\ttileloadd (%1,%%rcx,1), %%tmm\\t\n\t.endr\n\t"                                          \
@@ -85,16 +75,6 @@ PEAK_AMX_LOOP(peak_amx_bf16, "tdpbf16ps")
 PEAK_AMX_LOOP(peak_amx_int8, "tdpbssd")
 #undef PEAK_AMX_LOOP
 
-// Bits 22, 24, 25 of edx of leaf 7, and the kernel's leave to use the tiles, which a process asks for once
-inline bool has_amx(int type_bit) {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> type_bit & 1)) return false;
-#if defined(__linux__)
-    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0;
-#else
-    return false;
-#endif
-}
 #else
 // what the compiler's vectors of 16 bytes make of it
 inline void peak_fma_generic(int64_t rounds, const void* operands) {
@@ -111,14 +91,16 @@ inline void peak_fma_generic(int64_t rounds, const void* operands) {
 inline std::vector<PeakLoop> peak_loops() {
 #if defined(__x86_64__)
     const bool wide = __builtin_cpu_supports("avx512f");
+    std::string note;
+    const bool tiles = cpu_amx_allowed(note);
     return {{"fp32_fma", "fp32 FMA, 512 bits", wide, 14.0 * 16 * 2, peak_fma_zmm},
             {"fp32_fma", "fp32 FMA, 256 bits", !wide && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
              14.0 * 8 * 2, peak_fma_ymm},
             {"bf16_dot", "bf16 vdpbf16ps", wide && __builtin_cpu_supports("avx512bf16"), 14.0 * 32 * 2, peak_bf16_zmm},
             {"int8_dot", "int8 vpdpbusd (VNNI)", wide && __builtin_cpu_supports("avx512vnni"), 14.0 * 64 * 2,
              peak_int8_zmm},
-            {"amx_bf16", "bf16 AMX", has_amx(22), 4.0 * 16 * 16 * 32 * 2, peak_amx_bf16},
-            {"amx_int8", "int8 AMX", has_amx(25), 4.0 * 16 * 16 * 64 * 2, peak_amx_int8}};
+            {"amx_bf16", "bf16 AMX", tiles, 4.0 * 16 * 16 * 32 * 2, peak_amx_bf16},
+            {"amx_int8", "int8 AMX", tiles, 4.0 * 16 * 16 * 64 * 2, peak_amx_int8}};
 #else
     return {{"fp32_fma", "fp32 multiply-add, 128 bits", true, 14.0 * 4 * 2, peak_fma_generic}};
 #endif

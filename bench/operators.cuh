@@ -195,7 +195,7 @@ inline void bench_attention(const OperatorBench& b, int64_t sequences) {
     Buffer<floatX> out = room<floatX>(T * Q, Device()), dqkv = room<floatX>(T * QKV, Device());
     Buffer<float> lse = room<float>(T * b.NH(), Device());
     const KeyValueRows kv = {qkv.data + Q, qkv.data + Q + KV, QKV, QKV};
-    const PackedSequences packed = {batch.starts.data(), (int)sequences, (int)length, batch.ranges.data()};
+    const PackedSequences packed = {batch.starts.data(), nullptr, nullptr, (int)sequences, (int)length, batch.ranges.data()};
     const AttentionShape shape = {T, b.NH(), b.NKV(), b.HD()};
     const std::vector<int64_t> shown = {sequences, length, b.NH(), b.HD()};
     const double qo = X * (double)(T * Q), kv_bytes = 2 * X * (double)(T * KV);

@@ -130,7 +130,7 @@ inline nlohmann::ordered_json bench_machine() {
     j["cpu"] = name;
     j["threads"] = bench_threads();
     j["precision"] = PRECISION_NAME;
-    j["products"] = gemm_backend_name();
+    j["products"] = instructions_name();
 #if defined(__clang__)
     j["compiler"] = "clang " __clang_version__;
 #else
@@ -180,7 +180,7 @@ inline int bench_command(Session& s) {
     r.results["machine"] = bench_machine();
     r.results["options"] = options_to_json(o);
     printf("%s, %d threads, %s, %s\n", r.results["machine"]["cpu"].get<std::string>().c_str(), bench_threads(),
-           PRECISION_NAME, gemm_backend_name());
+           PRECISION_NAME, instructions_name());
     r.ceilings = measure_ceilings(std::clamp(o.seconds, 0.005, 0.2));
     r.results["ceilings"] = ceilings_json(r.ceilings);
     fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);

@@ -131,7 +131,7 @@ inline int distill_command(Session& s) {
     fit_eval_text(s);
     const std::vector<Example> texts = held_out_examples(s);
     int64_t longest = std::max(r.data.longest, sampled ? r.data.longest_prompt + o.max_completion_length : 0);
-    for (int64_t n : example_lengths(texts)) longest = std::max(longest, n);
+    for (const Example& e : texts) longest = std::max(longest, example_tokens(e));
     micro_batch_grow(s, longest);
 
     d.config = distill_config(o);

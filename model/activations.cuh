@@ -51,7 +51,7 @@ struct ForwardOnly {
     Activations& a;
     std::vector<floatX*> residual;
     std::vector<LayerActivations> layers;
-    explicit ForwardOnly(Activations& a) : a(a), residual(a.residual), layers(a.layers) {
+    explicit ForwardOnly(Activations& acts) : a(acts), residual(acts.residual), layers(acts.layers) {
         std::fill(a.residual.begin(), a.residual.end(), residual[0]);
         std::fill(a.layers.begin(), a.layers.end(), layers[0]);
     }

@@ -192,10 +192,10 @@ void gemm_amx_block(float* tile, const char* a, int64_t a_row_bytes, const uint3
     gemm_amx_sums<Tiles, ROWS2, COLUMNS2, AMX_STORE>(tile, width);
 }
 
-template <class Tiles, int VF>
+template <class Tiles, int VECTOR>
 void gemm_amx_tile(float* tile, const char* a, int64_t a_row_bytes, const uint32_t* b, int64_t steps, bool resume,
                    int rows, int vectors) {
-    const int width = vectors * VF;
+    const int width = vectors * VECTOR;
     auto block = rows > 16 ? (width > 16 ? gemm_amx_block<Tiles, true, true> : gemm_amx_block<Tiles, true, false>)
                            : (width > 16 ? gemm_amx_block<Tiles, false, true> : gemm_amx_block<Tiles, false, false>);
     block(tile, a, a_row_bytes, b, steps, resume, rows, width);
