@@ -83,8 +83,8 @@ inline void session_threads(const Options& o) {
     // 4096 threads on two cores take minutes to start and to meet at each barrier
     const int most = std::max(64, 4 * share.affinity);
     if (o.threads > share.threads())
-        fprintf(stderr, "warning: --threads %d is more than the cores: %s; threads then wait for each other%s\n", o.threads,
-                cpu_share_text(share.threads(), share).c_str(),
+        fprintf(stderr, "warning: --threads %d is more than the cores: %s; threads then wait for each other%s\n",
+                o.threads, cpu_share_text(share.threads(), share).c_str(),
                 o.threads > most ? format("; %d are started", most).c_str() : "");
     if (o.threads > 0) omp_set_num_threads(std::min(o.threads, most));
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(share.threads());

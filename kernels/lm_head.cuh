@@ -3,9 +3,11 @@
 //   logp = z_y - lse                            entropy = lse - sum_v p_v z_v,  p_v = exp(z_v - lse)
 //   backward, given g = dL/dlogp of each token: dz_v = g (1[v = y] - p_v)
 //   dhidden = sum_v dz_v W_v / temperature      dW_v += sum_t dz_v hidden_t / temperature
-// [T,V] is never stored: at V = 151,936 and T = 4,096 it would be 2.5 GB in fp32. A chunk is LM_HEAD_ROWS x
+// [T,V] is not stored whole: at V = 151,936 and T = 4,096 it would be 2.5 GB in fp32. A chunk is LM_HEAD_ROWS x
 // LM_HEAD_COLUMNS; the forward keeps a running maximum and sums (Milakov & Gimelshein 2018, online softmax), the
-// backward computes each chunk of logits again (one GEMM more, as in Wijmans et al. 2024, Cut Your Losses).
+// backward computes each chunk of logits again (one GEMM more, as in Wijmans et al. 2024, Cut Your Losses). On the CPU, where
+// a GEMM of C = 576 takes 10 times as long as writing and reading its result, the first LM_HEAD_KEPT bytes of chunks are kept
+// from the forward; the bits are the same. At V = 49,152 these are all chunks of 2,730 tokens.
 //
 // The trap: the sampler needs the same lse to the bit. It holds whole rows of logits, and walks them through the same
 // softmax_chunk() in chunks of the same width; on a device through softmax_chunk_device() and softmax_merge(). Neither
@@ -18,6 +20,7 @@
 // for logits that leave the GEMM), backward 4RN read, sizeof(floatX) RN written. Least with the softmax inside the
 // GEMM: 0.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -29,6 +32,7 @@
 #include "matmul.cuh"
 
 constexpr int64_t LM_HEAD_COLUMNS = 4096, LM_HEAD_ROWS = 1024;
+constexpr size_t LM_HEAD_KEPT = (size_t)512 << 20;
 
 // Running statistics of one row of scaled logits z
 struct SoftmaxState {
@@ -94,6 +98,9 @@ struct LmHeadScratch {
     Buffer<float> dhidden;       // [LM_HEAD_ROWS, C]
     Buffer<SoftmaxState> state;  // [LM_HEAD_ROWS], on a device
     Buffer<float> target;        // [LM_HEAD_ROWS] the logit of the target, on a device
+    Buffer<float> kept;          // chunks of the size of `logits`, on the CPU, of the last forward, which was of
+    const floatX *kept_hidden = nullptr, *kept_weight = nullptr;
+    int64_t kept_T = 0;
 };
 
 // Room for a forward of T tokens, and for a backward if training: lines of the memory plan. Without it, or for more
@@ -108,6 +115,15 @@ inline void lm_head_scratch_allocate(LmHeadScratch& s, int64_t T, int64_t C, int
     if (!training) return;
     s.dlogits.allocate(rows * columns, "a chunk of logit gradients", "", dev);
     s.dhidden.allocate(rows * C, "the gradient of the last hidden state", "", dev);
+    if (dev.cuda) return;
+    const int64_t chunk = rows * columns, chunks = CEIL_DIV(T, LM_HEAD_ROWS) * CEIL_DIV(V, columns);
+    s.kept.allocate(std::min(chunks, (int64_t)(LM_HEAD_KEPT / sizeof(float)) / chunk) * chunk,
+                    "logits kept for the backward", "lower --micro_batch_tokens", dev);
+}
+
+// Where the logits of chunk i, of `chunk` elements, are computed: where they are kept, or in memory for one chunk
+inline float* lm_head_chunk(LmHeadScratch& s, int64_t i, int64_t chunk) {
+    return (size_t)((i + 1) * chunk) <= s.kept.size ? s.kept.data + i * chunk : s.logits.data;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +138,8 @@ inline void lm_head_forward_cpu(float* logp,     // [T]
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
     int64_t max_rows = T < LM_HEAD_ROWS ? T : LM_HEAD_ROWS;
     scratch.logits.reserve(max_rows * columns, "a chunk of logits");
-    float* logits = scratch.logits.data;
+    scratch.kept_hidden = in.hidden, scratch.kept_weight = in.weight, scratch.kept_T = T;
+    int64_t chunk = 0;
     std::vector<SoftmaxState> state(max_rows);
     std::vector<float> target(max_rows);
     for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
@@ -130,6 +147,7 @@ inline void lm_head_forward_cpu(float* logp,     // [T]
         for (int64_t i = 0; i < rows; i++) state[i] = SoftmaxState();
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
+            float* logits = lm_head_chunk(scratch, chunk++, max_rows * columns);
             gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static) if (worth_threads(rows * n / 2))
             for (int64_t i = 0; i < rows; i++) {
@@ -146,11 +164,12 @@ inline void lm_head_forward_cpu(float* logp,     // [T]
     }
 }
 
-inline void lm_head_backward_cpu(floatX* dhidden,     // [T,C]
-                                 float* dweight,      // [V,C] +=
-                                 const float* dlogp,  // [T] dL/dlogp
-                                 const float* lse,    // [T] from the forward
-                                 const LmHeadInputs& in, LmHeadScratch& scratch) {
+inline void lm_head_backward_cpu(floatX* dhidden,         // [T,C]
+                                 float* dweight,          // [V,C] +=
+                                 const float* dlogp,      // [T] dL/dlogp
+                                 const float* lse,        // [T] from the forward
+                                 const LmHeadInputs& in,  // of the last forward, or none is kept
+                                 LmHeadScratch& scratch) {
     const int64_t T = in.T, C = in.C, V = in.V;
     const float inverse_temperature = in.inverse_temperature;
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
@@ -158,14 +177,18 @@ inline void lm_head_backward_cpu(floatX* dhidden,     // [T,C]
     scratch.logits.reserve(max_rows * columns, "a chunk of logits");
     scratch.dlogits.reserve(max_rows * columns, "a chunk of logit gradients");
     scratch.dhidden.reserve(max_rows * C, "the gradient of the last hidden state");
-    float *logits = scratch.logits.data, *dh = scratch.dhidden.data;
+    const bool kept = scratch.kept_hidden == in.hidden && scratch.kept_weight == in.weight && scratch.kept_T == T;
+    int64_t chunk = 0;
+    float* dh = scratch.dhidden.data;
     floatX* dlogits = scratch.dlogits.data;
     for (int64_t t0 = 0; t0 < T; t0 += LM_HEAD_ROWS) {
         int64_t rows = T - t0 < LM_HEAD_ROWS ? T - t0 : LM_HEAD_ROWS;
         memset(dh, 0, rows * C * sizeof(float));
         for (int64_t v0 = 0; v0 < V; v0 += columns) {
             int64_t n = V - v0 < columns ? V - v0 : columns;
-            gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
+            float* logits = kept ? lm_head_chunk(scratch, chunk++, max_rows * columns) : scratch.logits.data;
+            if (logits == scratch.logits.data)
+                gemm_nt(logits, in.hidden + t0 * C, in.weight + v0 * C, nullptr, rows, n, C, false, {columns});
 #pragma omp parallel for schedule(static) if (worth_threads(rows * n / 2))
             for (int64_t i = 0; i < rows; i++) {
                 const float* z = logits + i * columns;

@@ -335,7 +335,8 @@ TEST(Tasks, NoQuestionIsLongerThanTheLongest) {
     for (const Task& task : tasks) {
         size_t longest = 0;
         for (bool held_out : {false, true})
-            for (const Problem& p : task_problems(task, 3, 3000, held_out)) longest = std::max(longest, p.question.size());
+            for (const Problem& p : task_problems(task, 3, 3000, held_out))
+                longest = std::max(longest, p.question.size());
         EXPECT_EQ(longest, strlen(task.longest)) << task.name;
     }
 }

@@ -230,6 +230,21 @@ TEST_F(Simulated, TwoRanksGoOnFromACheckpoint) {
                 number(read_lines(whole + "/metrics.jsonl")[2], "entropy"), 0.05);
 }
 
+// of three examples one rank has two and the other one, a micro-batch each; the dropout after the resumption is that of the
+// whole run on both
+TEST_F(Simulated, TwoRanksGoOnWithTheSameDropout) {
+    const std::string whole = fresh("whole"), died = fresh("died");
+    run_on_two_ranks({"sft", "--model", trained, "--train_data", sums, "--lora_r", "4", "--lora_dropout", "0.5", "--weights", "none",
+                      "--per_device_train_batch_size", "3", "--micro_batch_tokens", "16", "--learning_rate", "0.01",
+                      "--max_steps", "4", "--save_steps", "2", "--device", "cuda", "--output_dir", whole});
+    for (const char* rank : {"", ".rank-1"}) fs::copy(whole + rank, died + rank, fs::copy_options::recursive);
+    fs::remove_all(died + "/checkpoint-4");
+    run_on_two_ranks({"sft", "--output_dir", died, "--resume_from_checkpoint", "last"});
+    EXPECT_EQ(learning_curve(died), learning_curve(whole));
+    EXPECT_TRUE(read_text(died + "/checkpoint-4/adapter_model.safetensors") ==
+                read_text(whole + "/checkpoint-4/adapter_model.safetensors"));
+}
+
 TEST_F(Simulated, TwoRanksShareTheBatchOfEveryObjective) {
     for (const Args& objective :
          {Args{"sft"}, Args{"distill", "--weights", "int4:g16"}, Args{"distill", "--lmbda", "1"}}) {

@@ -754,6 +754,43 @@ TEST(LmHead, BackwardAgainstFloat64) {
     }
 }
 
+// A backward after its forward reads what that kept, whether all of it or the first chunks; after another forward, or in
+// memory that was not planned, it computes the logits again. Always the same bits.
+TEST(LmHead, KeptLogitsGiveTheSameBits) {
+    for (HeadCase c : {HeadCase{2100, 8, 300, 0.7f, 2.0f}, HeadCase{70, 12, 9000, 1.0f, 1.0f}, HeadCase{5, 4, 9, 1.3f, 2.0f}}) {
+        HeadData x(c);
+        Half hidden(x.hidden, CPU), weight(x.weight, CPU), other(random_values<floatX>(c.T * c.C, 7, 1.0f), CPU);
+        const LmHeadInputs in = {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature};
+        auto run = [&](bool planned, size_t fewer, bool another) {
+            LmHeadScratch scratch;
+            if (planned) lm_head_scratch_allocate(scratch, c.T, c.C, c.V, true, CPU);
+            EXPECT_EQ(scratch.kept.size > 0, planned);
+            const size_t whole = scratch.kept.size;
+            scratch.kept.size -= std::min(fewer, whole);
+            Half dhidden(c.T * c.C, CPU);
+            Full dweight(c.V * c.C, CPU), dlogp(x.dlogp, CPU), logp(c.T, CPU), lse(c.T, CPU);
+            lm_head_forward_cpu(logp.data, lse.data, nullptr, in, scratch);
+            EXPECT_TRUE(!planned || fewer > 0 || scratch.kept[0] != 0.0f) << "nothing was kept";
+            if (another) {
+                LmHeadInputs in2 = in;
+                in2.hidden = other.data;
+                Full logp2(c.T, CPU), lse2(c.T, CPU);
+                lm_head_forward_cpu(logp2.data, lse2.data, nullptr, in2, scratch);
+            }
+            lm_head_backward_cpu(dhidden.data, dweight.data, dlogp.data, lse.data, in, scratch);
+            scratch.kept.size = whole;
+            std::vector<float> all = logp.get();
+            append(all, lse.get());
+            append(all, dhidden.get());
+            append(all, dweight.get());
+            return all;
+        };
+        const std::vector<float> computed = run(false, 0, false);
+        for (size_t fewer : {(size_t)0, (size_t)1, (size_t)1 << 40})
+            for (bool another : {false, true}) EXPECT_TRUE(same_bits(run(true, fewer, another), computed)) << text(c);
+    }
+}
+
 // the float64 gradient that the tests above rest on, against central differences
 TEST(LmHead, ReferenceGradientAgainstCentralDifferences) {
     HeadCase c = {3, 4, 9, 1.0f / 0.7f, 2.0f};

@@ -117,7 +117,8 @@ TEST(Threads, AreCountedByAffinityAndQuota) {
 
 // a page behind the end, or before the beginning, would be somebody else's
 TEST(Memory, LargeArraysBeginAtHugePagesAndEndWhereTheyShould) {
-    for (size_t bytes : {(size_t)100, (size_t)4096, ((size_t)2 << 20) + 1, ((size_t)4 << 20), ((size_t)9 << 20) + 12345}) {
+    for (size_t bytes :
+         {(size_t)100, (size_t)4096, ((size_t)2 << 20) + 1, ((size_t)4 << 20), ((size_t)9 << 20) + 12345}) {
         char* p = static_cast<char*>(map_pages(bytes));
         ASSERT_NE(p, nullptr);
         EXPECT_EQ((uintptr_t)p % (bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 4096), 0u) << bytes;

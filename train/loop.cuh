@@ -25,6 +25,14 @@ struct LoopConfig {
     std::function<bool()> worth_saving;
 };
 
+// Ranks differ in how many micro-batches they have, and a checkpoint has one count: all go on with the largest, or a run
+// that is resumed draws another dropout on all ranks but the first
+inline void agree_on_passes(Trainer& t, Comm& comm) {
+    double passes = t.passes;
+    comm_reduce(comm, {&passes}, Reduce::max);
+    t.passes = (uint32_t)passes;
+}
+
 // The updates of one step. False: abandoned, and nothing of the model has changed
 inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context, const LoopConfig& c,
                          StepReport& report, bool& whole) {
@@ -40,6 +48,7 @@ inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context,
         if (context.comm) check_ranks_agree(t.optimizer, *context.comm, t.step);
         report.forward_tokens += report.update.loss.forward_tokens;
     }
+    if (context.comm) agree_on_passes(t, *context.comm);
     whole = true;
     report.loss = report.update.loss.loss;
     return true;
