@@ -466,7 +466,8 @@ TEST(Attention, BackwardAgainstFloat64) {
             Full l(lse, CPU);
             attention_backward_cpu({{dqk.data, qk}, {dqk.data + qw, qk}, {dqkv.data + qw + kw, wide}}, dout.data,
                                    out.data, l.data, {q.data, qk}, {q.data + qw, v.data + qw + kw, qk, wide},
-                                   {x.starts.data(), nullptr, nullptr, (int)c.lengths.size()}, {x.T, c.NH, c.NKV, c.HD});
+                                   {x.starts.data(), nullptr, nullptr, (int)c.lengths.size()},
+                                   {x.T, c.NH, c.NKV, c.HD});
             std::vector<floatX> all = dqk.get(), dv = dqkv.get();
             for (int64_t t = 0; t < x.T; t++)
                 for (int64_t i = 0; i < wide; i++) {
@@ -757,7 +758,8 @@ TEST(LmHead, BackwardAgainstFloat64) {
 // A backward after its forward reads what that kept, whether all of it or the first chunks; after another forward, or in
 // memory that was not planned, it computes the logits again. Always the same bits.
 TEST(LmHead, KeptLogitsGiveTheSameBits) {
-    for (HeadCase c : {HeadCase{2100, 8, 300, 0.7f, 2.0f}, HeadCase{70, 12, 9000, 1.0f, 1.0f}, HeadCase{5, 4, 9, 1.3f, 2.0f}}) {
+    for (HeadCase c :
+         {HeadCase{2100, 8, 300, 0.7f, 2.0f}, HeadCase{70, 12, 9000, 1.0f, 1.0f}, HeadCase{5, 4, 9, 1.3f, 2.0f}}) {
         HeadData x(c);
         Half hidden(x.hidden, CPU), weight(x.weight, CPU), other(random_values<floatX>(c.T * c.C, 7, 1.0f), CPU);
         const LmHeadInputs in = {hidden.data, weight.data, x.targets.data(), c.T, c.C, c.V, c.inverse_temperature};
