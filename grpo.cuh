@@ -17,7 +17,6 @@
 #include <array>
 #include <cmath>
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 #include "kernels/mix.cuh"
@@ -265,13 +264,10 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
             return out;
         }
         const SampleBatch b = sample_batch(micro.completions, prompts, completions);
-        const bool backward = gradient && micro.differentiate;
-        std::optional<ForwardOnly> forward_only;
-        if (!backward) forward_only.emplace(t.acts);
         score_forward_training(t, b.batch, b.scored, 1.0f / c.temperature, c.pass);
         policy_micro_batch_loss(t, b, x, c);
         if (micro.ends_part) policy_sums_end_part(memory.data, dev);
-        if (backward) score_backward(t, b.scored.size(), 1.0f / c.temperature);
+        if (gradient && micro.differentiate) score_backward(t, b.scored.size(), 1.0f / c.temperature);
         out.tokens += b.scored.size();
         out.forward_tokens += b.batch.T();
     }

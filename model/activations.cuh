@@ -1,8 +1,6 @@
 // Activations of a forward, kept for its backward as far as there is one.
 #pragma once
-#include <algorithm>
 #include <utility>
-#include <vector>
 #include "batch.cuh"
 #include "parameters.cuh"
 
@@ -44,20 +42,6 @@ struct Activations {
     float* hidden_rstd;  // [T]
     // gradients of activations, one layer's worth (training only)
     floatX *dresidual, *dnorm, *datt, *dqk, *dqkv, *dgate_up, *dact;
-};
-
-// While it lives, forwards keep one layer's activations, as in ActivationMode::inference: for one without a backward
-struct ForwardOnly {
-    Activations& acts;
-    std::vector<floatX*> residual;
-    std::vector<LayerActivations> layers;
-    explicit ForwardOnly(Activations& a) : acts(a), residual(a.residual), layers(a.layers) {
-        std::fill(a.residual.begin(), a.residual.end(), residual[0]);
-        std::fill(a.layers.begin(), a.layers.end(), layers[0]);
-    }
-    ~ForwardOnly() { acts.residual = residual, acts.layers = layers; }
-    ForwardOnly(const ForwardOnly&) = delete;
-    ForwardOnly& operator=(const ForwardOnly&) = delete;
 };
 
 inline int64_t quantized_input_width(const Model& m) {
