@@ -64,7 +64,7 @@ struct Jsd {
     // log of m / the larger of s and t: log(1 + c (e^-|d| - 1)), d = log t - log s, c the share of the smaller. No
     // overflow, and exactly 0 where s = t.
     HOST_DEVICE static float log_mean(float d, float beta) {
-        return log1p_f(select_f(d > 0.0f, 1.0f - beta, beta) * (exp_v(-fabsf(d)) - 1.0f));
+        return log1p_f(select_f(d > 0.0f, 1.0f - beta, beta) * (exp_f(-fabsf(d)) - 1.0f));
     }
     HOST_DEVICE static float value(float log_s, float log_t, float s, float t, float beta) {
         float d = log_t - log_s;
@@ -234,7 +234,7 @@ struct DistillPiece {
 
 inline void distill_probabilities_cpu(float* p, const float* logits, int n, float inverse_temperature, float lse) {
     INDEPENDENT
-    for (int i = 0; i < n; i++) p[i] = exp_v(logit_logp(logits[i], inverse_temperature, lse));
+    for (int i = 0; i < n; i++) p[i] = exp_f(logit_logp(logits[i], inverse_temperature, lse));
 }
 
 // Fills p but for value and s_1
@@ -368,7 +368,7 @@ __device__ inline DistillClasses distill_classes(const float* logits, const floa
         UNROLL
         for (int k = 0; k < W && i + k < V; k++) {
             float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
-            float s = exp_v(log_s), t = exp_v(log_t);
+            float s = exp_f(log_s), t = exp_f(log_t);
             bool in = FULL || likeliest_has(r.edge, u[k], i + k);
             value += select_f(in, D::value(log_s, log_t, s, t, r.beta), 0.0f);
             q += select_f(in, D::q(log_s, log_t, s, t, r.beta), 0.0f);
@@ -403,8 +403,8 @@ __device__ inline void distill_dlogits(floatX* dlogits, const float* logits, con
             UNROLL
             for (int k = 0; k < F; k++) {
                 float log_s = distill_log_s(z[k], r), log_t = distill_log_t(u[k], r);
-                float s = exp_v(log_s), s_1 = one ? s : exp_v(logit_logp(z[k], 1.0f, r.lse_1));
-                float q = D::q(log_s, log_t, s, exp_v(log_t), r.beta);
+                float s = exp_f(log_s), s_1 = one ? s : exp_f(logit_logp(z[k], 1.0f, r.lse_1));
+                float q = D::q(log_s, log_t, s, exp_f(log_t), r.beta);
                 d[j + k] = distill_dlogit<FULL>(s, s_1, q, u[k], i + j + k, r);
             }
         }

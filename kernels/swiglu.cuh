@@ -15,12 +15,12 @@
 
 static constexpr int SWIGLU_BLOCK = 128, SWIGLU_COLUMNS = SWIGLU_BLOCK * 16 / (int)sizeof(floatX);  // of one block
 
-HOST_DEVICE float swiglu(float g, float u) { return (float)floatX(g * sigmoid_f(g)) * u; }
+ALWAYS_INLINE float swiglu(float g, float u) { return (float)floatX(g * sigmoid_f(g)) * u; }
 
 struct SwigluGradient {
     float gate, up;
 };
-HOST_DEVICE SwigluGradient swiglu_gradient(float dout, float g, float u) {
+ALWAYS_INLINE SwigluGradient swiglu_gradient(float dout, float g, float u) {
     float s = sigmoid_f(g);
 #if defined(__CUDA_ARCH__)
     float product = __fmul_rn(g, 1.0f - s);

@@ -44,21 +44,12 @@ ALWAYS_INLINE float exp_reduced(float y, float n) {
 
 // e^x to about 1 ulp (Cephes expf: Cody-Waite reduction by ln 2 in two parts, degree-5 polynomial).
 // Inputs below -87 give 1.6e-38, not zero and not a subnormal; inputs above 88 saturate at 1.6e38. NaN stays NaN.
-HOST_DEVICE float exp_f(float x) {
+// The power of two is read from the bits of y / ln 2 + 1.5 * 2^23: of a conversion that must not see NaN g++ 12 makes a
+// branch, and loops over it do not vectorize without AVX-512.
+ALWAYS_INLINE float exp_f(float x) {
     float y = x < -87.0f ? -87.0f : x;
     y = y > 88.0f ? 88.0f : y;
-    float n = mul_add(y, 1.44269504088896341f, 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-    float p = exp_reduced(y, n);
-    int k = n == n ? (int)n : 0;
-    return p * bits_float((uint32_t)(k + 127) << 23);
-}
-
-// exp_f to the bit, without its choice of k, of which g++ 12 makes a branch: loops over exp_f of more than a lone load do
-// not vectorize, those over this do. The integer is read from the bits of y / ln 2 + 1.5 * 2^23.
-ALWAYS_INLINE float exp_v(float x) {
-    float y = x < -87.0f ? -87.0f : x;
-    y = y > 88.0f ? 88.0f : y;
-    float shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);
+    float shifted = mul_add(y, 1.44269504088896341f, 12582912.0f);  // rounds to an integer
     return exp_reduced(y, shifted - 12582912.0f) * bits_float((float_bits(shifted) - 0x4B400000u + 127u) << 23);
 }
 
@@ -94,4 +85,4 @@ ALWAYS_INLINE float log1p_f(float x) {
     return mul_add(n, 0.693359375f, f + small);
 }
 
-HOST_DEVICE float sigmoid_f(float x) { return 1.0f / (1.0f + exp_f(-x)); }
+ALWAYS_INLINE float sigmoid_f(float x) { return 1.0f / (1.0f + exp_f(-x)); }

@@ -490,7 +490,7 @@ struct ClassPair {
 
 template <class D>
 HOST_DEVICE void write_formulas(float* out, const ClassPair& p, float beta) {
-    float s = exp_v(p.log_s), t = exp_v(p.log_t);
+    float s = exp_f(p.log_s), t = exp_f(p.log_t);
     out[0] = D::value(p.log_s, p.log_t, s, t, beta);
     out[1] = D::q(p.log_s, p.log_t, s, t, beta);
     out[2] = log1p_f(s * 0.999f * (p.log_t > p.log_s ? 1.0f : -1.0f));
@@ -558,14 +558,6 @@ TEST(Divergences, FormulasHaveTheSameBitsOnBothDevicesAndNoTermIsNegative) {
             EXPECT_NEAR(out[1], (1 - beta) * s * (p.log_s - m), 2e-6 * std::max(s, t)) << p.log_s << " " << p.log_t;
         }
         expect_formulas<Jsd>(beta);
-    }
-}
-
-TEST(Math, ExpWithoutABranchHasTheBitsOfExp) {
-    for (uint64_t u = 0; u < 1ull << 32; u += 641) {
-        float x = bits_float((uint32_t)u);
-        bool same = x != x ? std::isnan(exp_v(x)) : float_bits(exp_v(x)) == float_bits(exp_f(x));
-        ASSERT_TRUE(same) << x;
     }
 }
 

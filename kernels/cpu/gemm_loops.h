@@ -108,11 +108,19 @@ void gemm_finish(void* dst, int64_t ldd, const void* prev, int64_t ldp, const fl
 // ---- packing ----
 
 inline void gemm_pair_rows(uint32_t* out, const uint16_t* low, const uint16_t* high, int n) {
-    if (high) {
-        for (int j = 0; j < n; j++) out[j] = low[j] | (uint32_t)high[j] << 16;
-    } else {
-        for (int j = 0; j < n; j++) out[j] = low[j];
+    int j = 0;
+#if ISA >= ISA_AVX512
+    for (; j < n; j += VF) {
+        const __mmask16 mask = vec_mask(n - j < VF ? n - j : VF);
+        __m512i pairs = _mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_maskz_loadu_epi16(mask, low + j));
+        if (high) {
+            const __m512i up = _mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_maskz_loadu_epi16(mask, high + j));
+            pairs = _mm512_or_si512(pairs, _mm512_maskz_slli_epi32(0xFFFF, up, 16));
+        }
+        _mm512_mask_storeu_epi32(out + j, mask, pairs);
     }
+#endif
+    for (; j < n; j++) out[j] = low[j] | (high ? (uint32_t)high[j] << 16 : 0);
 }
 
 // dst[s * width + j] = word s of row j for j < VF, s < steps: the transposition that packs a weight [N,K].

@@ -36,7 +36,7 @@ inline __m512i vec_bf16_words(Vec x) {
 inline void vec_store_n(bf16* p, Vec x, int n) {
     _mm256_mask_storeu_epi16(p, vec_mask(n), _mm512_maskz_cvtepi32_epi16(0xFFFF, vec_bf16_words(x)));
 }
-// 2^n from n + 1.5 * 2^23 (exp_v)
+// 2^n from n + 1.5 * 2^23 (exp_f)
 inline Vec vec_power(Vec shifted) {
     __m512i n = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32((int)(127u - 0x4B400000u)));
     return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xFFFF, n, 23));
@@ -214,7 +214,7 @@ inline float vec_largest(Vec x) {
 }
 #endif
 
-// exp_v (runtime/math.h) of each lane
+// exp_f (runtime/math.h) of each lane
 inline Vec vec_exp(Vec x) {
     const Vec shift = vec_set(12582912.0f);  // 1.5 * 2^23: rounds to an integer
     const Vec y = vec_min(vec_set(88.0f), vec_max(vec_set(-87.0f), x));
