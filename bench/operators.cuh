@@ -6,6 +6,7 @@
 //   x nt       of quantized weights: speed relative to the packed product of the same rows
 #pragma once
 #include <functional>
+#include "../quant.cuh"
 #include "../kernels/adamw.cuh"
 #include "../kernels/attention.cuh"
 #include "../kernels/embedding.cuh"
@@ -118,13 +119,6 @@ void bench_products(const OperatorBench& b) {
 // ---------------------------------------------------------------------------------------------------------------------
 // products with packed codes
 
-struct BenchFormat {
-    const char* name;
-    QuantFormat format;
-    int bits;
-    int64_t group;
-};
-
 // copies of the codes, which take turns
 struct BenchCodes {
     PackedCodes first;
@@ -132,10 +126,10 @@ struct BenchCodes {
     std::vector<QuantizedWeight> w;
 };
 
-inline BenchCodes bench_codes(const OperatorBench& b, const BenchFormat& f, const std::vector<float>& master, int64_t N,
+inline BenchCodes bench_codes(const OperatorBench& b, const Quantizer& f, const std::vector<float>& master, int64_t N,
                               int64_t K) {
     BenchCodes c;
-    c.first = pack_codes(master, N, K, f.group, f.format, f.bits, Device());
+    c.first = pack_codes(master, N, K, f.group, f.spec.format, f.spec.bits, Device());
     c.w.push_back(c.first.w);
     for (int64_t i = rotated_copies(b, (double)c.first.memory.bytes()); i > 1; i--) {
         c.memory.push_back(room<char>((int64_t)c.first.memory.size, Device()));
@@ -147,15 +141,15 @@ inline BenchCodes bench_codes(const OperatorBench& b, const BenchFormat& f, cons
 }
 
 inline void bench_quantized_products(const OperatorBench& b, int64_t N, int64_t K) {
-    const int64_t group = K % 64 == 0 ? 64 : 32;
-    const BenchFormat formats[] = {{"int8", QuantFormat::integer, 8, group},   {"int4", QuantFormat::integer, 4, group},
-                                   {"int3", QuantFormat::integer, 3, group},   {"nf4", QuantFormat::nf4, 4, group},
-                                   {"mxfp4", QuantFormat::mxfp4, 4, 32},       {"nvfp4", QuantFormat::nvfp4, 4, 16},
-                                   {"fp8e4m3", QuantFormat::fp8e4m3, 8, group}};
+    const std::string group = K % 64 == 0 ? ":g64" : ":g32";
+    std::vector<Quantizer> formats;
+    for (const std::string& text : {"int8" + group, "int4" + group, "int3" + group, "nf4" + group, std::string("mxfp4"),
+                                    std::string("nvfp4"), "fp8e4m3" + group})
+        formats.push_back(quantizer_parse(text, "weights"));
     const BenchWeights<floatX> plain = bench_weights<floatX>(b, N, K);
     const std::vector<float> master = numbers<float>(N * K);
     std::vector<BenchCodes> codes;
-    for (const BenchFormat& f : formats) codes.push_back(bench_codes(b, f, master, N, K));
+    for (const Quantizer& f : formats) codes.push_back(bench_codes(b, f, master, N, K));
     const floatX* no_bias = nullptr;
     for (int64_t M : b.rows) {
         if (M > 64) break;  // of decoding
@@ -171,7 +165,7 @@ inline void bench_quantized_products(const OperatorBench& b, int64_t N, int64_t 
             const double bytes = (double)c.first.memory.size, rows = FLOATX_BYTES * (double)(M * K);
             const BenchWork work = {2.0 * (double)(M * N * K), FLOATX_UNIT, bytes + rows,
                                     FLOATX_BYTES * (double)(M * N), bytes * (double)c.w.size()};
-            BenchRow row = {"operators", b.model, std::string("product quantized ") + formats[i].name,
+            BenchRow row = {"operators", b.model, "product quantized " + quantizer_text(formats[i]),
                             {M, N, K},   {},      {work}};
             row.time = bench_time(b.seconds, 3, [&] {
                 matmul_nt_quantized(out.data, N, x.data, K, c.w[turn++ % c.w.size()], no_bias, M, Device());
@@ -327,7 +321,7 @@ inline void bench_weight_operators(const OperatorBench& b) {
     Buffer<int8_t> codes = room<int8_t>(n, dev);
     Buffer<Grid> grid = room<Grid>(groups, dev);
     Buffer<int64_t> changed = room<int64_t>(1, dev);
-    const QuantSpec int4 = {QuantFormat::integer, 4};
+    const QuantSpec int4 = quantizer_parse("int4:g64", "weights").spec;
     bench_operator(b, "adamw", {n}, memory_work(16 * N, 12 * N),
                    [&] { adamw_update(w.data, m.data, v.data, grad.data, n, 1.0f, AdamWConfig(), 1, dev); });
     bench_operator(b, "global norm", {n}, memory_work(4 * N, 0), [&] { sum_of_squares(grad.data, n, dev); });

@@ -212,6 +212,7 @@ __global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, 
 }
 
 __global__ void policy_sums_reset_kernel(PolicySums* sums) { *sums = PolicySums(); }
+
 __global__ void policy_sums_part_kernel(PolicySums* sums) { policy_sums_part(*sums); }
 #endif
 

@@ -53,9 +53,8 @@ inline bool cpu_amx_allowed(std::string& note) {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 22 & 1))
         return false;                                                     // AMX-TILE, AMX-BF16
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // OSXSAVE
-    unsigned low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    (void)high;
+    unsigned low;
+    __asm__ volatile("xgetbv" : "=a"(low) : "c"(0) : "edx");
     const unsigned tiles = 3u << 17;  // XTILECFG and XTILEDATA are saved at a switch
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     if ((low & tiles) == tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0) return true;

@@ -126,7 +126,11 @@ TEST(Adapters, InsideTheQuantizerOverMasters) {
     const Args prompt = {"--prompt", "3+4=?\n#### 7"};
     const Outcome r = good(Args{"logprobs", "--adapter", out + "/checkpoint-2"} + prompt);
     EXPECT_NE(r.err.find("master weights are those of " + base_model), std::string::npos) << r.err;
-    EXPECT_EQ(r.out, good(Args{"logprobs", "--model", out + "/checkpoint-2-merged"} + prompt).out);
+    const std::string merged = good(Args{"logprobs", "--model", out + "/checkpoint-2-merged"} + prompt).out;
+    if (!bf16_build) {
+        EXPECT_EQ(r.out, merged);
+    }
+    EXPECT_NEAR((double)json::parse(r.out)["mean"], (double)json::parse(merged)["mean"], 0.05);
 }
 
 TEST(Adapters, BadInput) {

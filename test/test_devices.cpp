@@ -61,7 +61,7 @@ TEST(Device, PlanIsPrintedAndNothingElseHappens) {
         Outcome r = good(args);
         EXPECT_EQ(r.out.rfind("memory ", 0), 0u) << shown_run(args, r);
         const char* line = args[0] == "sft" ? "activations and their gradients (lower --micro_batch_tokens"
-                                            : "KV cache of the samples (lower --rollout_batch";
+                                            : " (lower --rollout_batch)";
         EXPECT_NE(r.out.find(line), std::string::npos) << shown_run(args, r);
         EXPECT_FALSE(fs::exists(out));
     }

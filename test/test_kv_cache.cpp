@@ -377,7 +377,10 @@ TEST(KvModels, SamplerAndTrainerAgreeToTheBit) {
                 EXPECT_GT(sum_of_squares_cpu(gradients[0].data(), (int64_t)gradients[0].size()), 0.0);
                 if (dev.cuda) continue;
                 std::vector<double> whole(gradients[0].begin(), gradients[0].end());
-                expect_agree(gradients[1], whole, 1e-8, 1e-4, text(k, kv, dev) + ", micro-batches");
+                // bf16 rounds a shared prompt's dk and dv after their sum over the completions of a micro-batch
+                const bool half = sizeof(floatX) == 2;
+                expect_agree(gradients[1], whole, half ? 1e-4 : 1e-8, half ? 5e-3 : 1e-4,
+                             text(k, kv, dev) + ", micro-batches");
             }
 }
 
