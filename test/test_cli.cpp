@@ -1393,7 +1393,8 @@ TEST(Bench, EveryOperatorAndStepHasItsNumbers) {
     for (const char* type : {"fp32", "bf16"})
         for (const char* kind : {"nt", "nt packed", "nn", "tn"})
             EXPECT_EQ(lines[std::string("product ") + kind + " " + type], 3 * 5) << kind << type;
-    for (const char* format : {"int8", "int4", "int3", "nf4", "mxfp4", "nvfp4", "fp8e4m3"})
+    for (const char* format :
+         {"int8:g64:sym", "int4:g64:sym", "int3:g64:sym", "nf4:g64", "mxfp4", "nvfp4", "fp8e4m3:g64"})
         EXPECT_EQ(lines[std::string("product quantized ") + format], 2 * 3) << format;
     for (const char* name : {"attention forward", "attention backward", "attention decode"})
         EXPECT_EQ(lines[name], 2) << name;

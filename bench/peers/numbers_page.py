@@ -20,12 +20,12 @@ COMMANDS = {
     "operators-0.5b": "./train_qrl bench --part operators --bench_model 0.5b",
     "operators-0.6b": "./train_qrl bench --part operators --bench_model 0.6b",
     "steps": "./train_qrl bench --part sft,decode,grpo --bench_model 135m,0.5b,0.6b --seconds 10",
-    "growth": "./train_qrl bench --part growth --seconds 5",
+    "growth": "./train_qrl bench --part growth --seconds 1",
     "products-135m": COMPARE + "--what products --model 135m --seconds 0.2",
     "products-0.5b": COMPARE + "--what products --model 0.5b --seconds 0.2",
-    "sft-135m": COMPARE + "--what sft --model 135m --rows 4 --length 512 --seconds 30",
-    "sft-0.5b": COMPARE + "--what sft --model 0.5b --rows 2 --length 512 --seconds 30",
-    "grpo-135m": COMPARE + "--what grpo --model 135m --prompts 8 --generations 8 --completion_length 128 --seconds 60",
+    "sft-135m": COMPARE + "--what sft --model 135m --rows 4 --length 512 --seconds 8",
+    "sft-0.5b": COMPARE + "--what sft --model 0.5b --rows 2 --length 512 --precision amp,bf16 --rounds 1 --seconds 8",
+    "grpo-135m": COMPARE + "--what grpo --model 135m --precision amp --rounds 1 --seconds 1",
 }
 
 

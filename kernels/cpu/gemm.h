@@ -287,12 +287,10 @@ void gemm_task(const GemmJob<A_IS_KM, B_IS_NK, TC, TA, TB>& job, GemmBlock chunk
     const GemmKernels& kernels = *job.kernels;
     const GemmPanels panels = gemm_panels<TB>(job.N);
     const int64_t k0 = kb * job.kc, kc = gemm_min(job.kc, job.K - k0), steps = gemm_steps<TB>(kc), mr = job.mr;
-    const bool pairs = job.kind == GEMM_PAIRS_DOT;
     const int64_t words = job.kind == GEMM_PAIRS_WIDEN ? 2 * steps : steps;  // of A in a row
     const int64_t rows = part.m1 - part.m0, tiles = gemm_ceil_div(rows, mr);
-    const bool panel = A_IS_KM && !(pairs && kernels.dot_rows);
+    const bool pairs = job.kind == GEMM_PAIRS_DOT, panel = A_IS_KM && !(pairs && kernels.dot_rows);
     const GemmTile multiply = kernels.tile[job.kind][panel];
-
     // A: the words the tile reads, where they stand if they are just that
     const bool direct = !A_IS_KM && (pairs ? kc % 2 == 0 : sizeof(TA) == 4 && words == kc);
     uint32_t* packed_a = job.shared_a + thread * job.a_words;
