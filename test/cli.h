@@ -333,7 +333,7 @@ struct Cli : testing::Environment {
         Args args = {"sft", "--train_data", sums, "--max_steps", "0", "--output_dir", root + "/embedded"};
         Outcome r = run(args);
         ASSERT_EQ(r.status, 0) << shown_run(args, r);
-        bf16_build = r.out.find("bf16") != std::string::npos;
+        bf16_build = r.out.find(", bf16, ") != std::string::npos;  // of the line that tells the device
         base = root + "/base", trained = root + "/sft/checkpoint-60";
         fs::copy(root + "/embedded/checkpoint-0", base, fs::copy_options::recursive);
         json config = tiny_config;
