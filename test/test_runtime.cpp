@@ -3,6 +3,7 @@
 #include "../eval/progress.h"
 #include "../runtime/buffer.h"
 #include "../runtime/cpu_check.h"
+#include "../runtime/cpu_isa.h"
 #include "../runtime/threads.h"
 #include "file_test.h"
 
@@ -193,4 +194,21 @@ TEST(EvalProgress, LongOnesAreAnnouncedAndShortOnesSayNothing) {
               "10: evaluating  256 problems x 4 samples, and greedily; about 3 min\n"
               "70: evaluating  527 of 1280 completions, about 2 min to go\n"
               "130: evaluating  978 of 1280 completions, about 40 s to go\n");
+}
+
+TEST(CpuIsa, WhatIsAskedForWithinWhatThereIs) {
+    auto choose = [](const char* asked, CpuIsa best) { return cpu_isa_choose(asked, {best, "a note"}); };
+    EXPECT_EQ(choose("avx2", CpuIsa::avx512).isa, CpuIsa::avx2);
+    EXPECT_EQ(choose("portable", CpuIsa::amx).isa, CpuIsa::portable);
+    EXPECT_EQ(choose("avx512_bf16", CpuIsa::avx512_bf16).isa, CpuIsa::avx512_bf16);
+    EXPECT_EQ(choose("amx_stand_in", CpuIsa::portable).isa, CpuIsa::amx_stand_in);
+    for (const char* nothing : {(const char*)nullptr, ""}) {
+        EXPECT_EQ(choose(nothing, CpuIsa::amx).isa, CpuIsa::amx);
+        EXPECT_EQ(choose(nothing, CpuIsa::avx2).note, "a note");
+        // vdpbf16ps where it is slower than fp32's multiply-add: not unless asked for
+        EXPECT_EQ(choose(nothing, CpuIsa::avx512_bf16).isa, cpu_fast_dot() ? CpuIsa::avx512_bf16 : CpuIsa::avx512);
+    }
+    EXPECT_THROW(choose("avx512", CpuIsa::avx2), Error);
+    EXPECT_THROW(choose("amx", CpuIsa::avx512_bf16), Error);
+    EXPECT_THROW(choose("sse", CpuIsa::amx), Error);
 }

@@ -24,8 +24,7 @@
 // dq: from key 0 upwards; dk, dv: by head of the group, then by row upwards: the same however tasks are cut.
 //
 // The trap: instruction sets differ in rounding (vectors.h), and with bf16 and vdpbf16ps q.k and dout.v are sums of
-// pairs. On a CPU with AMX that instruction is slower than FMA (measured 230 against 445 GFLOP/s), so those take the
-// loops of AVX-512.
+// pairs. On a CPU with AMX that instruction is slower than FMA (cpu_fast_dot), so those take the loops of AVX-512.
 #pragma once
 #include <algorithm>
 #include <cmath>

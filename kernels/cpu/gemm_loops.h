@@ -1,6 +1,6 @@
 // The innermost part of the CPU matrix product, compiled for each instruction set (each_isa.h): a tile of at most
-// GEMM_MR x GEMM_NR outputs held in registers and summed over k, and the vector operations around it. gemm_micro.h says
-// what the loops above know of it.
+// GEMM_MR x GEMM_NR outputs held in registers and summed over k, and the vector operations around it. gemm_kernels.h
+// says what the loops above know of it.
 //
 // Both operands are streams of 32-bit words, one word a step. For float a word is one element; for bf16 it is a pair,
 // element 2s in the low half and 2s+1 in the high half: what vdpbf16ps takes, and what four bytes of a row are.
