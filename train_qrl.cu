@@ -33,7 +33,8 @@ int main(int argc, char** argv) {
         Session s;
         s.o = parse_options(argc, argv);
         if (s.o.action != OPTIONS_RUN) {
-            fputs(options_answer(s.o).c_str(), stdout);
+            const bool methods = s.o.action == OPTIONS_METHODS;
+            fputs((methods ? training_methods_help() : options_answer(s.o)).c_str(), stdout);
             flush_result();
             return 0;
         }

@@ -4,8 +4,10 @@
 #include "optimizer_options.cuh"
 #include "training_run.cuh"
 
-inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
-    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o));
+// methods: --methods, which the cold start of an adapter's base does without
+inline void trainer_from_options(Trainer& t, Model& m, const Options& o, const std::string& methods = "none") {
+    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o),
+                 training_methods_parse(methods));
     t.max_grad_norm = o.max_grad_norm;
 }
 
@@ -13,7 +15,7 @@ inline void trainer_from_options(Trainer& t, Model& m, const Options& o) {
 // flag, per_step: how many prompts the ranks share, if the objective samples
 inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 0) {
     Options& o = r.s.o;
-    weight_rules(o), optimizer_config(o);  // refuse a bad text before the long work
+    weight_rules(o), optimizer_config(o), training_methods_parse(o.methods);  // refuse a bad text before the long work
     session_open(r.s);
     const int world = world_size();
     if (world > 1 && !o.given("output_dir"))
@@ -71,7 +73,7 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
                           const std::function<void()>& more) {
     Session& s = r.s;
     session_plan(s, true, [&] {
-        trainer_from_options(r.t, s.m, s.o);
+        trainer_from_options(r.t, s.m, s.o, s.o.methods);
         more();
         RolloutShape shape = samples;
         // an evaluation on the way is no reason to plan for more than training takes
@@ -238,11 +240,28 @@ inline void training_resume(TrainingRun& r) {
     if (is_folder(c.folder(j["best"]["step"]))) c.best = j["best"]["step"], r.best_value = j["best"]["value"];
 }
 
+// What methods may look at: the texts of the first step, as far as they are given
+inline void training_methods_context(TrainingRun& r) {
+    if (r.t.methods.list.empty()) return;
+    std::vector<Example> examples = training_batch(r.data, 0);
+    std::vector<int64_t> lengths;
+    for (const Example& e : examples) lengths.push_back(example_tokens(e));
+    std::vector<Batch> sample;
+    for (const std::vector<int>& bin : pack(lengths, r.t.acts.capacity)) {
+        sample.emplace_back();
+        for (int i : bin) batch_add(sample.back(), examples[i].prompt.tokens, examples[i].completion);
+    }
+    for (const auto& method : r.t.methods.list) method->run.acts = &r.t.acts, method->run.sample = sample;
+}
+
 // Evaluation, the loop, evaluation, checkpoints
 inline void training_work(TrainingRun& r, Objective& objective) {
     r.state.trainer = r.t;  // a cold start has counted
+    training_methods_context(r);
     if (r.s.resume.on()) training_resume(r);
-    else if (r.s.embedded_model && r.s.o.save_steps > 0) checkpoint_save(r.checkpoints);  // after its cold start
+    else methods_start(r.t);
+    if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
+        checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);
     train_loop(r.t, objective, r.data, loop_config(r), r.state);
     checkpoint_save(r.checkpoints);

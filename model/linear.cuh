@@ -50,17 +50,26 @@ struct LinearPart;
 
 // An optimizer's step, for what comes after it
 struct StepInfo {
-    double learning_rate = 0.0;
-    int64_t step = 0;  // of those that have been done, this one included
+    double learning_rate = 0.0;  // of the weight's group
+    int64_t step = 0;            // of those that have been done, this one included
+    double progress = 0.0;       // the share of the run that is done, this step included
 };
 
-// Any of the three may be empty. Hooks run in the order in which they were added, those at the gradient in reverse.
+// What is known when the gradient is complete
+struct UpdateMoment {
+    double grad_scale = 1.0;  // the optimizer will multiply it with this (clipping)
+    double progress = 0.0;    // as StepInfo's
+};
+
+// Any of them may be empty. Hooks run in the order in which they were added, those at the gradient in reverse.
 struct WeightHook {
     // before it is quantized: the numbers [rows,cols] to quantize instead of w, which may be changed in place if it is
     // not the master
     std::function<const float*(LinearPart&, const float* w)> before_quantize;
-    // dw [rows,cols], the gradient of Q(w) after the quantizer's own rule: in place
-    std::function<void(LinearPart&, float* dw)> at_gradient;
+    // dw [rows,cols], the gradient of Q(w) after the quantizer's own rule: in place. w: what was quantized
+    std::function<void(LinearPart&, float* dw, const float* w)> at_gradient;
+    // dw, the gradient of part.master over all micro-batches and ranks, before the optimizer takes it: in place
+    std::function<void(LinearPart&, float* dw, const UpdateMoment&)> before_update;
     // after the step has moved part.master and before it is quantized again; part.work is still the Q(w) of before
     std::function<void(LinearPart&, const StepInfo&)> after_step;
 };
@@ -189,7 +198,7 @@ inline const float* part_source(LinearPart& p) {
 inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantized, Device dev) {
     if (quantized && p.quantizer.on()) quantized_tensor_backward(p, dw, w, dev);
     for (size_t i = p.hooks.size(); i-- > 0;)
-        if (p.hooks[i].at_gradient) p.hooks[i].at_gradient(p, dw);
+        if (p.hooks[i].at_gradient) p.hooks[i].at_gradient(p, dw, w);
 }
 
 // dinp [T,cols] = dout [T,rows] Q(W) for a weight that is not trained itself

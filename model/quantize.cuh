@@ -241,7 +241,7 @@ inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool 
                     lora_combine(m.lora, m.lora.combined.data, w, m.lora.tensors[tensor], m.dev);
                     return m.lora.combined.data;
                 };
-                hook.at_gradient = [&m, tensor](LinearPart&, float* dw) {
+                hook.at_gradient = [&m, tensor](LinearPart&, float* dw, const float*) {
                     lora_inside_backward(m.lora, dw, m.lora.tensors[tensor], m.dev);
                 };
                 p.hooks.push_back(hook);

@@ -106,6 +106,7 @@ OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --q
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
 OPT(std::string, ste, "identity", "identity|clip|trust", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped, or was more than half a step away; learned scales clip") \
 OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
+OPT(std::string, methods, "none", "", IN_TRAIN, "methods of quantized training, joined by +, each with its settings, such as cage:lambda=10:silence=0.8; train_qrl help methods lists them") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \
@@ -248,7 +249,7 @@ inline int option_index(const std::string& name) {
     return -1;
 }
 
-enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_VERSION };
+enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_VERSION };
 
 struct Options {
 #define GROUP(title)
@@ -538,10 +539,11 @@ inline Options parse_options(const std::vector<std::string>& args) {
     if (at < args.size() && args[at] == "help") {
         o.action = OPTIONS_HELP;
         at++;
-        if (at < args.size() && args[at] == "markdown") {
-            o.action = OPTIONS_MARKDOWN;
-            return o;
-        }
+        for (const auto& [word, action] : {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}})
+            if (at < args.size() && args[at] == word) {
+                o.action = action;
+                return o;
+            }
     }
     if (at < args.size() && (args[at].empty() || args[at][0] != '-')) {
         o.command = parse_command(args[at++], "");
@@ -733,7 +735,7 @@ inline std::string options_markdown() {
     return s;
 }
 
-// The text for help and version.
+// The text for help and version, but for help methods, whose table lies above.
 inline std::string options_answer(const Options& o) {
     if (o.action == OPTIONS_VERSION) return format("train_qrl %s\n", TRAIN_QRL_VERSION);
     return o.action == OPTIONS_MARKDOWN ? options_markdown() : options_help(o);

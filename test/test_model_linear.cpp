@@ -169,7 +169,7 @@ TEST(Linear, HooksRunAtTheirMoments) {
             for (int64_t i = 0; i < p.count(); i++) doubled[(size_t)i] = 2.0f * w[i];
             return doubled.data();
         };
-        h.at_gradient = [&, name](LinearPart& p, float* dw) {
+        h.at_gradient = [&, name](LinearPart& p, float* dw, const float*) {
             order.push_back(std::string("gradient ") + name);
             for (int64_t i = 0; i < p.count(); i++) dw[i] *= 2.0f;
         };

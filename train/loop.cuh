@@ -65,6 +65,7 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
     if (!objective.prepare(t, context, next)) return false;
     r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
     r.learning_rate = schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
+    t.progress = (double)(state.step + 1) / (double)c.steps;
     const double train_start = wall_seconds();
     if (!loop_updates(t, objective, context, c, r, state.whole)) return false;
     r.train_seconds = wall_seconds() - train_start;
@@ -86,6 +87,7 @@ inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& ob
     j["grad_norm"] = r.update.grad_norm;
     j["learning_rate"] = r.learning_rate;
     objective.metrics(j);
+    for (const auto& method : t.methods.list) method->metrics(j);
     if (r.flips_counted) {
         j["quant/code_flip_rate"] = r.update.flip_rate;
         j["quant/code_flip_total"] = r.update.flip_total;

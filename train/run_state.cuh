@@ -3,7 +3,7 @@
 //   optimizer.safetensors   formats/optimizer_file.h
 //   trainer.safetensors     masters, where the checkpoint's weights are not fp32; the quantizers' grids, what stands
 //                           behind them, learned scales, and codes at load (for the flip rates); arrays of the objective,
-//                           such as the reference model
+//                           such as the reference model, and of methods
 // All else is a function of these and of the flags: random numbers are keyed by step, data by step and seed, working
 // weights are made of masters and grids.
 #pragma once
@@ -27,6 +27,8 @@ inline std::vector<NamedArray> run_arrays(Trainer& t, Objective& objective, bool
     add_array(list, "learned_scales", m.learned);
     add_array(list, "codes_at_load", m.initial);
     for (const NamedArray& a : objective.arrays()) list.push_back(a);
+    for (const auto& method : t.methods.list)
+        for (const NamedArray& a : method->arrays()) list.push_back(a);
     return list;
 }
 
@@ -129,6 +131,7 @@ inline LoopState run_state_load(const std::string& folder, const nlohmann::order
     static_cast<TrainerCounters&>(t) = state.trainer;
     for (LinearPart* p : quantized_parts(m)) p->measured = true, p->given = p->restored = false;
     m.noise.step = (uint32_t)t.step;
+    for (const auto& method : t.methods.list) method->resumed();
     model_refresh(m);
     return state;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 #include "../kernels/global_norm.cuh"
+#include "../methods/training_methods.cuh"
 #include "../optimizers/optimizer.cuh"
 #include "scoring.cuh"
 
@@ -20,6 +21,8 @@ struct Trainer : TrainerCounters {
     Buffer<float> unwanted;     // [C] where gradients of norms go that are not trained
     Buffer<float> scale_grads;  // of m.learned
     Optimizer optimizer;
+    TrainingMethods methods;
+    double progress = 0.0;  // share of the run that is done with the present step
     Activations acts;
     ScoreMemory score;
     double max_grad_norm = 1.0;
@@ -43,8 +46,13 @@ inline void trainer_bind(Trainer& t) {
 }
 
 inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing,
-                         const OptimizerConfig& optimizer = OptimizerConfig()) {
+                         const OptimizerConfig& optimizer = OptimizerConfig(), TrainingMethods methods = {}) {
     t.model = &m;
+    t.methods = std::move(methods);
+    for (const auto& method : t.methods.list) {
+        method->run.model = &m, method->run.optimizer = optimizer.name, method->run.seed = optimizer.seed;
+        method->attach();
+    }
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
     t.grads.allocate(n, "gradients", "", m.dev);
     if (m.lora.on()) t.unwanted.allocate(std::max(m.C(), m.HD()), "gradients of norms", "", m.dev);
@@ -53,6 +61,12 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
     score_memory_allocate(t.score, m, micro_batch_tokens, true);
+}
+
+// The weights are those that training begins with
+inline void methods_start(Trainer& t) {
+    for (const auto& method : t.methods.list) method->start();
+    if (!t.methods.list.empty()) model_refresh(*t.model);
 }
 
 // as if nothing had been trained yet
@@ -131,16 +145,31 @@ inline double code_flip_rate(const Model& m, bool total) {
     return codes ? (double)flips / (double)codes : 0.0;
 }
 
+// use(part, its hook) for every hook of a weight
+template <class Use>
+void each_hook(Model& m, const Use& use) {
+    for (const ParamTensor& p : m.tensors)
+        if (LinearPart* part = part_of(m, p))
+            for (const WeightHook& h : part->hooks) use(p, *part, h);
+}
+
 // After the masters have moved: what methods do then, new working weights, flips counted
 inline void optimizer_moved(Trainer& t, OptimizerResult& r, double learning_rate, const Pass& pass) {
     Model& m = *t.model;
-    const StepInfo info = {learning_rate, t.step};
-    for (const ParamTensor& p : m.tensors)
-        if (LinearPart* part = part_of(m, p))
-            for (const WeightHook& h : part->hooks)
-                if (h.after_step) h.after_step(*part, info);
+    StepInfo info = {learning_rate, t.step, t.progress};
+    const auto& methods = t.methods.list;
+    if (pass.quantized) {
+        each_hook(m, [&](const ParamTensor& p, LinearPart& part, const WeightHook& h) {
+            info.learning_rate = optimizer_rate(t.optimizer.config, param_group(p.kind), learning_rate);
+            if (h.after_step) h.after_step(part, info);
+        });
+        info.learning_rate = learning_rate;
+        for (const auto& method : methods) method->after_step(info);
+    }
     m.noise.step = (uint32_t)t.step;
     model_refresh(m, pass.quantized);
+    for (size_t i = 0; i < methods.size() && pass.quantized; i++)
+        if (methods[i]->after_refresh(info)) model_refresh(m);
     r.flip_rate = code_flip_rate(m, false);
     r.flip_total = code_flip_rate(m, true);
 }
@@ -170,6 +199,10 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
         t.step++;
         double clip =
             t.max_grad_norm > 0.0 && r.grad_norm > t.max_grad_norm ? t.max_grad_norm / (r.grad_norm + 1e-6) : 1.0;
+        if (pass.quantized)
+            each_hook(m, [&](const ParamTensor&, LinearPart& part, const WeightHook& h) {
+                if (h.before_update && part.grad) h.before_update(part, part.grad, {clip, t.progress});
+            });
         optimizer_update(t.optimizer, {learning_rate, clip, t.step, pass.quantized});
         optimizer_moved(t, r, learning_rate, pass);
     }
