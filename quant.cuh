@@ -76,7 +76,7 @@ inline std::string quantizer_text(const Quantizer& q, const char* row_scope = "c
                                     : q.scope == QuantScope::block   ? "128x128"
                                                                      : "g" + std::to_string(q.group));
     if (format.affine) text += q.spec.symmetric ? ":sym" : ":asym";
-    if (q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
+    if (*format.rules && q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
     return text + (q.double_quant ? ":dq" : "");
 }
 
@@ -164,8 +164,7 @@ inline void quantizer_parse_rule(Quantizer& q, QuantizerText& t) {
     const size_t first = t.next;
     if (format.affine && (t.is("sym") || t.is("asym"))) q.spec.symmetric = t.parts[t.next++] == "sym";
     bool named = false;
-    for (ScaleRule rule :
-         {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse, ScaleRule::gauss})
+    for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse, ScaleRule::gauss})
         if (!named && t.is(scale_rule_name(rule)) && trait_lists(format.rules, scale_rule_name(rule))) {
             q.spec.rule = rule;
             named = true;
@@ -176,7 +175,8 @@ inline void quantizer_parse_rule(Quantizer& q, QuantizerText& t) {
         t.refuse(t.next, "amax, amax7, signedmax: the scale rules of a whole tensor");
     t.next += named;
     if (t.more())
-        t.refuse(t.next, format.affine && t.next == first ? "sym, asym" : format.rules + std::string(", and then the end"));
+        t.refuse(t.next,
+                 format.affine && t.next == first ? "sym, asym" : format.rules + std::string(", and then the end"));
 }
 
 // text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is
@@ -311,9 +311,10 @@ inline void check_trained(const Quantizer& q) {
         fail_usage("--weights %s: only integer formats have --rounding stochastic; use an int format, or leave it",
                    text.c_str());
     if (q.stochastic && !learned && q.ste.rule == SteRule::ewgs)
-        fail_usage("--weights %s: --ste ewgs looks at the distance to the nearest number, not to the one that --rounding "
-                   "stochastic drew; leave one of them",
-                   text.c_str());
+        fail_usage(
+            "--weights %s: --ste ewgs looks at the distance to the nearest number, not to the one that --rounding "
+            "stochastic drew; leave one of them",
+            text.c_str());
     if (!learned) return;
     if (!*format.learned)
         fail_usage("--weights %s: its scales cannot be trained (--qat_scale learned); use an int format, or leave it",

@@ -19,10 +19,8 @@ inline LearnedScale learned_scale(const Options& o) {
 // --ste, with the settings that a rule has
 inline Ste ste_rule(const Options& o) {
     const SettingRow delta = {"delta", "0.001", "[0, 1000]", "how much the distance to the grid counts"};
-    const std::pair<const char*, SteRule> rules[] = {{"identity", SteRule::identity},
-                                                     {"clip", SteRule::clip},
-                                                     {"trust", SteRule::trust},
-                                                     {"ewgs", SteRule::ewgs}};
+    const std::pair<const char*, SteRule> rules[] = {
+        {"identity", SteRule::identity}, {"clip", SteRule::clip}, {"trust", SteRule::trust}, {"ewgs", SteRule::ewgs}};
     const std::string name = split_words(o.ste, ":")[0];
     std::vector<std::string> names;
     for (const auto& [rule_name, rule] : rules) {

@@ -174,7 +174,8 @@ inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups
     static const DynamicMap map = dynamic_map();
     float amax = 0.0f;
     for (int64_t g = 0; g < groups; g++) amax = grid[g].scale > amax ? grid[g].scale : amax;
-    const float mean = *state.tensor = quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax, ScaleOf::mean);
+    const float mean = *state.tensor =
+        quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax, ScaleOf::mean);
 #pragma omp parallel for schedule(static) if (worth_threads(4 * groups))
     for (int64_t b = 0; b < CEIL_DIV(groups, QUANT_NESTED); b++) {
         int64_t first = b * QUANT_NESTED, end = first + QUANT_NESTED < groups ? first + QUANT_NESTED : groups;
@@ -322,8 +323,7 @@ inline void fake_quant_ewgs_cpu(In* dw, const In* w, int64_t n, Grid g, float de
     float divisor = 1.0f;
     if constexpr (!format_is_integer<Codes>) divisor = quant_divisor<Codes>(g);
     INDEPENDENT
-    for (int64_t j = 0; j < n; j++)
-        dw[j] = quant_ewgs<Codes>((float)dw[j], (float)w[j], g, weight, divisor, low, high);
+    for (int64_t j = 0; j < n; j++) dw[j] = quant_ewgs<Codes>((float)dw[j], (float)w[j], g, weight, divisor, low, high);
 }
 
 // The straight-through rule, in place on the gradient of Q(w); identity has nothing to do.
@@ -734,8 +734,8 @@ inline void quant_mean_cuda(Grid* grid, float* mean, const In* w, int64_t groups
     Scratch scratch(2 * (size_t)groups, dev);
     int64_t* sums = reinterpret_cast<int64_t*>(scratch.data);
     set_zero(sums, groups * sizeof(int64_t), dev);
-    LAUNCH(fake_quant_sum_kernel<In>, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, sums, w, grid, c, count,
-           squares);
+    LAUNCH(fake_quant_sum_kernel<In>, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, sums, w, grid, c,
+           count, squares);
     LAUNCH(fake_quant_mean_kernel, (unsigned)CEIL_DIV(groups, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream, grid, mean,
            sums, groups, count, squares, q);
 }

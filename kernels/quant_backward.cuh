@@ -1,10 +1,10 @@
-// Learned grids of integer and mid-rise formats: a scale (and an offset) a group that the optimizer moves like a weight,
-// and the gradients of the parameters they are made of. Q(w) = (q - z) s, q = clamp(rint(w/s) + z, low, high); the
-// rounding is passed through, x = w/s + z is "inside" where low <= x <= high. Mid-rise: Q(w) = v s, v = k + 1/2, inside
-// where |w/s| <= 2^(b-1), the cells of its numbers.
+// Learned grids of integer and mid-rise formats: a scale (and an offset) a group that the optimizer moves like a
+// weight, and the gradients of the parameters they are made of. Q(w) = (q - z) s, q = clamp(rint(w/s) + z, low, high);
+// the rounding is passed through, x = w/s + z is "inside" where low <= x <= high. Mid-rise: Q(w) = v s, v = k + 1/2,
+// inside where |w/s| <= 2^(b-1), the cells of its numbers.
 //   lsq         a = s;  z = 0, or stays as it was measured    (Esser et al. 2020, arXiv 1902.08153, eq. 2-3); of a
 //               mid-rise format SEQ (ParetoQ, arXiv 2502.02631), whose alpha is 2^(b-1) s
-//   pact        a = s;  z = 0; numbers outside alone move it  (Choi et al. 2018, arXiv 1805.06085, eq. 3, for both ends)
+//   pact        a = s;  z = 0; numbers outside alone move it  (PACT, arXiv 1805.06085, for both ends)
 //   lsq_offset  a = s,  b an offset of the weights, z = rint(-b/s)  (LSQ+, arXiv 2004.09576; z rounded, so that
 //               containers with integer zero points hold the grid)
 //   lwc         a, b logits: the range is [sigmoid(b) min, sigmoid(a) max] of the group's present weights
@@ -138,8 +138,8 @@ inline void learned_backward_cpu(float* dw,             // [groups, group]
             end = first + QUANT_CPU_PIECE < end ? first + QUANT_CPU_PIECE : end;
             float S = 0.0f, O = 0.0f;
             for (int64_t j = first; j < end; j++) {
-                ScaleTerm t = quant_scale_term<decltype(codes)>(kind, w[j], grid[i / pieces], low, high,
-                                                                quant_noise(noise, j));
+                ScaleTerm t =
+                    quant_scale_term<decltype(codes)>(kind, w[j], grid[i / pieces], low, high, quant_noise(noise, j));
                 S = fmaf(dw[j], t.s, S), O = fmaf(dw[j], t.outside, O);
                 dw[j] = t.outside == 0.0f ? dw[j] : 0.0f;
             }
@@ -179,8 +179,8 @@ __global__ void learned_backward_kernel(float* dw, float* sums, const float* w, 
     for (int i = threadIdx.x % LANES; i < p.n; i += LANES) {
         float d = dw[p.start + i];
         const float x = w[p.start + i], u = quant_noise(noise, p.start + i);
-        ScaleTerm t = quant_visit(
-            q.format, [=](auto f) { return quant_scale_term<decltype(f)>(kind, x, g, low, high, u); });
+        ScaleTerm t =
+            quant_visit(q.format, [=](auto f) { return quant_scale_term<decltype(f)>(kind, x, g, low, high, u); });
         S = fmaf(d, t.s, S), O = fmaf(d, t.outside, O);
         if (t.outside != 0.0f) dw[p.start + i] = 0.0f;
     }

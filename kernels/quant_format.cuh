@@ -23,9 +23,9 @@
 //                amax       s = amax / 2^(b-1)                                (SEQ of ParetoQ, arXiv 2502.02631)
 //                gauss      s = 2 c_b rms / (2^b-1), the best for a normal distribution  (QuEST, arXiv 2502.05003)
 //
-// Integer, ternary and mid-rise scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16 containers hold
-// them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest scale (or 1) and
-// codes of zero (mid-rise: +s/2).
+// Integer, ternary and mid-rise scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16
+// containers hold them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest
+// scale (or 1) and codes of zero (mid-rise: +s/2).
 //
 // nvfp4 where no tensor is known beforehand (activations): t = 1, so that a row does not depend on its batch.
 //
@@ -87,14 +87,10 @@ constexpr FormatTraits format_traits(QuantFormat format) {
     for (const FormatName& n : F::names)
         if (n.bits < 2 || n.bits > 8 || (n.bits > 4 && F::kind == NumberKind::table))
             throw "a table has codes of 2 to 4 bits, other kinds up to 8";
-    return {format,          F::names,
-            F::scopes,       F::scope,
-            F::kind,         F::storage,
-            F::affine,       F::rules,
-            F::learned,      F::scale_of,
-            F::tensor_scale, F::double_quant,
-            F::zero_scale,   F::activations,
-            F::kv_cache,     F::compressed_tensors,
+    return {format,          F::names,       F::scopes,       F::scope,
+            F::kind,         F::storage,     F::affine,       F::rules,
+            F::learned,      F::scale_of,    F::tensor_scale, F::double_quant,
+            F::zero_scale,   F::activations, F::kv_cache,     F::compressed_tensors,
             F::bitsandbytes, F::gguf};
 }
 
@@ -231,12 +227,12 @@ HOST_DEVICE int quant_code_mask(QuantSpec q) {
 }
 HOST_DEVICE bool quant_flipped(int mask, int a, int b) { return (a != b) & (((a | b) & mask) != 0); }
 
-// Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip, and ewgs: where
-// w lies between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of w
-// (QuEST, arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest
+// Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip, and ewgs:
+// where w lies between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of
+// w (QuEST, arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest
 // number, under clip too: its scale is a quotient, by which the largest weight may come out an ulp above. So does a
-// mid-rise one, whose numbers are the middles of cells: the cells are its range, in which SEQ passes, and trust says the
-// same. low, high: the range of integers
+// mid-rise one, whose numbers are the middles of cells: the cells are its range, in which SEQ passes, and trust says
+// the same. low, high: the range of integers
 template <class Codes>
 HOST_DEVICE bool quant_passes(SteRule rule, float w, Grid g, float low, float high) {
     float x = w / g.scale;
@@ -256,10 +252,10 @@ HOST_DEVICE bool quant_passes(QuantSpec q, SteRule rule, float w, Grid g) {
     return quant_visit(q.format, [=](auto f) { return quant_passes<decltype(f)>(rule, w, g, low, high); });
 }
 
-// EWGS (Lee et al. 2021, arXiv 2104.00903; SQAKD, arXiv 2403.11106): a number that lies above its Q(w) and is to fall has
-// farther to go until its code changes than one that lies below, and its gradient counts more,
-// dw = g (1 + delta sign(g) (w - Q(w)) / R), R from the least to the largest number of the grid (2^b - 1 steps); 0 where
-// clip has it. A gradient in bf16 is changed where delta |w - Q(w)| / R is above 2^-9.
+// EWGS (Lee et al. 2021, arXiv 2104.00903; SQAKD, arXiv 2403.11106): a number that lies above its Q(w) and is to fall
+// has farther to go until its code changes than one that lies below, and its gradient counts more, dw = g (1 + delta
+// sign(g) (w - Q(w)) / R), R from the least to the largest number of the grid (2^b - 1 steps); 0 where clip has it. A
+// gradient in bf16 is changed where delta |w - Q(w)| / R is above 2^-9.
 // delta / R; 0 where the grid is one number
 template <class Codes>
 HOST_DEVICE float quant_ewgs_weight(float delta, Grid g, float low, float high) {
@@ -280,8 +276,9 @@ HOST_DEVICE float quant_ewgs(float d, float w, Grid g, float weight, float divis
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Sums that do not depend on the order: integers. |w| counts in units of 2^-30 of the power of two below amax; w^2, which
-// is rounded to float first, in units of 2^-2b of that power's square, b as large as `count` squares below 2^(2b+2) allow
+// Sums that do not depend on the order: integers. |w| counts in units of 2^-30 of the power of two below amax; w^2,
+// which is rounded to float first, in units of 2^-2b of that power's square, b as large as `count` squares below
+// 2^(2b+2) allow
 
 struct FixedSum {
     bool squares;

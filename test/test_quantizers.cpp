@@ -562,7 +562,10 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
                 case QuantFormat::mid2:
                     s = amax / (1 << (q.bits - 1)), tolerance = 1.0 / 256;
                     if (q.rule == ScaleRule::gauss)
-                        s = 2 * (q.bits == 4 ? 2.513930578568423 : q.bits == 3 ? 2.051068354131873 : 1.4935346200015913) *
+                        s = 2 *
+                            (q.bits == 4   ? 2.513930578568423
+                             : q.bits == 3 ? 2.051068354131873
+                                           : 1.4935346200015913) *
                             std::sqrt(squares / (double)x.t.group) / ((1 << q.bits) - 1);
                     break;
                 default:
@@ -626,7 +629,8 @@ TEST(Midrise, GaussIsTheBestScaleOfANormalDistribution) {
         }
         return sum * dx;
     };
-    const std::pair<int, double> scales[] = {{4, MidriseFormat<4>::gauss}, {3, MidriseFormat<3>::gauss}, {2, MidriseFormat<2>::gauss}};
+    const std::pair<int, double> scales[] = {
+        {4, MidriseFormat<4>::gauss}, {3, MidriseFormat<3>::gauss}, {2, MidriseFormat<2>::gauss}};
     for (auto [bits, c] : scales) {
         double low = 0.5, high = 4.0;  // by thirds: the error has one minimum
         for (int i = 0; i < 24; i++) {
@@ -658,7 +662,8 @@ TEST(Midrise, TheRootMeanSquareDoesNotDependOnTheOrder) {
     }
     for (float tiny : {1e-38f, 1e-25f, 1e18f}) {
         const std::vector<float> w(5, tiny);
-        EXPECT_NEAR(quant_mean_cpu(w.data(), 5, 1, tiny, ScaleOf::rms), tiny > 1e-30f ? tiny : 0.0f, 1e-6 * tiny + 1e-36);
+        EXPECT_NEAR(quant_mean_cpu(w.data(), 5, 1, tiny, ScaleOf::rms), tiny > 1e-30f ? tiny : 0.0f,
+                    1e-6 * tiny + 1e-36);
     }
 }
 
@@ -726,9 +731,9 @@ TEST(FakeQuant, EwgsIsItsFormulaOnEveryBackend) {
             fake_quant_backward(dw.data, x.master.data, narrow.data, shape, x.q.spec, {SteRule::ewgs, delta}, run.dev);
             fake_quant_backward(none.data, x.master.data, narrow.data, shape, x.q.spec, {SteRule::ewgs, 0.0f}, run.dev);
             fake_quant_backward(clip.data, x.master.data, narrow.data, shape, x.q.spec, SteRule::clip, run.dev);
-            const std::vector<float> got = dw.get(), clipped = clip.get();
+            const std::vector<float> got = dw.get(), clipped = clip.get(), unmoved = none.get();
             for (size_t i = 0; i < clipped.size(); i++)  // -0 and 0 are one number
-                EXPECT_EQ(none.get()[i], clipped[i]) << what << ": delta 0 is not clip";
+                EXPECT_EQ(unmoved[i], clipped[i]) << what << ": delta 0 is not clip";
             int64_t changed = 0;
             const double range = code_range(x.q.spec);
             for (size_t i = 0; i < w.size(); i++) {
@@ -750,8 +755,9 @@ TEST(FakeQuant, EwgsIsItsFormulaOnEveryBackend) {
 // activations
 
 TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
-    for (const char* text : {"int8:token", "int8:token:asym", "int4:g32", "int4:token:mse", "fp8e4m3:token",
-                             "fp8e5m2:g64", "mxfp8", "mxfp4", "nvfp4", "int6:token:amax7", "mid4:token", "mid3:g32:gauss"})
+    for (const char* text :
+         {"int8:token", "int8:token:asym", "int4:g32", "int4:token:mse", "fp8e4m3:token", "fp8e5m2:g64", "mxfp8",
+          "mxfp4", "nvfp4", "int6:token:amax7", "mid4:token", "mid3:g32:gauss"})
         for (auto [T, C] : {std::pair<int64_t, int64_t>{1, 64}, {7, 192}, {3, 1152}, {2, 16448}}) {
             Quantizer q = quantizer_parse(text, "activations");
             if (T == 2 && q.spec.rule == ScaleRule::mse) continue;  // slow
@@ -958,9 +964,9 @@ static double learned_surrogate(const LearnedTensor& x, const std::vector<float>
     };
     auto zero_exact = [&](double pb, double s) {
         return x.kind == LearnedScale::lsq || x.kind == LearnedScale::pact ? (double)g.zero
-               : q.symmetric                        ? 0.0
-               : x.kind == LearnedScale::lsq_offset ? -pb / s
-                                                    : -sigmoid(pb) * least / s;
+               : q.symmetric                                               ? 0.0
+               : x.kind == LearnedScale::lsq_offset                        ? -pb / s
+                                                                           : -sigmoid(pb) * least / s;
     };
     double s = exact(a, b) + (g.scale - exact(a0, b0));
     double z = zero_exact(b, s) + (g.zero - zero_exact(b0, g.scale));
@@ -968,11 +974,12 @@ static double learned_surrogate(const LearnedTensor& x, const std::vector<float>
     for (int64_t i = group * x.t.group; i < (group + 1) * x.t.group; i++) {
         float at_code = w[i] / g.scale + g.zero;
         const float at_scale = w[i] / g.scale;
-        double level = middle ? std::min(std::max(std::floor((double)at_scale) + 0.5, low), high) : (double)rintf(at_scale);
-        double value = at_code < low - beyond           ? (low - z) * s
-                       : at_code > high + beyond        ? (high - z) * s
+        double level =
+            middle ? std::min(std::max(std::floor((double)at_scale) + 0.5, low), high) : (double)rintf(at_scale);
+        double value = at_code < low - beyond         ? (low - z) * s
+                       : at_code > high + beyond      ? (high - z) * s
                        : x.kind == LearnedScale::pact ? w[i]
-                                                        : w[i] + (level - (double)at_scale) * s;
+                                                      : w[i] + (level - (double)at_scale) * s;
         loss += d[i] * value;
     }
     return loss;
@@ -1113,8 +1120,10 @@ TEST(LearnedScale, RefusedWhereItMakesNoSense) {
     EXPECT_FALSE(refused("int4:g32:asym", LearnedScale::lsq_offset, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lwc, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lsq, true));
-    for (LearnedScale kind : {LearnedScale::lsq_offset, LearnedScale::lwc}) EXPECT_TRUE(refused("mid4:g32", kind, false));
-    for (LearnedScale kind : {LearnedScale::lsq, LearnedScale::pact}) EXPECT_FALSE(refused("mid2:channel", kind, false));
+    for (LearnedScale kind : {LearnedScale::lsq_offset, LearnedScale::lwc})
+        EXPECT_TRUE(refused("mid4:g32", kind, false));
+    for (LearnedScale kind : {LearnedScale::lsq, LearnedScale::pact})
+        EXPECT_FALSE(refused("mid2:channel", kind, false));
     EXPECT_TRUE(refused("mid4:g32", LearnedScale::lsq, true));
     EXPECT_TRUE(refused("int4:g32:asym", LearnedScale::pact, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::pact, false));

@@ -28,8 +28,10 @@ struct MidriseCodes {
 template <int BITS>
 struct MidriseFormat : MidriseCodes<BITS> {
     typedef MidriseCodes<BITS> Codes;
-    static constexpr std::initializer_list<FormatName> names = {
-        {BITS == 4 ? "mid4" : BITS == 3 ? "mid3" : "mid2", BITS}};
+    static constexpr std::initializer_list<FormatName> names = {{BITS == 4   ? "mid4"
+                                                                 : BITS == 3 ? "mid3"
+                                                                             : "mid2",
+                                                                 BITS}};
     static constexpr const char *scopes = "tensor, channel, token, gN", *scope = "";
     static constexpr ScaleStorage storage = ScaleStorage::bf16;
     static constexpr bool affine = false, tensor_scale = false, double_quant = false;
