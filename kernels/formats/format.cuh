@@ -33,7 +33,7 @@ enum class NumberKind : uint8_t {
 // What a packed weight keeps a scale in. nested: of a format's double quantization
 enum class ScaleStorage : uint8_t { fp32, bf16, fp16, e8m0, e4m3, nested };
 
-// What of a group gives its scale: [min, max]; the mean of |w|; the root of the mean of w^2; a search for the least error
+// What of a group gives its scale: [min, max], the mean of |w|, the root of that of w^2, a search for the least error
 enum class ScaleOf : uint8_t { range, mean, rms, search };
 
 struct FormatName {
