@@ -97,10 +97,10 @@ inline void session_stored_policy(Options& o, const ModelConfig& config) {
         if (pre_bias && !o.k_pre_bias) differs("--k_pre_bias false");
         const std::string rotated = policy_hadamard(j, config, folder);
         if (rotated != "none") {
-            trained += " --hadamard " + rotated;
+            trained += " --hadamard '" + rotated + "'";
             if (!o.given("hadamard") && o.command != COMMAND_QUANTIZE) o.hadamard = rotated, taken = true;
             const std::string used = hadamard_rules(o, config);
-            if (used != rotated) differs("--hadamard " + used);
+            if (used != rotated) differs("--hadamard '" + used + "'");
         }
     }
     if (!o.adapter.empty() && config_bool(j, "lora_inside_quantizer", false, folder + "/quantizer.json")) {
