@@ -26,14 +26,14 @@ struct RosteError {
 
 struct RosteMethod : TrainingMethod {
     static constexpr int64_t piece = 1 << 20;  // numbers whose difference is taken at once
-    std::string rotate;
+    std::string which;
     int64_t every, samples;
     Buffer<int8_t> chosen;      // [4 L], a linear after the other
     Buffer<float> differences;  // [2,piece]
     std::vector<RosteError> errors;
 
     explicit RosteMethod(const Settings& s)
-        : rotate(s.word("rotate")), every(s.whole("every")), samples(s.whole("samples")) {}
+        : which(s.word("rotate")), every(s.whole("every")), samples(s.whole("samples")) {}
 
     void attach() override {
         Model& m = *run.model;
@@ -47,7 +47,7 @@ struct RosteMethod : TrainingMethod {
             fail_usage("--methods roste: no linear is quantized; add --weights or --activations, such as int4:channel");
         if (m.config.rotate_down)
             fail_usage("--methods roste: the inputs of down are rotated already (quantize --rotations r4)");
-        if (every > 0 && rotate != "adaptive")
+        if (every > 0 && which != "adaptive")
             fail_usage("--methods roste: every=%lld is for rotate=adaptive", (long long)every);
         for (const LinearPart* p : quantized_parts(m))
             if (every > 0 && p->quantizer.scale_mode != ScaleMode::dynamic)
@@ -122,7 +122,7 @@ struct RosteMethod : TrainingMethod {
             linear_set_basis(l, true);
             for (LinearPart& p : l.parts) errors[i].rotated += weight_error(p);
             rotated[i] =
-                rotate == "all" ? is_quantized(l) : rotate == "adaptive" && errors[i].rotated < errors[i].plain;
+                which == "all" ? is_quantized(l) : which == "adaptive" && errors[i].rotated < errors[i].plain;
         }
         model_set_basis(m, rotated);
         const std::vector<int8_t> host(rotated.begin(), rotated.end());
