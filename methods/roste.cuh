@@ -121,8 +121,7 @@ struct RosteMethod : TrainingMethod {
             for (LinearPart& p : l.parts) errors[i].plain += weight_error(p);
             linear_set_basis(l, true);
             for (LinearPart& p : l.parts) errors[i].rotated += weight_error(p);
-            rotated[i] =
-                which == "all" ? is_quantized(l) : which == "adaptive" && errors[i].rotated < errors[i].plain;
+            rotated[i] = which == "all" ? is_quantized(l) : which == "adaptive" && errors[i].rotated < errors[i].plain;
         }
         model_set_basis(m, rotated);
         const std::vector<int8_t> host(rotated.begin(), rotated.end());
@@ -254,5 +253,5 @@ inline const MethodRow roste_row = {
      {"every", "0", "whole [0, 1000000000]", "optimizer steps after which it is chosen again; 0: once, at the start"},
      {"samples", "128", "whole [1, 1000000]",
       "texts whose activations are looked at, at most those of the first step"}},
-    {},
+    {{"freeze", "a frozen code belongs to a weight of one basis"}},
     [](const Settings& s) -> std::unique_ptr<TrainingMethod> { return std::make_unique<RosteMethod>(s); }};

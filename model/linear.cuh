@@ -233,6 +233,16 @@ inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantiz
         if (p.hooks[i].at_gradient) p.hooks[i].at_gradient(p, dw, w);
 }
 
+// use(w): w [rows,cols] = part_source(p), and dw [rows,cols] in its basis, where both meet p.work and its grid; dw is
+// rotated there and back
+template <class Use>
+void part_in_basis(LinearPart& p, float* dw, Device dev, const Use& use) {
+    const float* w = part_source(p, dev);
+    if (p.basis.on()) hadamard_forward(dw, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+    use(w);
+    if (p.basis.on()) hadamard_backward(dw, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+}
+
 // use(q): q [rows,cols] = Q(W) in the basis of the master, floatX or, if it had to be rotated back, fp32. For pulls
 // towards the grid: with W' = W H^T, W' - Q(W') = (W - q) H^T. Overwrites what part_source gave
 template <class Use>

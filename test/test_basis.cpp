@@ -206,6 +206,33 @@ TEST(Basis, CagePullsTowardsTheGridOfTheBasis) {
     }
 }
 
+// the gradient of the distances to the grid, where that is; what dw was stays
+TEST(Basis, DampeningIsThatOfTheBasis) {
+    Model m;
+    make_model(m, "int4:g16");
+    model_rotate(m, "all");
+    model_refresh(m);
+    Trainer t;
+    trainer_init(t, m, 64, false, OptimizerConfig(), training_methods_parse("dampen:lambda=3"));
+    LinearPart& p = m.layers[0].down.parts[0];
+    const float* s = part_source(p, m.dev);
+    std::vector<double> expected;
+    for (int64_t i = 0; i < p.count(); i++) {
+        const double scale = (double)p.grid[i / 16].scale,
+                     w = std::min(std::max((double)s[i], -8.0 * scale), 7.0 * scale);
+        expected.push_back(6.0 * (w - (double)(float)p.work[i]));
+    }
+    const std::vector<float> before = random_values<float>((size_t)p.count(), 4, 0.01f);
+    TestBuffer<float> dw(before, m.dev);
+    p.hooks[0].before_update(p, dw.data, {1.0, 1.0});
+    std::vector<float> added = dw.get();
+    for (size_t i = 0; i < added.size(); i++) added[i] -= before[i];
+    EXPECT_LE(relative(turned(doubles(added.data(), p.count()), p.cols, false), expected), FP32 ? 1e-5 : 1e-2);
+    p.hooks[0].before_update(p, dw.data, {1.0, 0.0});  // lambda 0: there and back
+    for (size_t i = 0; i < added.size(); i++) added[i] += before[i];
+    EXPECT_LE(relative(dw.get(), added), 1e-6);
+}
+
 // A copy of the weights has their bases: it computes the same bits, also when the model has gone on to others
 TEST(Basis, AReferenceKeepsItsBasesUntilItFollows) {
     Model m, reference;
@@ -385,10 +412,13 @@ TEST(Roste, WhatCannotBeIsRefused) {
     Model plain, kept, adapted;
     make_model(plain, "none");
     refused(plain, "roste", "no linear is quantized");
+    refused(plain, "roste+freeze", "one basis");
     make_model(kept, "int4:channel");
     refused(kept, "roste:rotate=all:every=3", "rotate=adaptive");
     for (LinearPart* p : quantized_parts(kept)) p->quantizer.scale_mode = ScaleMode::kept;
     refused(kept, "roste:every=3", "--qat_scale dynamic");
+    model_rotate(kept, "down");
+    refused(kept, "freeze", "--hadamard none");
     make_model(adapted, "int4:channel");
     LoraConfig lora;
     lora.r = 2;
