@@ -27,6 +27,7 @@ struct FreezeMethod : TrainingMethod {
     void attach() override {
         Model& m = *run.model;
         method_needs_masters(m, "freeze");
+        method_needs_own_basis(m, "freeze");
         method_needs_integers(m, "freeze");
         for (const LinearPart* p : quantized_parts(m)) {
             if (p->quantizer.scale_mode == ScaleMode::dynamic)

@@ -71,6 +71,14 @@ inline void method_needs_masters(const Model& m, const char* name) {
         fail_usage("--methods %s: no weight is quantized; add --weights, such as int4:g32:sym", name);
 }
 
+// ... that are quantized in the basis of their masters
+inline void method_needs_own_basis(const Model& m, const char* name) {
+    const std::string rotated = rotated_text(rotated_linears(m));
+    if (rotated != "none")
+        fail_usage("--methods %s acts on weights where they are quantized, and --hadamard %s rotates them there; take "
+                   "--hadamard none", name, rotated.c_str());
+}
+
 // ... and in integer formats, whose codes lie in the order of what they stand for
 inline void method_needs_integers(const Model& m, const char* name) {
     for (const LinearPart* p : quantized_parts(m))
