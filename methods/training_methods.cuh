@@ -1,11 +1,12 @@
 // The methods of --methods, and several of them as one: NAME[:SETTING=VALUE ...] joined by +, which act in that order.
 #pragma once
 #include "cage.cuh"
+#include "efqat.cuh"
 #include "training_method.cuh"
 
 // the table
 inline const std::vector<const MethodRow*>& training_methods() {
-    static const std::vector<const MethodRow*> rows = {&cage_row};
+    static const std::vector<const MethodRow*> rows = {&cage_row, &efqat_row};
     return rows;
 }
 

@@ -111,7 +111,10 @@ static void expect_rows_put(const RowsCase& c, const Backend& run) {
     select_backend(run);
     const std::string what = format("R %lld T %lld C %lld, %zu bytes, %s", (long long)c.R, (long long)c.T,
                                     (long long)c.C, sizeof(T), run.name.c_str());
-    const std::vector<T> x = random_values<T>(c.T * c.C, 5), y = random_values<T>(c.R * c.C + 1, 6);
+    const std::vector<int> a = random_ints(c.T * c.C, 5, 200), b = random_ints(c.R * c.C + 1, 6, 200);
+    std::vector<T> x, y;
+    for (int v : a) x.push_back((T)(float)v);
+    for (int v : b) y.push_back((T)(float)v);
     const std::vector<int> rows = distinct_ints(c.T, 7, (int)c.T);  // the first R are used
     std::vector<T> gathered(c.R * c.C), put = x;
     for (int64_t r = 0; r < c.R; r++)
@@ -129,7 +132,9 @@ static void expect_rows_put(const RowsCase& c, const Backend& run) {
 
 TEST(Rows, ArePutBackAndTheOthersStay) {
     for (const RowsCase& c : rows_cases())
-        for (const Backend& run : all_backends()) expect_rows_put<float>(c, run), expect_rows_put<bf16>(c, run);
+        for (const Backend& run : all_backends()) {
+            expect_rows_put<float>(c, run), expect_rows_put<bf16>(c, run), expect_rows_put<uint8_t>(c, run);
+        }
 }
 
 // width: beyond the columns that are asked for stand zeros
