@@ -141,7 +141,7 @@ struct EfqatMethod : TrainingMethod {
 
     std::vector<NamedArray> arrays() override {
         std::vector<NamedArray> list;
-        add_array(list, "efqat_rows", mask);
+        add_array(list, "efqat.rows", mask);
         return list;
     }
 

@@ -71,3 +71,11 @@ inline void method_needs_masters(const Model& m, const char* name) {
     if (quantized_parts(m).empty())
         fail_usage("--methods %s: no weight is quantized; add --weights, such as int4:g32:sym", name);
 }
+
+// ... and in integer formats, whose codes lie in the order of what they stand for
+inline void method_needs_integers(const Model& m, const char* name) {
+    for (const LinearPart* p : quantized_parts(m))
+        if (!quant_is_integer(p->quantizer.spec))
+            fail_usage("--methods %s: --weights %s has no integer codes; use an int format", name,
+                       quantizer_text(p->quantizer).c_str());
+}
