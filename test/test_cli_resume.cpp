@@ -171,6 +171,8 @@ static const std::vector<Kind> kinds = {
      "sft",
      {"--weights", "int4:channel", "--activations", "int4:token:asym", "--methods",
       "roste:every=1+cage:lambda=10:silence=0"}},
+    {"some rows", "sft", {"--weights", "int4:g32", "--methods", "efqat:share=0.3:every=1", "--weight_decay", "0.1"}},
+    {"some rows of all", "grpo", {"--weights", "int4:g32", "--methods", "efqat:select=cwpn:share=0.3", "--optim", "muon"}},
     {"sft of adapters", "sft", {"--weights", "nf4:g32", "--lora_r", "4", "--lora_dropout", "0.1"}},
     {"distill", "distill", {"--weights", "int3:g32"}},
     {"distill on-policy", "distill", {"--weights", "int3:g32", "--lmbda", "0.5", "--max_completion_length", "8"}},
