@@ -16,11 +16,6 @@
 #include "../model.cuh"
 #include "safetensors.h"
 
-inline const char* learned_scale_name(LearnedScale kind) {
-    const char* names[] = {"lsq", "lsq_offset", "lwc"};
-    return names[(int)kind];
-}
-
 inline std::vector<int64_t> grid_shape(const QuantizedTensor& t) {
     if (t.groups < t.rows) return {1, 1};
     return {t.rows, t.groups / t.rows};
@@ -138,7 +133,7 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
     std::vector<Grid> grid(t.groups);
     if (!q.spec.symmetric) zero = read("zero", grid_shape(t));
-    const bool rounded = quant_is_integer(q.spec);
+    const bool rounded = quant_traits(q.spec).storage == ScaleStorage::bf16;
     for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
     if (q.double_quant) {
         for (float x : scale)  // sizes, whose mean is summed as fixed-point numbers
@@ -159,7 +154,8 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     if (!learned) return;
     const bool lwc = q.learned_scale == LearnedScale::lwc;
     std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
-    if (q.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
+    if (lwc) b = read("lower", grid_shape(t));
+    if (q.learned_scale == LearnedScale::lsq_offset) b = read("offset", grid_shape(t));
     copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), dev);
     copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), dev);
     device_synchronize(dev);

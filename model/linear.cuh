@@ -18,6 +18,9 @@
 // into a single channel. The trap: part.work is of the basis, part.master is not; part_value has the two together.
 //
 // Hooks: what a method does to a weight at the fixed moments of its life, see WeightHook.
+//
+// A method may also train some of the rows alone: of dW those are computed then, the others of the gradient stay 0, and
+// the optimizer leaves them and their moments as they are. dx and the gradient of the bias are whole.
 #pragma once
 #include <algorithm>
 #include <functional>
@@ -26,6 +29,7 @@
 #include "../kernels/convert.cuh"
 #include "../kernels/hadamard.cuh"
 #include "../kernels/linear.cuh"
+#include "../kernels/rows.cuh"
 #include "../quant.cuh"
 #include "adapter.cuh"
 
@@ -85,10 +89,27 @@ struct WeightHook {
     std::function<void(LinearPart&, const StepInfo&)> after_step;
 };
 
+// The rows of a part that are trained
+struct PartRows : RowList {
+    const char* method = nullptr;  // the name of what chooses them; null: all rows, always
+    int64_t most = 0;              // that a list of it ever has
+};
+
+// Those of a linear, over its parts, with memory for a product with them
+struct LinearRows : RowList {
+    floatX* dout = nullptr;    // [T, trained_rows_width]
+    float* dweight = nullptr;  // [trained_rows_width, cols]
+};
+
+// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or each
+// linear of a model would have a plan of its own (cublaslt.cuh)
+inline int64_t trained_rows_width(int64_t count, Device dev) { return dev.cuda ? CEIL_DIV(count, 64) * 64 : count; }
+
 struct LinearPart : QuantizedTensor {
     const char* label = "";  // q, k, v, o, gate, up, down; embed, head
     int layer = -1;
     int64_t row0 = 0;  // of the linear
+    PartRows trained;
     std::vector<WeightHook> hooks;
     Hadamard basis;            // that it is quantized in; off: its own
     float* rotated = nullptr;  // [rows,cols] the model's scratch for it, shared by all parts
@@ -115,6 +136,7 @@ struct Linear {
     Quantizer input;  // Q_x, one scale a row or group of it
     Hadamard transform;   // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh, a basis)
     bool rotated = false;  // the transform is that of a basis, its parts'
+    LinearRows trained;
     bool frozen = false;  // the codes of `packed` are all there is where a run has some
     std::vector<PackedRows> packed;
     const Lora* lora = nullptr;  // the model's adapter
@@ -297,6 +319,18 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
     }
 }
 
+// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows do:
+// on the CPU the bits are the same
+inline void linear_backward_rows(const Linear& l, const floatX* dout, const floatX* x, int64_t T, Device dev) {
+    const LinearRows& r = l.trained;
+    if (r.count == 0) return;
+    const int64_t C = l.cols, width = trained_rows_width(r.count, dev);
+    gather_columns({r.dout, width}, {dout, l.rows}, r.rows, T, r.count, width, dev);
+    gather_rows(r.dweight, l.weight.grad, r.rows, r.count, C, dev);
+    matmul_tn({r.dweight, C}, {r.dout, width}, {x, C}, T, width, C, dev);
+    put_rows(l.weight.grad, r.dweight, r.rows, r.count, C, dev);
+}
+
 // dinp [T,cols] = dout [T,rows] Q(W) through the straight-through rule of Q_x; the gradients of weight and bias, or of
 // the adapter, accumulate in their views. inp, quantized: as in the forward (the quantized copy is made again, not kept)
 inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const floatX* inp, floatX* quantized,
@@ -306,6 +340,12 @@ inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const f
         linear_backward_adapted(l, dinp, dout, inp, x, T, pass, dev);
         return;
     }
-    linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, {T, l.cols, l.rows}, dev);
+    if (l.trained.all) {
+        linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, {T, l.cols, l.rows}, dev);
+    } else {
+        linear_backward_input(l, dinp, dout, T, dev);
+        linear_backward_rows(l, dout, x, T, dev);
+        if (l.bias.grad) bias_backward(l.bias.grad, dout, T, l.rows, dev);
+    }
     if (x != inp) fake_quant_rows_backward(dinp, inp, T, l.cols, l.input, dev);
 }

@@ -41,7 +41,7 @@ inline void check_weight_rules(const ModelConfig& config, const QuantizerRules& 
 
 // The inputs of the linears get a quantizer; ste: the rule of their gradient. The parts of a linear share their input, so
 // that rules that tell them apart are refused.
-inline void model_quantize_activations(Model& m, const QuantizerRules& rules, SteRule ste = SteRule::identity) {
+inline void model_quantize_activations(Model& m, const QuantizerRules& rules, Ste ste = SteRule::identity) {
     rules_check(rules, weight_places(m.config, true));
     m.activation_rules = rules;
     for (const ParamTensor& t : m.tensors) {

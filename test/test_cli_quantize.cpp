@@ -52,8 +52,8 @@ TEST(Quantize, CalibratesMeasuresAndSaves) {
 }
 
 TEST(Quantize, EveryKindOfFormatIsSavedAndReadAgain) {
-    for (const char* weights :
-         {"nvfp4", "fp8e4m3:channel", "fp8e5m2:tensor", "int3:g16:asym", "int6:channel", "ternary", "nf4:g16:dq"}) {
+    for (const char* weights : {"nvfp4", "fp8e4m3:channel", "fp8e5m2:tensor", "int3:g16:asym", "int6:channel",
+                                "ternary", "nf4:g16:dq", "mid4:g16:gauss"}) {
         std::string out = fresh("quantized"), again = fresh("again");
         const Args measured = {"--ptq", "rtn", "--eval_data", sums, "--eval_n", "40", "--output_dir"};
         good(Args{"quantize", "--model", trained, "--weights", weights, "--save_dtype", "float32"} + measured +

@@ -51,6 +51,7 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     t.methods = std::move(methods);
     for (const auto& method : t.methods.list) {
         method->run.model = &m, method->run.optimizer = optimizer.name, method->run.seed = optimizer.seed;
+        method->run.tokens = micro_batch_tokens;
         method->attach();
     }
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
@@ -94,17 +95,21 @@ inline void score_hidden_backward(Trainer& t, int64_t R) {
     model_backward(m, t.acts);
 }
 
-// The same from t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training
-inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
+// t.score.dhidden, and the head's gradient, from t.score.dlogp [R] = dL/dlogp of the tokens of the last
+// score_forward_training
+inline void score_head_backward(Trainer& t, int64_t R, float inverse_temperature) {
+    NVTX_RANGE("lm_head_backward");
     Model& m = *t.model;
     ScoreMemory& memory = t.score;
     trainer_bind(t);
-    {
-        NVTX_RANGE("lm_head_backward");
-        lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
-                         {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
-                         memory.head, m.dev);
-    }
+    lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
+                     {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
+                     memory.head, m.dev);
+}
+
+// both
+inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
+    score_head_backward(t, R, inverse_temperature);
     score_hidden_backward(t, R);
 }
 
