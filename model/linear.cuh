@@ -22,7 +22,6 @@
 // A method may also train some of the rows alone: of dW those are computed then, the others of the gradient stay 0, and
 // the optimizer leaves them and their moments as they are. dx and the gradient of the bias are whole.
 #pragma once
-#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -245,8 +244,9 @@ inline const float* part_source(LinearPart& p, Device dev) {
 // dw, the gradient of Q(w), becomes that of w and of whatever w is made of. w: part_source(p), which is lost
 inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantized, Device dev) {
     if (quantized && p.quantizer.on()) quantized_tensor_backward(p, dw, w, dev);
-    const bool hooked = std::any_of(p.hooks.begin(), p.hooks.end(), [](const WeightHook& h) { return (bool)h.at_gradient; });
     if (p.basis.on()) {
+        bool hooked = false;
+        for (const WeightHook& h : p.hooks) hooked = hooked || h.at_gradient;
         const int64_t segments = p.cols / p.basis.N();
         hadamard_backward(dw, p.cols, p.basis, p.rows, segments, dev);
         if (hooked) hadamard_backward(p.rotated, p.cols, p.basis, p.rows, segments, dev);  // w, for them
