@@ -241,6 +241,16 @@ TEST(Convert, RoundsLikeOneNumberAtATime) {
                         << "n " << n << " element " << i << ", " << run.name;
                 }
                 if (offset) { EXPECT_TRUE(still_poison(y[0])) << run.name; }
+                Half half(y, run.dev);
+                Full wide(n + offset, run.dev);
+                convert_widen(wide.data + offset, half.data + offset, n, run.dev);
+                std::vector<float> z = wide.get();
+                for (int64_t i = 0; i < n; i++) {
+                    float expected = (float)y[i + offset];
+                    ASSERT_EQ(memcmp(&z[i + offset], &expected, sizeof(float)), 0)
+                        << "n " << n << " element " << i << " widened, " << run.name;
+                }
+                if (offset) { EXPECT_TRUE(still_poison(z[0])) << run.name; }
             }
         }
 }
@@ -565,6 +575,7 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         bias_backward(nullptr, nullptr, 0, 8, dev);
         adamw_update(nullptr, nullptr, nullptr, nullptr, 0, 1.0f, AdamWConfig(), 1, dev);
         convert_forward(nullptr, nullptr, 0, dev);
+        convert_widen(nullptr, nullptr, 0, dev);
         mix_forward(nullptr, nullptr, 0.5f, 0, dev);
         EXPECT_THROW(gather_rows<floatX>(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);

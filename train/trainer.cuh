@@ -174,7 +174,7 @@ inline void optimizer_moved(Trainer& t, OptimizerResult& r, double learning_rate
     m.noise.step = (uint32_t)t.step;
     model_refresh(m, pass.quantized);
     for (size_t i = 0; i < methods.size() && pass.quantized; i++)
-        if (methods[i]->after_refresh(info)) model_refresh(m);
+        if (methods[i]->after_refresh(info)) model_refresh(m, true, true);
     r.flip_rate = code_flip_rate(m, false);
     r.flip_total = code_flip_rate(m, true);
 }
@@ -188,7 +188,7 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
     trainer_bind(t);
     for (const ParamTensor& p : m.tensors) {
         LinearPart* part = part_of(m, p);
-        if (part && part->grad) part_gradient(*part, part->grad, part_source(*part), pass.quantized, m.dev);
+        if (part && part->grad) part_gradient(*part, part->grad, part_source(*part, m.dev), pass.quantized, m.dev);
     }
     r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)t.grads.size, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {
