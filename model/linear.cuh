@@ -100,8 +100,8 @@ struct LinearRows : RowList {
     float* dweight = nullptr;  // [trained_rows_width, cols]
 };
 
-// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or each
-// linear of a model would have a plan of its own (cublaslt.cuh)
+// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or
+// each linear of a model would have a plan of its own (cublaslt.cuh)
 inline int64_t trained_rows_width(int64_t count, Device dev) { return dev.cuda ? CEIL_DIV(count, 64) * 64 : count; }
 
 struct LinearPart : QuantizedTensor {
@@ -319,8 +319,8 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
     }
 }
 
-// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows do:
-// on the CPU the bits are the same
+// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows
+// do: on the CPU the bits are the same
 inline void linear_backward_rows(const Linear& l, const floatX* dout, const floatX* x, int64_t T, Device dev) {
     const LinearRows& r = l.trained;
     if (r.count == 0) return;
