@@ -68,6 +68,20 @@ inline std::string policy_rules(const nlohmann::json& policy, const char* name, 
     } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
 }
 
+// --hadamard in its canonical text
+inline std::string hadamard_rules(const Options& o, const ModelConfig& config) {
+    return rotated_text(rotated_linears(config, o.hadamard));
+}
+
+// that of quantizer.json; "none" where it has none
+inline std::string policy_hadamard(const nlohmann::json& policy, const ModelConfig& config, const std::string& folder) {
+    if (!policy.contains("hadamard")) return "none";
+    try {
+        if (!policy["hadamard"].is_string()) fail("hadamard is not a text");
+        return rotated_text(rotated_linears(config, policy["hadamard"].get<std::string>()));
+    } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
+}
+
 // What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of
 // either. The weights of a container are left to session_container; an export asks for its weights alone.
 inline void session_stored_policy(Options& o, const ModelConfig& config) {
@@ -96,6 +110,13 @@ inline void session_stored_policy(Options& o, const ModelConfig& config) {
         if (pre_bias && !o.given("kv_cache") && !o.given("k_pre_bias")) o.k_pre_bias = true;
         if (pre_bias) trained += " --k_pre_bias true";
         if (pre_bias && !o.k_pre_bias) differs("--k_pre_bias false");
+        const std::string rotated = policy_hadamard(j, config, folder);
+        if (rotated != "none") {
+            trained += " --hadamard '" + rotated + "'";
+            if (!o.given("hadamard") && o.command != COMMAND_QUANTIZE) o.hadamard = rotated, taken = true;
+            const std::string used = hadamard_rules(o, config);
+            if (used != rotated) differs("--hadamard '" + used + "'");
+        }
     }
     if (!o.adapter.empty() && config_bool(j, "lora_inside_quantizer", false, folder + "/quantizer.json")) {
         trained += " --lora_inside_quantizer true";
@@ -203,6 +224,10 @@ inline void check_weights(const ModelConfig& config, const Options& o) {
     if (!rules.on() && (learned || stochastic))
         fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
     for (const QuantizerRule& r : rules.rules) check_trained(r.quantizer);
+    const SteRule ste = ste_rule(o).rule;
+    if (learned && ste != SteRule::identity && ste != SteRule::clip && !activation_rules(o).on())
+        fail_usage("--ste %s: --qat_scale learned clips, as its gradients have it, and nothing else is quantized; leave one "
+                   "of the two out", printable(o.ste).c_str());
     const Options normal;  // what a run's config.json repeats is no wish
     const char* unused = learned                                               ? nullptr
                          : o.learned_scale != normal.learned_scale             ? "learned_scale"

@@ -6,8 +6,9 @@
 
 // methods: --methods, which the cold start of an adapter's base does without
 inline void trainer_from_options(Trainer& t, Model& m, const Options& o, const std::string& methods = "none") {
-    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o),
-                 training_methods_parse(methods));
+    TrainingMethods list = training_methods_parse(methods);
+    for (const auto& method : list.list) method->run.basis_given = o.given("hadamard") && o.hadamard != "none";
+    trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o), std::move(list));
     t.max_grad_norm = o.max_grad_norm;
 }
 
@@ -259,7 +260,7 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     r.state.trainer = r.t;  // a cold start has counted
     training_methods_context(r);
     if (r.s.resume.on()) training_resume(r);
-    else methods_start(r.t);
+    else methods_start(r.t), objective.start(r.t);
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);

@@ -66,9 +66,10 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
 enum class Saved { model, adapter, merged };
 
 // quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags
-// --weights, --activations, --kv_cache, --k_pre_bias and --lora_inside_quantizer. What is none is left out, but for the
-// weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its adapter has
-// none: it is on no grid, and no policy of a training.
+// --weights, --activations, --kv_cache, --k_pre_bias, --hadamard and --lora_inside_quantizer. What is none is left out,
+// but for the weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its
+// adapter has none: it is on no grid, and no policy of a training. hadamard: the linears that are quantized in a rotated
+// basis (model/basis.cuh); the weights in the folder are not rotated, so that it is an ordinary one to other programs.
 inline void policy_save(const Model& m, const std::string& folder, Saved what = Saved::model) {
     nlohmann::ordered_json j;
     const bool adapter = what == Saved::adapter, inside = m.lora.inside();
@@ -76,6 +77,8 @@ inline void policy_save(const Model& m, const std::string& folder, Saved what = 
     if (m.activation_rules.on()) j["activations"] = rules_text(m.activation_rules);
     if (m.kv_rules.on()) j["kv_cache"] = rules_text(m.kv_rules);
     if (m.k_pre_bias) j["k_pre_bias"] = true;
+    const std::string rotated = rotated_text(rotated_linears(m));
+    if (rotated != "none") j["hadamard"] = rotated;
     if (adapter && inside) j["lora_inside_quantizer"] = true;
     if (!j.empty()) write_file_atomic(folder + "/quantizer.json", j.dump(2) + "\n");
 }

@@ -25,8 +25,10 @@ struct DampenMethod : TrainingMethod {
         WeightHook hook;
         hook.before_update = [this, dev = m.dev](LinearPart& p, float* dw, const UpdateMoment& moment) {
             now = lambda * cosine_rise(moment.progress);
-            dampening(dw, p.master, p.work, p.grid, quantized_tensor_groups(p), p.quantizer.spec,
-                      (float)(2.0 * now / moment.grad_scale), dev);
+            part_in_basis(p, dw, dev, [&](const float* w) {
+                dampening(dw, w, p.work, p.grid, quantized_tensor_groups(p), p.quantizer.spec,
+                          (float)(2.0 * now / moment.grad_scale), dev);
+            });
         };
         for (LinearPart* p : quantized_parts(m)) p->hooks.push_back(hook);
     }

@@ -2,12 +2,20 @@
 #pragma once
 #include "cage.cuh"
 #include "dampen.cuh"
+#include "efqat.cuh"
 #include "freeze.cuh"
+#include "roste.cuh"
 #include "training_method.cuh"
 
 // the table
 inline const std::vector<const MethodRow*>& training_methods() {
-    static const std::vector<const MethodRow*> rows = {&cage_row, &dampen_row, &freeze_row};
+    static const std::vector<const MethodRow*> rows = {
+        &cage_row,    //
+        &dampen_row,  //
+        &efqat_row,   //
+        &freeze_row,  //
+        &roste_row,
+    };
     return rows;
 }
 

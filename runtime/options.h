@@ -108,6 +108,7 @@ OPT(std::string, ste, "identity", "", IN_TRAIN, "gradient through the rounding: 
 OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
 OPT(std::string, methods, "none", "", IN_TRAIN, "methods of quantized training, joined by +, each with its settings, such as cage:lambda=10:silence=0.8; train_qrl help methods lists them") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
+OPT(std::string, hadamard, "none", "", IN_MODEL & ~IN_QUANTIZE, "linears whose inputs and weights are multiplied with a Hadamard matrix before they are quantized: all, none or names such as 'down' or 'layers.0-3,o'; weights are saved as they are without; unless given, as the model was trained") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \
 OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base (QLoRA's unless --weights says another, such as none); 0: all weights are trained") \

@@ -642,7 +642,8 @@ TEST(L4Q, TheGradientsOfALinearAreThePapers) {
         linear_backward(l, dx.data, dy.data, x.data, nullptr, T, Pass(), dev);
 
         const std::vector<floatX> X = x.get(), dY = dy.get();
-        std::vector<float> W(part_source(p), part_source(p) + n);
+        const float* source = part_source(p, Device());
+        std::vector<float> W(source, source + n);
         std::vector<double> Wq(n), G(n, 0.0), in(n), da(p.groups, 0.0), db(p.groups, 0.0);
         const float *A = m.lora.master.data + adapter.a, *B = m.lora.master.data + adapter.b;
         int64_t outside = 0;
