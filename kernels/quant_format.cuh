@@ -271,8 +271,8 @@ HOST_DEVICE float quant_ewgs(float d, float w, Grid g, float weight, float divis
     if constexpr (format_is_integer<Codes>) number = g.zero - quant_level(w, g, low, high);
     else number = -Codes::number((uint32_t)Codes::code(quant_ratio<Codes>(w, divisor)));
     float off = fmaf(number, g.scale, w);
-    float moved = fmaf(d < 0.0f ? -d : d, off * weight, d);
-    return quant_passes<Codes>(SteRule::ewgs, w, g, low, high) ? moved : 0.0f;
+    d = quant_passes<Codes>(SteRule::ewgs, w, g, low, high) ? d : 0.0f;  // before the sum: loops vectorize
+    return fmaf(d < 0.0f ? -d : d, off * weight, d);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

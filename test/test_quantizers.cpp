@@ -684,6 +684,16 @@ TEST(Midrise, NumbersAndCodesOfEveryBit) {
             EXPECT_EQ(quant_code(q.spec, -far, Grid{0.5f, 0.0f}), 0);
         }
         EXPECT_EQ(quant_code(q.spec, NAN, Grid{0.5f, 0.0f}), 0);  // an index of a table
+        auto expect_floor = [&](float x) {
+            const double k = std::min(std::max(std::floor((double)x), -n / 2.0), n / 2.0 - 1);
+            ASSERT_EQ(quant_code(q.spec, x, Grid{1.0f, 0.0f}), (int)k + n / 2) << x;
+        };
+        for (int i = -9; i <= 9; i++)
+            for (float x :
+                 {(float)i, std::nextafter((float)i, 99.0f), std::nextafter((float)i, -99.0f), (float)i + 0.5f})
+                expect_floor(x), expect_floor(-x);
+        for (uint32_t bits_of = 1; bits_of < 0x7F800000u; bits_of += 99991)
+            expect_floor(bits_float(bits_of)), expect_floor(-bits_float(bits_of));
         // trust: half a step beyond the last number, inclusive; the same on both sides
         const float edge = (float)(n / 2) * 0.5f;
         for (SteRule rule : {SteRule::trust, SteRule::clip})
