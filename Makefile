@@ -164,7 +164,7 @@ install-missing:
 # build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_linear test_packed test_lora test_lm_head \
-                test_quantizers test_hadamard test_optimizers test_distill_kernels
+                test_quantizers test_hadamard test_optimizers test_distill_kernels test_methods
 
 # the tests of test/simt itself
 SIMT_TESTS := test_simt test_simt_ptx test_simt_race test_simt_runtime test_cublaslt test_nccl
@@ -172,9 +172,9 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
 # of many. Each can still be built alone: make build/test_golden@simt.
-UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_gguf test_containers test_formats
+UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats
 UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise
-UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_train
+UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_train test_basis test_efqat
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32)
 TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_attention_cpu@portable test_packed@portable \
@@ -183,7 +183,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_quantize cli_resume dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread

@@ -302,6 +302,10 @@ struct GrpoObjective : Objective {
 
     int iterations() const override { return config.num_iterations; }
 
+    void start(Trainer& t) override {
+        if (reference) model_copy_work(*reference, *t.model);
+    }
+
     // of this step's samples
     virtual RewardedGroup reward() const {
         return reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
@@ -401,15 +405,24 @@ struct GrpoObjective : Objective {
                           human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
     }
 
-    // both are the weights that a forward multiplies with, quantized or not
+    // both are the weights that a forward multiplies with, quantized or not, in the same bases
     void after_step(Trainer& t, int64_t step) override {
         if (!reference || config.ref_sync_steps == 0 || step % config.ref_sync_steps) return;
+        model_work_follows(*reference, *t.model);
         mix_forward(reference->work.data, t.model->work.data, (float)config.ref_mixup_alpha,
                     (int64_t)reference->work.size, t.model->dev);
     }
 
-    void save(nlohmann::ordered_json& j) const override { j["silent_steps"] = silent; }
-    void load(const nlohmann::ordered_json& j) override { silent = j.value("silent_steps", 0); }
+    void save(nlohmann::ordered_json& j) const override {
+        j["silent_steps"] = silent;
+        const std::string rotated = reference ? rotated_text(rotated_linears(*reference)) : "none";
+        if (rotated != "none") j["reference_hadamard"] = rotated;
+    }
+    void load(const nlohmann::ordered_json& j) override {
+        silent = j.value("silent_steps", 0);
+        if (reference)
+            model_set_basis(*reference, rotated_linears(reference->config, j.value("reference_hadamard", "none")));
+    }
     std::vector<NamedArray> arrays() override {
         std::vector<NamedArray> list;
         if (reference) add_array(list, "reference", reference->work);

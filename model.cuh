@@ -17,6 +17,7 @@
 #include "kernels/rmsnorm.cuh"
 #include "kernels/rows.cuh"
 #include "kernels/swiglu.cuh"
+#include "model/basis.cuh"
 #include "model/kv_cache.cuh"
 #include "model/loading.cuh"
 

@@ -7,6 +7,7 @@
 //   fp8e4m3|fp8e5m2 : SCOPE               128x128: a scale for each tile
 //   mxfp8 | mxfp4 | nvfp4                 blocks of 32, 32 and 16, as their standards have it
 //   ternary [: SCOPE]                     -1, 0, 1 times the mean size; tensor unless said
+//   mid4|mid3|mid2 : SCOPE [: amax|gauss] no number is 0: SEQ's scale, or QuEST's
 //   SCOPE  tensor | channel (a weight's row) | token (an activation's row) | gN (N neighbours of a row) | 128x128
 // What the formats mean, and the table of them, is in kernels/quant_format.cuh, the loops over a tensor in
 // kernels/fake_quant.cuh. The quantizer is one argument of every linear: a Linear knows its own, the forward and dX
@@ -43,14 +44,23 @@ struct Quantizer {
     // how it is trained; no part of its text
     ScaleMode scale_mode = ScaleMode::dynamic;
     LearnedScale learned_scale = LearnedScale::lsq;  // what ScaleMode::learned trains
-    SteRule ste = SteRule::identity;
+    Ste ste = SteRule::identity;
     bool stochastic = false;  // rounding; else to nearest
     bool on() const { return enabled; }
 };
 
 inline const char* scale_rule_name(ScaleRule rule) {
-    const char* names[] = {"amax", "amax7", "signedmax", "mse"};
+    const char* names[] = {"amax", "amax7", "signedmax", "mse", "gauss"};
     return names[(int)rule];
+}
+inline const char* learned_scale_name(LearnedScale kind) {
+    const char* names[] = {"lsq", "lsq_offset", "lwc", "pact"};
+    return names[(int)kind];
+}
+
+// is `name` one of "lsq, pact"?
+inline bool trait_lists(const char* list, const std::string& name) {
+    return (", " + std::string(list) + ",").find(", " + name + ",") != std::string::npos;
 }
 
 // the canonical text; for activations and the KV cache one scale a row is called token
@@ -65,10 +75,8 @@ inline std::string quantizer_text(const Quantizer& q, const char* row_scope = "c
                                     : q.scope == QuantScope::channel ? row_scope
                                     : q.scope == QuantScope::block   ? "128x128"
                                                                      : "g" + std::to_string(q.group));
-    if (format.affine) {
-        text += q.spec.symmetric ? ":sym" : ":asym";
-        if (q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
-    }
+    if (format.affine) text += q.spec.symmetric ? ":sym" : ":asym";
+    if (*format.rules && q.spec.rule != ScaleRule::amax) text += std::string(":") + scale_rule_name(q.spec.rule);
     return text + (q.double_quant ? ":dq" : "");
 }
 
@@ -122,7 +130,7 @@ inline bool quantizer_take_scope(Quantizer& q, const std::string& s, const std::
     }
     q.scope = s == "tensor" ? QuantScope::tensor : s == "128x128" ? QuantScope::block : QuantScope::channel;
     q.group = s == "128x128" ? 128 : 0;
-    return (", " + scopes + ",").find(", " + s + ",") != std::string::npos && s != "gN";
+    return trait_lists(scopes.c_str(), s) && s != "gN";
 }
 
 // Weights have channels, activations and the KV cache tokens
@@ -150,12 +158,14 @@ inline void quantizer_parse_scope(Quantizer& q, QuantizerText& t) {
     }
 }
 
-// sym or asym, and the rule of the scale
-inline void quantizer_parse_affine(Quantizer& q, QuantizerText& t) {
-    if (t.is("sym") || t.is("asym")) q.spec.symmetric = t.parts[t.next++] == "sym";
+// sym or asym where the format has both, and the rule of the scale
+inline void quantizer_parse_rule(Quantizer& q, QuantizerText& t) {
+    const FormatTraits& format = quant_traits(q.spec);
+    const size_t first = t.next;
+    if (format.affine && (t.is("sym") || t.is("asym"))) q.spec.symmetric = t.parts[t.next++] == "sym";
     bool named = false;
-    for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse})
-        if (!named && t.is(scale_rule_name(rule))) {
+    for (ScaleRule rule : {ScaleRule::amax, ScaleRule::amax7, ScaleRule::signedmax, ScaleRule::mse, ScaleRule::gauss})
+        if (!named && t.is(scale_rule_name(rule)) && trait_lists(format.rules, scale_rule_name(rule))) {
             q.spec.rule = rule;
             named = true;
         }
@@ -164,7 +174,9 @@ inline void quantizer_parse_affine(Quantizer& q, QuantizerText& t) {
     if (named && q.scope == QuantScope::tensor && q.spec.rule == ScaleRule::mse)
         t.refuse(t.next, "amax, amax7, signedmax: the scale rules of a whole tensor");
     t.next += named;
-    if (t.more()) t.refuse(t.next, t.next == 2 ? "sym, asym" : "amax, amax7, signedmax, mse, and then the end");
+    if (t.more())
+        t.refuse(t.next,
+                 format.affine && t.next == first ? "sym, asym" : format.rules + std::string(", and then the end"));
 }
 
 // text -> Quantizer; fail_usage names the flag, the part that does not parse, and what there is
@@ -175,7 +187,7 @@ inline Quantizer quantizer_parse(const std::string& text, const char* flag) {
     quantizer_parse_name(q, t);
     quantizer_parse_scope(q, t);
     const FormatTraits& format = quant_traits(q.spec);
-    if (format.affine) quantizer_parse_affine(q, t);
+    if (*format.rules) quantizer_parse_rule(q, t);
     if (format.double_quant && t.is("dq")) {
         q.double_quant = true;
         t.next++;
@@ -293,11 +305,25 @@ inline void quantized_tensor_backward(QuantizedTensor& t, float* dw, const float
 inline void check_trained(const Quantizer& q) {
     const bool learned = q.scale_mode == ScaleMode::learned;
     if (!q.on() || !(learned || q.stochastic)) return;
-    std::string text = quantizer_text(q);
-    if (!quant_traits(q.spec).affine)
-        fail_usage("--weights %s: only integer formats have %s; use an int format, or leave it", text.c_str(),
-                   learned ? "--qat_scale learned" : "--rounding stochastic");
+    const FormatTraits& format = quant_traits(q.spec);
+    const std::string text = quantizer_text(q), kind = learned_scale_name(q.learned_scale);
+    if (q.stochastic && !format.affine)
+        fail_usage("--weights %s: only integer formats have --rounding stochastic; use an int format, or leave it",
+                   text.c_str());
+    if (q.stochastic && !learned && q.ste.rule == SteRule::ewgs)
+        fail_usage(
+            "--weights %s: --ste ewgs looks at the distance to the nearest number, not to the one that --rounding "
+            "stochastic drew; leave one of them",
+            text.c_str());
     if (!learned) return;
+    if (!*format.learned)
+        fail_usage("--weights %s: its scales cannot be trained (--qat_scale learned); use an int format, or leave it",
+                   text.c_str());
+    if (!trait_lists(format.learned, kind))
+        fail_usage("--weights %s: --learned_scale %s is not for this format; choose one of %s", text.c_str(),
+                   kind.c_str(), format.learned);
+    if (q.learned_scale == LearnedScale::pact && !q.spec.symmetric)
+        fail_usage("--weights %s: --learned_scale pact moves one bound for both ends; use sym, or lsq", text.c_str());
     if (q.spec.rule == ScaleRule::signedmax)
         fail_usage("--weights %s: a learned scale is positive, that of signedmax may not be; use amax", text.c_str());
     if (q.learned_scale == LearnedScale::lsq_offset && q.spec.symmetric)
@@ -328,7 +354,7 @@ inline void fake_quant_rows(floatX* out, const floatX* inp, int64_t T, int64_t C
 inline void fake_quant_rows_backward(floatX* dinp, const floatX* inp, int64_t T, int64_t C, const Quantizer& q,
                                      Device dev) {
     QuantGroups shape = quantized_rows_groups(q, T, C);
-    if (shape.groups == 0 || q.ste == SteRule::identity) return;
+    if (shape.groups == 0 || q.ste.rule == SteRule::identity) return;
     Scratch grid(2 * (size_t)shape.groups, dev);
     quant_measure(reinterpret_cast<Grid*>(grid.data), ScaleState(), inp, shape, q.spec, dev);
     fake_quant_backward(dinp, inp, reinterpret_cast<const Grid*>(grid.data), shape, q.spec, q.ste, dev);

@@ -62,7 +62,7 @@ inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerR
         if (weights.on()) policy["weights"] = rules_text(weights);
         else if (stored.contains("weights")) policy["weights"] = stored["weights"];
     }
-    for (const char* name : {"activations", "kv_cache", "k_pre_bias"})
+    for (const char* name : {"activations", "kv_cache", "k_pre_bias", "hadamard"})
         if (stored.contains(name)) policy[name] = stored[name];
     if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
 }
@@ -106,6 +106,12 @@ inline int export_command(Session& s) {
             "%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
             "quantize with --rotations r1,r2 for export",
             o.model.c_str());
+    const nlohmann::json policy = is_gguf_path(o.model) ? nlohmann::json::object() : policy_load(o.model);
+    if (rules.on() && policy.contains("hadamard"))
+        fail(
+            "%s: --weights %s quantizes in a rotated basis there (--hadamard %s), which no format holds; the folder is an "
+            "ordinary one in full precision, which --weights none exports",
+            o.model.c_str(), rules_text(rules).c_str(), policy_hadamard(policy, config, o.model).c_str());
     check_weight_rules(config, rules);
     std::string tokenizer = o.tokenizer.empty() ? o.model : o.tokenizer;
     bool has_tokenizer = !lacks_tokenizer(tokenizer);

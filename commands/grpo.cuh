@@ -153,6 +153,5 @@ inline int grpo_command(Session& s) {
                    format("%lld training prompts, %zu held out; first prompt \"%s\"", (long long)r.data.count,
                           r.held_out.size(), one_line(r.data.example(0).prompt.text, 160).c_str()));
     if (s.embedded_model) grpo_cold_start(r);
-    if (objective.reference) model_copy_work(reference, s.m);
     return training_run(r, objective);
 }

@@ -42,6 +42,7 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     model_quantize_activations(s.m, activation_rules(s.o), ste_rule(s.o));
     model_quantize_kv(s.m, kv_rules(s.o), s.o.k_pre_bias);
     if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
+    model_rotate(s.m, s.o.hadamard);
     more();
     const Options& o = s.o;
     int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});
@@ -70,9 +71,10 @@ inline void session_load_masters(Session& s) {
         fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
 }
 
-// Are the weights to be others than those that the grids beside a folder's are of? By the flags, or by an adapter's
-// policy
-inline bool other_weights(const Options& o, const std::string& folder) {
+// Are the weights to be others than those that the grids beside a folder's are of, or in another basis? By the flags, or
+// by an adapter's policy
+inline bool other_weights(const Options& o, const ModelConfig& config, const std::string& folder) {
+    if (policy_hadamard(policy_load(folder), config, folder) != hadamard_rules(o, config)) return true;
     const std::string stored = policy_rules(policy_load(folder), "weights", folder);
     return stored != "none" && stored != rules_text(weight_rules(o)) &&
            stored != rules_text(rules_parse(o.weights, "weights"));
@@ -84,7 +86,7 @@ inline void session_load_weights(Session& s, bool quantized = true) {
     const bool dynamic = s.o.given("qat_scale") && scale_mode(s.o) == ScaleMode::dynamic;
     auto grids = [&] {
         const std::string& folder = s.m.lora.inside() && !s.o.adapter.empty() ? s.o.adapter : s.o.model;
-        if (s.o.command == COMMAND_QUANTIZE || dynamic || other_weights(s.o, folder)) return;
+        if (s.o.command == COMMAND_QUANTIZE || dynamic || other_weights(s.o, s.m.config, folder)) return;
         if (quantizer_load(s.m, folder))
             fprintf(stderr, "scales are those of %s/quantizer.safetensors\n", folder.c_str());
     };

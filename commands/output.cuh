@@ -85,6 +85,7 @@ inline void print_start(const Session& s) {
                s.m.weight_rules.on() ? rules_text(s.m.weight_rules).c_str() : PRECISION_NAME);
     }
     if (s.m.weight_rules.on()) fputs(quantizer_table(s.m).c_str(), stdout);
+    if (s.o.hadamard != "none") printf("rotated     %s\n", rotated_list(rotated_linears(s.m)).c_str());
     for (const std::string& note : s.notes) printf("note        %s\n", note.c_str());
     for (const std::string& note : rules_overridden(s.m.weight_rules, weight_places(c)))
         printf("note        %s\n", note.c_str());
@@ -111,6 +112,8 @@ inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s
     summary["weights"] = rules_text(s.m.weight_rules);
     summary["activations"] = rules_text(s.m.activation_rules);
     summary["kv_cache"] = rules_text(s.m.kv_rules);
+    const std::string rotated = rotated_text(rotated_linears(s.m));
+    if (rotated != "none") summary["hadamard"] = rotated;
 }
 
 // names one run: when it began, and by which process

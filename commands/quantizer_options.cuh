@@ -3,6 +3,7 @@
 #include <string>
 #include "../formats/export_model.h"
 #include "../runtime/options.h"
+#include "../runtime/settings.h"
 
 inline ScaleMode scale_mode(const Options& o) {
     return o.qat_scale == "static"    ? ScaleMode::kept
@@ -10,13 +11,27 @@ inline ScaleMode scale_mode(const Options& o) {
                                       : ScaleMode::dynamic;
 }
 inline LearnedScale learned_scale(const Options& o) {
-    return o.learned_scale == "lwc"          ? LearnedScale::lwc
-           : o.learned_scale == "lsq_offset" ? LearnedScale::lsq_offset
-                                             : LearnedScale::lsq;
+    for (LearnedScale kind : {LearnedScale::lsq_offset, LearnedScale::lwc, LearnedScale::pact})
+        if (o.learned_scale == learned_scale_name(kind)) return kind;
+    return LearnedScale::lsq;
 }
 
-inline SteRule ste_rule(const Options& o) {
-    return o.ste == "clip" ? SteRule::clip : o.ste == "trust" ? SteRule::trust : SteRule::identity;
+// --ste, with the settings that a rule has
+inline Ste ste_rule(const Options& o) {
+    const SettingRow delta = {"delta", "0.001", "[0, 1000]", "how much the distance to the grid counts"};
+    const std::pair<const char*, SteRule> rules[] = {
+        {"identity", SteRule::identity}, {"clip", SteRule::clip}, {"trust", SteRule::trust}, {"ewgs", SteRule::ewgs}};
+    const std::string name = split_words(o.ste, ":")[0];
+    std::vector<std::string> names;
+    for (const auto& [rule_name, rule] : rules) {
+        names.push_back(rule_name);
+        if (name != rule_name) continue;
+        const bool ewgs = rule == SteRule::ewgs;
+        const Settings s = settings_of(o.ste, ewgs ? std::vector<SettingRow>{delta} : std::vector<SettingRow>(), "ste");
+        return {rule, ewgs ? (float)s.number("delta") : 0.0f};
+    }
+    fail_usage("--ste: '%s' is not one of %s%s", printable(name).c_str(), join_words(names).c_str(),
+               did_you_mean(name, names).c_str());
 }
 
 // --weights with --quantize_layers, and how they are trained
@@ -53,6 +68,20 @@ inline std::string policy_rules(const nlohmann::json& policy, const char* name, 
     } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
 }
 
+// --hadamard in its canonical text
+inline std::string hadamard_rules(const Options& o, const ModelConfig& config) {
+    return rotated_text(rotated_linears(config, o.hadamard));
+}
+
+// that of quantizer.json; "none" where it has none
+inline std::string policy_hadamard(const nlohmann::json& policy, const ModelConfig& config, const std::string& folder) {
+    if (!policy.contains("hadamard")) return "none";
+    try {
+        if (!policy["hadamard"].is_string()) fail("hadamard is not a text");
+        return rotated_text(rotated_linears(config, policy["hadamard"].get<std::string>()));
+    } catch (const Error& e) { fail("%s/quantizer.json: %s; mend the file, or remove it", folder.c_str(), e.what()); }
+}
+
 // What a checkpoint's or an adapter's policy was quantized to, unless the flags ask for another; one line tells of
 // either. The weights of a container are left to session_container; an export asks for its weights alone.
 inline void session_stored_policy(Options& o, const ModelConfig& config) {
@@ -81,6 +110,13 @@ inline void session_stored_policy(Options& o, const ModelConfig& config) {
         if (pre_bias && !o.given("kv_cache") && !o.given("k_pre_bias")) o.k_pre_bias = true;
         if (pre_bias) trained += " --k_pre_bias true";
         if (pre_bias && !o.k_pre_bias) differs("--k_pre_bias false");
+        const std::string rotated = policy_hadamard(j, config, folder);
+        if (rotated != "none") {
+            trained += " --hadamard '" + rotated + "'";
+            if (!o.given("hadamard") && o.command != COMMAND_QUANTIZE) o.hadamard = rotated, taken = true;
+            const std::string used = hadamard_rules(o, config);
+            if (used != rotated) differs("--hadamard '" + used + "'");
+        }
     }
     if (!o.adapter.empty() && config_bool(j, "lora_inside_quantizer", false, folder + "/quantizer.json")) {
         trained += " --lora_inside_quantizer true";

@@ -259,7 +259,7 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     r.state.trainer = r.t;  // a cold start has counted
     training_methods_context(r);
     if (r.s.resume.on()) training_resume(r);
-    else methods_start(r.t);
+    else methods_start(r.t), objective.start(r.t);
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);

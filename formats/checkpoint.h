@@ -160,7 +160,9 @@ inline void model_load_weights(Model& m, const std::string& path) {
                 keep_grid(q, l, m.dev);
                 return true;
             });
-        if (!m.frozen && stored() && part->quantizer.scale_mode != ScaleMode::dynamic) keep_grid(*part, l, m.dev);
+        // a grid of the weight as it is means nothing in a rotated basis
+        if (!m.frozen && stored() && part->quantizer.scale_mode != ScaleMode::dynamic && !part->basis.on())
+            keep_grid(*part, l, m.dev);
     }
 }
 

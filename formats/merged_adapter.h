@@ -69,15 +69,15 @@ inline MergeReport merged_save(const Model& m, const std::string& dir, const std
         }
         report.base += base;
         report.added += added;
-        const Quantizer& quantizer = part_of(m, t)->quantizer;
-        if (!quantizer.on()) return;
+        const LinearPart& part = *part_of(m, t);
+        if (!part.quantizer.on()) return;
         QuantizedLinear q;
         q.name = t.name, q.rows = t.rows, q.cols = t.cols;
-        quantized_linear_measure(q, quantizer, merged.data());
-        std::vector<float> value(t.count());
+        std::vector<float> w = merged, value(t.count());  // w: in the basis that it is quantized in
+        if (part.basis.on()) hadamard_forward(w.data(), t.cols, part.basis, t.rows, t.cols / part.basis.N(), Device());
+        quantized_linear_measure(q, part.quantizer, w.data());
         quantized_linear_values(q, value.data());
-        for (int64_t i = 0; i < t.count(); i++)
-            report.lost += ((double)merged[i] - value[i]) * ((double)merged[i] - value[i]);
+        for (int64_t i = 0; i < t.count(); i++) report.lost += ((double)w[i] - value[i]) * ((double)w[i] - value[i]);
     };
     auto beside = [&](const std::string& folder) { merged_beside(m, folder), also(folder); };
     model_save(m, dir, save_dtype, beside, [&](const ParamTensor& t, int64_t first, int64_t n, float* buffer) {

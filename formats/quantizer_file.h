@@ -16,11 +16,6 @@
 #include "../model.cuh"
 #include "safetensors.h"
 
-inline const char* learned_scale_name(LearnedScale kind) {
-    const char* names[] = {"lsq", "lsq_offset", "lwc"};
-    return names[(int)kind];
-}
-
 inline std::vector<int64_t> grid_shape(const QuantizedTensor& t) {
     if (t.groups < t.rows) return {1, 1};
     return {t.rows, t.groups / t.rows};
@@ -71,9 +66,10 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
 enum class Saved { model, adapter, merged };
 
 // quantizer.json beside a checkpoint or an adapter: what its policy is quantized to, in the words of the flags
-// --weights, --activations, --kv_cache, --k_pre_bias and --lora_inside_quantizer. What is none is left out, but for the
-// weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its adapter has
-// none: it is on no grid, and no policy of a training.
+// --weights, --activations, --kv_cache, --k_pre_bias, --hadamard and --lora_inside_quantizer. What is none is left out,
+// but for the weights under an adapter, whose base may have a quantizer of its own. The sum of a frozen base and its
+// adapter has none: it is on no grid, and no policy of a training. hadamard: the linears that are quantized in a rotated
+// basis (model/basis.cuh); the weights in the folder are not rotated, so that it is an ordinary one to other programs.
 inline void policy_save(const Model& m, const std::string& folder, Saved what = Saved::model) {
     nlohmann::ordered_json j;
     const bool adapter = what == Saved::adapter, inside = m.lora.inside();
@@ -81,6 +77,8 @@ inline void policy_save(const Model& m, const std::string& folder, Saved what = 
     if (m.activation_rules.on()) j["activations"] = rules_text(m.activation_rules);
     if (m.kv_rules.on()) j["kv_cache"] = rules_text(m.kv_rules);
     if (m.k_pre_bias) j["k_pre_bias"] = true;
+    const std::string rotated = rotated_text(rotated_linears(m));
+    if (rotated != "none") j["hadamard"] = rotated;
     if (adapter && inside) j["lora_inside_quantizer"] = true;
     if (!j.empty()) write_file_atomic(folder + "/quantizer.json", j.dump(2) + "\n");
 }
@@ -135,7 +133,7 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
     std::vector<Grid> grid(t.groups);
     if (!q.spec.symmetric) zero = read("zero", grid_shape(t));
-    const bool rounded = quant_is_integer(q.spec);
+    const bool rounded = quant_traits(q.spec).storage == ScaleStorage::bf16;
     for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
     if (q.double_quant) {
         for (float x : scale)  // sizes, whose mean is summed as fixed-point numbers
@@ -156,7 +154,8 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     if (!learned) return;
     const bool lwc = q.learned_scale == LearnedScale::lwc;
     std::vector<float> a = lwc ? read("upper", grid_shape(t)) : scale, b(t.groups);
-    if (q.learned_scale != LearnedScale::lsq) b = read(lwc ? "lower" : "offset", grid_shape(t));
+    if (lwc) b = read("lower", grid_shape(t));
+    if (q.learned_scale == LearnedScale::lsq_offset) b = read("offset", grid_shape(t));
     copy_to_device(t.learned.a, a.data(), t.groups * sizeof(float), dev);
     copy_to_device(t.learned.b, b.data(), t.groups * sizeof(float), dev);
     device_synchronize(dev);

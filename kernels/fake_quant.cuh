@@ -15,7 +15,7 @@
 //
 // Traffic in bytes, least and moved: forward 4 read, 2 (bf16) + 1 (code) written a weight, and 1 read where codes are
 // compared; where min and max need a second pass over w, the L1 or L2 cache serves it (a group above 16,384 numbers, a
-// whole tensor, 128x128, nvfp4, ternary, mse: memory if it does not fit, 4 more). Backward 12.
+// whole tensor, 128x128, nvfp4, ternary, mse, gauss: memory if it does not fit, 4 more). Backward 12.
 // Launch. Forward and backward: 8, 32 or 256 threads a group, 256 a block, 4 weights a thread at a time; a group above
 // 16,384 is cut into pieces of 8,192, and its min and max come from two kernels before: a pair a piece, then a block a
 // group. mse: a warp a group, its lanes the candidates. Changed codes are counted by an integer atomic a block, whose
@@ -75,14 +75,25 @@ HOST_DEVICE Grid quant_measured(QuantMeasure m, QuantRange r, float tensor_scale
     return quant_grid(m.q, r.min, r.max, tensor_scale, 1.0f);
 }
 
-inline bool quant_searched(QuantMeasure m) {
-    return m.of == GridOf::format && quant_traits(m.q).affine && m.q.rule == ScaleRule::mse;
+inline ScaleOf quant_scale_of(QuantMeasure m) {
+    if (m.of != GridOf::format) return ScaleOf::range;
+    switch (m.q.rule) {
+        case ScaleRule::mse:
+            return ScaleOf::search;
+        case ScaleRule::gauss:
+            return ScaleOf::rms;
+        case ScaleRule::amax:
+        case ScaleRule::amax7:
+        case ScaleRule::signedmax:
+            break;
+    }
+    return quant_traits(m.q).scale_of;
 }
-inline bool quant_of_mean(QuantMeasure m) { return m.of == GridOf::format && quant_traits(m.q).mean_scale; }
+inline bool quant_of_mean(ScaleOf of) { return of == ScaleOf::mean || of == ScaleOf::rms; }
 
 // does a group's range alone give its scale? tensor_scale counts as known
 inline bool quant_measured_alone(QuantSpec q, const QuantGroups& g, const ScaleState& state) {
-    return !quant_searched({q}) && !quant_of_mean({q}) && !g.tiles && !state.codes;
+    return quant_scale_of({q}) == ScaleOf::range && !g.tiles && !state.codes;
 }
 // are the scales fractions of one of the tensor that is measured too?
 inline bool quant_measures_tensor(QuantSpec q, const ScaleState& state) {
@@ -147,14 +158,14 @@ inline Grid quant_search_cpu(QuantSpec q, const In* w, int64_t n, QuantRange r) 
     return Grid{scale[best], zero[best]};
 }
 
-// exact mean of |w|, amax its largest
+// mean of |w|, or the root of that of w^2, in any order; amax: the largest |w|
 template <class In>
-inline float quant_mean_cpu(const In* w, int64_t n, int64_t stride, float amax) {
-    float unit = quant_fixed_unit(amax);
+inline float quant_mean_cpu(const In* w, int64_t n, int64_t stride, float amax, ScaleOf of) {
+    const FixedSum f = quant_fixed_sum(amax, n, of == ScaleOf::rms);
     int64_t sum = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum) if (worth_threads(n / 2))
-    for (int64_t j = 0; j < n; j++) sum += quant_fixed((float)w[j * stride], unit);
-    return quant_fixed_mean(sum, n, unit);
+    for (int64_t j = 0; j < n; j++) sum += quant_fixed((float)w[j * stride], f);
+    return quant_fixed_mean(sum, n, f);
 }
 
 // The scales of grid become those of their codes. The codes of the weights stay those of the scales before, as in
@@ -163,7 +174,8 @@ inline void quant_nested_cpu(Grid* grid, const ScaleState& state, int64_t groups
     static const DynamicMap map = dynamic_map();
     float amax = 0.0f;
     for (int64_t g = 0; g < groups; g++) amax = grid[g].scale > amax ? grid[g].scale : amax;
-    const float mean = *state.tensor = quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax);
+    const float mean = *state.tensor =
+        quant_mean_cpu(&grid[0].scale, groups, sizeof(Grid) / sizeof(float), amax, ScaleOf::mean);
 #pragma omp parallel for schedule(static) if (worth_threads(4 * groups))
     for (int64_t b = 0; b < CEIL_DIV(groups, QUANT_NESTED); b++) {
         int64_t first = b * QUANT_NESTED, end = first + QUANT_NESTED < groups ? first + QUANT_NESTED : groups;
@@ -195,13 +207,15 @@ inline void quant_measure_cpu(Grid* grid, const ScaleState& state, const In* w, 
         for (const QuantRange& r : ranges) all = quant_range_join(all, r);
         tensor = *state.tensor = quant_tensor_scale(quant_range_amax(all));
     }
-    const bool searched = quant_searched(m), of_mean = quant_of_mean(m);
+    const ScaleOf of = quant_scale_of(m);
+    const bool searched = of == ScaleOf::search, of_mean = quant_of_mean(of);
 #pragma omp parallel for schedule(static) if (worth_threads(searched || of_mean ? groups * group : groups))
     for (int64_t g = 0; g < groups; g++) {
         QuantRange r = ranges[g];
         if (searched) grid[g] = quant_search_cpu(m.q, w + g * group, group, r);
         else if (of_mean)
-            grid[g] = quant_grid(m.q, 0.0f, quant_mean_cpu(w + g * group, group, 1, quant_range_amax(r)), 1.0f, 1.0f);
+            grid[g] =
+                quant_grid(m.q, 0.0f, quant_mean_cpu(w + g * group, group, 1, quant_range_amax(r), of), 1.0f, 1.0f);
         else grid[g] = quant_measured(m, r, tensor);
     }
     if (state.codes) quant_nested_cpu(grid, state, groups);
@@ -303,12 +317,21 @@ inline int64_t fake_quant_forward_cpu(Out* out,                 // [groups, grou
     return fake_quant_pieces_cpu(out, codes, grid, 1.0f, w, shape, q, fused, noise);
 }
 
-// The straight-through mask, in place on the gradient of Q(w); the identity rule needs none.
+template <class Codes, class In>
+inline void fake_quant_ewgs_cpu(In* dw, const In* w, int64_t n, Grid g, float delta, float low, float high) {
+    const float weight = quant_ewgs_weight<Codes>(delta, g, low, high);
+    float divisor = 1.0f;
+    if constexpr (!format_is_integer<Codes>) divisor = quant_divisor<Codes>(g);
+    INDEPENDENT
+    for (int64_t j = 0; j < n; j++) dw[j] = quant_ewgs<Codes>((float)dw[j], (float)w[j], g, weight, divisor, low, high);
+}
+
+// The straight-through rule, in place on the gradient of Q(w); identity has nothing to do.
 template <class In>
 inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
                                     const In* w,       // [groups, group]
                                     const Grid* grid,  // [groups]
-                                    const QuantGroups& shape, QuantSpec q, SteRule rule) {
+                                    const QuantGroups& shape, QuantSpec q, Ste ste) {
     const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
     const float low = quant_low(q), high = quant_high(q);
     quant_dispatch(q.format, [&](auto kind) {
@@ -318,9 +341,13 @@ inline void fake_quant_backward_cpu(In* dw,            // [groups, group]
             start += i % pieces * QUANT_CPU_PIECE;
             end = start + QUANT_CPU_PIECE < end ? start + QUANT_CPU_PIECE : end;
             Grid g = grid[i / pieces];
+            if (ste.rule == SteRule::ewgs) {
+                fake_quant_ewgs_cpu<decltype(kind)>(dw + start, w + start, end - start, g, ste.delta, low, high);
+                continue;
+            }
             INDEPENDENT
             for (int64_t j = start; j < end; j++)
-                dw[j] = quant_passes<decltype(kind)>(rule, (float)w[j], g, low, high) ? (float)dw[j] : 0.0f;
+                dw[j] = quant_passes<decltype(kind)>(ste.rule, (float)w[j], g, low, high) ? (float)dw[j] : 0.0f;
         }
     });
 }
@@ -473,26 +500,27 @@ __global__ void fake_quant_grid_kernel(Grid* grid, float* tensor, const QuantRan
         grid[tiles ? first + i * step : blockIdx.x] = g;
 }
 
-// sums: [groups], zero before: |w| in the fixed point of the group's largest number, amax[group].scale. grid: groups *
-// pieces
+// sums: [groups], zero before: |w|, or w^2, in the fixed point of the group's largest number, amax[group].scale, and of
+// `count` numbers. grid: groups * pieces
 template <class In>
-__global__ void fake_quant_sum_kernel(int64_t* sums, const In* w, const Grid* amax, QuantCut c) {
+__global__ void fake_quant_sum_kernel(int64_t* sums, const In* w, const Grid* amax, QuantCut c, int64_t count,
+                                      bool squares) {
     QuantPlace p = quant_place<QUANT_BLOCK>(c);
-    float unit = quant_fixed_unit(amax[p.group].scale);
+    const FixedSum f = quant_fixed_sum(amax[p.group].scale, count, squares);
     long long sum = 0;
-    for (int i = threadIdx.x; i < p.n; i += QUANT_BLOCK) sum += quant_fixed((float)w[p.start + i], unit);
+    for (int i = threadIdx.x; i < p.n; i += QUANT_BLOCK) sum += quant_fixed((float)w[p.start + i], f);
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
     if (threadIdx.x % 32 == 0)
         atomicAdd(reinterpret_cast<unsigned long long*>(sums + p.group), (unsigned long long)sum);
 }
 
-// grid[g].scale: the largest |w| of `count` numbers whose sum is sums[g]; becomes ternary's grid, or (mean not null)
-// *mean is the mean. grid: CEIL_DIV(groups, QUANT_BLOCK)
+// grid[g].scale: the largest |w| of `count` numbers whose sum is sums[g]; becomes the grid of their mean, or (mean not
+// null) *mean is the mean. grid: CEIL_DIV(groups, QUANT_BLOCK)
 __global__ void fake_quant_mean_kernel(Grid* grid, float* mean, const int64_t* sums, int64_t groups, int64_t count,
-                                       QuantSpec q) {
+                                       bool squares, QuantSpec q) {
     int64_t g = (int64_t)blockIdx.x * QUANT_BLOCK + threadIdx.x;
     if (g >= groups) return;
-    float m = quant_fixed_mean(sums[g], count, quant_fixed_unit(grid[g].scale));
+    float m = quant_fixed_mean(sums[g], count, quant_fixed_sum(grid[g].scale, count, squares));
     if (mean) *mean = m;
     else grid[g] = quant_grid(q, 0.0f, m, 1.0f, 1.0f);
 }
@@ -619,6 +647,25 @@ __global__ void fake_quant_backward_kernel(In* dw, const In* w, const Grid* grid
     }
 }
 
+// of rule ewgs, which changes every number: a number a thread at a time. grid: as the forward
+template <int LANES, class In>
+__global__ void fake_quant_ewgs_kernel(In* dw, const In* w, const Grid* grid, QuantCut c, QuantSpec q, float delta) {
+    QuantPlace p = quant_place<LANES>(c);
+    if (p.n == 0) return;
+    const Grid g = grid[p.group];
+    const float low = quant_low(q), high = quant_high(q);
+    quant_visit(q.format, [=](auto f) {
+        typedef decltype(f) Codes;
+        const float weight = quant_ewgs_weight<Codes>(delta, g, low, high);
+        float divisor = 1.0f;
+        if constexpr (!format_is_integer<Codes>) divisor = quant_divisor<Codes>(g);
+        for (int i = threadIdx.x % LANES; i < p.n; i += LANES) {
+            const int64_t j = p.start + i;
+            dw[j] = (In)quant_ewgs<Codes>((float)dw[j], (float)w[j], g, weight, divisor, low, high);
+        }
+    });
+}
+
 // 16 codes a thread. grid: CEIL_DIV(n, QUANT_BLOCK * 16)
 __global__ void codes_changed_kernel(int64_t* changed, const int8_t* codes, const int8_t* initial, int64_t n, int mask,
                                      bool aligned) {
@@ -659,7 +706,7 @@ template <class In>
 inline void quant_grid_cuda(Grid* grid, float* tensor, const In* w, int64_t groups, int64_t group, int64_t tiles,
                             QuantMeasure m, Device dev) {
     QuantCut c = quant_cut(w, w, nullptr, groups, group);
-    const bool search = quant_searched(m);
+    const bool search = quant_scale_of(m) == ScaleOf::search;
     const bool direct = c.pieces == 1 && !search && !tiles && !tensor;
     Scratch scratch(direct ? 0 : 2 * (size_t)(groups * c.pieces), dev);
     QuantRange* ranges = reinterpret_cast<QuantRange*>(scratch.data);
@@ -678,17 +725,19 @@ inline void quant_grid_cuda(Grid* grid, float* tensor, const In* w, int64_t grou
            tiles, m);
 }
 
-// means of |w| over groups whose largest are in grid: see fake_quant_mean_kernel
+// means over groups whose largest |w| are in grid, as quant_mean_cpu: see fake_quant_mean_kernel
 template <class In>
 inline void quant_mean_cuda(Grid* grid, float* mean, const In* w, int64_t groups, int64_t group, int64_t count,
-                            QuantSpec q, Device dev) {
+                            ScaleOf of, QuantSpec q, Device dev) {
+    const bool squares = of == ScaleOf::rms;
     QuantCut c = quant_cut(w, w, nullptr, groups, group);
     Scratch scratch(2 * (size_t)groups, dev);
     int64_t* sums = reinterpret_cast<int64_t*>(scratch.data);
     set_zero(sums, groups * sizeof(int64_t), dev);
-    LAUNCH(fake_quant_sum_kernel<In>, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, sums, w, grid, c);
+    LAUNCH(fake_quant_sum_kernel<In>, (unsigned)(groups * c.pieces), QUANT_BLOCK, 0, dev.stream, sums, w, grid, c,
+           count, squares);
     LAUNCH(fake_quant_mean_kernel, (unsigned)CEIL_DIV(groups, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream, grid, mean,
-           sums, groups, count, q);
+           sums, groups, count, squares, q);
 }
 
 // the grid where a group's range alone does not give it, or the group is too large to be measured where it is quantized
@@ -696,15 +745,16 @@ template <class In>
 inline void quant_measure_cuda(Grid* grid, const ScaleState& state, const In* w, const QuantGroups& shape,
                                QuantMeasure m, Device dev) {
     const QuantMeasure largest = {m.q, GridOf::amax};
-    const bool of_mean = quant_of_mean(m);
+    const ScaleOf of = quant_scale_of(m);
+    const bool of_mean = quant_of_mean(of);
     quant_grid_cuda(grid, nullptr, w, shape.groups, shape.group, shape.tiles, of_mean ? largest : m, dev);
-    if (of_mean) quant_mean_cuda(grid, nullptr, w, shape.groups, shape.group, shape.group, m.q, dev);
+    if (of_mean) quant_mean_cuda(grid, nullptr, w, shape.groups, shape.group, shape.group, of, m.q, dev);
     if (!state.codes) return;
     Scratch scratch(sizeof(Grid) / sizeof(float), dev);
     Grid* all = reinterpret_cast<Grid*>(scratch.data);
     const float* scales = reinterpret_cast<const float*>(grid);  // and zeros, which change neither largest nor sum
     quant_grid_cuda(all, nullptr, scales, 1, 2 * shape.groups, 0, largest, dev);
-    quant_mean_cuda(all, state.tensor, scales, 1, 2 * shape.groups, shape.groups, m.q, dev);
+    quant_mean_cuda(all, state.tensor, scales, 1, 2 * shape.groups, shape.groups, ScaleOf::mean, m.q, dev);
     LAUNCH(fake_quant_nested_kernel, (unsigned)CEIL_DIV(shape.groups, QUANT_NESTED), QUANT_BLOCK, 0, dev.stream, grid,
            state, shape.groups, dynamic_map());
 }
@@ -767,25 +817,30 @@ inline void quant_measure(Grid* grid, const ScaleState& state, const In* w, cons
     quant_measure_cpu(grid, state, w, shape, m);
 }
 
-// the straight-through mask, in place. dw, w: [groups,group]; grid: [groups]
+// the straight-through rule, in place. dw, w: [groups,group]; grid: [groups]
 template <class In>
-inline void fake_quant_backward(In* dw, const In* w, const Grid* grid, const QuantGroups& shape, QuantSpec q,
-                                SteRule rule, Device dev) {
+inline void fake_quant_backward(In* dw, const In* w, const Grid* grid, const QuantGroups& shape, QuantSpec q, Ste ste,
+                                Device dev) {
     NVTX_RANGE("fake_quant_backward");
     quant_check("fake_quant_backward", shape, q);
-    if (shape.groups == 0 || rule == SteRule::identity) return;
+    if (shape.groups == 0 || ste.rule == SteRule::identity) return;
 #if HAS_KERNELS
     if (dev.cuda) {
         QuantCut c = quant_cut(w, dw, nullptr, shape.groups, shape.group);
         quant_launch(c, [&](auto lanes, unsigned blocks) {
-            LAUNCH((fake_quant_backward_kernel<decltype(lanes)::value, In>), blocks, QUANT_BLOCK, 0, dev.stream, dw, w,
-                   grid, c, q, rule);
+            constexpr int LANES = decltype(lanes)::value;
+            if (ste.rule == SteRule::ewgs)
+                LAUNCH((fake_quant_ewgs_kernel<LANES, In>), blocks, QUANT_BLOCK, 0, dev.stream, dw, w, grid, c, q,
+                       ste.delta);
+            else
+                LAUNCH((fake_quant_backward_kernel<LANES, In>), blocks, QUANT_BLOCK, 0, dev.stream, dw, w, grid, c, q,
+                       ste.rule);
         });
         return;
     }
 #endif
     (void)dev;
-    fake_quant_backward_cpu(dw, w, grid, shape, q, rule);
+    fake_quant_backward_cpu(dw, w, grid, shape, q, ste);
 }
 
 // *changed += how many of n codes differ in what they stand for. codes, initial: [n]; changed lies where they do

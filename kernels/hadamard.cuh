@@ -1,5 +1,7 @@
-// Hadamard transform of the rows of activations, in place: the online rotations of QuaRot (arXiv 2404.00456) and
-// SpinQuant (arXiv 2405.16406), and the matrix that the fused ones are made of (methods/rotation.cuh).
+// Hadamard transform of rows, in place: of activations (floatX), the online rotations of QuaRot (arXiv 2404.00456) and
+// SpinQuant (arXiv 2405.16406), and the matrix that the fused ones are made of (methods/rotation.cuh); of a weight W
+// [rows,cols] or its gradient (fp32), whose rows are multiplied as those of activations are, W' = W H^T, for a linear
+// that is quantized in a rotated basis (model/linear.cuh).
 //
 //   forward   y = H x,    H = (H_K (x) S_P) / sqrt(N),  N = K P,  P a power of two,  H H^T = 1
 //   backward  dx = H^T dy
@@ -14,7 +16,7 @@
 // Both devices give the same bits: sums of two in the order of the butterflies, then the K terms of a sum in order,
 // then one product; nothing can be fused. The trap: H_K is not symmetric (Paley I), the backward takes its transpose.
 //
-// Traffic in bytes for bf16, least and moved: 4TC (C: length of a row). Arithmetic a number: log2(P) + K sums.
+// Traffic in bytes for bf16, least and moved: 4TC (C: length of a row), for fp32 8TC. Arithmetic a number: log2(P) + K sums.
 // Launch: a block of 256 threads works on as many segments as make 2048 numbers, or on one; N floats of shared memory.
 #pragma once
 #include <cmath>
@@ -119,7 +121,8 @@ inline void hadamard_double(double* x, double* buffer, const Hadamard& h, bool t
 }
 
 // x: [T, segments * N], a token each `stride` elements
-inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, bool transpose) {
+template <class Number>
+inline void hadamard_cpu(Number* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, bool transpose) {
     constexpr int W = 16;  // neighbours at a time
     const int K = h.K, P = h.P, width = P < W ? W : P;
     const float scale = (float)(1.0 / std::sqrt((double)h.N()));
@@ -134,7 +137,7 @@ inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T
         float* v = buffer.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < T * segments; row++) {
-            floatX* y = x + row / segments * stride + row % segments * h.N();
+            Number* y = x + row / segments * stride + row % segments * h.N();
             for (int k = 0; k < K; k++) {
                 float* u = v + (int64_t)k * width;
                 INDEPENDENT
@@ -150,7 +153,7 @@ inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T
             }
             if (K == 1) {
                 INDEPENDENT
-                for (int p = 0; p < P; p++) y[p] = (floatX)(v[p] * scale);
+                for (int p = 0; p < P; p++) y[p] = (Number)(v[p] * scale);
                 continue;
             }
             for (int i = 0; i < K; i += 4)  // K is a multiple of 4
@@ -166,7 +169,7 @@ inline void hadamard_cpu(floatX* x, int64_t stride, const Hadamard& h, int64_t T
                     }
                     for (int r = 0; r < 4; r++)
                         for (int n = 0; n < W && p + n < P; n++)
-                            y[(int64_t)(i + r) * P + p + n] = (floatX)(sum[r][n] * scale);
+                            y[(int64_t)(i + r) * P + p + n] = (Number)(sum[r][n] * scale);
                 }
         }
     }
@@ -180,9 +183,10 @@ static constexpr int HADAMARD_BLOCK = 256, HADAMARD_NUMBERS = 2048;
 
 // shared: per_block * N floats, then K * CEIL_DIV(K, 32) words of signs. grid: CEIL_DIV(rows, per_block)
 // h is indexed where it lies, in constant memory
-__global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant__ Hadamard h, int64_t rows,
+template <class Number>
+__global__ void hadamard_kernel(Number* x, int64_t stride, const __grid_constant__ Hadamard h, int64_t rows,
                                 int64_t segments, int per_block, float scale, bool transpose, bool aligned) {
-    constexpr int W = Pack128<floatX>::size;
+    constexpr int W = Pack128<Number>::size;
     DYNAMIC_SHARED(float, v);
     const int N = h.K * h.P, K = h.K, P = h.P, words = CEIL_DIV(K, 32);
     uint32_t* signs = reinterpret_cast<uint32_t*>(v + (int64_t)per_block * N);
@@ -191,7 +195,7 @@ __global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant
     for (int i = threadIdx.x; i < mine * packs; i += HADAMARD_BLOCK) {
         int64_t row = first + i / packs;
         int at = i % packs * W;
-        Pack128<floatX> in = load_pack(x + row / segments * stride + row % segments * N, at, N, aligned);
+        Pack128<Number> in = load_pack(x + row / segments * stride + row % segments * N, at, N, aligned);
         for (int k = 0; k < W && at + k < N; k++) v[i / packs * N + at + k] = (float)in[k];
     }
     for (int w = threadIdx.x; w < K * words && K > 1; w += HADAMARD_BLOCK) {
@@ -215,8 +219,8 @@ __global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant
         for (int i = threadIdx.x; i < mine * packs; i += HADAMARD_BLOCK) {
             int64_t row = first + i / packs;
             int at = i % packs * W;
-            Pack128<floatX> out;
-            for (int k = 0; k < W; k++) out[k] = (floatX)(at + k < N ? v[i / packs * N + at + k] * scale : 0.0f);
+            Pack128<Number> out;
+            for (int k = 0; k < W; k++) out[k] = (Number)(at + k < N ? v[i / packs * N + at + k] * scale : 0.0f);
             store_pack(x + row / segments * stride + row % segments * N, at, N, aligned, out);
         }
         return;
@@ -237,9 +241,9 @@ __global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant
             }
         }
         int64_t at = first + segment;
-        floatX* y = x + at / segments * stride + at % segments * N + p;
+        Number* y = x + at / segments * stride + at % segments * N + p;
         UNROLL
-        for (int r = 0; r < 4; r++) y[(k0 + r) * P] = (floatX)(sum[r] * scale);
+        for (int r = 0; r < 4; r++) y[(k0 + r) * P] = (Number)(sum[r] * scale);
     }
 }
 #endif
@@ -247,7 +251,8 @@ __global__ void hadamard_kernel(floatX* x, int64_t stride, const __grid_constant
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-inline void hadamard_launch(floatX* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, bool transpose,
+template <class Number>
+inline void hadamard_launch(Number* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, bool transpose,
                             Device dev) {
     if (!h.on() || T < 0 || segments < 1 || (T > 1 && stride < segments * h.N()) || T * segments > INT32_MAX)
         fail("hadamard: bad shape: T %lld, segments %lld of %lld, stride %lld", (long long)T, (long long)segments,
@@ -257,8 +262,8 @@ inline void hadamard_launch(floatX* x, int64_t stride, const Hadamard& h, int64_
     if (dev.cuda) {
         int N = (int)h.N(), per_block = N < HADAMARD_NUMBERS ? HADAMARD_NUMBERS / N : 1;
         size_t shared = ((size_t)per_block * N + (size_t)h.K * CEIL_DIV(h.K, 32)) * sizeof(float);
-        bool aligned = is_aligned16(x, stride) && N % Pack128<floatX>::size == 0;
-        LAUNCH(hadamard_kernel, (unsigned)CEIL_DIV(T * segments, per_block), HADAMARD_BLOCK, shared, dev.stream, x,
+        bool aligned = is_aligned16(x, stride) && N % Pack128<Number>::size == 0;
+        LAUNCH(hadamard_kernel<Number>, (unsigned)CEIL_DIV(T * segments, per_block), HADAMARD_BLOCK, shared, dev.stream, x,
                stride, h, T * segments, segments, per_block, (float)(1.0 / std::sqrt((double)N)), transpose, aligned);
         return;
     }
@@ -267,14 +272,16 @@ inline void hadamard_launch(floatX* x, int64_t stride, const Hadamard& h, int64_
     hadamard_cpu(x, stride, h, T, segments, transpose);
 }
 
-// In place, every segment of a row by itself. x: [T, segments * h.N()], a row each `stride` elements
-inline void hadamard_forward(floatX* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, Device dev) {
+// In place, every segment of a row by itself; Number: floatX or float. x: [T, segments * h.N()], a row each `stride` elements
+template <class Number>
+inline void hadamard_forward(Number* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, Device dev) {
     NVTX_RANGE("hadamard_forward");
     hadamard_launch(x, stride, h, T, segments, false, dev);
 }
 
 // in place on the gradient of the transformed rows
-inline void hadamard_backward(floatX* dx, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, Device dev) {
+template <class Number>
+inline void hadamard_backward(Number* dx, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, Device dev) {
     NVTX_RANGE("hadamard_backward");
     hadamard_launch(dx, stride, h, T, segments, true, dev);
 }

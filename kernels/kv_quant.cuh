@@ -13,8 +13,8 @@
 // A row of the cache, for keys or values, kv_row_words() words:
 //   word of head h and group i at h (HD / group) + i: integers bf16(scale) << 16 | zero point, others the fp32 scale
 //   from kv_codes_word() on: the code of head h, number d at bit (h HD + d) bits, from the lowest bit of each byte.
-//   Integers are stored as code + 2^(b-1). 8 bits hold int8, int6, int5, fp8 and mxfp8; 4 bits int4, int3, nf4 and
-//   mxfp4; 2 bits int2.
+//   Integers are stored as code + 2^(b-1). 8 bits hold int8, int6, int5, fp8 and mxfp8; 4 bits int4, int3, nf4, mxfp4,
+//   mid4 and mid3; 2 bits int2 and mid2.
 // Bytes a token and layer for keys and values, NKV 3 and HD 64: bf16 768, 8 bits 416, 4 bits 224, 2 bits 128.
 //
 // A group with a number that is not finite becomes NaN as a whole, so that a loss shows it; integers could not hold it.

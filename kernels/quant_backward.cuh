@@ -1,18 +1,24 @@
-// Learned grids of integer formats: a scale (and an offset) a group that the optimizer moves like a weight, and the
-// gradients of the parameters they are made of. Q(w) = (q - z) s, q = clamp(rint(w/s) + z, low, high); the rounding is
-// passed through, x = w/s + z is "inside" where low <= x <= high.
-//   lsq         a = s;  z = 0, or stays as it was measured    (Esser et al. 2020, arXiv 1902.08153, eq. 2-3)
+// Learned grids of integer and mid-rise formats: a scale (and an offset) a group that the optimizer moves like a
+// weight, and the gradients of the parameters they are made of. Q(w) = (q - z) s, q = clamp(rint(w/s) + z, low, high);
+// the rounding is passed through, x = w/s + z is "inside" where low <= x <= high. Mid-rise: Q(w) = v s, v = k + 1/2,
+// inside where |w/s| <= 2^(b-1), the cells of its numbers.
+//   lsq         a = s;  z = 0, or stays as it was measured    (Esser et al. 2020, arXiv 1902.08153, eq. 2-3); of a
+//               mid-rise format SEQ (ParetoQ, arXiv 2502.02631), whose alpha is 2^(b-1) s
+//   pact        a = s;  z = 0; numbers outside alone move it  (PACT, arXiv 1805.06085, for both ends)
 //   lsq_offset  a = s,  b an offset of the weights, z = rint(-b/s)  (LSQ+, arXiv 2004.09576; z rounded, so that
 //               containers with integer zero points hold the grid)
 //   lwc         a, b logits: the range is [sigmoid(b) min, sigmoid(a) max] of the group's present weights
 //               (OmniQuant, arXiv 2308.13137, eq. 2); min and max pass no gradient to the weights
-// With S = sum dQ (rint(w/s) - w/s inside; low - z below; high - z above) and O = sum dQ outside:
+// With S = sum dQ (rint(w/s) - w/s inside; low - z below; high - z above) and O = sum dQ outside; mid-rise: v - w/s
+// inside, v outside; pact: 0 inside:
 //   lsq         da = h S
+//   pact        da = S
 //   lsq_offset  da = h (S - O b/s), db = h O;  O counts for nothing where z itself is clamped
 //   lwc         asymmetric, with lower = sigmoid(b) min, levels = 2^b - 1 and t = S - O lower/s:
 //               d upper = t/levels, d lower = O - t/levels; symmetric: S/k to the end that is larger in size, k the
 //               divisor of the scale's rule; da = d upper max sigmoid'(a), db alike
-// h = 1/sqrt(numel high), numel of the whole matrix (LSQ's gradient scale). The grid is rounded and bounded in the
+// h = 1/sqrt(numel high), numel of the whole matrix (LSQ's gradient scale); high of a mid-rise format: the integer
+// format's of so many bits, as ParetoQ has it (1 at 2 bits). The grid is rounded and bounded in the
 // forward (bf16, at least 2^-14); the parameters are fp32 and pass through that rounding. dW is dQ inside and 0
 // outside.
 //
@@ -22,7 +28,7 @@
 #include "fake_quant.cuh"
 #include "../runtime/parallel.h"
 
-enum class LearnedScale : uint8_t { lsq, lsq_offset, lwc };
+enum class LearnedScale : uint8_t { lsq, lsq_offset, lwc, pact };
 
 static constexpr float LWC_START = 4.0f;  // of both logits: the range begins at 98 % of itself
 
@@ -36,26 +42,36 @@ struct LearnedGrid {
 // ---------------------------------------------------------------------------------------------------------------------
 // one group
 
-// now: lsq: the grid as it is; lwc: {max, min}
+// now: lsq, pact: the grid as it is; lwc: {max, min}
 HOST_DEVICE Grid learned_grid(QuantSpec q, LearnedScale kind, float a, float b, Grid now) {
     if (kind ==
         LearnedScale::lwc)  // the sums with 0 keep the products from being fused with the difference of the ends
         return quant_grid(q, fmaf(sigmoid_f(b), now.zero, 0.0f), fmaf(sigmoid_f(a), now.scale, 0.0f), 1.0f, 1.0f);
     float s = quant_round_scale(a);
-    if (kind == LearnedScale::lsq) return Grid{s, now.zero};
+    if (kind != LearnedScale::lsq_offset) return Grid{s, now.zero};
     float z = rintf(-b / s), most = quant_high(q);
     return Grid{s, z < 0.0f ? 0.0f : z > most ? most : z};
 }
 
-// dQ/ds with z held, and whether Q(w) is outside
+// dQ/ds with z held, and whether Q(w) is outside. low, high: the range of integers
 struct ScaleTerm {
     float s, outside;
 };
-HOST_DEVICE ScaleTerm quant_scale_term(QuantSpec q, float w, Grid g, float u) {
-    float low = quant_low(q), high = quant_high(q), x = w / g.scale, at = x + g.zero;
-    float inside = (u < 0.0f ? rintf(x) : floorf(x + u)) - x;
-    bool below = at<low, above = at> high;
-    return ScaleTerm{below ? low - g.zero : above ? high - g.zero : inside, below || above ? 1.0f : 0.0f};
+template <class Codes>
+HOST_DEVICE ScaleTerm quant_scale_term(LearnedScale kind, float w, Grid g, float low, float high, float u) {
+    ScaleTerm t;
+    float x = w / g.scale, at = x + g.zero, inside;
+    if constexpr (format_is_integer<Codes>) {
+        inside = (u < 0.0f ? rintf(x) : floorf(x + u)) - x;
+        bool below = at<low, above = at> high;
+        t = ScaleTerm{below ? low - g.zero : above ? high - g.zero : inside, below || above ? 1.0f : 0.0f};
+    } else {
+        float v = Codes::number((uint32_t)Codes::code(x));
+        t.outside = (x < 0.0f ? -x : x) > Codes::saturates ? 1.0f : 0.0f;
+        t.s = t.outside != 0.0f ? v : v - x;
+    }
+    if (kind == LearnedScale::pact && t.outside == 0.0f) t.s = 0.0f;
+    return t;
 }
 
 struct LearnedGradient {
@@ -64,6 +80,7 @@ struct LearnedGradient {
 HOST_DEVICE LearnedGradient learned_gradient(QuantSpec q, LearnedScale kind, float S, float O, Grid g, float a, float b,
                                              Grid range, float h) {
     if (kind == LearnedScale::lsq) return LearnedGradient{h * S, 0.0f};
+    if (kind == LearnedScale::pact) return LearnedGradient{S, 0.0f};
     if (kind == LearnedScale::lsq_offset) {
         float z = -b / g.scale;
         if (z < -0.5f || z > quant_high(q) + 0.5f) O = 0.0f;
@@ -89,7 +106,8 @@ HOST_DEVICE void learned_start(LearnedScale kind, float* a, float* b, Grid g) {
 }
 
 inline float learned_gradient_scale(const QuantGroups& shape, QuantSpec q) {
-    return 1.0f / sqrtf((float)(shape.groups * shape.group) * quant_high(q));
+    const float high = (float)((1 << (q.symmetric ? q.bits - 1 : q.bits)) - 1);
+    return 1.0f / sqrtf((float)(shape.groups * shape.group) * high);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -111,19 +129,23 @@ inline void learned_backward_cpu(float* dw,             // [groups, group]
                                  const QuantGroups& shape, QuantSpec q, LearnedScale kind, QuantNoise noise) {
     const int64_t group = shape.group, pieces = CEIL_DIV(group, QUANT_CPU_PIECE);
     const float h = learned_gradient_scale(shape, q);
+    const float low = quant_low(q), high = quant_high(q);
     std::vector<float> sums(2 * shape.groups * pieces);
+    quant_dispatch(q.format, [&](auto codes) {
 #pragma omp parallel for schedule(static) if (worth_threads(shape.groups * group))
-    for (int64_t i = 0; i < shape.groups * pieces; i++) {
-        int64_t first = i / pieces * group + i % pieces * QUANT_CPU_PIECE, end = (i / pieces + 1) * group;
-        end = first + QUANT_CPU_PIECE < end ? first + QUANT_CPU_PIECE : end;
-        float S = 0.0f, O = 0.0f;
-        for (int64_t j = first; j < end; j++) {
-            ScaleTerm t = quant_scale_term(q, w[j], grid[i / pieces], quant_noise(noise, j));
-            S = fmaf(dw[j], t.s, S), O = fmaf(dw[j], t.outside, O);
-            dw[j] = t.outside == 0.0f ? dw[j] : 0.0f;
+        for (int64_t i = 0; i < shape.groups * pieces; i++) {
+            int64_t first = i / pieces * group + i % pieces * QUANT_CPU_PIECE, end = (i / pieces + 1) * group;
+            end = first + QUANT_CPU_PIECE < end ? first + QUANT_CPU_PIECE : end;
+            float S = 0.0f, O = 0.0f;
+            for (int64_t j = first; j < end; j++) {
+                ScaleTerm t =
+                    quant_scale_term<decltype(codes)>(kind, w[j], grid[i / pieces], low, high, quant_noise(noise, j));
+                S = fmaf(dw[j], t.s, S), O = fmaf(dw[j], t.outside, O);
+                dw[j] = t.outside == 0.0f ? dw[j] : 0.0f;
+            }
+            sums[2 * i] = S, sums[2 * i + 1] = O;
         }
-        sums[2 * i] = S, sums[2 * i + 1] = O;
-    }
+    });
     for (int64_t g = 0; g < shape.groups; g++) {
         float S = 0.0f, O = 0.0f;
         for (int64_t i = g * pieces; i < (g + 1) * pieces; i++) S += sums[2 * i], O += sums[2 * i + 1];
@@ -149,13 +171,16 @@ __global__ void learned_grid_kernel(Grid* grid, LearnedGrid p, int64_t groups, Q
 // sums: [groups,pieces,2]: S and O. grid: as fake_quant_backward_kernel
 template <int LANES>
 __global__ void learned_backward_kernel(float* dw, float* sums, const float* w, const Grid* grid, QuantCut c,
-                                        QuantSpec q, QuantNoise noise) {
+                                        QuantSpec q, LearnedScale kind, QuantNoise noise) {
     QuantPlace p = quant_place<LANES>(c);
     Grid g = p.n ? grid[p.group] : Grid{1.0f, 0.0f};
+    const float low = quant_low(q), high = quant_high(q);
     float S = 0.0f, O = 0.0f;
     for (int i = threadIdx.x % LANES; i < p.n; i += LANES) {
         float d = dw[p.start + i];
-        ScaleTerm t = quant_scale_term(q, w[p.start + i], g, quant_noise(noise, p.start + i));
+        const float x = w[p.start + i], u = quant_noise(noise, p.start + i);
+        ScaleTerm t =
+            quant_visit(q.format, [=](auto f) { return quant_scale_term<decltype(f)>(kind, x, g, low, high, u); });
         S = fmaf(d, t.s, S), O = fmaf(d, t.outside, O);
         if (t.outside != 0.0f) dw[p.start + i] = 0.0f;
     }
@@ -208,7 +233,7 @@ inline void learned_backward(float* dw, const LearnedGrid& p, const float* w, co
         Scratch sums(2 * (size_t)(c.groups * c.pieces), dev);
         quant_launch(c, [&](auto lanes, unsigned blocks) {
             LAUNCH(learned_backward_kernel<decltype(lanes)::value>, blocks, QUANT_BLOCK, 0, dev.stream, dw, sums.data,
-                   w, grid, c, q, noise);
+                   w, grid, c, q, kind, noise);
         });
         LAUNCH(learned_gradient_kernel, (unsigned)CEIL_DIV(shape.groups, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream, p,
                sums.data, grid, shape.groups, c.pieces, q, kind, learned_gradient_scale(shape, q));

@@ -19,10 +19,13 @@
 //              torchao's EVEN at 4 bits): nothing lies above 448 s
 //   nvfp4      Q(w) = e2m1(w/s) s    s = e4m3(amax_block t / 6) / t, of 16;  t = 448 * 6 / amax_tensor
 //   ternary    Q(w) = q s            q = clamp(rint(w/s), -1, 1), s = mean |w|   (BitNet b1.58, arXiv 2402.17764)
+//   mid-rise   Q(w) = (k + 1/2) s    k = clamp(floor(w/s), -2^(b-1), 2^(b-1)-1): no number is 0, by rule
+//                amax       s = amax / 2^(b-1)                                (SEQ of ParetoQ, arXiv 2502.02631)
+//                gauss      s = 2 c_b rms / (2^b-1), the best for a normal distribution  (QuEST, arXiv 2502.05003)
 //
-// Integer and ternary scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16 containers hold
-// them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest scale (or 1) and
-// codes of zero.
+// Integer, ternary and mid-rise scales are rounded to bf16 and are at least 2^-14 in size, so that fp16 and bf16
+// containers hold them exactly; rounding is half to even. min and max include 0. A group of zeros gets the smallest
+// scale (or 1) and codes of zero (mid-rise: +s/2).
 //
 // nvfp4 where no tensor is known beforehand (activations): t = 1, so that a row does not depend on its batch.
 //
@@ -54,6 +57,7 @@
 #include "formats/mxfp4.cuh"
 #include "formats/nvfp4.cuh"
 #include "formats/ternary.cuh"
+#include "formats/midrise.cuh"
 
 // clang-format off
 #define QUANT_FORMATS(FORMAT)          \
@@ -64,7 +68,10 @@
     FORMAT(mxfp8,   Mxfp8Format)       \
     FORMAT(mxfp4,   Mxfp4Format)       \
     FORMAT(nvfp4,   Nvfp4Format)       \
-    FORMAT(ternary, TernaryFormat)
+    FORMAT(ternary, TernaryFormat)     \
+    FORMAT(mid4,    MidriseFormat<4>)  \
+    FORMAT(mid3,    MidriseFormat<3>)  \
+    FORMAT(mid2,    MidriseFormat<2>)
 // clang-format on
 
 #define FORMAT_ENUMERATOR(name, Format) name,
@@ -80,13 +87,10 @@ constexpr FormatTraits format_traits(QuantFormat format) {
     for (const FormatName& n : F::names)
         if (n.bits < 2 || n.bits > 8 || (n.bits > 4 && F::kind == NumberKind::table))
             throw "a table has codes of 2 to 4 bits, other kinds up to 8";
-    return {format,          F::names,
-            F::scopes,       F::scope,
-            F::kind,         F::storage,
-            F::affine,       F::mean_scale,
-            F::tensor_scale, F::double_quant,
-            F::zero_scale,   F::activations,
-            F::kv_cache,     F::compressed_tensors,
+    return {format,          F::names,       F::scopes,       F::scope,
+            F::kind,         F::storage,     F::affine,       F::rules,
+            F::learned,      F::scale_of,    F::tensor_scale, F::double_quant,
+            F::zero_scale,   F::activations, F::kv_cache,     F::compressed_tensors,
             F::bitsandbytes, F::gguf};
 }
 
@@ -170,7 +174,7 @@ HOST_DEVICE float quant_shrink(int i) { return (float)(100 - i) / 100.0f; }
 HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 1.0f / amax * 2688.0f : 1.0f; }
 
 // The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: t, where the format has one. For rule mse
-// this is where the search begins (shrink 1); where the mean makes the scale, max is the mean of |w|.
+// this is where the search begins (shrink 1); where a mean makes the scale, max is that mean.
 HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scale, float shrink) {
     return quant_visit(q.format, [=](auto f) { return f.grid(q, min, max, tensor_scale, shrink); });
 }
@@ -223,11 +227,12 @@ HOST_DEVICE int quant_code_mask(QuantSpec q) {
 }
 HOST_DEVICE bool quant_flipped(int mask, int a, int b) { return (a != b) & (((a | b) & mask) != 0); }
 
-// Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip: where w lies
-// between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of w (QuEST,
-// arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest number,
-// under clip too: its scale is a quotient, by which the largest weight may come out an ulp above. low, high: the range
-// of integers
+// Straight-through rules: does the gradient of Q(w) reach w? identity: always (Bengio et al. 2013); clip, and ewgs:
+// where w lies between the least and the largest number of the grid (PACT); trust: where Q(w) is within half a step of
+// w (QuEST, arXiv 2502.05003, with its default of half a step). A float format saturates half a step beyond its largest
+// number, under clip too: its scale is a quotient, by which the largest weight may come out an ulp above. So does a
+// mid-rise one, whose numbers are the middles of cells: the cells are its range, in which SEQ passes, and trust says
+// the same. low, high: the range of integers
 template <class Codes>
 HOST_DEVICE bool quant_passes(SteRule rule, float w, Grid g, float low, float high) {
     float x = w / g.scale;
@@ -247,17 +252,56 @@ HOST_DEVICE bool quant_passes(QuantSpec q, SteRule rule, float w, Grid g) {
     return quant_visit(q.format, [=](auto f) { return quant_passes<decltype(f)>(rule, w, g, low, high); });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Sums that do not depend on the order: |w| in units of 2^-30 of the power of two below amax, added as integers
-
-HOST_DEVICE float quant_fixed_unit(float amax) {  // 2^(30 - floor(log2 amax))
-    int e = (int)(float_bits(amax) >> 23) - 127;
-    e = e < -90 ? -90 : e;
-    return bits_float((uint32_t)(30 - e + 127) << 23);
+// EWGS (Lee et al. 2021, arXiv 2104.00903; SQAKD, arXiv 2403.11106): a number that lies above its Q(w) and is to fall
+// has farther to go until its code changes than one that lies below, and its gradient counts more, dw = g (1 + delta
+// sign(g) (w - Q(w)) / R), R from the least to the largest number of the grid (2^b - 1 steps); 0 where clip has it. A
+// gradient in bf16 is changed where delta |w - Q(w)| / R is above 2^-9.
+// delta / R; 0 where the grid is one number
+template <class Codes>
+HOST_DEVICE float quant_ewgs_weight(float delta, Grid g, float low, float high) {
+    float range = g.scale < 0.0f ? -g.scale : g.scale;
+    if constexpr (format_is_integer<Codes>) range *= high - low;
+    else range *= 2.0f * Codes::largest;
+    return range > 0.0f ? delta / range : 0.0f;
 }
-HOST_DEVICE int64_t quant_fixed(float w, float unit) { return (int64_t)rintf((w < 0.0f ? -w : w) * unit); }
-HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, float unit) {
-    return (float)((double)sum / (double)count / (double)unit);
+// d: the gradient of Q(w); weight: the above; divisor: that of the group
+template <class Codes>
+HOST_DEVICE float quant_ewgs(float d, float w, Grid g, float weight, float divisor, float low, float high) {
+    float number;  // less than 0 where Q(w) is more: w - Q(w) is rounded once
+    if constexpr (format_is_integer<Codes>) number = g.zero - quant_level(w, g, low, high);
+    else number = -Codes::number((uint32_t)Codes::code(quant_ratio<Codes>(w, divisor)));
+    float off = fmaf(number, g.scale, w);
+    float moved = fmaf(d < 0.0f ? -d : d, off * weight, d);
+    return quant_passes<Codes>(SteRule::ewgs, w, g, low, high) ? moved : 0.0f;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums that do not depend on the order: integers. |w| counts in units of 2^-30 of the power of two below amax; w^2,
+// which is rounded to float first, in units of 2^-2b of that power's square, b as large as `count` squares below
+// 2^(2b+2) allow
+
+struct FixedSum {
+    bool squares;
+    float unit;  // w times it is in units
+};
+HOST_DEVICE FixedSum quant_fixed_sum(float amax, int64_t count, bool squares) {
+    int bits = 30, e = (int)(float_bits(amax) >> 23) - 127;
+    if (squares) {
+        int n = 0;
+        while (n < 45 && (count - 1) >> n) n++;
+        bits = (61 - n) / 2;
+    }
+    e = e < -90 ? -90 : e;
+    return FixedSum{squares, bits_float((uint32_t)(bits - e + 127) << 23)};
+}
+HOST_DEVICE int64_t quant_fixed(float w, FixedSum f) {
+    float y = (w < 0.0f ? -w : w) * f.unit;
+    return (int64_t)rintf(f.squares ? y * y : y);
+}
+// of squares: its root
+HOST_DEVICE float quant_fixed_mean(int64_t sum, int64_t count, FixedSum f) {
+    double mean = (double)sum / (double)count;
+    return (float)((f.squares ? sqrt(mean) : mean) / (double)f.unit);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ inline void blockwise_allocate(BlockwiseMemory& s, const BlockwiseConfig& c, Mod
 // training
 
 inline void blockwise_refresh(Model& m, const BlockwiseMemory& s) {
-    for (LinearPart* p : blockwise_parts(m, s.first, s.end)) quantized_tensor_refresh(*p, p->master, QuantNoise(), m.dev);
+    for (LinearPart* p : blockwise_parts(m, s.first, s.end))
+        quantized_tensor_refresh(*p, part_source(*p, m.dev), QuantNoise(), m.dev);
 }
 
 // The span's weights get gradients, and its grids, as they were left, parameters
@@ -124,9 +125,10 @@ inline void blockwise_begin(Model& m, BlockwiseMemory& s) {
     model_bind_layer_gradients(m, s.grads.data, s.first, s.end);
     int64_t at = 0;
     for (LinearPart* p : blockwise_parts(m, s.first, s.end)) {
-        if (!quant_traits(p->quantizer.spec).affine || p->quantizer.spec.rule == ScaleRule::signedmax) continue;
-        p->quantizer.scale_mode = ScaleMode::learned;
-        p->quantizer.learned_scale = p->quantizer.spec.symmetric ? LearnedScale::lsq : LearnedScale::lsq_offset;
+        const LearnedScale kind = p->quantizer.spec.symmetric ? LearnedScale::lsq : LearnedScale::lsq_offset;
+        const char* can = quant_traits(p->quantizer.spec).learned;
+        if (!trait_lists(can, learned_scale_name(kind)) || p->quantizer.spec.rule == ScaleRule::signedmax) continue;
+        p->quantizer.scale_mode = ScaleMode::learned, p->quantizer.learned_scale = kind;
         p->learned = {s.grid.data + at, s.grid.data + at + p->groups, s.dgrid.data + at, s.dgrid.data + at + p->groups,
                       nullptr};
         p->given = true, p->restored = false;
@@ -151,7 +153,7 @@ inline void blockwise_update(Model& m, BlockwiseMemory& s, const BlockwiseConfig
     weights.learning_rate = (float)(c.learning_rate * decay), scales.learning_rate = (float)(c.scale_learning_rate * decay);
     for (LinearPart* p : blockwise_parts(m, s.first, s.end)) {
         const size_t at = p->offset - start;
-        part_gradient(*p, p->grad, p->master, true, m.dev);
+        part_gradient(*p, p->grad, part_source(*p, m.dev), true, m.dev);
         adamw_update(p->master, s.m.data + at, s.v.data + at, p->grad, p->count(), 1.0f, weights, step + 1, m.dev);
     }
     adamw_update(s.grid.data, s.gm.data, s.gv.data, s.dgrid.data, (int64_t)s.grid.size, 1.0f, scales, step + 1, m.dev);

@@ -35,14 +35,18 @@ struct CageMethod : TrainingMethod {
         if (coupled)
             hook.before_update = [this, dev](LinearPart& p, float* dw, const UpdateMoment& moment) {
                 now = lambda * cage_ramp(moment.progress, silence);
-                if (now > 0.0)
-                    grid_pull_add(dw, p.master, p.work, p.count(), (float)(now / moment.grad_scale), dev);
+                if (now == 0.0) return;
+                part_value(p, dev, [&](const auto* q) {
+                    grid_pull_add(dw, p.master, q, p.count(), (float)(now / moment.grad_scale), dev);
+                });
             };
         else
             hook.after_step = [this, dev](LinearPart& p, const StepInfo& step) {
                 now = lambda * cage_ramp(step.progress, silence);
-                if (now > 0.0)
-                    grid_pull(p.master, p.work, p.count(), (float)std::min(step.learning_rate * now, 1.0), dev);
+                if (now == 0.0) return;
+                part_value(p, dev, [&](const auto* q) {
+                    grid_pull(p.master, q, p.count(), (float)std::min(step.learning_rate * now, 1.0), dev);
+                });
             };
         for (LinearPart* p : quantized_parts(m)) p->hooks.push_back(hook);
     }

@@ -31,6 +31,7 @@ struct MethodContext {
     Model* model = nullptr;
     std::string optimizer;        // its name, --optim
     uint64_t seed = 0;
+    int64_t tokens = 0;           // most of a micro-batch
     Activations* acts = nullptr;  // scratch between steps: training's
     std::vector<Batch> sample;    // some of the run's training text, in micro-batches that fit acts
 };
@@ -69,4 +70,20 @@ inline void method_needs_masters(const Model& m, const char* name) {
                    name, m.lora.inside() ? "--lora_inside_quantizer out" : "the adapter out");
     if (quantized_parts(m).empty())
         fail_usage("--methods %s: no weight is quantized; add --weights, such as int4:g32:sym", name);
+}
+
+// ... that are quantized in the basis of their masters
+inline void method_needs_own_basis(const Model& m, const char* name) {
+    const std::string rotated = rotated_text(rotated_linears(m));
+    if (rotated != "none")
+        fail_usage("--methods %s acts on weights where they are quantized, and --hadamard %s rotates them there; take "
+                   "--hadamard none", name, rotated.c_str());
+}
+
+// ... and in integer formats, whose codes lie in the order of what they stand for
+inline void method_needs_integers(const Model& m, const char* name) {
+    for (const LinearPart* p : quantized_parts(m))
+        if (!quant_is_integer(p->quantizer.spec))
+            fail_usage("--methods %s: --weights %s has no integer codes; use an int format", name,
+                       quantizer_text(p->quantizer).c_str());
 }

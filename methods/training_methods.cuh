@@ -1,11 +1,21 @@
 // The methods of --methods, and several of them as one: NAME[:SETTING=VALUE ...] joined by +, which act in that order.
 #pragma once
 #include "cage.cuh"
+#include "dampen.cuh"
+#include "efqat.cuh"
+#include "freeze.cuh"
+#include "roste.cuh"
 #include "training_method.cuh"
 
 // the table
 inline const std::vector<const MethodRow*>& training_methods() {
-    static const std::vector<const MethodRow*> rows = {&cage_row};
+    static const std::vector<const MethodRow*> rows = {
+        &cage_row,    //
+        &dampen_row,  //
+        &efqat_row,   //
+        &freeze_row,  //
+        &roste_row,
+    };
     return rows;
 }
 

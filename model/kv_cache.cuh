@@ -34,6 +34,7 @@ inline void check_kv_quantizer(const Quantizer& q, int head_dim) {
             "fp8e4m3:token, nf4 or mxfp4");
     if (q.double_quant) refuse("scales of single tokens are not quantized again; leave :dq out");
     if (q.spec.rule == ScaleRule::mse) refuse("no search for a scale at every token; choose amax, amax7 or signedmax");
+    if (q.spec.rule == ScaleRule::gauss) refuse("the scale of a token comes from its range alone; choose amax");
     int group = q.scope == QuantScope::group ? q.group : head_dim, bits = kv_stored_bits(q.spec);
     if (head_dim % group) refuse(format("groups of %d do not divide heads of %d; choose a divisor", group, head_dim));
     if (group * bits % 8)

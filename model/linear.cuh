@@ -9,13 +9,27 @@
 // which is a Linear without masters, packed codes alone. All give the same bits, since a column of the output meets one
 // row of Q(W) in one order of summation.
 //
+// A rotated basis (linear_set_basis): x and W are multiplied with a Hadamard matrix before their quantizers, which spreads
+// outliers of single channels over all of them (QuEST, arXiv 2502.05003; RoSTE, arXiv 2502.09003):
+//   out = Q_x(x H^T) Q(W H^T)^T + bias;   dW = dW' H, dx = dx' H, of the rotated ones by the rules of their quantizers
+// H H^T = 1, so that in full precision nothing changes but rounding. The master stays in its own basis: a checkpoint is an
+// ordinary model, and optimizers and adapters inside the quantizer see nothing of it. Not so R4 of methods/rotation.cuh,
+// where the stored W is the rotated one. H has no random signs: an input whose channels share one mean puts all of that
+// into a single channel. The trap: part.work is of the basis, part.master is not; part_value has the two together.
+//
 // Hooks: what a method does to a weight at the fixed moments of its life, see WeightHook.
+//
+// A method may also train some of the rows alone: of dW those are computed then, the others of the gradient stay 0, and
+// the optimizer leaves them and their moments as they are. dx and the gradient of the bias are whole.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
+#include "../kernels/convert.cuh"
 #include "../kernels/hadamard.cuh"
 #include "../kernels/linear.cuh"
+#include "../kernels/rows.cuh"
 #include "../quant.cuh"
 #include "adapter.cuh"
 
@@ -62,7 +76,8 @@ struct UpdateMoment {
     double progress = 0.0;    // as StepInfo's
 };
 
-// Any of them may be empty. Hooks run in the order in which they were added, those at the gradient in reverse.
+// Any of them may be empty. Hooks run in the order in which they were added, those at the gradient in reverse. All numbers
+// are in the basis of the master but for part.work, see part_value.
 struct WeightHook {
     // before it is quantized: the numbers [rows,cols] to quantize instead of w, which may be changed in place if it is
     // not the master
@@ -75,11 +90,30 @@ struct WeightHook {
     std::function<void(LinearPart&, const StepInfo&)> after_step;
 };
 
+// The rows of a part that are trained
+struct PartRows : RowList {
+    const char* method = nullptr;  // the name of what chooses them; null: all rows, always
+    int64_t most = 0;              // that a list of it ever has
+};
+
+// Those of a linear, over its parts, with memory for a product with them
+struct LinearRows : RowList {
+    floatX* dout = nullptr;    // [T, trained_rows_width]
+    float* dweight = nullptr;  // [trained_rows_width, cols]
+};
+
+// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or each
+// linear of a model would have a plan of its own (cublaslt.cuh)
+inline int64_t trained_rows_width(int64_t count, Device dev) { return dev.cuda ? CEIL_DIV(count, 64) * 64 : count; }
+
 struct LinearPart : QuantizedTensor {
     const char* label = "";  // q, k, v, o, gate, up, down; embed, head
     int layer = -1;
     int64_t row0 = 0;  // of the linear
+    PartRows trained;
     std::vector<WeightHook> hooks;
+    Hadamard basis;            // that it is quantized in; off: its own
+    float* rotated = nullptr;  // [rows,cols] the model's scratch for it, shared by all parts
 };
 
 // Rows of a linear that are packed as one: neighbours with the same quantizer
@@ -101,7 +135,9 @@ struct Linear {
     Param weight;     // [rows,cols]: its parts, which are neighbours; work is null if some part is packed codes alone
     Param bias;       // [rows], of q,k,v; or null
     Quantizer input;  // Q_x, one scale a row or group of it
-    Hadamard transform;   // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh)
+    Hadamard transform;   // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh, a basis)
+    bool rotated = false;  // the transform is that of a basis, its parts'
+    LinearRows trained;
     bool frozen = false;  // the codes of `packed` are all there is where a run has some
     std::vector<PackedRows> packed;
     const Lora* lora = nullptr;  // the model's adapter
@@ -138,6 +174,15 @@ inline QuantizedWeight packed_rows_codes(const Linear& l, const PackedRows& r, D
 }
 inline size_t packed_rows_bytes(const Linear& l, const PackedRows& r, Device dev) {
     return (quantized_weight_bytes(packed_rows_codes(l, r, dev)) + 255) / 256 * 256;
+}
+
+// The basis that x and the weights are quantized in: rotated, or their own; what the forward reads is made anew afterwards
+inline void linear_set_basis(Linear& l, bool rotated) {
+    if (rotated == l.rotated) return;
+    if (rotated && l.transform.on()) fail("%s of layer %d is rotated already (r4)", l.name, l.layer);
+    l.rotated = rotated;
+    l.transform = rotated ? hadamard_for(l.cols) : Hadamard();
+    for (LinearPart& p : l.parts) p.basis = l.transform;
 }
 
 // what packing reads of a quantized tensor
@@ -187,19 +232,51 @@ inline void linear_forward(const Linear& l, floatX* out, const floatX* inp, cons
 // ---------------------------------------------------------------------------------------------------------------------
 // backward
 
-// What is quantized of a part: its master, or what its hooks make of that
-inline const float* part_source(LinearPart& p) {
+// What is quantized of a part: its master, or what its hooks make of that, in the basis that it is quantized in
+inline const float* part_source(LinearPart& p, Device dev) {
     const float* w = p.master;
     for (const WeightHook& h : p.hooks)
         if (h.before_quantize) w = h.before_quantize(p, w);
-    return w;
+    if (!p.basis.on()) return w;
+    copy_on_device(p.rotated, w, (size_t)p.count() * sizeof(float), dev);
+    hadamard_forward(p.rotated, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+    return p.rotated;
 }
 
-// dw, the gradient of Q(w), becomes that of w and of whatever w is made of. w: part_source(p)
+// dw, the gradient of Q(w), becomes that of w and of whatever w is made of. w: part_source(p), which is lost
 inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantized, Device dev) {
     if (quantized && p.quantizer.on()) quantized_tensor_backward(p, dw, w, dev);
+    const bool hooked = std::any_of(p.hooks.begin(), p.hooks.end(), [](const WeightHook& h) { return (bool)h.at_gradient; });
+    if (p.basis.on()) {
+        const int64_t segments = p.cols / p.basis.N();
+        hadamard_backward(dw, p.cols, p.basis, p.rows, segments, dev);
+        if (hooked) hadamard_backward(p.rotated, p.cols, p.basis, p.rows, segments, dev);  // w, for them
+    }
     for (size_t i = p.hooks.size(); i-- > 0;)
         if (p.hooks[i].at_gradient) p.hooks[i].at_gradient(p, dw, w);
+}
+
+// use(w): w [rows,cols] = part_source(p), and dw [rows,cols] in its basis, where both meet p.work and its grid; dw is
+// rotated there and back
+template <class Use>
+void part_in_basis(LinearPart& p, float* dw, Device dev, const Use& use) {
+    const float* w = part_source(p, dev);
+    if (p.basis.on()) hadamard_forward(dw, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+    use(w);
+    if (p.basis.on()) hadamard_backward(dw, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+}
+
+// use(q): q [rows,cols] = Q(W) in the basis of the master, floatX or, if it had to be rotated back, fp32. For pulls
+// towards the grid: with W' = W H^T, W' - Q(W') = (W - q) H^T. Overwrites what part_source gave
+template <class Use>
+void part_value(LinearPart& p, Device dev, const Use& use) {
+    if (!p.basis.on()) {
+        use((const floatX*)p.work);
+        return;
+    }
+    convert_widen(p.rotated, p.work, p.count(), dev);
+    hadamard_backward(p.rotated, p.cols, p.basis, p.rows, p.cols / p.basis.N(), dev);
+    use((const float*)p.rotated);
 }
 
 // dinp [T,cols] = dout [T,rows] Q(W) for a weight that is not trained itself
@@ -239,8 +316,20 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
         set_zero(lora.dweight.data, (size_t)(t.rows * C) * sizeof(float), dev);
         matmul_tn({lora.dweight.data, C}, {dout + t.row0, l.rows}, {x, C}, T, t.rows, C, dev);
         LinearPart& p = l.parts[t.part];
-        part_gradient(p, lora.dweight.data, part_source(p), pass.quantized, dev);
+        part_gradient(p, lora.dweight.data, part_source(p, dev), pass.quantized, dev);
     }
+}
+
+// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows do:
+// on the CPU the bits are the same
+inline void linear_backward_rows(const Linear& l, const floatX* dout, const floatX* x, int64_t T, Device dev) {
+    const LinearRows& r = l.trained;
+    if (r.count == 0) return;
+    const int64_t C = l.cols, width = trained_rows_width(r.count, dev);
+    gather_columns({r.dout, width}, {dout, l.rows}, r.rows, T, r.count, width, dev);
+    gather_rows(r.dweight, l.weight.grad, r.rows, r.count, C, dev);
+    matmul_tn({r.dweight, C}, {r.dout, width}, {x, C}, T, width, C, dev);
+    put_rows(l.weight.grad, r.dweight, r.rows, r.count, C, dev);
 }
 
 // dinp [T,cols] = dout [T,rows] Q(W) through the straight-through rule of Q_x; the gradients of weight and bias, or of
@@ -252,6 +341,12 @@ inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const f
         linear_backward_adapted(l, dinp, dout, inp, x, T, pass, dev);
         return;
     }
-    linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, {T, l.cols, l.rows}, dev);
+    if (l.trained.all) {
+        linear_backward(dinp, l.weight.grad, l.bias.grad, dout, x, l.weight.work, {T, l.cols, l.rows}, dev);
+    } else {
+        linear_backward_input(l, dinp, dout, T, dev);
+        linear_backward_rows(l, dout, x, T, dev);
+        if (l.bias.grad) bias_backward(l.bias.grad, dout, T, l.rows, dev);
+    }
     if (x != inp) fake_quant_rows_backward(dinp, inp, T, l.cols, l.input, dev);
 }

@@ -25,6 +25,7 @@
 
 enum class ParamKind { embedding, head, linear, norm, bias };
 enum class Product { qkv, o, gate_up, down };  // the four linears of a layer
+inline constexpr const char* product_names[] = {"q,k,v", "o", "gate,up", "down"};
 enum class NormKind { last, ln1, ln2, q_norm, k_norm };
 
 // A tensor of the checkpoint
@@ -68,6 +69,7 @@ struct Model {
     Param norm;              // [C], the last one
     RopeTable rope;
     Hadamard rotate_qk;  // online, of q and k after RoPE (R3); R4 is the transform of the down linears
+    Buffer<float> rotated;  // [largest weight of a linear] while it is in its rotated basis (basis.cuh), if any has one
 
     QuantizerRules weight_rules, activation_rules, kv_rules;  // as they were asked for
     QuantNoise noise;                                         // stochastic rounding: seed and step
@@ -197,13 +199,12 @@ inline std::vector<const LinearPart*> quantized_parts(const Model& m) {
 
 // layers and linears of m.config with their shapes, and neither views nor quantizers
 inline void model_structure(Model& m) {
-    static constexpr const char* names[] = {"q,k,v", "o", "gate,up", "down"};
     m.layers.clear();
     m.layers.resize(m.L());
     for (int l = 0; l < m.L(); l++)
         for (int p = 0; p < 4; p++) {
             Linear& linear = *layer_linears(m.layers[l])[p];
-            linear.name = names[p], linear.layer = l, linear.lora = &m.lora;
+            linear.name = product_names[p], linear.layer = l, linear.lora = &m.lora;
             linear.adapter.number = (uint32_t)(l * 4 + p);
         }
     for (const ParamTensor& t : m.tensors) {
@@ -352,7 +353,7 @@ inline void model_allocate(Model& m, const ModelConfig& config) {
 }
 
 // Numbers that do not change, for a second set of weights: working weights alone, with the quantizers that m has for
-// activations and the KV cache. model_copy_work fills them.
+// activations and the KV cache. model_copy_work fills them, in the bases that m's linears have then.
 inline void model_allocate_reference(Model& reference, const Model& m) {
     reference.dev = m.dev;
     model_describe(reference, m.config);
@@ -368,4 +369,7 @@ inline void model_allocate_reference(Model& reference, const Model& m) {
 }
 inline void model_copy_work(Model& reference, const Model& m) {
     copy_on_device(reference.work.data, m.work.data, reference.work.bytes(), m.dev);
+    for (int l = 0; l < m.L(); l++)
+        for (int p = 0; p < 4; p++)
+            linear_set_basis(*layer_linears(reference.layers[l])[p], layer_linears(m.layers[l])[p]->rotated);
 }

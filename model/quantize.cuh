@@ -41,7 +41,7 @@ inline void check_weight_rules(const ModelConfig& config, const QuantizerRules& 
 
 // The inputs of the linears get a quantizer; ste: the rule of their gradient. The parts of a linear share their input, so
 // that rules that tell them apart are refused.
-inline void model_quantize_activations(Model& m, const QuantizerRules& rules, SteRule ste = SteRule::identity) {
+inline void model_quantize_activations(Model& m, const QuantizerRules& rules, Ste ste = SteRule::identity) {
     rules_check(rules, weight_places(m.config, true));
     m.activation_rules = rules;
     for (const ParamTensor& t : m.tensors) {
@@ -252,8 +252,8 @@ inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool 
 // what the forward reads, made of the masters
 
 // Working weights from masters: after loading and after every optimizer step. quantized: Q(W); else full precision, which
-// a Pass must then ask for.
-inline void model_refresh(Model& m, bool quantized = true) {
+// a Pass must then ask for. again: the second time after a step, whose flips are those of both.
+inline void model_refresh(Model& m, bool quantized = true, bool again = false) {
     NVTX_RANGE("quantize_weights");
     if (m.lora.on()) lora_refresh(m.lora, m.dev);
     m.loading.reset();
@@ -262,7 +262,7 @@ inline void model_refresh(Model& m, bool quantized = true) {
     for (const ParamTensor& t : m.tensors) {
         const float* w = m.master.data + t.offset;
         LinearPart* p = part_of(m, t);
-        if (p) w = part_source(*p);
+        if (p) w = part_source(*p, m.dev);
         if (p && quantized && p->quantizer.on()) quantized_tensor_refresh(*p, w, m.noise, m.dev);
         else convert_forward(m.work.data + t.offset, w, t.count(), m.dev);
     }
@@ -270,7 +270,7 @@ inline void model_refresh(Model& m, bool quantized = true) {
     std::vector<int64_t> counts(m.flip_counts.size);
     copy_to_host(counts.data(), m.flip_counts.data, m.flip_counts.bytes(), m.dev);
     for (LinearPart* p : quantized_parts(m)) {
-        p->flips = p->initial ? counts[2 * p->number] : 0;
+        p->flips = (again ? p->flips : 0) + (p->initial ? counts[2 * p->number] : 0);
         p->flips_total = p->initial ? counts[2 * p->number + 1] : 0;
     }
 }

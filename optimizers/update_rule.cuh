@@ -15,7 +15,7 @@
 #include <functional>
 #include <string>
 #include <vector>
-#include "../runtime/device.h"
+#include "../kernels/rows.cuh"
 
 // norms: and biases; embeddings: and the head; scales: the learned ones of quantizers
 enum class ParamGroup { matrices, norms, embeddings, scales, adapters };
@@ -83,6 +83,7 @@ struct OptimizerTensor {
     float* grad = nullptr;    // [rows,cols]
     const UpdateRule* rule = nullptr;
     std::vector<StateArray> state;
+    const RowList* trained = nullptr;  // the rows that are moved; null: all, always
     int64_t count() const { return rows * cols; }
     template <class T>
     T* array(size_t i) const {

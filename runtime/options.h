@@ -102,12 +102,13 @@ OPT(std::string, weights, "none", "", IN_MODEL | IN_EXPORT | IN_BENCH, "quantize
 OPT(std::string, activations, "none", "", IN_MODEL, "quantizer of what the linear layers multiply, such as int8:token:sym or none") \
 OPT(std::string, quantize_layers, "all", "{all, q, k, v, o, gate, up, down}", IN_MODEL | IN_EXPORT | IN_BENCH, "linear layers that are quantized") \
 OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scales: from the current weights at every step, kept from the first, or trained; the last two are saved with a checkpoint and read with it") \
-OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, or how far the range is clipped") \
+OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc|pact", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, how far the range is clipped, or (pact) the scale by the clipped numbers alone") \
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
-OPT(std::string, ste, "identity", "identity|clip|trust", IN_TRAIN, "gradient through the rounding: passed on, or zero where the value was clipped, or was more than half a step away; learned scales clip") \
+OPT(std::string, ste, "identity", "", IN_TRAIN, "gradient through the rounding: identity (passed on), clip (zero where the value was clipped), trust (zero where it was more than half a step away), or ewgs:delta=0.001 (clip, and more for a value that has farther to go to its next number); learned scales clip") \
 OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
 OPT(std::string, methods, "none", "", IN_TRAIN, "methods of quantized training, joined by +, each with its settings, such as cage:lambda=10:silence=0.8; train_qrl help methods lists them") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \
+OPT(std::string, hadamard, "none", "", IN_MODEL & ~IN_QUANTIZE, "linears whose inputs and weights are multiplied with a Hadamard matrix before they are quantized: all, none or names such as 'down' or 'layers.0-3,o'; weights are saved as they are without; unless given, as the model was trained") \
 OPT(bool, k_pre_bias, false, "", IN_MODEL, "quantize keys before their bias is added (Qwen2)") \
 GROUP("adapters") \
 OPT(int, lora_r, 0, "[0, 1024]", IN_TRAIN, "rank of low-rank adapters, which are trained over a frozen base (QLoRA's unless --weights says another, such as none); 0: all weights are trained") \

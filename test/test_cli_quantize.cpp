@@ -52,8 +52,8 @@ TEST(Quantize, CalibratesMeasuresAndSaves) {
 }
 
 TEST(Quantize, EveryKindOfFormatIsSavedAndReadAgain) {
-    for (const char* weights :
-         {"nvfp4", "fp8e4m3:channel", "fp8e5m2:tensor", "int3:g16:asym", "int6:channel", "ternary", "nf4:g16:dq"}) {
+    for (const char* weights : {"nvfp4", "fp8e4m3:channel", "fp8e5m2:tensor", "int3:g16:asym", "int6:channel",
+                                "ternary", "nf4:g16:dq", "mid4:g16:gauss"}) {
         std::string out = fresh("quantized"), again = fresh("again");
         const Args measured = {"--ptq", "rtn", "--eval_data", sums, "--eval_n", "40", "--output_dir"};
         good(Args{"quantize", "--model", trained, "--weights", weights, "--save_dtype", "float32"} + measured +
@@ -299,6 +299,74 @@ TEST(Policies, FlagsAgainstTheFolderAreTold) {
     policy("{\"weights\": 4}", {"weights is not a text"});
     policy("{\"weights\": ", {"not valid JSON"});
     policy("[]", {"not a JSON object"});
+}
+
+// The weights of the folder are those of no basis; its policy says which linears are quantized in one
+TEST(Policies, ARotatedBasisGoesWithThem) {
+    const std::string text = fresh("text.txt"), out = fresh("run"), checkpoint = out + "/checkpoint-2";
+    write_text(text, read_text(sums).substr(0, 1000));
+    const Args quantizers = {"--weights", "int4:channel", "--activations", "int4:token:asym"};
+    Outcome r = good(Args{"distill", "--model", trained, "--teacher", trained, "--train_data", sums, "--max_steps", "2",
+                          "--learning_rate", "0.001", "--eval_text", text, "--hadamard",
+                          "layers.0.down,o,layers.1.down", "--output_dir", out} +
+                     quantizers);
+    EXPECT_NE(r.out.find("rotated     o of layers 0-1; down of layers 0-1\n"), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("a weight in its rotated basis"), std::string::npos) << r.out;
+    EXPECT_EQ(read_json(checkpoint + "/quantizer.json")["hadamard"], "o,down");
+    EXPECT_EQ(read_json(out + "/summary.json")["hadamard"], "o,down");
+    auto loss_of = [&](const Args& more, std::string* said = nullptr) {
+        const Args eval = eval_of(checkpoint, Args{"--eval_text", text} + more);
+        const Outcome e = good(eval);
+        if (said) *said = e.err;
+        return read_json(eval[10] + "/summary.json")["log_loss"]["mean"].get<double>();
+    };
+    std::string said;
+    const double trained_loss = read_json(out + "/summary.json")["held_out_text"]["after"]["log_loss"];
+    const double found = loss_of({}, &said), plain = loss_of({"--weights", "none", "--activations", "none"});
+    EXPECT_NEAR(found, trained_loss, 1e-6 * trained_loss);
+    EXPECT_NE(
+        said.find("trained as --weights 'int4:channel:sym' --activations 'int4:token:asym' --hadamard 'o,down'\n"),
+        std::string::npos)
+        << said;
+    EXPECT_GT(std::fabs(loss_of({"--hadamard", "none"}, &said) - found), 1e-5);
+    EXPECT_NE(said.find("; --hadamard 'none' is used instead"), std::string::npos) << said;
+    const double none = loss_of({"--weights", "none", "--activations", "none", "--hadamard", "none"});
+    EXPECT_NEAR(plain, none, (bf16_build ? 1e-2 : 1e-5) * none);
+
+    const std::string exported = fresh("exported");
+    refused(1,
+            {"export", "--model", checkpoint, "--format", "compressed-tensors", "--weights", "int4:channel",
+             "--output_dir", exported},
+            {"in a rotated basis", "--hadamard o,down", "--weights none exports"});
+    good({"export", "--model", checkpoint, "--format", "hf", "--weights", "none", "--output_dir", exported});
+    EXPECT_EQ(read_json(exported + "/quantizer.json"),
+              (json{{"activations", "int4:token:asym"}, {"hadamard", "o,down"}}));
+    Args again = quantize(fresh("again"), {"--ptq", "rtn", "--train_data", sums});
+    again[2] = checkpoint;
+    EXPECT_NE(good(again).err.find("--hadamard 'none' is used instead"), std::string::npos);
+    const Args sft = {"sft",         "--model", checkpoint,     "--train_data", sums,
+                      "--max_steps", "1",       "--output_dir", fresh("sft")};
+    refused(2, sft + quantizers + Args{"--lora_r", "2", "--hadamard", "o,down"},
+            {"--hadamard o,down", "--lora_inside_quantizer"});
+    refused(2, sft + Args{"--hadamard", "gate"}, {"--hadamard gate", "gate,up of layer 0"});
+    write_text(checkpoint + "/quantizer.json", "{\"hadamard\": \"layers.7\"}");
+    refused(1, eval_of(checkpoint), {checkpoint + "/quantizer.json", "layers.7", "mend the file"});
+}
+
+// What RoSTE chose before the first step is what the reference of the KL term, the sampler and the checkpoint have
+TEST(Policies, ChosenBasesAreThoseOfTheReference) {
+    const std::string out = fresh("roste");
+    Outcome r = good(grpo(out, {"--weights", "int4:channel", "--activations", "int4:token:asym", "--methods",
+                                "roste:rotate=all", "--beta", "0.01"}));
+    EXPECT_NE(r.out.find("rotated     q,k,v of layers 0-1; o of layers 0-1"), std::string::npos) << r.out;
+    const std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    ASSERT_EQ(rows.size(), 2u);
+    check_metrics(rows, {"kl", "roste/rotated"});
+    EXPECT_EQ(number(rows[0], "kl"), 0.0);
+    EXPECT_GT(number(rows[1], "kl"), 0.0);
+    EXPECT_EQ(number(rows[0], "roste/rotated"), 1.0);
+    EXPECT_EQ(read_json(out + "/checkpoint-2/quantizer.json")["hadamard"], "all");
+    refused(2, grpo(fresh("roste"), {"--methods", "roste"}), {"--methods roste: no linear is quantized"});
 }
 
 TEST(Policies, AContainerOfOtherCodesIsRefused) {

@@ -357,6 +357,9 @@ TEST(Export, RefusesWhatAFormatCannotHold) {
     refused(linear_of("int4:g8", 12, 64), "gptq", "12 outputs are no multiple of 8");
     refused(linear_of("nf4", 64, 64), "gptq", "integers");
     refused(linear_of("fp8e4m3:128x128", 128, 128), "awq", "integers");
+    for (const char* format : {"gptq", "awq"}) refused(linear_of("mid4:g32", 64, 64), format, "integers");
+    refused(linear_of("mid4:g32:gauss", 64, 64), "bnb-nf4", "nf4");
+    refused(linear_of("mid2:channel", 64, 64), "compressed-tensors", "compressed-tensors");
     refused(linear_of("int8:g32", 64, 64), "awq", "4 bits");
     refused(linear_of("int4:g32", 60, 64), "awq", "multiple of 8");
     refused(linear_of("int4:g32", 64, 64), "bnb-nf4", "nf4");

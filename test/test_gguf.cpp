@@ -609,6 +609,7 @@ TEST(GgufGrid, WhatATypeCannotHoldIsSaid) {
     expect_has(why("int5:g32", "Q4_1", 64, 32), "levels 0 to 31 are outside");
     expect_has(why("int2:g64", "TQ1_0", 256, 64), "groups of 64");
     expect_has(why("nf4:g64", "Q4_0", 64, 64), "codes are not integers");
+    expect_has(why("mid4:g32", "Q4_1", 64, 64), "codes are not integers");
     expect_has(why("fp8e4m3:channel", "Q8_0", 64, 64), "codes are not integers");
     expect_has(why("int4:g32", "MXFP4", 64, 32), "another number format");
     expect_has(why("mxfp4", "NVFP4", 64, 32), "another number format");
@@ -929,6 +930,7 @@ TEST(GgufExport, RefusalsLeaveNothing) {
     expect_has(refused("qwen3", "none", "TQ2_0"), "tensor model.layers.0.self_attn.q_proj.weight: its rows of 64");
     expect_has(refused("qwen3", "int8:g32", "Q4_0"), "levels -128 to 127");
     expect_has(refused("qwen3", "nf4:g64", "auto"), "no GGUF type holds nf4:g64 exactly");
+    expect_has(refused("qwen3", "mid3:g32", "auto"), "no GGUF type holds mid3:g32 exactly");
     expect_has(refused("qwen3", "int4:g16", ""), "no GGUF type holds int4:g16:sym exactly (Q8_0, for instance, cannot");
     expect_has(refused("qwen3", "int4:g32", "Q4_0:TQ2_0"), "tensor model.embed_tokens.weight: its rows of 64");
     expect_has(refused("qwen3", "none", "F16", [](Model& m) { m.master.data[0] = 1e6f; }),

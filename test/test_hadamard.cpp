@@ -67,7 +67,8 @@ TEST(Hadamard, WidthsOfModels) {
     }
 }
 
-TEST(Hadamard, EveryBackendGivesTheProductAndTheBitsOfTheLoops) {
+template <class Number>
+static void expect_the_product_and_the_bits_of_the_loops() {
     struct Case {
         int64_t N, T, segments, gap;
     };
@@ -93,12 +94,12 @@ TEST(Hadamard, EveryBackendGivesTheProductAndTheBitsOfTheLoops) {
         Hadamard h;
         ASSERT_TRUE(hadamard_of_order(h, c.N)) << what;
         int64_t width = c.segments * c.N, stride = width + c.gap;
-        std::vector<floatX> x = random_values<floatX>(c.T * stride, 1), first[3];
+        std::vector<Number> x = random_values<Number>(c.T * stride, 1), first[3];
         std::vector<double> expected[2], double_row(c.N), buffer(c.N);
         if (c.N <= 600) {
             std::vector<double> H = matrix(h);
             for (int64_t row = 0; row < c.T * c.segments; row++) {
-                const floatX* from = x.data() + row / c.segments * stride + row % c.segments * c.N;
+                const Number* from = x.data() + row / c.segments * stride + row % c.segments * c.N;
                 for (int64_t i = 0; i < c.N; i++) {
                     double y = 0, dx = 0;
                     for (int64_t j = 0; j < c.N; j++)
@@ -115,32 +116,38 @@ TEST(Hadamard, EveryBackendGivesTheProductAndTheBitsOfTheLoops) {
         }
         for (const Backend& run : all_backends()) {
             select_backend(run);
-            Half forward(x, run.dev), backward(x, run.dev), both(x, run.dev);
+            TestBuffer<Number> forward(x, run.dev), backward(x, run.dev), both(x, run.dev);
             hadamard_forward(forward.data, stride, h, c.T, c.segments, run.dev);
             hadamard_backward(backward.data, stride, h, c.T, c.segments, run.dev);
             hadamard_forward(both.data, stride, h, c.T, c.segments, run.dev);
             hadamard_backward(both.data, stride, h, c.T, c.segments, run.dev);
-            std::vector<floatX> y[3] = {forward.get(), backward.get(), both.get()};
+            std::vector<Number> y[3] = {forward.get(), backward.get(), both.get()};
             for (int i = 0; i < 3; i++) {
                 if (run.name == "cpu") first[i] = y[i];
                 EXPECT_TRUE(same_bits(y[i], first[i])) << what << ", " << run.name << ": array " << i;
-                std::vector<floatX> rows;
+                std::vector<Number> rows;
                 std::vector<double> inputs;
                 for (int64_t t = 0; t < c.T; t++) {
                     for (int64_t j = 0; j < width; j++) {
                         rows.push_back(y[i][t * stride + j]);
                         inputs.push_back((double)(float)x[t * stride + j]);
                     }
-                    EXPECT_EQ(memcmp(&y[i][t * stride + width], &x[t * stride + width], c.gap * sizeof(floatX)), 0)
+                    EXPECT_EQ(memcmp(&y[i][t * stride + width], &x[t * stride + width], c.gap * sizeof(Number)), 0)
                         << what << ", " << run.name << ": wrote between rows";
                 }
-                double cosine = sizeof(floatX) == 2 ? 1e-5 : 1e-12, ratio = sizeof(floatX) == 2 ? 2e-3 : 1e-6;
+                double cosine = sizeof(Number) == 2 ? 1e-5 : 1e-12, ratio = sizeof(Number) == 2 ? 2e-3 : 1e-6;
                 if (i == 2) expect_agree(rows, inputs, cosine, ratio, what + ", " + run.name + ": and back");
                 else if (c.N <= 600) expect_agree(rows, expected[i], cosine, ratio, what + ", " + run.name);
             }
         }
     }
 }
+
+TEST(Hadamard, EveryBackendGivesTheProductAndTheBitsOfTheLoops) {
+    expect_the_product_and_the_bits_of_the_loops<floatX>();
+}
+
+TEST(Hadamard, TheSameOfTheRowsOfAWeight) { expect_the_product_and_the_bits_of_the_loops<float>(); }
 
 TEST(Hadamard, ARowHasTheSameBitsInEveryBatch) {
     for (const Backend& run : all_backends()) {

@@ -11,7 +11,8 @@
 static const char* const quantizers[] = {
     "int8:token:asym",   "int8:token:sym",  "int6:token:asym", "int4:token:asym",
     "int4:g8:sym:amax7", "int3:token:asym", "int2:token:asym", "int4:token:signedmax",
-    "fp8e4m3:token",     "fp8e5m2:g8",      "nf4:g8"};
+    "fp8e4m3:token",     "fp8e5m2:g8",      "nf4:g8",          "mid4:token",
+    "mid3:g8",           "mid2:token"};
 
 static KvQuant kv_quant(const std::string& text, int NKV, int HD) {
     Model m;
@@ -157,7 +158,8 @@ TEST(KvQuantize, ErrorsAreThoseOfTheBits) {
     // a uniform variable in [-1,1] over 2^b levels: 2^-b of its own root mean square, and bf16's 2^-9 / sqrt(3)
     for (const Bound& b :
          {Bound{"int8:token:asym", 0.0045}, Bound{"int6:token:asym", 0.0175}, Bound{"int4:token:asym", 0.072},
-          Bound{"int3:token:asym", 0.155}, Bound{"fp8e4m3:token", 0.03}, Bound{"nf4:g64", 0.10}}) {
+          Bound{"int3:token:asym", 0.155}, Bound{"fp8e4m3:token", 0.03}, Bound{"nf4:g64", 0.10},
+          Bound{"mid4:token", 0.072}, Bound{"mid2:g32", 0.26}}) {
         KvQuant q = kv_quant(b.text, 2, 64);
         std::vector<floatX> y(x.size());
         kv_quantize_cpu(q, y.data(), width, x.data(), width, nullptr, nullptr, nullptr, T);
@@ -528,7 +530,7 @@ TEST(KvModels, RefusesWhatDoesNotFit) {
     for (const Refusal& r :
          {Refusal{qwen2, "int8:tensor", false, "use token"}, Refusal{qwen2, "nvfp4", false, "the scale of the others"},
           Refusal{qwen2, "ternary", false, "the scale of the others"}, Refusal{qwen2, "nf4:dq", false, "leave :dq out"},
-          Refusal{qwen2, "int4:token:asym:mse", false, "amax7"},
+          Refusal{qwen2, "int4:token:asym:mse", false, "amax7"}, Refusal{qwen2, "mid4:token:gauss", false, "amax"},
           Refusal{qwen2, "int4:g48", false, "do not divide heads of 64"},
           Refusal{qwen3, "nf4", false, "do not divide heads of 20"},
           Refusal{qwen3, "mxfp8", false, "do not divide heads of 20"},

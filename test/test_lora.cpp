@@ -264,9 +264,11 @@ static void tiny_model(Model& m, const char* weights, Device dev, bool inside = 
     model_refresh(m);
 }
 
-static const char* base_formats[] = {"int8:channel", "int6:g32",   "int4:g32:asym",   "int3:tensor", "int4:g32:sym:mse",
-                                     "nf4:g32",      "nf4:g32:dq", "fp8e4m3:channel", "fp8e5m2:g16", "mxfp8",
-                                     "mxfp4",        "nvfp4",      "ternary:g32"};
+static const char* base_formats[] = {
+    "int8:channel", "int6:g32",   "int4:g32:asym",   "int3:tensor", "int4:g32:sym:mse",
+    "nf4:g32",      "nf4:g32:dq", "fp8e4m3:channel", "fp8e5m2:g16", "mxfp8",
+    "mxfp4",        "nvfp4",      "ternary:g32",     "mid4:g32",    "mid3:channel:gauss",
+    "mid2:tensor"};
 
 static std::vector<float> logps_of(Model& m, const Pass& pass = Pass()) {
     Batch batch;
@@ -586,6 +588,105 @@ TEST(L4Q, GradientsAreThoseOfTheQuantizedSumWhereItIsNotClipped) {
             EXPECT_LE(relative(r.grads.data() + t.b, db.data(), t.rows * rank), GRADIENT_RELATIVE) << t.name;
         }
         EXPECT_GT(clipped, 0) << "the mask was not tried";
+    }
+}
+
+// One linear and its five gradients, restated in float64 with the paper's quantizer: with W = W0 + s B A, of each group
+//   w = (W - b) / a,  w~ = round(clamp(w, Qn, Qp)),  Wq = a w~ + b,  Y = X Wq^T,  G = dY^T X
+// The paper's gradients, which stand beside their lines below, have no gradient scale; learned_backward has LSQ's h.
+// Its integers here are those of an asymmetric grid, Qn = 0 and Qp = 2^bits - 1, and b = -z a with z an integer.
+// They start elsewhere: the paper with a = max(|min / Qn|, |max / Qp|) of signed integers and b = 0, here with the
+// measured grid of W0 (B is 0), a = (max - min) / Qp in bf16 and b = -rint(-min / a) a, which leaves no code unused.
+TEST(L4Q, TheGradientsOfALinearAreThePapers) {
+    const double tolerance = sizeof(floatX) == 4 ? 2e-5 : 0.02;
+    const int64_t T = 7, r = 3;
+    LoraConfig config;
+    config.r = (int)r, config.alpha = 6, config.inside_quantizer = true;
+    for (Device dev : devices()) {
+        Model m;
+        m.dev = dev;
+        model_allocate(m, tiny_config(1));
+        model_quantize(
+            m, rules_of("int3:g32:asym", "all", ScaleMode::learned, SteRule::identity, LearnedScale::lsq_offset), true);
+        model_adapt(m, config, 11, true);
+        for (size_t i = 0; i < m.num_params; i++)
+            m.master.data[i] = uniform01(rng_bits(8, RNG_INIT, 1, (uint32_t)i, 0).x[0]) - 0.4f;
+        lora_init(m.lora, dev);
+        model_refresh(m);
+        Trainer t;
+        trainer_init(t, m, 16, true);
+        trainer_bind(t);
+        Linear& l = m.layers[0].o;
+        LinearPart& p = l.parts[0];
+        const LoraTensor& adapter = m.lora.tensors[l.adapter.first];
+        const int64_t R = p.rows, C = p.cols, n = R * C, group = p.group;
+        const double s = m.lora.scale, Qp = 7;
+        for (int64_t k = 0; k < p.groups; k++) {  // the start
+            double least = 0, most = 0;
+            for (int64_t i = k * group; i < (k + 1) * group; i++)
+                least = std::min(least, (double)p.master[i]), most = std::max(most, (double)p.master[i]);
+            EXPECT_NEAR(p.learned.a[k], (most - least) / Qp, p.learned.a[k] / 256);
+            EXPECT_EQ(p.learned.b[k], -std::rint(-(float)least / p.learned.a[k]) * p.learned.a[k]);
+        }
+        for (int64_t i = 0; i < R * r; i++)
+            m.lora.master[adapter.b + i] = 0.4f * (uniform01(rng_bits(9, RNG_INIT, 0, (uint32_t)i, 0).x[0]) - 0.5f);
+        for (int64_t k = 0; k < p.groups; k++) {  // narrower, so that some numbers lie outside
+            const float z = -p.learned.b[k] / p.learned.a[k];
+            p.learned.a[k] = (float)bf16(0.7f * p.learned.a[k]);
+            p.learned.b[k] = -rintf(z) * p.learned.a[k];
+        }
+        model_refresh(m);
+        TestBuffer<floatX> x(random_values<floatX>(T * C, 1), dev), dy(random_values<floatX>(T * R, 2), dev);
+        TestBuffer<floatX> y(T * R, dev), dx(T * C, dev);
+        linear_forward(l, y.data, x.data, nullptr, nullptr, T, Pass(), dev);
+        linear_backward(l, dx.data, dy.data, x.data, nullptr, T, Pass(), dev);
+
+        const std::vector<floatX> X = x.get(), dY = dy.get();
+        const float* source = part_source(p, Device());
+        std::vector<float> W(source, source + n);
+        std::vector<double> Wq(n), G(n, 0.0), in(n), da(p.groups, 0.0), db(p.groups, 0.0);
+        const float *A = m.lora.master.data + adapter.a, *B = m.lora.master.data + adapter.b;
+        int64_t outside = 0;
+        for (int64_t i = 0; i < n; i++) {
+            double w0 = p.master[i];
+            for (int64_t k = 0; k < r; k++) w0 += s * B[i / C * r + k] * A[k * C + i % C];  // W = W0 + s B A
+            EXPECT_NEAR(W[i], w0, tolerance) << i;
+            for (int64_t row = 0; row < T; row++)  // G = dY^T X
+                G[i] += (double)(float)dY[row * R + i / C] * (float)X[row * C + i % C];
+            const int64_t k = i / group;
+            const double a = p.learned.a[k], b = p.learned.b[k], w = (W[i] - b) / a;
+            const double level = std::nearbyint(std::min(std::max(w, 0.0), Qp));
+            Wq[i] = a * level + b;
+            in[i] = w >= 0.0 && w <= Qp;
+            outside += in[i] == 0.0;
+            da[k] += G[i] * (in[i] != 0.0 ? level - w : level);  // da = sum G (w~ - w inside; Qn, Qp outside)
+            db[k] += G[i] * (1.0 - in[i]);                       // db = sum G outside
+        }
+        EXPECT_GT(outside, n / 20);
+        auto close = [&](const char* what, const auto* got, const std::vector<double>& expected) {
+            const std::vector<float> mine(got, got + expected.size()), paper(expected.begin(), expected.end());
+            EXPECT_LE(relative(mine.data(), paper.data(), (int64_t)mine.size()), tolerance) << what;
+        };
+        std::vector<double> Y(T * R, 0.0), dX(T * C, 0.0), dA(r * C, 0.0), dB(R * r, 0.0);
+        for (int64_t row = 0; row < T; row++)
+            for (int64_t i = 0; i < n; i++) {
+                Y[row * R + i / C] += (float)X[row * C + i % C] * Wq[i];    // Y = X Wq^T
+                dX[row * C + i % C] += (float)dY[row * R + i / C] * Wq[i];  // dX = dY Wq
+            }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t k = 0; k < r; k++) {
+                dA[k * C + i % C] += s * B[i / C * r + k] * G[i] * in[i];  // dA = s B^T (G inside)
+                dB[i / C * r + k] += s * G[i] * in[i] * A[k * C + i % C];  // dB = s (G inside) A^T
+            }
+        const double h = 1.0 / std::sqrt((double)n * Qp);
+        for (double& v : da) v *= h;
+        for (double& v : db) v *= h;
+        close("Y", y.get().data(), Y);
+        close("dX", dx.get().data(), dX);
+        close("dA", m.lora.grads + adapter.a, dA);
+        close("dB", m.lora.grads + adapter.b, dB);
+        close("da", p.learned.da, da);
+        close("db", p.learned.db, db);
     }
 }
 

@@ -113,15 +113,14 @@ TEST_P(Masters, RoundToTheCodesOfTheFolder) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, Masters,
-                         testing::Values(Case{"hf", "int3:g32:asym:mse"}, Case{"hf", "nf4:g32:dq"},
-                                         Case{"hf", "int4:g32; down=int8:channel; k=none; embed=int8:channel"},
-                                         Case{"compressed-tensors", "int3:g32:asym"},
-                                         Case{"compressed-tensors", "int3:tensor:sym"},
-                                         Case{"compressed-tensors", "nvfp4"}, Case{"int-quantized", "int8:channel"},
-                                         Case{"gptq", "int4:g32:sym"}, Case{"gptq_v2", "int3:g32:asym"},
-                                         Case{"awq", "int4:g32:asym"}, Case{"awq", "int3:g32:asym"},
-                                         Case{"bnb-nf4", "nf4"}, Case{"bnb-nf4", "nf4:dq"}));
+INSTANTIATE_TEST_SUITE_P(
+    Formats, Masters,
+    testing::Values(Case{"hf", "int3:g32:asym:mse"}, Case{"hf", "nf4:g32:dq"}, Case{"hf", "mid3:g32:gauss"},
+                    Case{"hf", "int4:g32; down=int8:channel; k=none; embed=int8:channel"},
+                    Case{"compressed-tensors", "int3:g32:asym"}, Case{"compressed-tensors", "int3:tensor:sym"},
+                    Case{"compressed-tensors", "nvfp4"}, Case{"int-quantized", "int8:channel"},
+                    Case{"gptq", "int4:g32:sym"}, Case{"gptq_v2", "int3:g32:asym"}, Case{"awq", "int4:g32:asym"},
+                    Case{"awq", "int3:g32:asym"}, Case{"bnb-nf4", "nf4"}, Case{"bnb-nf4", "nf4:dq"}));
 
 // other tools load the plain folder as the quantized model
 TEST(MastersFile, PlainWeightsAreTheGridsValues) {

@@ -186,7 +186,7 @@ TEST(Linear, HooksRunAtTheirMoments) {
     for (int64_t i = 0; i < part.count(); i++)  // four times the weight has the same codes, and scales alone
         ASSERT_NEAR((float)part.work[i], 4.0f * (float)before[i], 0.02f * std::fabs((float)before[i])) << i;
     std::vector<float> dw((size_t)part.count(), 1.0f);
-    part_gradient(part, dw.data(), part_source(part), true, m.dev);
+    part_gradient(part, dw.data(), part_source(part, m.dev), true, m.dev);
     EXPECT_EQ(dw[3], 4.0f);
     for (const WeightHook& h : part.hooks) h.after_step(part, {1e-3, 7});
     EXPECT_EQ(part.master[0], 42.0f);

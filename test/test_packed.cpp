@@ -26,7 +26,8 @@ static QuantizedWeight weight_of(const PackCase& c, WeightLayout layout) {
 }
 
 static std::string text(const PackCase& c) {
-    static const char* const names[] = {"int", "ternary", "nf4", "fp8e4m3", "fp8e5m2", "mxfp8", "mxfp4", "nvfp4"};
+    static const char* const names[] = {"int",   "ternary", "nf4",  "fp8e4m3", "fp8e5m2", "mxfp8",
+                                        "mxfp4", "nvfp4",   "mid4", "mid3",    "mid2"};
     static const char* const storages[] = {"fp32", "bf16", "fp16", "e8m0", "e4m3", "nested"};
     return format("%s%d N %lld K %lld group %lld%s, %s scales", names[(int)c.format], c.bits, (long long)c.N,
                   (long long)c.K, (long long)c.group, c.symmetric ? "" : " asym", storages[(int)c.storage]);
@@ -57,7 +58,10 @@ static std::vector<PackCase> pack_cases() {
                                {QuantFormat::nvfp4, 4, 0, 0, 16, true, ScaleStorage::e4m3},
                                {QuantFormat::fp8e4m3, 8, 0, 0, 64},
                                {QuantFormat::fp8e5m2, 8, 0, 0, 64},
-                               {QuantFormat::ternary, 2, 0, 0, 64, true, b16}};
+                               {QuantFormat::ternary, 2, 0, 0, 64, true, b16},
+                               {QuantFormat::mid4, 4, 0, 0, 32, true, b16},
+                               {QuantFormat::mid3, 3, 0, 0, 64, true, b16},
+                               {QuantFormat::mid2, 2, 0, 0, 64, true, b16}};
     for (PackCase c : blocks) {
         c.N = 67, c.K = 256, cases.push_back(c);
         c.N = 35, c.K = 192, c.rows = {20, 7, 8}, cases.push_back(c);  // nested scales and t of three tensors
@@ -69,6 +73,10 @@ static std::vector<PackCase> pack_cases() {
         cases.push_back({f, 8, 140, 256, 128, true, f32, {}, 128});  // 128 x 128
     }
     cases.push_back({QuantFormat::ternary, 2, 20, 300, 300, true, b16, {}, 0});
+    for (auto [f, bits] : {std::pair(QuantFormat::mid4, 4), {QuantFormat::mid3, 3}, {QuantFormat::mid2, 2}}) {
+        cases.push_back({f, bits, 20, 300, 300, true, b16, {}, 0});
+        cases.push_back({f, bits, 13, 44, 44, true, ScaleStorage::fp16});  // columns beyond K are code 0, no number 0
+    }
     cases.push_back({I, 4, 4104, 16, 16, false, b16});   // 8 warps a block
     cases.push_back({QuantFormat::nf4, 4, 2056, 8, 8});  // 4
     cases.push_back({I, 4, 24, 1500, 60, false, b16});   // more spans than stages
@@ -355,7 +363,8 @@ TEST(PackedWeight, BitsAWeightAreWhatTheFormatsPromise) {
                           {{QuantFormat::fp8e5m2, 8, 0, 0, 128}, 8.25},
                           {{QuantFormat::mxfp8, 8, 0, 0, 32, true, ScaleStorage::e8m0}, 8.25},
                           {{QuantFormat::mxfp4, 4, 0, 0, 32, true, ScaleStorage::e8m0}, 4.25},
-                          {{QuantFormat::nvfp4, 4, 0, 0, 16, true, ScaleStorage::e4m3}, 4.5}};
+                          {{QuantFormat::nvfp4, 4, 0, 0, 16, true, ScaleStorage::e4m3}, 4.5},
+                          {{QuantFormat::mid3, 3, 0, 0, 64, true, b16}, 3.25}};
     for (Size s : sizes)
         for (WeightLayout layout : {WeightLayout::panels, WeightLayout::fragments}) {
             s.c.N = 4864, s.c.K = 896;
@@ -370,6 +379,7 @@ TEST(PackedWeight, BitsAWeightAreWhatTheFormatsPromise) {
     EXPECT_EQ(quantized_storage(spec_of(sizes[5].c), false), b16);
     EXPECT_EQ(quantized_storage(spec_of(sizes[11].c), false), ScaleStorage::e8m0);
     EXPECT_EQ(quantized_storage(spec_of(sizes[12].c), false), ScaleStorage::e4m3);
+    EXPECT_EQ(quantized_storage(spec_of(sizes[13].c), false), b16);
 }
 
 TEST(PackedWeight, AnInt4LoadOfSixteenBytesIsALanesThirtyTwoCodes) {

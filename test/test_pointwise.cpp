@@ -15,6 +15,7 @@
 #include "../kernels/global_norm.cuh"
 #include "../kernels/mix.cuh"
 #include "../kernels/rope.cuh"
+#include "../kernels/row_mean.cuh"
 #include "../kernels/rows.cuh"
 #include "../kernels/squared_error.cuh"
 #include "../kernels/swiglu.cuh"
@@ -106,6 +107,82 @@ TEST(Rows, GatherTakesARowTwice) {
     }
 }
 
+template <class T>
+static void expect_rows_put(const RowsCase& c, const Backend& run) {
+    select_backend(run);
+    const std::string what = format("R %lld T %lld C %lld, %zu bytes, %s", (long long)c.R, (long long)c.T,
+                                    (long long)c.C, sizeof(T), run.name.c_str());
+    const std::vector<int> a = random_ints(c.T * c.C, 5, 200), b = random_ints(c.R * c.C + 1, 6, 200);
+    std::vector<T> x, y;
+    for (int v : a) x.push_back((T)(float)v);
+    for (int v : b) y.push_back((T)(float)v);
+    const std::vector<int> rows = distinct_ints(c.T, 7, (int)c.T);  // the first R are used
+    std::vector<T> gathered(c.R * c.C), put = x;
+    for (int64_t r = 0; r < c.R; r++)
+        for (int64_t i = 0; i < c.C; i++) {
+            gathered[r * c.C + i] = x[rows[r] * c.C + i];
+            put[rows[r] * c.C + i] = y[r * c.C + i];
+        }
+    TestBuffer<int> index(rows, run.dev);
+    TestBuffer<T> all(x, run.dev), some(y, run.dev), got(c.R * c.C, run.dev);
+    gather_rows(got.data, all.data, index.data, c.R, c.C, run.dev);
+    EXPECT_TRUE(same_bits(got.get(), gathered)) << what;
+    put_rows(all.data, some.data, index.data, c.R, c.C, run.dev);
+    EXPECT_TRUE(same_bits(all.get(), put)) << what;
+}
+
+TEST(Rows, ArePutBackAndTheOthersStay) {
+    for (const RowsCase& c : rows_cases())
+        for (const Backend& run : all_backends()) {
+            expect_rows_put<float>(c, run), expect_rows_put<bf16>(c, run), expect_rows_put<uint8_t>(c, run);
+        }
+}
+
+// width: beyond the columns that are asked for stand zeros
+TEST(Rows, GatherColumns) {
+    struct Case {
+        int64_t T, C, count, width;
+    };
+    for (const Case& c : {Case{1, 1, 1, 1}, Case{5, 67, 9, 9}, Case{3, 67, 67, 128}, Case{9, 40, 1, 64},
+                          Case{130, 300, 31, 33}, Case{0, 8, 2, 4}, Case{2, 8, 0, 3}})
+        for (const Backend& run : all_backends()) {
+            select_backend(run);
+            const int64_t stride = c.C + 3, out_stride = c.width + 5;
+            std::vector<floatX> x = random_values<floatX>(c.T * stride + 1, 8);
+            std::vector<int> columns = distinct_ints(c.C, 9, (int)c.C);
+            TestBuffer<int> index(columns, run.dev);
+            Half in(x, run.dev), out(c.T * out_stride, run.dev);
+            std::vector<floatX> want = out.get();
+            for (int64_t t = 0; t < c.T; t++)
+                for (int64_t i = 0; i < c.width; i++)
+                    want[t * out_stride + i] = i < c.count ? x[t * stride + columns[i]] : (floatX)0.0f;
+            gather_columns({out.data, out_stride}, {in.data, stride}, index.data, c.T, c.count, c.width, run.dev);
+            EXPECT_TRUE(same_bits(out.get(), want))
+                << format("T %lld C %lld, %lld of %lld columns, ", (long long)c.T, (long long)c.C, (long long)c.count,
+                          (long long)c.width)
+                << run.name;
+        }
+}
+
+// the loop against float64, the kernels with its bits
+TEST(Rows, MeanSize) {
+    for (const RowsCase& c : {RowsCase{1, 0, 1}, RowsCase{3, 0, 31}, RowsCase{9, 0, 67}, RowsCase{17, 0, 576},
+                              RowsCase{2, 0, 4100}, RowsCase{0, 0, 8}}) {
+        const std::vector<float> x = random_values<float>(c.R * c.C, 10);
+        expect_same_on_all_backends(format("R %lld C %lld", (long long)c.R, (long long)c.C), [&](const Backend& run) {
+            Full in(x, run.dev), out(c.R, run.dev);
+            row_mean_size(out.data, in.data, c.R, c.C, run.dev);
+            const std::vector<float> got = out.get();
+            for (int64_t r = 0; r < c.R; r++) {
+                double sum = 0.0;
+                for (int64_t i = 0; i < c.C; i++) sum += std::fabs((double)x[r * c.C + i]);
+                EXPECT_NEAR(got[r], sum / (double)c.C, 2e-6 * sum / (double)c.C) << r;
+            }
+            return Bytes() << got;
+        });
+    }
+}
+
 TEST(Rows, KeysAndValuesGoToTheirPlaceAndNowhereElse) {
     struct Case {
         int64_t T, width, gap;
@@ -166,6 +243,16 @@ TEST(Convert, RoundsLikeOneNumberAtATime) {
                         << "n " << n << " element " << i << ", " << run.name;
                 }
                 if (offset) { EXPECT_TRUE(still_poison(y[0])) << run.name; }
+                Half half(y, run.dev);
+                Full wide(n + offset, run.dev);
+                convert_widen(wide.data + offset, half.data + offset, n, run.dev);
+                std::vector<float> z = wide.get();
+                for (int64_t i = 0; i < n; i++) {
+                    float expected = (float)y[i + offset];
+                    ASSERT_EQ(memcmp(&z[i + offset], &expected, sizeof(float)), 0)
+                        << "n " << n << " element " << i << " widened, " << run.name;
+                }
+                if (offset) { EXPECT_TRUE(still_poison(z[0])) << run.name; }
             }
         }
 }
@@ -520,10 +607,11 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         bias_backward(nullptr, nullptr, 0, 8, dev);
         adamw_update(nullptr, nullptr, nullptr, nullptr, 0, 1.0f, AdamWConfig(), 1, dev);
         convert_forward(nullptr, nullptr, 0, dev);
+        convert_widen(nullptr, nullptr, 0, dev);
         mix_forward(nullptr, nullptr, 0.5f, 0, dev);
         EXPECT_EQ(squared_error(nullptr, nullptr, 0, dev).loss, 0.0);
         squared_error_backward(nullptr, nullptr, nullptr, 0, true, dev);
-        EXPECT_THROW(gather_rows(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
+        EXPECT_THROW(gather_rows<floatX>(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);
     }
 }

@@ -179,7 +179,8 @@ INSTANTIATE_TEST_SUITE_P(Formats, Gptq,
                                          Case{"int4:g32:sym:signedmax", true, true}, Case{"nf4:g32", true, true},
                                          Case{"nf4:g32:dq", true, true}, Case{"fp8e4m3:channel", true, true},
                                          Case{"mxfp4", true, true}, Case{"nvfp4", false, false},
-                                         Case{"ternary:g32", true, true}));
+                                         Case{"ternary:g32", true, true}, Case{"mid4:g32", true, true},
+                                         Case{"mid3:g40:gauss", false, false}, Case{"mid2:tensor:gauss", true, true}));
 
 TEST(GptqFactor, IsTheInverseFactor) {
     for (int64_t n : {1, 63, 64, 65, 200}) {

@@ -350,10 +350,16 @@ static std::vector<FormatCase> format_cases() {
             {"ternary:channel", 9, 300},
             {"ternary:g32", 9, 64},
             {"ternary", 3, 5},
+            {"mid4:g32", 5, 96},
+            {"mid4:g16:gauss", 5, 96},
+            {"mid3:channel:gauss", 9, 100},
+            {"mid2:channel", 7, 67},
+            {"mid3:tensor", 130, 131},
+            {"mid2:tensor:gauss", 140, 129},
             {"fp8e4m3:channel", 1, 20000}};
 }
 
-static Quantizer with_rule(Quantizer q, SteRule rule) {
+static Quantizer with_rule(Quantizer q, Ste rule) {
     q.ste = rule;
     return q;
 }
@@ -493,7 +499,7 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
         for (int code = -128; code < 128; code++) {
             bool used = q.format == QuantFormat::integer   ? code >= -(1 << (q.bits - 1)) && code < 1 << (q.bits - 1)
                         : q.format == QuantFormat::ternary ? code >= -1 && code <= 1
-                        : q.bits == 4                      ? code >= 0 && code < 16
+                        : q.bits <= 4                      ? code >= 0 && code < 1 << q.bits
                                                            : std::isfinite(quant_value(q, code, Grid{1.0f, 0.0f}));
             if (used) all.push_back(code);
         }
@@ -511,10 +517,10 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
         for (float v : w) amax_tensor = std::max(amax_tensor, (double)std::fabs(v));
         for (int64_t k = 0; k < x.t.groups; k += 3) {
             int64_t tile = x.t.tiles ? k / (QUANT_TILE * x.t.tiles) * QUANT_TILE * x.t.tiles : 0;
-            double amax = 0, sum = 0, signed_max = 0;
+            double amax = 0, sum = 0, squares = 0, signed_max = 0;
             for (int64_t member = k; member < k + 1; member++)
                 for (int64_t i = member * x.t.group; i < (member + 1) * x.t.group; i++) {
-                    sum += std::fabs(w[i]);
+                    sum += std::fabs(w[i]), squares += (double)w[i] * w[i];
                     if (std::fabs(w[i]) > amax) amax = std::fabs(w[i]), signed_max = w[i];
                 }
             for (int64_t m = tile; x.t.tiles && m < std::min(tile + QUANT_TILE * x.t.tiles, x.t.groups); m++)
@@ -551,6 +557,17 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
                 case QuantFormat::ternary:
                     s = sum / (double)x.t.group, tolerance = 1.0 / 256;
                     break;
+                case QuantFormat::mid4:
+                case QuantFormat::mid3:
+                case QuantFormat::mid2:
+                    s = amax / (1 << (q.bits - 1)), tolerance = 1.0 / 256;
+                    if (q.rule == ScaleRule::gauss)
+                        s = 2 *
+                            (q.bits == 4   ? 2.513930578568423
+                             : q.bits == 3 ? 2.051068354131873
+                                           : 1.4935346200015913) *
+                            std::sqrt(squares / (double)x.t.group) / ((1 << q.bits) - 1);
+                    break;
                 default:
                     if (q.rule == ScaleRule::mse) {  // one of the candidates
                         EXPECT_LE(grid[k].scale, std::max(amax * 2 / ((1 << q.bits) - 1), 6.2e-5) * 1.01) << c.text;
@@ -562,7 +579,7 @@ TEST(FakeQuant, EveryFormatChoosesTheNearestOfItsNumbers) {
                                                          : amax / (((1 << q.bits) - 1) / 2.0);
                     tolerance = 1.0 / 256;
             }
-            if (quant_is_integer(q) && std::fabs(s) < QUANT_LEAST_SCALE)
+            if (quant_traits(q).storage == ScaleStorage::bf16 && std::fabs(s) < QUANT_LEAST_SCALE)
                 s = s < 0 ? -QUANT_LEAST_SCALE : QUANT_LEAST_SCALE;
             if (s == 0 && q.format != QuantFormat::nf4) continue;  // a group of zeros: any scale
             ASSERT_NEAR(grid[k].scale, s, std::fabs(s) * tolerance) << c.text << ", group " << k;
@@ -600,12 +617,147 @@ TEST(FakeQuant, SearchFindsTheLeastSquaredError) {
     }
 }
 
+// c_b of rule gauss: the outermost of 2^b evenly spaced numbers about 0 that leave a standard normal the least squared
+// error, which is integrated here by the trapezoid rule
+TEST(Midrise, GaussIsTheBestScaleOfANormalDistribution) {
+    auto error = [](int bits, double c) {
+        const double step = 2 * c / ((1 << bits) - 1), dx = 1.0 / 16384;
+        double sum = 0;
+        for (double x = dx / 2; x < 9; x += dx) {
+            double off = x - std::min((std::floor(x / step) + 0.5) * step, c);
+            sum += off * off * std::exp(-x * x / 2);
+        }
+        return sum * dx;
+    };
+    const std::pair<int, double> scales[] = {
+        {4, MidriseFormat<4>::gauss}, {3, MidriseFormat<3>::gauss}, {2, MidriseFormat<2>::gauss}};
+    for (auto [bits, c] : scales) {
+        double low = 0.5, high = 4.0;  // by thirds: the error has one minimum
+        for (int i = 0; i < 24; i++) {
+            const double a = low + (high - low) / 3, b = high - (high - low) / 3;
+            if (error(bits, a) < error(bits, b)) high = b;
+            else low = a;
+        }
+        EXPECT_NEAR((low + high) / 2, c, 1e-3 * c) << bits << " bits";
+        EXPECT_LT(error(bits, c), error(bits, c * 1.002)) << bits << " bits";
+        EXPECT_LT(error(bits, c), error(bits, c * 0.998)) << bits << " bits";
+    }
+}
+
+// squares as integers: any order, never more than 63 bits, and as exact as floats
+TEST(Midrise, TheRootMeanSquareDoesNotDependOnTheOrder) {
+    for (int64_t count = 1; count < (int64_t)1 << 44; count += count / 3 + 1) {
+        const FixedSum f = quant_fixed_sum(1.99f, count, true);
+        EXPECT_LT((__int128)quant_fixed(std::nextafter(2.0f, 0.0f), f) * count, (__int128)1 << 63) << count;
+    }
+    for (int64_t n : {1, 2, 3, 100, 70003}) {
+        std::vector<float> w = test_weights(1, n, 131);
+        double squares = 0;
+        for (float v : w) squares += (double)v * v;
+        const float rms = quant_mean_cpu(w.data(), n, 1, 2.5f, ScaleOf::rms);
+        EXPECT_NEAR(rms, std::sqrt(squares / (double)n), 1e-6 * rms + (n > 1000 ? 1e-5 * rms : 0.0)) << n;
+        std::reverse(w.begin(), w.end());
+        std::rotate(w.begin(), w.begin() + n / 3, w.end());
+        EXPECT_EQ(rms, quant_mean_cpu(w.data(), n, 1, 2.5f, ScaleOf::rms)) << n;
+    }
+    for (float tiny : {1e-38f, 1e-25f, 1e18f}) {
+        const std::vector<float> w(5, tiny);
+        EXPECT_NEAR(quant_mean_cpu(w.data(), 5, 1, tiny, ScaleOf::rms), tiny > 1e-30f ? tiny : 0.0f,
+                    1e-6 * tiny + 1e-36);
+    }
+}
+
+TEST(Midrise, NumbersAndCodesOfEveryBit) {
+    for (int bits : {2, 3, 4}) {
+        Quantizer q = quantizer_parse(format("mid%d:channel", bits), "weights");
+        const int n = 1 << bits;
+        for (int code = 0; code < n; code++) {
+            const float value = quant_value(q.spec, code, Grid{0.5f, 0.0f});
+            EXPECT_EQ(value, ((float)code - (float)(n / 2) + 0.5f) * 0.5f);
+            EXPECT_EQ(quant_code(q.spec, value, Grid{0.5f, 0.0f}), code);
+            EXPECT_EQ(quant_flipped(quant_code_mask(q.spec), code, (code + 1) % n), true);
+        }
+        EXPECT_EQ(quant_code(q.spec, 0.0f, Grid{0.5f, 0.0f}), n / 2);
+        EXPECT_EQ(quant_code(q.spec, -1e-30f, Grid{0.5f, 0.0f}), n / 2 - 1);
+        for (float far : {100.0f, INFINITY}) {
+            EXPECT_EQ(quant_code(q.spec, far, Grid{0.5f, 0.0f}), n - 1);
+            EXPECT_EQ(quant_code(q.spec, -far, Grid{0.5f, 0.0f}), 0);
+        }
+        EXPECT_EQ(quant_code(q.spec, NAN, Grid{0.5f, 0.0f}), 0);  // an index of a table
+        // trust: half a step beyond the last number, inclusive; the same on both sides
+        const float edge = (float)(n / 2) * 0.5f;
+        for (SteRule rule : {SteRule::trust, SteRule::clip})
+            for (float sign : {1.0f, -1.0f}) {
+                EXPECT_TRUE(quant_passes(q.spec, rule, sign * edge, Grid{0.5f, 0.0f}));
+                EXPECT_FALSE(quant_passes(q.spec, rule, sign * std::nextafter(edge, 10.0f), Grid{0.5f, 0.0f}));
+            }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// straight-through rules
+
+// from the least to the largest number, in scales
+static double code_range(const QuantSpec& q) {
+    double least = INFINITY, most = -INFINITY;
+    const int first = quant_is_integer(q) ? (int)quant_low(q) - quant_shift(q) : q.bits == 8 ? -128 : 0;
+    const int last = quant_is_integer(q) ? (int)quant_high(q) - quant_shift(q) : q.bits == 8 ? 127 : (1 << q.bits) - 1;
+    for (int code = first; code <= last; code++) {
+        const double value = quant_value(q, code, Grid{1.0f, 0.0f});
+        if (std::isfinite(value)) least = std::min(least, value), most = std::max(most, value);
+    }
+    return most - least;
+}
+
+// dw = g (1 + delta sign(g) (w - Q(w)) / (range of the grid)) inside and 0 outside, restated in float64
+TEST(FakeQuant, EwgsIsItsFormulaOnEveryBackend) {
+    std::vector<FormatCase> cases = format_cases();
+    cases.push_back({"int4:g32:asym", 6, 64});
+    cases.push_back({"int8:channel", 2, 16500});  // pieces
+    const float delta = 2.5f;
+    for (const FormatCase& c : cases) {
+        const std::vector<float> w = test_weights(c.rows, c.cols, 132), d = random_values<float>(c.rows * c.cols, 133);
+        const std::string what = format("%s %lldx%lld", c.text, (long long)c.rows, (long long)c.cols);
+        expect_same_on_all_backends(what, [&](const Backend& run) {
+            TestTensor x(c.text, c.rows, c.cols, w, run.dev);
+            x.refresh(ScaleMode::dynamic);
+            std::vector<Grid> grid = x.grid.get();
+            for (Grid& g : grid) g.scale = (float)bf16(g.scale * 0.9f);  // some lie outside
+            if (x.q.double_quant)
+                for (Grid& g : grid) g.zero = g.scale;
+            TestBuffer<Grid> narrow(grid, run.dev);
+            Full dw(d, run.dev), none(d, run.dev), clip(d, run.dev);
+            const QuantGroups shape = quantized_tensor_groups(x.t);
+            fake_quant_backward(dw.data, x.master.data, narrow.data, shape, x.q.spec, {SteRule::ewgs, delta}, run.dev);
+            fake_quant_backward(none.data, x.master.data, narrow.data, shape, x.q.spec, {SteRule::ewgs, 0.0f}, run.dev);
+            fake_quant_backward(clip.data, x.master.data, narrow.data, shape, x.q.spec, SteRule::clip, run.dev);
+            const std::vector<float> got = dw.get(), clipped = clip.get(), unmoved = none.get();
+            for (size_t i = 0; i < clipped.size(); i++)  // -0 and 0 are one number
+                EXPECT_EQ(unmoved[i], clipped[i]) << what << ": delta 0 is not clip";
+            int64_t changed = 0;
+            const double range = code_range(x.q.spec);
+            for (size_t i = 0; i < w.size(); i++) {
+                const Grid g = grid[i / x.t.group];
+                const double off = (double)w[i] - quant_value(x.q.spec, quant_code(x.q.spec, w[i], g), g);
+                const double share = g.scale == 0.0f ? 0.0 : off / (std::fabs((double)g.scale) * range);
+                const double sign = d[i] < 0 ? -1 : 1;
+                const double expected = clipped[i] == 0.0f ? 0.0 : d[i] * (1 + delta * sign * share);
+                EXPECT_NEAR(got[i], expected, 1e-5 * std::fabs(d[i])) << what << ", " << run.name << ", element " << i;
+                changed += got[i] != clipped[i];
+            }
+            EXPECT_GT(changed, (int64_t)w.size() / 4) << what;
+            return Bytes() << got;
+        });
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // activations
 
 TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
-    for (const char* text : {"int8:token", "int8:token:asym", "int4:g32", "int4:token:mse", "fp8e4m3:token",
-                             "fp8e5m2:g64", "mxfp8", "mxfp4", "nvfp4", "int6:token:amax7"})
+    for (const char* text :
+         {"int8:token", "int8:token:asym", "int4:g32", "int4:token:mse", "fp8e4m3:token", "fp8e5m2:g64", "mxfp8",
+          "mxfp4", "nvfp4", "int6:token:amax7", "mid4:token", "mid3:g32:gauss"})
         for (auto [T, C] : {std::pair<int64_t, int64_t>{1, 64}, {7, 192}, {3, 1152}, {2, 16448}}) {
             Quantizer q = quantizer_parse(text, "activations");
             if (T == 2 && q.spec.rule == ScaleRule::mse) continue;  // slow
@@ -614,7 +766,7 @@ TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
             expect_same_on_all_backends(
                 format("%s %lldx%lld", text, (long long)T, (long long)C), [&, T = T, C = C](const Backend& run) {
                     Half inp(x, run.dev), out(T * C, run.dev), again(x, run.dev), one(C, run.dev), dinp(d, run.dev),
-                        trust(d, run.dev), same(d, run.dev);
+                        trust(d, run.dev), same(d, run.dev), ewgs(d, run.dev);
                     fake_quant_rows(out.data, inp.data, T, C, q, run.dev);
                     fake_quant_rows(again.data, again.data, T, C, q, run.dev);
                     fake_quant_rows(one.data, inp.data + (T - 1) * C, 1, C, q, run.dev);
@@ -624,8 +776,9 @@ TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
                     fake_quant_rows_backward(dinp.data, inp.data, T, C, with_rule(q, SteRule::clip), run.dev);
                     fake_quant_rows_backward(trust.data, inp.data, T, C, with_rule(q, SteRule::trust), run.dev);
                     fake_quant_rows_backward(same.data, inp.data, T, C, with_rule(q, SteRule::identity), run.dev);
+                    fake_quant_rows_backward(ewgs.data, inp.data, T, C, with_rule(q, {SteRule::ewgs, 4.0f}), run.dev);
                     EXPECT_TRUE(same_bits(same.get(), d));
-                    std::vector<floatX> clipped = dinp.get(), trusted = trust.get();
+                    std::vector<floatX> clipped = dinp.get(), trusted = trust.get(), moved = ewgs.get();
                     // against the formulas, with the grid of each group
                     QuantGroups g = quantized_rows_groups(q, T, C);
                     int64_t zeros = 0;
@@ -633,16 +786,19 @@ TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
                         float low = 0, high = 0;
                         for (int64_t i = k * g.group; i < (k + 1) * g.group; i++)
                             low = std::min(low, (float)x[i]), high = std::max(high, (float)x[i]);
-                        Grid grid = q.spec.rule == ScaleRule::mse
-                                        ? quant_search_cpu(q.spec, &x[k * g.group], g.group, QuantRange{low, high})
-                                        : quant_grid(q.spec, low, high, 1.0f, 1.0f);
+                        Grid grid = quant_grid(q.spec, low, high, 1.0f, 1.0f);
+                        if (q.spec.rule == ScaleRule::mse || q.spec.rule == ScaleRule::gauss)
+                            quant_measure_cpu(&grid, ScaleState(), &x[k * g.group], QuantGroups{1, g.group}, q.spec);
                         for (int64_t i = k * g.group; i < (k + 1) * g.group; i++) {
                             float value = quant_value(q.spec, quant_code(q.spec, (float)x[i], grid), grid);
                             EXPECT_EQ((float)all[i], (float)(floatX)value) << text;
                             bool in = quant_passes(q.spec, SteRule::clip, (float)x[i], grid);
                             EXPECT_EQ((float)clipped[i], in ? (float)d[i] : 0.0f) << text;
                             double off = std::fabs(((double)value - (float)x[i]) / grid.scale);
-                            if (q.spec.format == QuantFormat::integer && std::fabs(off - 0.5) > 1e-4) {
+                            const double change = 4.0 * ((double)(float)x[i] - value) / grid.scale / code_range(q.spec);
+                            const double expected = in ? (float)d[i] + std::fabs((float)d[i]) * change : 0.0;
+                            EXPECT_NEAR((float)moved[i], expected, std::fabs(expected) * ULP + 1e-7) << text;
+                            if (*quant_traits(q.spec).learned && std::fabs(off - 0.5) > 1e-4) {
                                 EXPECT_EQ((float)trusted[i], off < 0.5 ? (float)d[i] : 0.0f)
                                     << text << " " << (float)x[i];
                             }
@@ -650,7 +806,7 @@ TEST(FakeQuantRows, SameBitsOnEveryBackendAndForEveryBatch) {
                         }
                     }
                     EXPECT_LT(zeros, T * C / 4) << text;
-                    return Bytes() << all << clipped << trusted;
+                    return Bytes() << all << clipped << trusted << moved;
                 });
         }
     EXPECT_THROW(quantized_rows_groups(quantizer_parse("int8:g48", "activations"), 1, 64), Error);
@@ -751,6 +907,12 @@ static std::vector<LearnedCase> learned_cases() {
             {"int8:tensor", LearnedScale::lsq, 130, 131},
             {"int4:g32:asym", LearnedScale::lsq_offset, 6, 64},
             {"int3:channel:asym", LearnedScale::lsq_offset, 3, 5000},
+            {"mid4:g32", LearnedScale::lsq, 6, 64},
+            {"mid2:channel", LearnedScale::lsq, 5, 67},
+            {"mid3:tensor:gauss", LearnedScale::lsq, 130, 131},
+            {"mid3:channel", LearnedScale::pact, 5, 67},
+            {"int4:g32", LearnedScale::pact, 6, 64},
+            {"int2:channel", LearnedScale::pact, 5, 5000},
             {"int4:g32", LearnedScale::lwc, 6, 64},
             {"int4:g64:amax7", LearnedScale::lwc, 6, 64},
             {"int3:channel:asym", LearnedScale::lwc, 5, 67}};
@@ -785,7 +947,9 @@ static double learned_surrogate(const LearnedTensor& x, const std::vector<float>
                                 double b) {
     const QuantSpec q = x.q.spec;
     const Grid g = grid[group];
-    const double low = quant_low(q), high = quant_high(q);
+    const bool middle = q.format != QuantFormat::integer;  // numbers are k + 1/2
+    const double low = middle ? 0.5 - (1 << (q.bits - 1)) : quant_low(q), high = middle ? -low : quant_high(q);
+    const double beyond = middle ? 0.5 : 0.0;
     const double a0 = at[group], b0 = at[x.t.groups + group];
     auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
     double least = 0, most = 0;
@@ -799,19 +963,23 @@ static double learned_surrogate(const LearnedTensor& x, const std::vector<float>
         return std::max(-lower, upper) / divisor;
     };
     auto zero_exact = [&](double pb, double s) {
-        return x.kind == LearnedScale::lsq          ? (double)g.zero
-               : q.symmetric                        ? 0.0
-               : x.kind == LearnedScale::lsq_offset ? -pb / s
-                                                    : -sigmoid(pb) * least / s;
+        return x.kind == LearnedScale::lsq || x.kind == LearnedScale::pact ? (double)g.zero
+               : q.symmetric                                               ? 0.0
+               : x.kind == LearnedScale::lsq_offset                        ? -pb / s
+                                                                           : -sigmoid(pb) * least / s;
     };
     double s = exact(a, b) + (g.scale - exact(a0, b0));
     double z = zero_exact(b, s) + (g.zero - zero_exact(b0, g.scale));
     double loss = 0;
     for (int64_t i = group * x.t.group; i < (group + 1) * x.t.group; i++) {
         float at_code = w[i] / g.scale + g.zero;
-        double value = at_code < low    ? (low - z) * s
-                       : at_code > high ? (high - z) * s
-                                        : w[i] + ((double)rintf(w[i] / g.scale) - (double)(w[i] / g.scale)) * s;
+        const float at_scale = w[i] / g.scale;
+        double level =
+            middle ? std::min(std::max(std::floor((double)at_scale) + 0.5, low), high) : (double)rintf(at_scale);
+        double value = at_code < low - beyond         ? (low - z) * s
+                       : at_code > high + beyond      ? (high - z) * s
+                       : x.kind == LearnedScale::pact ? w[i]
+                                                      : w[i] + (level - (double)at_scale) * s;
         loss += d[i] * value;
     }
     return loss;
@@ -839,7 +1007,9 @@ TEST(LearnedScale, GradientsAreThoseOfTheSurrogateOnEveryBackend) {
             std::vector<Grid> grid = x.grid.get();
             x.backward();
             std::vector<float> got = x.gradients.get(), dw = x.grad.get();
-            const double h = c.kind == LearnedScale::lwc ? 1.0 : 1.0 / std::sqrt((double)n * quant_high(x.q.spec));
+            const bool scaled = c.kind == LearnedScale::lsq || c.kind == LearnedScale::lsq_offset;
+            const int most = (1 << (x.q.spec.symmetric ? x.q.spec.bits - 1 : x.q.spec.bits)) - 1;  // of an integer
+            const double h = scaled ? 1.0 / std::sqrt((double)n * most) : 1.0;
             double largest = 0;
             int64_t outside = 0;
             for (int64_t i = 0; i < n; i++) {
@@ -897,6 +1067,7 @@ TEST(LearnedScale, StartsAtTheMeasuredGridAndStaysAboveTheLeastScale) {
 // Descent on sum (Q(w) - w)^2 along the gradients finds grids that are better than the measured ones
 TEST(LearnedScale, DescentLowersTheError) {
     for (const LearnedCase& c : {LearnedCase{"int3:channel", LearnedScale::lsq, 4, 256},
+                                 {"mid2:channel", LearnedScale::lsq, 4, 256},
                                  {"int3:channel:asym", LearnedScale::lsq_offset, 4, 256},
                                  {"int3:channel:asym", LearnedScale::lwc, 4, 256},
                                  {"int3:channel", LearnedScale::lwc, 4, 256}}) {
@@ -949,6 +1120,16 @@ TEST(LearnedScale, RefusedWhereItMakesNoSense) {
     EXPECT_FALSE(refused("int4:g32:asym", LearnedScale::lsq_offset, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lwc, false));
     EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::lsq, true));
+    for (LearnedScale kind : {LearnedScale::lsq_offset, LearnedScale::lwc})
+        EXPECT_TRUE(refused("mid4:g32", kind, false));
+    for (LearnedScale kind : {LearnedScale::lsq, LearnedScale::pact})
+        EXPECT_FALSE(refused("mid2:channel", kind, false));
+    EXPECT_TRUE(refused("mid4:g32", LearnedScale::lsq, true));
+    EXPECT_TRUE(refused("int4:g32:asym", LearnedScale::pact, false));
+    EXPECT_FALSE(refused("int4:g32:sym", LearnedScale::pact, false));
+    Quantizer q = quantizer_parse("int4:g32", "weights");
+    q.stochastic = true, q.ste = {SteRule::ewgs, 0.1f};
+    EXPECT_THROW(check_trained(q), Error);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1068,6 +1249,10 @@ TEST(Quantizer, OtherFormatsHaveCanonicalTextsToo) {
                  {"nvfp4", "nvfp4", "weights"},
                  {"ternary", "ternary:tensor", "weights"},
                  {"ternary:channel", "ternary:channel", "weights"},
+                 {"mid4:g32:amax", "mid4:g32", "weights"},
+                 {"mid3:channel:gauss", "mid3:channel:gauss", "weights"},
+                 {"mid2:tensor", "mid2:tensor", "weights"},
+                 {"mid4:token:gauss", "mid4:token:gauss", "activations"},
                  {"int8:token", "int8:token:sym", "activations"},
                  {"int4:token:asym", "int4:token:asym", "kv_cache"},
                  {"fp8e4m3:token", "fp8e4m3:token", "activations"}};
@@ -1106,6 +1291,12 @@ TEST(Quantizer, BadTextsAreRefusedWithFlagAndPlace) {
                {"none:g32", "character 1 "},
                {"int4:G32", "character 6 "},
                {"int4::sym", "character 6 "},
+               {"int4:g32:gauss", "character 10 "},
+               {"mid4", "character 6 "},
+               {"mid1:g32", "character 1 "},
+               {"mid4:g32:sym", "character 10 "},
+               {"mid4:g32:mse", "character 10 "},
+               {"mid4:g32:gauss:amax", "character 16 "},
                {"int44:g32", "character 1 "}};
     auto refused = [](const char* text, const char* flag, const char* place) {
         try {

@@ -217,6 +217,29 @@ TEST_P(Transforms, GradientsWithOnlineRotationsAreThoseOfThePlainModel) {
 
 TEST_P(Transforms, AnyLinearsInputCanBeTransformedOnline) { expect_gradients_of_the_plain_model(GetParam(), false); }
 
+// masters stay as they are, and so do their gradients once they are rotated back
+TEST_P(Transforms, ABasisLeavesTheFunctionInFullPrecision) {
+    Model plain, rotated;
+    load(plain, GetParam()), load(rotated, GetParam());
+    model_rotate(rotated, "all");
+    Batch b = batch_of(plain, {9, 1, 17});
+    EXPECT_LE(relative(logits_of(rotated, b), logits_of(plain, b)), CLOSE);
+    std::vector<float> a = gradients_of(plain, b, false), g = gradients_of(rotated, b, false);
+    EXPECT_EQ(memcmp(plain.master.data, rotated.master.data, plain.master.bytes()), 0);
+    double all = 0;
+    for (float x : a) all += (double)x * x;
+    for (const ParamTensor& t : plain.tensors) {
+        if (t.kind == ParamKind::linear) {
+            const Hadamard& h = part_of(rotated, t)->basis;
+            hadamard_cpu(g.data() + t.offset, t.cols, h, t.rows, t.cols / h.N(), true);
+        }
+        double size = 0;
+        for (int64_t i = 0; i < t.count(); i++) size += (double)a[t.offset + i] * a[t.offset + i];
+        if (size < (sizeof(floatX) == 4 ? 1e-10 : 1e-4) * all) continue;  // zero up to rounding
+        EXPECT_LE(relative(g.data() + t.offset, a.data() + t.offset, t.count()), 3 * CLOSE) << t.name;
+    }
+}
+
 TEST_P(Transforms, ARotatedModelIsSavedLoadedAndDecodesTheBitsOfItsForward) {
     std::string folder = testing::TempDir() + "train_qrl_rotated_" + GetParam() + std::to_string(getpid());
     Model m, back;

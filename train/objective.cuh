@@ -51,6 +51,9 @@ struct StepReport {
 
 struct Objective {
     virtual ~Objective() = default;
+    // Once, with the weights that training begins with, after methods have made of them what they want; not when a run is
+    // resumed
+    virtual void start(Trainer&) {}
     // Once a step. False: the run was asked to stop, and the step leaves no trace.
     virtual bool prepare(Trainer&, const StepContext&, LoopState&) { return true; }
     // updates from what one step prepared

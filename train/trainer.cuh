@@ -51,6 +51,7 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     t.methods = std::move(methods);
     for (const auto& method : t.methods.list) {
         method->run.model = &m, method->run.optimizer = optimizer.name, method->run.seed = optimizer.seed;
+        method->run.tokens = micro_batch_tokens;
         method->attach();
     }
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
@@ -94,17 +95,21 @@ inline void score_hidden_backward(Trainer& t, int64_t R) {
     model_backward(m, t.acts);
 }
 
-// The same from t.score.dlogp [R] = dL/dlogp of the tokens of the last score_forward_training
-inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
+// t.score.dhidden, and the head's gradient, from t.score.dlogp [R] = dL/dlogp of the tokens of the last
+// score_forward_training
+inline void score_head_backward(Trainer& t, int64_t R, float inverse_temperature) {
+    NVTX_RANGE("lm_head_backward");
     Model& m = *t.model;
     ScoreMemory& memory = t.score;
     trainer_bind(t);
-    {
-        NVTX_RANGE("lm_head_backward");
-        lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
-                         {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
-                         memory.head, m.dev);
-    }
+    lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
+                     {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
+                     memory.head, m.dev);
+}
+
+// both
+inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
+    score_head_backward(t, R, inverse_temperature);
     score_hidden_backward(t, R);
 }
 
@@ -169,7 +174,7 @@ inline void optimizer_moved(Trainer& t, OptimizerResult& r, double learning_rate
     m.noise.step = (uint32_t)t.step;
     model_refresh(m, pass.quantized);
     for (size_t i = 0; i < methods.size() && pass.quantized; i++)
-        if (methods[i]->after_refresh(info)) model_refresh(m);
+        if (methods[i]->after_refresh(info)) model_refresh(m, true, true);
     r.flip_rate = code_flip_rate(m, false);
     r.flip_total = code_flip_rate(m, true);
 }
@@ -183,7 +188,7 @@ inline OptimizerResult optimizer_apply(Trainer& t, double learning_rate, double 
     trainer_bind(t);
     for (const ParamTensor& p : m.tensors) {
         LinearPart* part = part_of(m, p);
-        if (part && part->grad) part_gradient(*part, part->grad, part_source(*part), pass.quantized, m.dev);
+        if (part && part->grad) part_gradient(*part, part->grad, part_source(*part, m.dev), pass.quantized, m.dev);
     }
     r.grad_norm = sqrt(sum_of_squares(t.grads.data, (int64_t)t.grads.size, m.dev));
     if (!std::isfinite(r.grad_norm) || !std::isfinite(loss)) {

@@ -8,7 +8,7 @@
 #include "../../runtime/math.h"
 
 enum class QuantFormat : uint8_t;  // the rows of the table
-enum class ScaleRule : uint8_t { amax, amax7, signedmax, mse };
+enum class ScaleRule : uint8_t { amax, amax7, signedmax, mse, gauss };
 
 struct QuantSpec {
     QuantFormat format = QuantFormat();  // the table's first
@@ -33,6 +33,9 @@ enum class NumberKind : uint8_t {
 // What a packed weight keeps a scale in. nested: of a format's double quantization
 enum class ScaleStorage : uint8_t { fp32, bf16, fp16, e8m0, e4m3, nested };
 
+// What of a group gives its scale: [min, max], the mean of |w|, the root of that of w^2, a search for the least error
+enum class ScaleOf : uint8_t { range, mean, rms, search };
+
 struct FormatName {
     const char* text;  // of --weights and the like
     int bits;
@@ -50,21 +53,28 @@ struct FormatTraits {
     const char* scopes;  // what may follow the name, of: tensor, channel, token, gN, 128x128; "" if nothing may
     const char* scope;   // unless said; "" if it must be
     NumberKind kind;
-    ScaleStorage storage;  // the smallest that holds its scales exactly
-    bool affine;           // q = rint(w/s) + z: has sym and asym, scale rules, learned scales, stochastic rounding
-    bool mean_scale;       // the scale is made of the mean of |w|, not of the range
-    bool tensor_scale;     // scales of groups are fractions of one of the tensor, t
-    bool double_quant;     // scales may be quantized too
-    bool zero_scale;       // a group of zeros has the scale 0; else it has the smallest, or 1
-    bool activations;      // --activations takes it
-    bool kv_cache;         // --kv_cache takes it: the scale of a token is its own
+    ScaleStorage storage;            // the smallest that holds its scales exactly
+    bool affine;                     // q = rint(w/s) + z: has sym and asym, and stochastic rounding
+    const char* rules;               // of the scale, of those of ScaleRule, the first unless said; "": there is one way
+    const char* learned;             // what of its grid may be trained, of those of LearnedScale; "": nothing
+    ScaleOf scale_of;                // unless its rule says otherwise
+    bool tensor_scale;               // scales of groups are fractions of one of the tensor, t
+    bool double_quant;               // scales may be quantized too
+    bool zero_scale;                 // a group of zeros has the scale 0; else it has the smallest, or 1
+    bool activations;                // --activations takes it
+    bool kv_cache;                   // --kv_cache takes it: the scale of a token is its own
     const char* compressed_tensors;  // what compressed-tensors calls it; "" if it has no such format
     const char* bitsandbytes;        // its bnb_4bit_quant_type; "" if it has none
     std::initializer_list<FormatGguf> gguf;
 };
 
-// How the gradient of Q(w) becomes that of w, see quant_passes
-enum class SteRule : uint8_t { identity, clip, trust };
+// How the gradient of Q(w) becomes that of w, see quant_passes and quant_ewgs
+enum class SteRule : uint8_t { identity, clip, trust, ewgs };
+struct Ste {
+    SteRule rule;
+    float delta;  // of ewgs
+    HOST_DEVICE Ste(SteRule kind = SteRule::identity, float by = 0.0f) : rule(kind), delta(by) {}
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what formulas share

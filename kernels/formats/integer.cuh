@@ -27,7 +27,10 @@ struct IntegerFormat : IntegerCodes {
                                                                 {"int4", 4}, {"int3", 3}, {"int2", 2}};
     static constexpr const char *scopes = "tensor, channel, token, gN", *scope = "";
     static constexpr ScaleStorage storage = ScaleStorage::bf16;
-    static constexpr bool affine = true, mean_scale = false, tensor_scale = false, double_quant = false;
+    static constexpr bool affine = true, tensor_scale = false, double_quant = false;
+    static constexpr ScaleOf scale_of = ScaleOf::range;
+    static constexpr const char* rules = "amax, amax7, signedmax, mse";
+    static constexpr const char* learned = "lsq, lsq_offset, lwc, pact";
     static constexpr bool zero_scale = false, activations = true, kv_cache = true;
     static constexpr const char *compressed_tensors = "pack-quantized", *bitsandbytes = "";
     static constexpr std::initializer_list<FormatGguf> gguf = {{"Q4_0", 4, true},  {"Q5_0", 5, true},

@@ -7,7 +7,9 @@ struct Mxfp8Format : E4m3Codes {
     static constexpr std::initializer_list<FormatName> names = {{"mxfp8", 8}};
     static constexpr const char *scopes = "", *scope = "g32";
     static constexpr ScaleStorage storage = ScaleStorage::e8m0;
-    static constexpr bool affine = false, mean_scale = false, tensor_scale = false, double_quant = false;
+    static constexpr bool affine = false, tensor_scale = false, double_quant = false;
+    static constexpr ScaleOf scale_of = ScaleOf::range;
+    static constexpr const char *rules = "", *learned = "";
     static constexpr bool zero_scale = false, activations = true, kv_cache = true;
     static constexpr const char *compressed_tensors = "mxfp8-quantized", *bitsandbytes = "";
     static constexpr std::initializer_list<FormatGguf> gguf = {};

@@ -9,9 +9,11 @@ struct Nf4Format {
     static constexpr NumberKind kind = NumberKind::table;
     static constexpr bool reciprocal = true;  // as bitsandbytes
     static constexpr int flip_mask = 0xFF;
-    static constexpr float saturates = INFINITY;  // scaled by the largest, and so inside
+    static constexpr float largest = 1.0f, saturates = INFINITY;  // scaled by the largest, and so inside
     static constexpr ScaleStorage storage = ScaleStorage::fp32;
-    static constexpr bool affine = false, mean_scale = false, tensor_scale = false, double_quant = true;
+    static constexpr bool affine = false, tensor_scale = false, double_quant = true;
+    static constexpr ScaleOf scale_of = ScaleOf::range;
+    static constexpr const char *rules = "", *learned = "";
     static constexpr bool zero_scale = true, activations = false, kv_cache = true;
     static constexpr const char *compressed_tensors = "", *bitsandbytes = "nf4";
     static constexpr std::initializer_list<FormatGguf> gguf = {};

@@ -7,7 +7,9 @@ struct Nvfp4Format : E2m1Codes {
     static constexpr std::initializer_list<FormatName> names = {{"nvfp4", 4}};
     static constexpr const char *scopes = "", *scope = "g16";
     static constexpr ScaleStorage storage = ScaleStorage::e4m3;
-    static constexpr bool affine = false, mean_scale = false, tensor_scale = true, double_quant = false;
+    static constexpr bool affine = false, tensor_scale = true, double_quant = false;
+    static constexpr ScaleOf scale_of = ScaleOf::range;
+    static constexpr const char *rules = "", *learned = "";
     static constexpr bool zero_scale = false, activations = true, kv_cache = false;
     static constexpr const char *compressed_tensors = "nvfp4-pack-quantized", *bitsandbytes = "";
     static constexpr std::initializer_list<FormatGguf> gguf = {{"NVFP4", 4, true}};

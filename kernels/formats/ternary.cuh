@@ -7,7 +7,9 @@ struct TernaryFormat : IntegerCodes {
     static constexpr std::initializer_list<FormatName> names = {{"ternary", 2}};
     static constexpr const char *scopes = "tensor, channel, gN", *scope = "tensor";
     static constexpr ScaleStorage storage = ScaleStorage::bf16;
-    static constexpr bool affine = false, mean_scale = true, tensor_scale = false, double_quant = false;
+    static constexpr bool affine = false, tensor_scale = false, double_quant = false;
+    static constexpr ScaleOf scale_of = ScaleOf::mean;
+    static constexpr const char *rules = "", *learned = "";
     static constexpr bool zero_scale = false, activations = false, kv_cache = false;
     static constexpr const char *compressed_tensors = "pack-quantized", *bitsandbytes = "";
     static constexpr std::initializer_list<FormatGguf> gguf = {{"TQ1_0", 2, true}, {"TQ2_0", 2, true}};

@@ -9,9 +9,11 @@ struct Log4Format {
     static constexpr NumberKind kind = NumberKind::table;
     static constexpr bool reciprocal = false;
     static constexpr int flip_mask = 7;  // all but the sign
-    static constexpr float saturates = 1.25f;
+    static constexpr float largest = 1.0f, saturates = 1.25f;
     static constexpr ScaleStorage storage = ScaleStorage::fp32;
-    static constexpr bool affine = false, mean_scale = false, tensor_scale = false, double_quant = false;
+    static constexpr bool affine = false, tensor_scale = false, double_quant = false;
+    static constexpr ScaleOf scale_of = ScaleOf::range;
+    static constexpr const char *rules = "", *learned = "";
     static constexpr bool zero_scale = false, activations = true, kv_cache = true;
     static constexpr const char *compressed_tensors = "", *bitsandbytes = "";
     static constexpr std::initializer_list<FormatGguf> gguf = {};
