@@ -90,8 +90,8 @@ inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report)
         of_module["error"] = {{"before", r.before}, {"after", r.after}};
         of_module["seconds"] = r.seconds;
         log_metrics(q.dir, of_module);
-        printf("module %d/%d, layers %d-%d | error %.3g -> %.3g | %.1f s\n", r.number + 1, r.modules, r.first + 1, r.end,
-               r.before, r.after, r.seconds);
+        printf("module %d/%d, layers %d-%d | error %.3g -> %.3g | %.1f s\n", r.number + 1, r.modules, r.first + 1,
+               r.end, r.before, r.after, r.seconds);
     }
     fflush(stdout);
 }

@@ -1,10 +1,11 @@
 // Squared error of numbers x against a target y, and its gradient:
-//   loss = sum (x - y)^2,  size = sum y^2             in double, whatever the type
-//   dx = 2 (x - y), added to dx or assigned           of hidden states: where a layer's output is compared (blockwise.cuh)
+//   loss = sum (x - y)^2,  size = sum y^2      in double, whatever the type
+//   dx = 2 (x - y), added to dx or assigned    where a layer's output is compared (methods/blockwise_modules.cuh)
 // x, y, dx: [n]. The difference is rounded to fp32 first.
 //
-// Sums have one order on both devices: chunks of 65,536 numbers, in each 256 lanes that take every 256th number, the lanes
-// by halves, the chunks in order on the host; so the bits are the same, too. The trap: squared_error waits for the stream.
+// Sums have one order on both devices, and so the same bits: chunks of 65,536 numbers, in each 256 lanes that take every
+// 256th number, the lanes by halves, the chunks in order on the host. The trap: squared_error_forward waits for the
+// stream.
 //
 // Traffic in bytes for bf16, least and moved: 4n, and 16 a chunk; of the gradient 6n, and 2n more where it adds. Launch: a
 // block a chunk; of the gradient a thread a pack.
@@ -32,10 +33,10 @@ HOST_DEVICE float squared_error_gradient(float x, float y) { return 2.0f * (x - 
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-inline void squared_error_cpu(SquaredError* partial,  // [CEIL_DIV(n, ERROR_CHUNK)]
-                              const floatX* x,        // [n]
-                              const floatX* y,        // [n]
-                              int64_t n) {
+inline void squared_error_forward_cpu(SquaredError* partial,  // [CEIL_DIV(n, ERROR_CHUNK)]
+                                      const floatX* x,        // [n]
+                                      const floatX* y,        // [n]
+                                      int64_t n) {
 #pragma omp parallel for schedule(static) if (worth_threads(n))
     for (int64_t c = 0; c < CEIL_DIV(n, ERROR_CHUNK); c++) {
         double loss[ERROR_BLOCK] = {}, size[ERROR_BLOCK] = {};
@@ -62,7 +63,7 @@ inline void squared_error_backward_cpu(floatX* dx,       // [n]
 
 #if HAS_KERNELS
 // grid: CEIL_DIV(n, ERROR_CHUNK)
-__global__ void squared_error_kernel(SquaredError* partial, const floatX* x, const floatX* y, int64_t n) {
+__global__ void squared_error_forward_kernel(SquaredError* partial, const floatX* x, const floatX* y, int64_t n) {
     __shared__ double loss[ERROR_BLOCK], size[ERROR_BLOCK];
     const int64_t first = (int64_t)blockIdx.x * ERROR_CHUNK, count = n - first < ERROR_CHUNK ? n - first : ERROR_CHUNK;
     const int t = threadIdx.x;
@@ -96,8 +97,8 @@ __global__ void squared_error_backward_kernel(floatX* dx, const floatX* x, const
 // launchers
 
 // x, y: [n]
-inline SquaredError squared_error(const floatX* x, const floatX* y, int64_t n, Device dev) {
-    NVTX_RANGE("squared_error");
+inline SquaredError squared_error_forward(const floatX* x, const floatX* y, int64_t n, Device dev) {
+    NVTX_RANGE("squared_error_forward");
     SquaredError sum;
     if (n <= 0) return sum;
     std::vector<SquaredError> partial((size_t)CEIL_DIV(n, ERROR_CHUNK));
@@ -105,11 +106,11 @@ inline SquaredError squared_error(const floatX* x, const floatX* y, int64_t n, D
     if (dev.cuda) {
         Scratch scratch(partial.size() * (sizeof(SquaredError) / sizeof(float)), dev);
         SquaredError* there = reinterpret_cast<SquaredError*>(scratch.data);
-        LAUNCH(squared_error_kernel, (unsigned)partial.size(), ERROR_BLOCK, 0, dev.stream, there, x, y, n);
+        LAUNCH(squared_error_forward_kernel, (unsigned)partial.size(), ERROR_BLOCK, 0, dev.stream, there, x, y, n);
         copy_to_host(partial.data(), there, partial.size() * sizeof(SquaredError), dev);
     } else
 #endif
-        squared_error_cpu(partial.data(), x, y, n);
+        squared_error_forward_cpu(partial.data(), x, y, n);
     (void)dev;
     for (const SquaredError& p : partial) sum.loss += p.loss, sum.size += p.size;
     return sum;
@@ -121,8 +122,8 @@ inline void squared_error_backward(floatX* dx, const floatX* x, const floatX* y,
     if (n <= 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        LAUNCH(squared_error_backward_kernel, (unsigned)CEIL_DIV(n, ERROR_BLOCK * Pack128<floatX>::size), ERROR_BLOCK, 0,
-               dev.stream, dx, x, y, n, add, is_aligned16(dx, 0) && is_aligned16(x, 0) && is_aligned16(y, 0));
+        LAUNCH(squared_error_backward_kernel, (unsigned)CEIL_DIV(n, ERROR_BLOCK * Pack128<floatX>::size), ERROR_BLOCK,
+               0, dev.stream, dx, x, y, n, add, is_aligned16(dx, 0) && is_aligned16(x, 0) && is_aligned16(y, 0));
         return;
     }
 #endif

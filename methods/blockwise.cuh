@@ -1,13 +1,14 @@
-// Block-wise reconstruction: modules of N consecutive layers are trained, behind their rounding, to give what they gave in
-// full precision (MREM: Bai et al. 2021, arXiv 2109.15082; Block-AP of EfficientQAT: Chen et al. 2024, arXiv 2407.11062,
-// which is modules of one layer, sequential, forcing=0).
+// Block-wise reconstruction: modules of N consecutive layers are trained, behind their rounding, to give what they gave
+// in full precision (MREM: Bai et al. 2021, arXiv 2109.15082; Block-AP of EfficientQAT: Chen et al. 2024, arXiv
+// 2407.11062, which is modules of one layer, sequential, forcing=0).
 //
-//   loss       sum over the layers l of the module of ||f_l - f^_l||^2      f: in full precision, f^: quantized; all tokens
+//   loss       sum over the layers l of the module of ||f_l - f^_l||^2, f in full precision, f^ quantized; all tokens
 //   trained    the quantized weights, straight-through, and their grids: scales (LSQ), of asymmetric ones an offset, too,
-//              z = rint(-b/s) (LSQ+, kernels/quant_backward.cuh). A grid that cannot be trained (formats of fixed tables,
-//              signedmax) stays as the rounder left it. What is not quantized stays as it is; EfficientQAT trains norms, too
+//              z = rint(-b/s) (LSQ+, kernels/quant_backward.cuh). A grid that cannot be trained (formats of fixed
+//              tables, signedmax) stays as the rounder left it. What is not quantized stays as it is; EfficientQAT
+//              trains norms, too
 //   input      f~ = lambda f + (1 - lambda) f^ of the module before,  lambda_t = max(1 - t/T0, 0),  T0 = forcing steps:
-//              annealed teacher forcing, MREM's (its section 3.3); forcing=0 is f^ at every step
+//              annealed teacher forcing, MREM's; forcing=0 is f^ at every step
 //   step       AdamW without decay, rates fall by a cosine to 1/20, windows in an order drawn anew for each epoch
 //   sequential a module is trained to its end before the next is rounded: f^ comes from trained modules, and GPTQ's
 //              Hessians do, too (MREM-S)
@@ -15,15 +16,18 @@
 //              before gave at this step (MREM-P on one machine; with one module the same as sequential)
 // The sum is not divided by its terms: AdamW's step is the same, and its epsilon far away.
 //
-// f is kept for the input and each layer of what is trained at a time, a span: a module, or all of them (parallel). Beside
-// it are f^ at the span's input, and gradients and two moments of its parameters. The forward is the model's own, with Q_x
-// and the quantizer of the KV cache; f has neither. Within a module of several layers a layer is run again for its
-// backward, as with --gradient_checkpointing.
+// f is kept for the input and each layer of what is trained at a time, a span: a module, or all of them (parallel).
+// Beside it are f^ at the span's input, and gradients and two moments of its parameters. The forward is the model's own,
+// with Q_x and the quantizer of the KV cache; f has neither. Within a module of several layers a layer is run again for
+// its backward, as with --gradient_checkpointing.
 //
 // What is left is what every rounder leaves: masters, codes and a kept grid, scales rounded to bf16, integer zero points.
 // End to end, scales alone (the second phase of EfficientQAT): methods/end_to_end.cuh.
 //
-// The trap: LSQ's b has the unit of a weight and scale_learning_rate as its rate, EfficientQAT's z is in steps of the grid.
+// The traps: a scale that moves rounds all weights of its group anew, which takes apart what GPTQ's errors make up for
+// each other; behind gptq scale_learning_rate=0 leaves the scales (a layer of random weights in int2:g32:asym, error
+// 0.0051 by GPTQ: 0.0043 in 50 steps of the weights alone, 0.021 in 50 of the grids alone). And LSQ's b has the unit of a
+// weight and scale_learning_rate as its rate, EfficientQAT's z is in steps of the grid.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -68,8 +72,8 @@ inline BlockwiseConfig blockwise_config(const Settings& s, uint64_t seed) {
 inline void blockwise_check(const BlockwiseConfig& c, const Model& m) {
     if (m.L() == 1)
         fail_usage(
-            "--ptq blockwise: the model has one layer, so that there is no module smaller than the model; train it as a "
-            "whole instead: distill with --qat_scale learned");
+            "--ptq blockwise: the model has one layer, so that no module is smaller than the model; train it as a whole "
+            "instead: distill with --qat_scale learned");
     if (c.layers > m.L())
         fail_usage("--ptq blockwise: layers=%d is more than the %d of the model; lower it", c.layers, m.L());
 }
@@ -150,7 +154,8 @@ inline void blockwise_update(Model& m, BlockwiseMemory& s, const BlockwiseConfig
     const double decay = blockwise_decay(c, step);
     const size_t start = layer_parameters(m, s.first, s.end).first;
     AdamWConfig weights, scales;
-    weights.learning_rate = (float)(c.learning_rate * decay), scales.learning_rate = (float)(c.scale_learning_rate * decay);
+    weights.learning_rate = (float)(c.learning_rate * decay);
+    scales.learning_rate = (float)(c.scale_learning_rate * decay);
     for (LinearPart* p : blockwise_parts(m, s.first, s.end)) {
         const size_t at = p->offset - start;
         part_gradient(*p, p->grad, part_source(*p, m.dev), true, m.dev);

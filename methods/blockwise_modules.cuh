@@ -1,9 +1,9 @@
-// Modules of layers as block-wise reconstruction (blockwise.cuh) runs them: their forward from what is before them, their
-// error against the same layers in full precision, and its gradient. A span is the layers that are trained at a time: one
-// module, or several, of which each gets what the one before gives.
+// Modules of layers as block-wise reconstruction (blockwise.cuh) runs them: their forward from what is before them,
+// their error against the same layers in full precision, and its gradient. A span is the layers that are trained at a
+// time: one module, or several, of which each gets what the one before gives.
 //
-//   loss of a module = sum over its layers l of ||f_l - f^_l||^2          f, f^ [tokens,C]: kept; of the quantized layers
-//   so that the gradient of its layer l's output is 2 (f^_l - f_l), and what comes back from layer l + 1 if that is its own
+//   loss of a module = sum over its layers l of ||f_l - f^_l||^2      f, f^ [tokens,C]: kept; of the quantized layers
+//   so that the gradient of its layer l's output is 2 (f^_l - f_l), and what comes back from layer l + 1 of the module
 //
 // The trap: a micro-batch takes windows of any place in the text, so that what is kept of all tokens is met window by
 // window.
@@ -25,8 +25,8 @@ struct BlockwiseMemory {
     Buffer<float> grid, dgrid, gm, gv;  // [2,groups of the span] the parameters of its grids
     int64_t tokens = 0, length = 0;     // length: of a window
     const std::vector<std::vector<int>>* windows = nullptr;
-    int first = 0, end = 0;             // the span
-    int layers = 1;                     // of a module
+    int first = 0, end = 0;  // the span
+    int layers = 1;          // of a module
 
     int64_t plane(const Model& m_) const { return tokens * m_.C(); }
 };
@@ -61,7 +61,8 @@ inline void blockwise_batch(const Model& m, Activations& a, const BlockwiseMemor
 }
 
 // out [T,C], of the norm behind it, from layer l's a.layers[l].mid and a.branch
-inline void layer_output(Model& m, Activations& a, int l, floatX* out, floatX* norm, float* rstd, const floatX* weight) {
+inline void layer_output(Model& m, Activations& a, int l, floatX* out, floatX* norm, float* rstd,
+                         const floatX* weight) {
     fused_residual_rmsnorm_forward(out, norm, rstd, a.layers[l].mid, a.branch, weight, {a.view.T, m.C()},
                                    m.config.rms_norm_eps, m.dev);
 }
@@ -95,8 +96,8 @@ inline void module_backward(Model& m, Activations& a, const BlockwiseMemory& s, 
 // The modules of the span in turn, each from what the one before gives and a share lambda of full precision;
 // use(first, end) behind each
 template <class F>
-void blockwise_modules(Model& m, Activations& a, const BlockwiseMemory& s, const std::vector<int>& ids,
-                       double lambda, const F& use) {
+void blockwise_modules(Model& m, Activations& a, const BlockwiseMemory& s, const std::vector<int>& ids, double lambda,
+                       const F& use) {
     Batch b;
     blockwise_batch(m, a, s, b, ids, Pass());
     blockwise_windows(m, s, ids, [&](int64_t at, int64_t all, int64_t n) {
@@ -115,11 +116,13 @@ void blockwise_modules(Model& m, Activations& a, const BlockwiseMemory& s, const
 }
 
 // ids in micro-batches that fit a
-inline std::vector<std::vector<int>> blockwise_split(const std::vector<int>& ids, const Activations& a, int64_t length) {
+inline std::vector<std::vector<int>> blockwise_split(const std::vector<int>& ids, const Activations& a,
+                                                     int64_t length) {
     const size_t most = (size_t)std::max<int64_t>(a.capacity / length, 1);
     std::vector<std::vector<int>> list;
     for (size_t i = 0; i < ids.size(); i += most)
-        list.emplace_back(ids.begin() + (std::ptrdiff_t)i, ids.begin() + (std::ptrdiff_t)std::min(i + most, ids.size()));
+        list.emplace_back(ids.begin() + (std::ptrdiff_t)i,
+                          ids.begin() + (std::ptrdiff_t)std::min(i + most, ids.size()));
     return list;
 }
 inline std::vector<int> blockwise_all(const BlockwiseMemory& s) {
@@ -151,7 +154,8 @@ inline std::vector<double> blockwise_errors(Model& m, Activations& a, const Bloc
         blockwise_modules(m, a, s, ids, 0.0, [&](int first, int end) {
             SquaredError& sum = sums[(size_t)((first - s.first) / s.layers)];
             for (int l = first; l < end; l++) {
-                const SquaredError e = squared_error(a.residual[l + 1], blockwise_target(m, s, l + 1) + at, n, m.dev);
+                const SquaredError e =
+                    squared_error_forward(a.residual[l + 1], blockwise_target(m, s, l + 1) + at, n, m.dev);
                 sum.loss += e.loss, sum.size += e.size;
             }
         });

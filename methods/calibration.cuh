@@ -36,8 +36,8 @@ struct ModuleReport {
     double seconds = 0.0;
 };
 
-// Training of layers behind their rounding (blockwise.cuh), as the calibration walk (ptq.cuh) calls it; all empty: none.
-// hidden [tokens,C]: of all windows, one after another
+// Training of layers behind their rounding (blockwise.cuh), as the calibration walk (ptq.cuh) calls it; all empty:
+// none. hidden [tokens,C]: of all windows, one after another
 struct LayerTraining {
     std::function<void(const Model&)> check;  // fails if it cannot be; before the long work
     std::function<void(Model&, int64_t tokens)> allocate;

@@ -61,8 +61,9 @@ struct PtqMethod {
 
 inline const std::vector<PtqMethod>& ptq_methods() {
     static const std::vector<PtqMethod> methods = {
-        {"rtn", "round to nearest", {}, [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
-        {"gptq", "round column by column, the others make up for the error (--damp_percent, --act_order, --static_groups)",
+        {"rtn", "round to nearest",
+         {}, [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
+        {"gptq", "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
          {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
         {"awq", "before it, scale the inputs that matter up (arXiv 2306.00978)",
          {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
@@ -71,8 +72,10 @@ inline const std::vector<PtqMethod>& ptq_methods() {
              p.layers.push_back(smoothquant_transform(c.smoothquant_alpha));
          }},
         {"rotate", "before anything, rotate the hidden states (--rotations)",
-         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.models.push_back(rotation_transform(c.rotation)); }},
-        {"blockwise", "behind it, train modules of layers to give what they gave in full precision (MREM, EfficientQAT)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+             p.models.push_back(rotation_transform(c.rotation));
+         }},
+        {"blockwise", "behind it, train modules of layers to give what full precision gave (MREM, EfficientQAT)",
          blockwise_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
              p.training = blockwise_training(blockwise_config(s, c.seed));
          }},
@@ -90,8 +93,8 @@ inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
         for (const PtqMethod& m : ptq_methods())
             if (name == m.name) found = &m;
         if (!found)
-            fail_usage("--ptq %s: '%s' is not one of %s; join several by + (train_qrl help ptq)", printable(text).c_str(),
-                       printable(name).c_str(), join_words(names).c_str());
+            fail_usage("--ptq %s: '%s' is not one of %s; join several by + (train_qrl help ptq)",
+                       printable(text).c_str(), printable(name).c_str(), join_words(names).c_str());
         if (std::find(given.begin(), given.end(), name) != given.end())
             fail_usage("--ptq %s: %s is given twice", printable(text).c_str(), name.c_str());
         given.push_back(name);
@@ -102,7 +105,7 @@ inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
 
 // help ptq
 inline std::string ptq_help() {
-    std::string text = "--ptq NAME[:SETTING=VALUE ...], several joined by +, as in rotate+gptq+blockwise:steps=200\n\n";
+    std::string text = "--ptq NAME[:SETTING=VALUE ...], joined by +, as in rotate+gptq+blockwise:steps=200\n\n";
     for (const PtqMethod& m : ptq_methods()) text += format("  %-12s %s\n", m.name, m.help) + settings_help(m.settings);
     return text;
 }

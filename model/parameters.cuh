@@ -264,7 +264,8 @@ inline ParamRange layer_parameters(const Model& m, int first, int end) {
 inline void model_bind_layer_gradients(Model& m, float* grads, int first, int end) {
     const size_t start = layer_parameters(m, first, end).first;
     model_bind_each(
-        m, [&](const ParamTensor& t) { return t.layer >= first && t.layer < end ? grads + (t.offset - start) : nullptr; },
+        m,
+        [&](const ParamTensor& t) { return t.layer >= first && t.layer < end ? grads + (t.offset - start) : nullptr; },
         &Param::grad, &QuantizedTensor::grad);
 }
 

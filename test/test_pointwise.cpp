@@ -294,7 +294,7 @@ TEST(SquaredErrors, SumsAndGradientsAreTheSameOnEveryBackend) {
         const std::string what = format("n %lld", (long long)n);
         expect_same_on_all_backends(what, [&](const Backend& run) {
             Half a(x, run.dev), b(y, run.dev), d(n, run.dev), added(before, run.dev);
-            const SquaredError e = squared_error(a.data, b.data, n, run.dev);
+            const SquaredError e = squared_error_forward(a.data, b.data, n, run.dev);
             EXPECT_NEAR(e.loss, loss, 1e-6 * loss) << what << ", " << run.name;
             EXPECT_NEAR(e.size, size, 1e-12 * size) << what << ", " << run.name;
             squared_error_backward(d.data, a.data, b.data, n, false, run.dev);
@@ -609,7 +609,7 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         convert_forward(nullptr, nullptr, 0, dev);
         convert_widen(nullptr, nullptr, 0, dev);
         mix_forward(nullptr, nullptr, 0.5f, 0, dev);
-        EXPECT_EQ(squared_error(nullptr, nullptr, 0, dev).loss, 0.0);
+        EXPECT_EQ(squared_error_forward(nullptr, nullptr, 0, dev).loss, 0.0);
         squared_error_backward(nullptr, nullptr, nullptr, 0, true, dev);
         EXPECT_THROW(gather_rows<floatX>(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);
