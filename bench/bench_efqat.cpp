@@ -1,13 +1,14 @@
-// How much faster a step is when some rows of the weights are trained (methods/efqat.cuh): bench_efqat ROWS LENGTH SECONDS
-// MODEL[,MODEL ...] SHARE[,SHARE ...]. On the CPU; eval/efqat_backward builds and runs it.
+// How much faster a step is when some rows of the weights are trained (methods/efqat.cuh):
+//   bench_efqat ROWS LENGTH SECONDS MODEL[,MODEL ...] SHARE[,SHARE ...]
+// On the CPU; eval/efqat_backward builds and runs it.
 //
-// A model with random weights, quantized, takes ROWS sequences of LENGTH random tokens forward and backward, all rows of
-// its weights trained and then each share of them, in turn; and then its optimizer. The best of as many rounds as fit in
-// SECONDS for each counts, after one to warm up. "layers" is the backward without the head's, which is trained as ever.
+// A model with random weights, quantized, takes ROWS sequences of LENGTH random tokens forward and backward, all rows
+// of its weights trained and then each share of them, in turn; and then its optimizer. The best of as many rounds as
+// fit in SECONDS for each counts, after one to warm up. "layers" is the backward without the head's, which is trained
+// as ever.
 #include <algorithm>
 #include <cstdio>
-#include "../bench/shapes.h"
-#include "../bench/steps.cuh"
+#include "../commands/bench.cuh"
 
 struct EfqatTimes {
     double forward = 1e30, head = 1e30, layers = 1e30, update = 1e30;  // seconds
@@ -48,9 +49,7 @@ static void one_step(BenchModel& b, const Batch& batch, const ScoredTokens& scor
 
 static void bench_model(const std::string& name, int64_t rows, int64_t length, double seconds,
                         const std::vector<std::string>& shares) {
-    ModelConfig config = embedded_config();
-    for (const BenchShape& s : bench_shapes())
-        if (name == s.name) config = s.config;
+    const ModelConfig config = bench_config(name);
     BenchModel b;
     Batch batch;
     ScoredTokens scored;
@@ -89,8 +88,8 @@ int main(int argc, char** argv) try {
     if (argc != 6) fail_usage("usage: bench_efqat ROWS LENGTH SECONDS MODEL[,MODEL ...] SHARE[,SHARE ...]");
     const int64_t rows = atoll(argv[1]), length = atoll(argv[2]);
     if (rows < 1 || length < 2) fail_usage("bench_efqat: ROWS from 1 and LENGTH from 2 on");
-    printf("%lld sequences of %lld tokens, %s, %s; seconds; how many times faster than with all rows\n", (long long)rows,
-           (long long)length, PRECISION_NAME, instructions_name());
+    printf("%lld sequences of %lld tokens, %s, %s; seconds; how many times faster than with all rows\n",
+           (long long)rows, (long long)length, PRECISION_NAME, instructions_name());
     printf("| model | rows trained | forward | backward | its layers | optimizer | backward | layers | step |\n");
     printf("|---|---|---|---|---|---|---|---|---|\n");
     for (const std::string& model : split_words(argv[4], ","))

@@ -109,8 +109,8 @@ inline int export_command(Session& s) {
     const nlohmann::json policy = is_gguf_path(o.model) ? nlohmann::json::object() : policy_load(o.model);
     if (rules.on() && policy.contains("hadamard"))
         fail(
-            "%s: --weights %s quantizes in a rotated basis there (--hadamard %s), which no format holds; the folder is an "
-            "ordinary one in full precision, which --weights none exports",
+            "%s: --weights %s quantizes in a rotated basis there (--hadamard %s), which no format holds; the folder is "
+            "an ordinary one in full precision, which --weights none exports",
             o.model.c_str(), rules_text(rules).c_str(), policy_hadamard(policy, config, o.model).c_str());
     check_weight_rules(config, rules);
     std::string tokenizer = o.tokenizer.empty() ? o.model : o.tokenizer;

@@ -1,7 +1,8 @@
 // A pull of numbers towards their quantized values:
 //   grid_pull      x -= share (x - q)
 //   grid_pull_add  dx += weight (x - q)
-// x [n] fp32, q [n] as the forward reads it, or fp32 where it is rotated back (part_value of model/linear.cuh). What CAGE (methods/cage.cuh) and dampening (methods/dampen.cuh) are made of.
+// x [n] fp32, q [n] as the forward reads it, or fp32 where it was rotated back (part_value of model/linear.cuh). What CAGE
+// (methods/cage.cuh) is made of.
 //
 // Traffic in bytes, least and moved, for bf16 q: 10 and 14 a number. Launch: a thread a number.
 #pragma once
@@ -55,7 +56,8 @@ inline void grid_pull(float* x, const Q* q, int64_t n, float share, Device dev) 
     if (n == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        LAUNCH(grid_pull_kernel<Q>, (unsigned)CEIL_DIV(n, GRID_PULL_BLOCK), GRID_PULL_BLOCK, 0, dev.stream, x, q, n, share);
+        LAUNCH(grid_pull_kernel<Q>, (unsigned)CEIL_DIV(n, GRID_PULL_BLOCK), GRID_PULL_BLOCK, 0, dev.stream, x, q, n,
+               share);
         return;
     }
 #endif
@@ -69,8 +71,8 @@ inline void grid_pull_add(float* dx, const float* x, const Q* q, int64_t n, floa
     if (n == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
-        LAUNCH(grid_pull_add_kernel<Q>, (unsigned)CEIL_DIV(n, GRID_PULL_BLOCK), GRID_PULL_BLOCK, 0, dev.stream, dx, x, q, n,
-               weight);
+        LAUNCH(grid_pull_add_kernel<Q>, (unsigned)CEIL_DIV(n, GRID_PULL_BLOCK), GRID_PULL_BLOCK, 0, dev.stream, dx, x,
+               q, n, weight);
         return;
     }
 #endif

@@ -263,8 +263,9 @@ inline void hadamard_launch(Number* x, int64_t stride, const Hadamard& h, int64_
         int N = (int)h.N(), per_block = N < HADAMARD_NUMBERS ? HADAMARD_NUMBERS / N : 1;
         size_t shared = ((size_t)per_block * N + (size_t)h.K * CEIL_DIV(h.K, 32)) * sizeof(float);
         bool aligned = is_aligned16(x, stride) && N % Pack128<Number>::size == 0;
-        LAUNCH(hadamard_kernel<Number>, (unsigned)CEIL_DIV(T * segments, per_block), HADAMARD_BLOCK, shared, dev.stream, x,
-               stride, h, T * segments, segments, per_block, (float)(1.0 / std::sqrt((double)N)), transpose, aligned);
+        LAUNCH(hadamard_kernel<Number>, (unsigned)CEIL_DIV(T * segments, per_block), HADAMARD_BLOCK, shared, dev.stream,
+               x, stride, h, T * segments, segments, per_block, (float)(1.0 / std::sqrt((double)N)), transpose,
+               aligned);
         return;
     }
 #endif
@@ -272,7 +273,7 @@ inline void hadamard_launch(Number* x, int64_t stride, const Hadamard& h, int64_
     hadamard_cpu(x, stride, h, T, segments, transpose);
 }
 
-// In place, every segment of a row by itself; Number: floatX or float. x: [T, segments * h.N()], a row each `stride` elements
+// In place, every segment of a row by itself; floatX or fp32. x: [T, segments * h.N()], a row each `stride` elements
 template <class Number>
 inline void hadamard_forward(Number* x, int64_t stride, const Hadamard& h, int64_t T, int64_t segments, Device dev) {
     NVTX_RANGE("hadamard_forward");

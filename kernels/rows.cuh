@@ -10,8 +10,9 @@
 // size.
 //
 // Traffic in bytes for bf16, least and moved: gather and put 4RC; scatter 4RC + 2TC (the rows that get a value are
-// written twice); kv_cache_write 8TW; gather_columns 4TN for N columns, and moved up to 34TN: a sector of 32 bytes each.
-// Launch: a block a row, as many threads as the row has packs of 16 bytes (32 ... 256); gather_columns a thread a number.
+// written twice); kv_cache_write 8TW; gather_columns 4TN for N columns, moved up to 34TN: a sector of 32 bytes each.
+// Launch: a block a row, as many threads as the row has packs of 16 bytes (32 ... 256); gather_columns: a thread a
+// number.
 #pragma once
 #include <cstdint>
 #include "../runtime/device.h"
@@ -123,8 +124,8 @@ __global__ void put_rows_kernel(T* out, const T* inp, const int* rows, int C, bo
 }
 
 // grid: CEIL_DIV(T * width, ROWS_BLOCK)
-__global__ void gather_columns_kernel(Rows<floatX> out, Rows<const floatX> inp, const int* columns, int64_t T, int count,
-                                      int width) {
+__global__ void gather_columns_kernel(Rows<floatX> out, Rows<const floatX> inp, const int* columns, int64_t T,
+                                      int count, int width) {
     const int64_t i = (int64_t)blockIdx.x * ROWS_BLOCK + threadIdx.x, t = i / width;
     const int column = (int)(i % width);
     if (t < T) out.row(t)[column] = column < count ? inp.row(t)[columns[column]] : (floatX)0.0f;
@@ -252,8 +253,8 @@ inline void kv_cache_write(floatX* const k[2], floatX* const v[2], Rows<const fl
     if (dev.cuda) {
         bool aligned = is_aligned16(k[0], width) && is_aligned16(k[1], width) && is_aligned16(v[0], width) &&
                        is_aligned16(v[1], width) && is_aligned16(k_rows) && is_aligned16(v_rows);
-        LAUNCH(kv_cache_write_kernel, dim3((unsigned)T, 2), rows_block<floatX>(width), 0, dev.stream, k[0], k[1], v[0], v[1],
-               k_rows, v_rows, writes, (int)width, aligned);
+        LAUNCH(kv_cache_write_kernel, dim3((unsigned)T, 2), rows_block<floatX>(width), 0, dev.stream, k[0], k[1], v[0],
+               v[1], k_rows, v_rows, writes, (int)width, aligned);
         return;
     }
 #endif

@@ -6,22 +6,23 @@
 //   cwpl   of each weight its share of rows with the largest I
 //   cwpn   the share of the rows of all weights with the largest I: one threshold for the network
 //   lwpn   whole weights, those with the largest mean |W| first, until they have the share of all rows
-// Every `every` optimizer steps the rows are chosen anew; the paper does so about every 4096 samples, for shares of 0.05,
-// 0.1 and 0.25. Norms and biases are always trained.
+// Every `every` optimizer steps the rows are chosen anew; the paper does so about every 4096 samples, for shares of
+// 0.05, 0.1 and 0.25. Norms and biases are always trained.
 //
 // There is no public code. Decided here:
 //   - A share is rounded to the nearest number of rows, at least one; equal rows are taken by their index, in the order
-//     of memory; lwpn takes the weight that crosses the share.
-//   - The weights are the linears of the layers that have a quantizer. Embedding and head, quantized or not, are trained
-//     as ever, and so is a linear without a quantizer; --group_learning_rates embeddings=0 leaves the former alone.
-//   - A row that is not chosen keeps its weights and its moments as they are: no momentum and no decay moves it. One that
-//     is chosen again goes on with the moments it had; one that is chosen late begins with moments of 0, whose correction
-//     for the first steps is over: with AdamW's defaults it moves by about 3 times the rate at first.
+//     of memory; lwpn takes the weight that crosses the share, too.
+//   - The weights are the linears of the layers that have a quantizer. Embedding and head, quantized or not, are
+//     trained as ever, and so is a linear without a quantizer; --group_learning_rates embeddings=0 leaves the former
+//     alone.
+//   - A row that is not chosen keeps its weights and its moments as they are: no momentum and no decay moves it. One
+//     that is chosen again goes on with the moments it had; one that is chosen late begins with moments of 0, whose
+//     correction for the first steps is over: with AdamW's defaults it moves by about 3 times the rate at first.
 //   - Muon makes the update of the chosen rows orthogonal, as a matrix of their own.
 //   - Learned scales, which the paper trains always, are refused: their gradient is a sum over all of dW.
-//   - Importance is that of the master, as it is when rows are chosen.
 //
-// What is saved is time: gradient and moments keep their size, for the choice moves, and ranks add up zeros.
+// What is saved is time: gradient and moments keep their size, for the choice moves, and ranks add up zeros. Gradients
+// that other methods add to rows that are not chosen count in the gradient's norm and do nothing else.
 #pragma once
 #include <algorithm>
 #include "../kernels/row_mean.cuh"
@@ -48,7 +49,8 @@ inline std::vector<int64_t> efqat_order(std::vector<double> scores) {
     return order;
 }
 
-// importance: of the rows of all weights, one after another; rows: of each weight. The result is 1 where a row is trained
+// importance: of the rows of all weights, one after another; rows: of each weight. The result is 1 where a row is
+// trained
 inline std::vector<uint8_t> efqat_choose(const std::vector<float>& importance, const std::vector<int64_t>& rows,
                                          EfqatSelect select, double share) {
     std::vector<uint8_t> mask(importance.size(), 0);
@@ -110,13 +112,15 @@ struct EfqatMethod : TrainingMethod {
         for (LinearPart* p : quantized_parts(m)) {
             if (p->layer < 0) continue;
             if (p->quantizer.scale_mode == ScaleMode::learned)
-                fail_usage("--methods efqat: a learned scale learns from all rows of a weight's gradient, and efqat "
-                           "computes some; take --qat_scale dynamic or static");
+                fail_usage(
+                    "--methods efqat: a learned scale learns from all rows of a weight's gradient, and efqat "
+                    "computes some; take --qat_scale dynamic or static");
             parts.push_back(p);
             rows.push_back(p->rows);
         }
         if (parts.empty())
-            fail_usage("--methods efqat chooses rows of quantized linears, and of these none is; name one in --weights");
+            fail_usage(
+                "--methods efqat chooses rows of quantized linears, and of these none is; name one in --weights");
         plan();
     }
 
@@ -200,8 +204,9 @@ struct EfqatMethod : TrainingMethod {
                 fits &= width * run.tokens <= (int64_t)dout.size && width * l->cols <= (int64_t)dweight.size;
             }
         if (!fits)
-            fail_usage("--methods efqat: the checkpoint trains more rows than these settings plan for; give `select` and "
-                       "`share` as it had them");
+            fail_usage(
+                "--methods efqat: the checkpoint trains more rows than these settings plan for; give `select` and "
+                "`share` as it had them");
     }
 
     // the rows that are important now
@@ -255,7 +260,7 @@ struct EfqatMethod : TrainingMethod {
 
 inline const MethodRow efqat_row = {
     "efqat",
-    "the most important rows of the quantized weights alone are trained, for a faster backward (EfQAT, arXiv 2411.11038)",
+    "of quantized weights the most important rows alone are trained: a faster backward (EfQAT, arXiv 2411.11038)",
     {{"select", "cwpl", "cwpl|cwpn|lwpn", "a share of each weight's rows, of all rows, or whole weights"},
      {"share", "0.1", "(0, 1]", "of the rows that is trained"},
      {"every", "0", "whole [0, 1000000000]", "optimizer steps until rows are chosen anew; 0: the first choice stays"}},

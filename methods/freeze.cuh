@@ -100,5 +100,5 @@ inline const MethodRow freeze_row = {
     {{"from", "0.04", "[0, 1]", "frequency of oscillation beyond which a weight is frozen, at the run's beginning"},
      {"to", "0.01", "[0, 1]", "the same at its end"},
      {"momentum", "0.01", "(0, 1]", "of the running means of frequency and code"}},
-    {},
+    {{"roste", "it freezes codes of weights in their own basis, and that one rotates them"}},
     [](const Settings& s) -> std::unique_ptr<TrainingMethod> { return std::make_unique<FreezeMethod>(s); }};

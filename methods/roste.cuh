@@ -41,6 +41,8 @@ struct RosteMethod : TrainingMethod {
             fail_usage(
                 "--methods roste: the base of an adapter stays as it was quantized; take --lora_inside_quantizer, "
                 "or leave the adapter out");
+        if (run.basis_given)
+            fail_usage("--methods roste chooses which linears are rotated; leave --hadamard out");
         bool any = false;
         for (int i = 0; i < 4 * m.L(); i++) any = any || is_quantized(linear(i));
         if (!any)

@@ -32,6 +32,7 @@ struct MethodContext {
     std::string optimizer;        // its name, --optim
     uint64_t seed = 0;
     int64_t tokens = 0;           // most of a micro-batch
+    bool basis_given = false;     // by --hadamard, and not by the folder that the model comes from
     Activations* acts = nullptr;  // scratch between steps: training's
     std::vector<Batch> sample;    // some of the run's training text, in micro-batches that fit acts
 };

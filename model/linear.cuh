@@ -22,7 +22,6 @@
 // A method may also train some of the rows alone: of dW those are computed then, the others of the gradient stay 0, and
 // the optimizer leaves them and their moments as they are. dx and the gradient of the bias are whole.
 #pragma once
-#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -102,8 +101,8 @@ struct LinearRows : RowList {
     float* dweight = nullptr;  // [trained_rows_width, cols]
 };
 
-// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or each
-// linear of a model would have a plan of its own (cublaslt.cuh)
+// Columns of the product for `count` trained rows. On a device the number is rounded up to what a tile has anyway, or
+// each linear of a model would have a plan of its own (cublaslt.cuh)
 inline int64_t trained_rows_width(int64_t count, Device dev) { return dev.cuda ? CEIL_DIV(count, 64) * 64 : count; }
 
 struct LinearPart : QuantizedTensor {
@@ -246,8 +245,9 @@ inline const float* part_source(LinearPart& p, Device dev) {
 // dw, the gradient of Q(w), becomes that of w and of whatever w is made of. w: part_source(p), which is lost
 inline void part_gradient(LinearPart& p, float* dw, const float* w, bool quantized, Device dev) {
     if (quantized && p.quantizer.on()) quantized_tensor_backward(p, dw, w, dev);
-    const bool hooked = std::any_of(p.hooks.begin(), p.hooks.end(), [](const WeightHook& h) { return (bool)h.at_gradient; });
     if (p.basis.on()) {
+        bool hooked = false;
+        for (const WeightHook& h : p.hooks) hooked = hooked || h.at_gradient;
         const int64_t segments = p.cols / p.basis.N();
         hadamard_backward(dw, p.cols, p.basis, p.rows, segments, dev);
         if (hooked) hadamard_backward(p.rotated, p.cols, p.basis, p.rows, segments, dev);  // w, for them
@@ -320,8 +320,8 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
     }
 }
 
-// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows do:
-// on the CPU the bits are the same
+// Of weight.grad the trained rows += those of dout^T x. Sums begin with what the gradient holds, as those of all rows
+// do: on the CPU the bits are the same
 inline void linear_backward_rows(const Linear& l, const floatX* dout, const floatX* x, int64_t T, Device dev) {
     const LinearRows& r = l.trained;
     if (r.count == 0) return;

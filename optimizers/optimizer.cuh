@@ -2,8 +2,8 @@
 //   tensors   with an adapter, all of it as one tensor, and nothing of the base; else every tensor that has a master.
 //             The learned scales of quantizers are one more.
 //   rates     a group's rate is its peak times what the schedule makes of the run's: rate / config.learning_rate
-//   rows      where a method trains some rows of a weight, those are moved as a weight of their own, with their rows of the
-//             state: a rule sees no others. The others keep weight and state: no momentum and no decay moves them.
+//   rows      where a method trains some rows of a weight, those are moved as a weight of their own, with their rows of
+//             the state: a rule sees no others. The others keep weight and state: no momentum and no decay moves them.
 // The trap: the working weights are stale until they are made of the masters again (model_refresh).
 #pragma once
 #include <algorithm>
@@ -99,9 +99,10 @@ inline size_t optimizer_rows_scratch(const OptimizerTensor& t, const PartRows& r
                    rule.name, rows.method);
     for (const StateArray& a : t.state)
         if (a.rows != t.rows || a.cols != t.cols)
-            fail_usage("--optim %s with --methods %s: rows of a weight are trained alone, but the state of %s is not by "
-                       "rows (%s); take adamw, adamw_bf16 or muon",
-                       t.rule->name, rows.method, t.name.c_str(), a.name.c_str());
+            fail_usage(
+                "--optim %s with --methods %s: rows of a weight are trained alone, but the state of %s is not by "
+                "rows (%s); take adamw, adamw_bf16 or muon",
+                t.rule->name, rows.method, t.name.c_str(), a.name.c_str());
     if (rows.most == 0) return 0;
     OptimizerTensor c;
     const size_t arrays = optimizer_compact(c, t, rows.most, nullptr);

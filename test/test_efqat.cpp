@@ -1,6 +1,6 @@
-// EfQAT (methods/efqat.cuh): which rows are chosen; that of the gradient those are the ones of the whole backward and the
-// others 0; that the optimizer moves them as a smaller weight, and the others, moments included, not at all; what it
-// refuses.
+// EfQAT (methods/efqat.cuh): which rows are chosen; that of the gradient those are the ones of the whole backward and
+// the others 0; that the optimizer moves them as a smaller weight, and the others, moments included, not at all; what
+// it refuses.
 #include <gtest/gtest.h>
 #include <set>
 #include "../train/sft.cuh"
@@ -183,7 +183,8 @@ TEST(Efqat, ChoosesAnewAfterSoManySteps) {
     EXPECT_TRUE(same_bits(first, often.mask()));
     std::vector<float> w = often.masters();
     for (const LinearPart* p : often.method->parts)  // the least important rows become the largest
-        for (int64_t i = 0; i < p->count(); i++) w[p->offset + (size_t)i] = 0.1f / (0.01f + fabsf(w[p->offset + (size_t)i]));
+        for (int64_t i = 0; i < p->count(); i++)
+            w[p->offset + (size_t)i] = 0.1f / (0.01f + fabsf(w[p->offset + (size_t)i]));
     for (EfqatRun* r : {&once, &often}) copy_to_device(r->m.master.data, w.data(), r->m.master.bytes(), r->m.dev);
     for (int step = 1; step <= 2; step++) {
         once.step(), often.step();
@@ -247,7 +248,8 @@ TEST(Efqat, RowsMoveAsASmallerWeight) {
                 small.weight = (float*)w.data, small.grad = (float*)g.data;
                 std::vector<std::unique_ptr<TestBuffer<char>>> arrays;
                 for (StateArray& a : small.state) {
-                    arrays.push_back(std::make_unique<TestBuffer<char>>(cut(a.data, state_type_bytes(a.type)), r.m.dev));
+                    arrays.push_back(
+                        std::make_unique<TestBuffer<char>>(cut(a.data, state_type_bytes(a.type)), r.m.dev));
                     a.rows = small.rows, a.data = arrays.back()->data;
                 }
                 const OptimizerConfig& c = r.t.optimizer.config;
@@ -306,8 +308,9 @@ TEST(Efqat, Refuses) {
         prepare(m);
         trainer_init(t, m, 16, false, OptimizerConfig(), training_methods_parse("efqat"));
     };
-    expect_refused([&] { attach([](Model& m) { model_quantize(m, rules_of("int4:g8", "all", ScaleMode::learned), false); }); },
-                   "--qat_scale dynamic or static");
+    expect_refused(
+        [&] { attach([](Model& m) { model_quantize(m, rules_of("int4:g8", "all", ScaleMode::learned), false); }); },
+        "--qat_scale dynamic or static");
     expect_refused(
         [&] {
             attach([](Model& m) {

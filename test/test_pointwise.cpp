@@ -157,10 +157,9 @@ TEST(Rows, GatherColumns) {
                 for (int64_t i = 0; i < c.width; i++)
                     want[t * out_stride + i] = i < c.count ? x[t * stride + columns[i]] : (floatX)0.0f;
             gather_columns({out.data, out_stride}, {in.data, stride}, index.data, c.T, c.count, c.width, run.dev);
-            EXPECT_TRUE(same_bits(out.get(), want))
-                << format("T %lld C %lld, %lld of %lld columns, ", (long long)c.T, (long long)c.C, (long long)c.count,
-                          (long long)c.width)
-                << run.name;
+            EXPECT_TRUE(same_bits(out.get(), want)) << format("T %lld C %lld, %lld of %lld columns, ", (long long)c.T,
+                                                              (long long)c.C, (long long)c.count, (long long)c.width)
+                                                    << run.name;
         }
 }
 
