@@ -33,7 +33,7 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
     LayerActivations& y = a.layers[l];
     float eps = m.config.rms_norm_eps;
 
-    const bool pre_bias = m.k_pre_bias && w.kv.on();
+    const bool pre_bias = m.k_pre_bias && w.kv.on() && pass.kv;
     if (pre_bias) {
         copy_on_device(m.bias_without_k.data, w.qkv.bias.work, QKV * sizeof(floatX), m.dev);
         set_zero(m.bias_without_k.data + NH * HD, NKV * HD * sizeof(floatX), m.dev);
@@ -50,7 +50,7 @@ inline void layer_attention_forward(Model& m, Activations& a, int l, const Batch
         rope_forward({y.qk, QK}, {y.qkv, QKV}, b.positions, m.rope, T, pre_bias ? NH : NH + NKV, m.dev);
     }
     if (m.rotate_qk.on()) hadamard_forward(y.qk, QK, m.rotate_qk, T, QK / m.rotate_qk.N(), m.dev);
-    if (w.kv.on()) attention_quantized_kv(m, y, l, b, cache);
+    if (w.kv.on() && pass.kv) attention_quantized_kv(m, y, l, b, cache);
     else attention_kv(m, y, l, b, cache);
     linear_transform(w.o, y.att, T, m.dev);
 }

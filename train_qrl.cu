@@ -33,8 +33,10 @@ int main(int argc, char** argv) {
         Session s;
         s.o = parse_options(argc, argv);
         if (s.o.action != OPTIONS_RUN) {
-            const bool methods = s.o.action == OPTIONS_METHODS;
-            fputs((methods ? training_methods_help() : options_answer(s.o)).c_str(), stdout);
+            const std::string text = s.o.action == OPTIONS_METHODS ? training_methods_help()
+                                     : s.o.action == OPTIONS_PTQ   ? ptq_help()
+                                                                   : options_answer(s.o);
+            fputs(text.c_str(), stdout);
             flush_result();
             return 0;
         }

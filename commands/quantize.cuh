@@ -10,7 +10,7 @@ inline PtqConfig ptq_config(const Options& o) {
     PtqConfig c;
     c.gptq = {o.damp_percent, o.act_order, o.static_groups};
     c.smoothquant_alpha = o.smoothquant_alpha;
-    c.rotation.seed = o.seed;
+    c.seed = c.rotation.seed = o.seed;
     c.rotation.hidden = list_has(o.rotations, "r1");
     c.rotation.values = list_has(o.rotations, "r2");
     c.rotation.online_qk = list_has(o.rotations, "r3");
@@ -83,6 +83,16 @@ inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report)
     j["seconds"] = report.seconds;
     log_metrics(q.dir, j);
     printf("layer %d/%d%s | %.1f s\n", l + 1, q.s.m.L(), line.c_str(), report.seconds);
+    for (const ModuleReport& r : report.modules) {
+        nlohmann::ordered_json of_module;
+        of_module["module"] = r.number;
+        of_module["layers"] = {r.first, r.end - 1};
+        of_module["error"] = {{"before", r.before}, {"after", r.after}};
+        of_module["seconds"] = r.seconds;
+        log_metrics(q.dir, of_module);
+        printf("module %d/%d, layers %d-%d | error %.3g -> %.3g | %.1f s\n", r.number + 1, r.modules, r.first + 1,
+               r.end, r.before, r.after, r.seconds);
+    }
     fflush(stdout);
 }
 
@@ -166,6 +176,7 @@ inline int quantize_command(Session& s) {
     q.calibration = calibration_read(s, calibrates);
     q.held_out = held_out_texts(s);
     micro_batch_grow(s, std::max<int64_t>(longest_text(q.held_out), calibrates ? o.calibration_length : 0));
+    if (q.plan.training.check) q.plan.training.check(s.m);
     if (quantize_plan(q)) return 0;
     session_load_weights(s, false);
     if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);

@@ -28,6 +28,26 @@ struct LayerInputs {
 // weights and is made anew afterwards.
 typedef std::function<void(Model&, const LayerMasters&, int layer, const LayerInputs&)> LayerTransform;
 
+// How near the outputs of layers [first,end) have come to those of full precision, over the calibration text:
+// sum ||f - f^||^2 / sum ||f||^2, over these layers
+struct ModuleReport {
+    int number = 0, modules = 0, first = 0, end = 0;
+    double before = 0.0, after = 0.0;  // of the training
+    double seconds = 0.0;
+};
+
+// Training of layers behind their rounding (blockwise.cuh), as the calibration walk (ptq.cuh) calls it; all empty:
+// none. hidden [tokens,C]: of all windows, one after another
+struct LayerTraining {
+    std::function<void(const Model&)> check;  // fails if it cannot be; before the long work
+    std::function<void(Model&, int64_t tokens)> allocate;
+    // layer l is in full precision still, as all behind it; hidden: its input
+    std::function<void(Model&, Activations&, int l, const floatX* hidden, const std::vector<std::vector<int>>&)> before;
+    // layer l is rounded, and hidden its output, which becomes that of the trained layer. Reports of what it has trained
+    std::function<std::vector<ModuleReport>(Model&, Activations&, int l, floatX* hidden)> after;
+    bool on() const { return (bool)after; }
+};
+
 // ---------------------------------------------------------------------------------------------------------------------
 // text
 
@@ -110,6 +130,17 @@ inline std::vector<std::vector<int>> draw_windows(const std::vector<int>& ids, i
         windows.emplace_back(start, start + length);
     }
     return windows;
+}
+
+// the first n windows, as many in a batch as `capacity` tokens allow
+inline std::vector<Batch> micro_batches(const std::vector<std::vector<int>>& windows, size_t n, int64_t capacity) {
+    std::vector<Batch> batches;
+    for (size_t i = 0; i < std::min(n, windows.size()); i++) {
+        const std::vector<int>& w = windows[i];
+        if (batches.empty() || batches.back().T() + (int64_t)w.size() > capacity) batches.emplace_back();
+        batch_add_sequence(batches.back(), w.data(), (int)w.size());
+    }
+    return batches;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

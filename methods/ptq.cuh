@@ -2,7 +2,8 @@
 //
 //   --ptq A+B+...   transforms that leave the model's function as it is (rotate: the whole model before anything else;
 //                   awq, smoothquant: a layer at a time, in the order they are named), and how a matrix is rounded:
-//                   rtn, to nearest, or gptq (gptq.cuh)
+//                   rtn, to nearest, or gptq (gptq.cuh); blockwise (blockwise.cuh) then trains what was rounded. A
+//                   method's settings stand behind its name: blockwise:steps=200:layers=2
 //
 // The calibration windows go through the model once. Of a layer only its input is kept for all tokens, and the output
 // of its attention; the rest is computed again in micro-batches. Products are rounded in the order in which they run,
@@ -24,7 +25,9 @@
 #include <string>
 #include <vector>
 #include "../runtime/run_dir.h"
+#include "../runtime/settings.h"
 #include "awq.cuh"
+#include "blockwise.cuh"
 #include "calibration.cuh"
 #include "gptq.cuh"
 #include "rotation.cuh"
@@ -38,50 +41,73 @@ struct PtqConfig {
     AwqConfig awq;
     double smoothquant_alpha = 0.5;
     RotationConfig rotation;
+    uint64_t seed = 0;
 };
 
 struct PtqPlan {
     std::vector<ModelTransform> models;  // transforms of the whole model, before anything else
     std::vector<LayerTransform> layers;  // of each layer, before it is rounded
     Rounder rounder = rtn_rounder();
-    bool needs_calibration() const { return rounder.prepare || !layers.empty(); }
+    LayerTraining training;  // of layers that have been rounded
+    bool needs_calibration() const { return rounder.prepare || !layers.empty() || training.on(); }
 };
 
-// One line a method, in --ptq's words
+// One line a method, in --ptq's words. settings: what its text may set; many have flags of their own
 struct PtqMethod {
-    const char* name;
-    void (*add)(PtqPlan&, const PtqConfig&);
+    const char *name, *help;
+    std::vector<SettingRow> settings;
+    void (*add)(PtqPlan&, const PtqConfig&, const Settings&);
 };
 
-static const PtqMethod ptq_methods[] = {
-    // rounders
-    {"rtn", [](PtqPlan& p, const PtqConfig&) { p.rounder = rtn_rounder(); }},
-    {"gptq", [](PtqPlan& p, const PtqConfig& c) { p.rounder = gptq_rounder(c.gptq); }},
-    // transforms
-    {"awq", [](PtqPlan& p, const PtqConfig& c) { p.layers.push_back(awq_transform(c.awq)); }},
-    {"smoothquant",
-     [](PtqPlan& p, const PtqConfig& c) { p.layers.push_back(smoothquant_transform(c.smoothquant_alpha)); }},
-    {"rotate", [](PtqPlan& p, const PtqConfig& c) { p.models.push_back(rotation_transform(c.rotation)); }},
-};
+inline const std::vector<PtqMethod>& ptq_methods() {
+    static const std::vector<PtqMethod> methods = {
+        {"rtn", "round to nearest",
+         {}, [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
+        {"gptq", "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
+        {"awq", "before it, scale the inputs that matter up (arXiv 2306.00978)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
+        {"smoothquant", "before it, move the inputs' range into the weights (--smoothquant_alpha)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+             p.layers.push_back(smoothquant_transform(c.smoothquant_alpha));
+         }},
+        {"rotate", "before anything, rotate the hidden states (--rotations)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+             p.models.push_back(rotation_transform(c.rotation));
+         }},
+        {"blockwise", "behind it, train modules of layers to give what full precision gave (MREM, EfficientQAT)",
+         blockwise_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
+             p.training = blockwise_training(blockwise_config(s, c.seed));
+         }},
+    };
+    return methods;
+}
 
 inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
     PtqPlan plan;
-    std::string names;
-    for (const PtqMethod& m : ptq_methods) names += (names.empty() ? "" : ", ") + std::string(m.name);
-    for (size_t at = 0; at <= text.size();) {
-        size_t end = std::min(text.find('+', at), text.size());
-        std::string part = text.substr(at, end - at);
+    std::vector<std::string> names, given;
+    for (const PtqMethod& m : ptq_methods()) names.push_back(m.name);
+    for (const std::string& part : split_words(text, "+")) {
+        const std::string name = split_words(part, ":")[0];
         const PtqMethod* found = nullptr;
-        for (const PtqMethod& m : ptq_methods)
-            if (part == m.name) found = &m;
+        for (const PtqMethod& m : ptq_methods())
+            if (name == m.name) found = &m;
         if (!found)
-            fail_usage("--ptq %s: '%s' is not one of %s; join several by +", text.c_str(), part.c_str(), names.c_str());
-        if (("+" + text.substr(0, at)).find("+" + part + "+") != std::string::npos)
-            fail_usage("--ptq %s: %s is given twice", text.c_str(), part.c_str());
-        found->add(plan, config);
-        at = end + 1;
+            fail_usage("--ptq %s: '%s' is not one of %s; join several by + (train_qrl help ptq)",
+                       printable(text).c_str(), printable(name).c_str(), join_words(names).c_str());
+        if (std::find(given.begin(), given.end(), name) != given.end())
+            fail_usage("--ptq %s: %s is given twice", printable(text).c_str(), name.c_str());
+        given.push_back(name);
+        found->add(plan, config, settings_of(part, found->settings, "ptq"));
     }
     return plan;
+}
+
+// help ptq
+inline std::string ptq_help() {
+    std::string text = "--ptq NAME[:SETTING=VALUE ...], joined by +, as in rotate+gptq+blockwise:steps=200\n\n";
+    for (const PtqMethod& m : ptq_methods()) text += format("  %-12s %s\n", m.name, m.help) + settings_help(m.settings);
+    return text;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -113,12 +139,13 @@ inline void ptq_allocate(PtqMemory& s, Model& m, const PtqPlan& plan, int64_t to
     const Device host = m.dev.cuda ? Device() : m.dev;
     if (tokens) {
         activations_allocate(s.acts, m, std::min(tokens, std::max(micro_batch_tokens / length, (int64_t)1) * length),
-                             ActivationMode::inference);
+                             plan.training.on() ? ActivationMode::recompute : ActivationMode::inference);
         const char* hint = "lower --calibration_samples or --calibration_length";
         s.hidden.allocate((size_t)(tokens * m.C()), "hidden states of the calibration tokens", hint, m.dev);
         s.attention.allocate((size_t)(tokens * q), "hidden states of the calibration tokens", hint, m.dev);
         s.hessian.allocate((size_t)(n * n), "a product's Hessian", "", m.dev);
         if (!plan.layers.empty()) layer_inputs_allocate(s.inputs, m, tokens, length);
+        if (plan.training.on()) plan.training.allocate(m, tokens);
     }
     s.difference.allocate((size_t)weights, "a matrix being rounded", "", host);
     if (plan.rounder.allocate) plan.rounder.allocate(n, weights, rows, host);
@@ -138,6 +165,7 @@ struct PtqLinear {
 struct PtqLayer {
     PtqLinear linear[4];  // in the order of Product
     double seconds = 0.0;
+    std::vector<ModuleReport> modules;  // that were trained behind it
 };
 
 // Rounds one weight, wherever the model is, and makes its working weight of the master that this leaves and the grid;
@@ -197,17 +225,6 @@ inline PtqLinear round_linear(Model& m, PtqMemory& s, const PtqPlan& plan, Linea
         if (t.quantizer.on()) round_part(m, s, plan, t, energy, &lost, &all);
     result.error = all > 0.0 ? lost / all : 0.0;
     return result;
-}
-
-// the first n windows, as many in a batch as `capacity` tokens allow
-inline std::vector<Batch> micro_batches(const std::vector<std::vector<int>>& windows, size_t n, int64_t capacity) {
-    std::vector<Batch> batches;
-    for (size_t i = 0; i < std::min(n, windows.size()); i++) {
-        const std::vector<int>& w = windows[i];
-        if (batches.empty() || batches.back().T() + (int64_t)w.size() > capacity) batches.emplace_back();
-        batch_add_sequence(batches.back(), w.data(), (int)w.size());
-    }
-    return batches;
 }
 
 // The plan's transforms of layer l, whose input is s.hidden: each sees what the one before has made of the layer
@@ -294,6 +311,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
     for (int l = 0; l < m.L(); l++) {
         const double start = wall_seconds();
         PtqLayer report;
+        if (plan.training.on()) plan.training.before(m, a, l, s.hidden.data, windows);
         if (!plan.layers.empty()) transform_layer(m, s, plan, l, sample);
         for (int p = 0; p < 4; p++) {
             Linear& linear = *layer_linears(m.layers[l])[p];
@@ -315,6 +333,7 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
                                                m.dev);  // for its sum; the norm is not used
             });
         report.seconds = wall_seconds() - start;
+        if (plan.training.on()) report.modules = plan.training.after(m, a, l, s.hidden.data);
         on_layer(l, report);
     }
     round_tables(m, s);

@@ -3,6 +3,7 @@
 #include "cage.cuh"
 #include "dampen.cuh"
 #include "efqat.cuh"
+#include "end_to_end.cuh"
 #include "freeze.cuh"
 #include "roste.cuh"
 #include "training_method.cuh"
@@ -13,6 +14,7 @@ inline const std::vector<const MethodRow*>& training_methods() {
         &cage_row,    //
         &dampen_row,  //
         &efqat_row,   //
+        &end_to_end_row,
         &freeze_row,  //
         &roste_row,
     };

@@ -37,10 +37,11 @@
 
 // The backward does the same as its forward
 struct Pass {
-    bool quantized = true;  // with Q(W) and Q_x; false: full precision. The KV cache keeps its quantizer either way.
+    bool quantized = true;  // with Q(W) and Q_x; false: full precision. The KV cache keeps its quantizer either way,
     bool adapter = true;    // false: the base alone, which is the reference policy of an adapter
     bool packed = false;    // weights as model_pack laid them out
     uint32_t dropout = 0;   // the number of the pass, which keys the adapter's dropout; 0: none
+    bool kv = true;         // unless keys and values are to be as they are, too
 };
 
 inline Pass full_precision() {

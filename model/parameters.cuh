@@ -225,11 +225,11 @@ inline void model_structure(Model& m) {
         for (Linear* linear : layer_linears(l)) linear_plan_packing(*linear);
 }
 
-// Points one kind of view (Param::master and QuantizedTensor::master, say) at an array of num_params elements
-template <class T>
-void model_bind(Model& m, T* base, T* Param::*view, T* QuantizedTensor::*weight) {
+// Points one kind of view (Param::master and QuantizedTensor::master, say) at at(tensor), where it lies or null
+template <class T, class At>
+void model_bind_each(Model& m, const At& at, T* Param::*view, T* QuantizedTensor::*weight) {
     for (const ParamTensor& t : m.tensors) {
-        T* p = base && !t.packed ? base + t.offset : nullptr;
+        T* p = at(t);
         if (LinearPart* part = part_of(m, t)) part->*weight = p;
         if (t.kind == ParamKind::linear && (t.part == 0 || !p)) linear_of(m, t).weight.*view = p;
         if (t.kind == ParamKind::bias && t.part == 0) linear_of(m, t).bias.*view = p;
@@ -237,10 +237,37 @@ void model_bind(Model& m, T* base, T* Param::*view, T* QuantizedTensor::*weight)
     }
     if (m.config.tie_word_embeddings) m.head.*weight = m.embed.*weight;
 }
+// at an array of num_params elements, or at nothing
+template <class T>
+void model_bind(Model& m, T* base, T* Param::*view, T* QuantizedTensor::*weight) {
+    model_bind_each(
+        m, [&](const ParamTensor& t) { return base && !t.packed ? base + t.offset : nullptr; }, view, weight);
+}
 inline void model_bind_masters(Model& m, float* base) { model_bind(m, base, &Param::master, &QuantizedTensor::master); }
 inline void model_bind_work(Model& m, floatX* base) { model_bind(m, base, &Param::work, &QuantizedTensor::work); }
 // null: nothing of the base is trained
 inline void model_bind_gradients(Model& m, float* base) { model_bind(m, base, &Param::grad, &QuantizedTensor::grad); }
+
+// Where the parameters of layers [first,end) lie, one after another; offsets into master, work and gradients
+struct ParamRange {
+    size_t first = 0, end = 0;
+    size_t count() const { return end - first; }
+};
+inline ParamRange layer_parameters(const Model& m, int first, int end) {
+    ParamRange r = {m.num_params, 0};
+    for (const ParamTensor& t : m.tensors)
+        if (t.layer >= first && t.layer < end)
+            r.first = std::min(r.first, t.offset), r.end = std::max(r.end, t.offset + (size_t)t.count());
+    return r;
+}
+// layers [first,end) alone have gradients, in grads [layer_parameters]
+inline void model_bind_layer_gradients(Model& m, float* grads, int first, int end) {
+    const size_t start = layer_parameters(m, first, end).first;
+    model_bind_each(
+        m,
+        [&](const ParamTensor& t) { return t.layer >= first && t.layer < end ? grads + (t.offset - start) : nullptr; },
+        &Param::grad, &QuantizedTensor::grad);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // masters on the host, where methods change them

@@ -120,7 +120,7 @@ OPT(std::string, adapter, "", "", IN_MODEL & ~IN_QUANTIZE, "folder of a PEFT ada
 OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
 GROUP("post-training quantization") \
 OPT(bool, save_masters, true, "", IN_QUANTIZE, "write masters.safetensors beside the model: the fp32 weights that its codes were rounded from, which training goes on from; false: from what the codes stand for") \
-OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate; such as rotate+gptq") \
+OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate, blockwise (train what was rounded, with settings of its own); such as rotate+gptq+blockwise:steps=400; train_qrl help ptq lists them") \
 OPT(std::string, calibration, "prompts", "", IN_QUANTIZE, "text or JSONL file; prompts: those of train_data and their answers; self: the model's own answers to them; rtn needs none but then measures the products' outputs") \
 OPT(int, calibration_samples, 128, "[1, 65536]", IN_QUANTIZE, "windows of calibration text; self: problems that are answered, too") \
 OPT(int, calibration_length, 512, "[2, 1048576]", IN_QUANTIZE, "tokens of a window") \
@@ -250,7 +250,7 @@ inline int option_index(const std::string& name) {
     return -1;
 }
 
-enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_VERSION };
+enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_PTQ, OPTIONS_VERSION };
 
 struct Options {
 #define GROUP(title)
@@ -540,7 +540,8 @@ inline Options parse_options(const std::vector<std::string>& args) {
     if (at < args.size() && args[at] == "help") {
         o.action = OPTIONS_HELP;
         at++;
-        for (const auto& [word, action] : {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}})
+        for (const auto& [word, action] :
+             {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}, {"ptq", OPTIONS_PTQ}})
             if (at < args.size() && args[at] == word) {
                 o.action = action;
                 return o;
@@ -736,7 +737,7 @@ inline std::string options_markdown() {
     return s;
 }
 
-// The text for help and version, but for help methods, whose table lies above.
+// The text for help and version, but for help methods and help ptq, whose tables lie above.
 inline std::string options_answer(const Options& o) {
     if (o.action == OPTIONS_VERSION) return format("train_qrl %s\n", TRAIN_QRL_VERSION);
     return o.action == OPTIONS_MARKDOWN ? options_markdown() : options_help(o);

@@ -1,4 +1,5 @@
 // The quantize command, and eval --eval_text: what a user sees.
+#include "../formats/safetensors.h"
 #include "cli.h"
 
 static Args quantize(const std::string& out, const Args& more = {}) {
@@ -92,6 +93,70 @@ TEST(Quantize, Calibrations) {
     good({"quantize", "--weights", "int4:g32", "--calibration_samples", "4", "--output_dir", fresh("embedded")});
     r = good(quantize(fresh("never"), {"--calibration", text, "--plan"}));
     EXPECT_NE(r.out.find("GPTQ: a Hessian's factor"), std::string::npos) << r.out;
+}
+
+// a line and a row for each module; then E2E-QP, end to end: scales move, and nothing else does
+TEST(Quantize, BlockwiseAndThenScalesAlone) {
+    const std::string out = fresh("blockwise"), same = fresh("same");
+    Outcome r = good({"quantize", "--model", trained, "--weights", "int2:g16:asym", "--ptq",
+                      "rtn+blockwise:steps=30:learning_rate=1e-3", "--calibration_samples", "8", "--calibration_length",
+                      "32", "--train_data", sums, "--eval_data", sums, "--eval_n", "40", "--output_dir", out});
+    EXPECT_NE(r.out.find("layer 1/2 | q,k,v "), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("module 2/2, layers 2-2 | error "), std::string::npos) << r.out;
+    int modules = 0;
+    for (const json& row : read_lines(out + "/metrics.jsonl"))
+        if (row.contains("module")) {
+            EXPECT_EQ(row["module"], modules++);
+            EXPECT_LT(row["error"]["after"], 0.8 * (double)row["error"]["before"]);
+        }
+    EXPECT_EQ(modules, 2);
+    good({"--config", out + "/config.json", "--output_dir", same});
+    EXPECT_EQ(read_text(same + "/checkpoint-0/model.safetensors"), read_text(out + "/checkpoint-0/model.safetensors"));
+
+    const Args alone = {"--qat_scale",         "learned", "--group_learning_rates", "matrices=0, norms=0, embeddings=0",
+                        "--learning_rate",     "0.001",   "--save_dtype",           "float32",
+                        "--train_data",        sums,      "--model",                out + "/checkpoint-0"};
+    const std::string first = fresh("first"), scales = fresh("scales");
+    for (const auto& [to, steps] : {std::pair(first, "0"), {scales, "4"}})
+        good(Args{"sft", "--methods", "e2e_qp", "--max_steps", steps, "--output_dir", to} + alone);
+    const std::string was = first + "/checkpoint-0", is = scales + "/checkpoint-4";
+    for (const json& row : read_lines(scales + "/metrics.jsonl"))
+        if (row.contains("quant/code_flip_rate")) { EXPECT_EQ(row["quant/code_flip_rate"], 0.0); }
+    EXPECT_EQ(read_json(scales + "/summary.json")["code_flip_total"], 0.0);
+    const SafetensorsFile grids[] = {st_open(was + "/quantizer.safetensors"), st_open(is + "/quantizer.safetensors")};
+    int moved = 0;
+    for (const auto& [name, tensor] : grids[0].tensors) {
+        const StTensor& now = grids[1].tensors.at(name);
+        const bool equal = memcmp(tensor.data, now.data, (size_t)tensor.count * 4) == 0;
+        const bool is_scale = name.size() > 6 && name.compare(name.size() - 6, 6, ".scale") == 0;
+        EXPECT_EQ(equal, !is_scale) << name;
+        moved += !equal;
+    }
+    EXPECT_EQ(moved, 14);  // 7 linears in 2 layers
+    const SafetensorsFile weights[] = {st_open(was + "/model.safetensors"), st_open(is + "/model.safetensors")};
+    for (const auto& [name, tensor] : weights[0].tensors) {
+        const bool linear = name.find("_proj.weight") != std::string::npos;
+        const bool equal = memcmp(tensor.data, weights[1].tensors.at(name).data, (size_t)tensor.count * 4) == 0;
+        EXPECT_EQ(equal, !linear) << name;  // a linear's masters are its codes times its scales
+    }
+    // without the method LSQ moves the grid under the masters that stay, and codes with it
+    const std::string lsq = fresh("lsq");
+    good(Args{"sft", "--max_steps", "4", "--output_dir", lsq} + alone);
+    EXPECT_GT(read_json(lsq + "/summary.json")["code_flip_total"], 0.0);
+    refused(2, {"sft", "--methods", "e2e_qp", "--output_dir", fresh("never"), "--train_data", sums, "--model", trained,
+                "--weights", "int4:g16"}, {"--methods e2e_qp", "--qat_scale learned"});
+    refused(2, quantize(fresh("never"), {"--ptq", "blockwise:layers=3", "--train_data", sums}), {"layers=3", "2"});
+    json one = read_json(base + "/config.json");
+    one["num_hidden_layers"] = 1;
+    const std::string small = fresh("one");
+    fs::copy(base, small, fs::copy_options::recursive);
+    write_text(small + "/config.json", one.dump());
+    Tensors of_one = tiny_tensors();
+    for (auto t = of_one.begin(); t != of_one.end();)
+        t = t->first.find("layers.1.") == std::string::npos ? std::next(t) : of_one.erase(t);
+    write_safetensors(small + "/model.safetensors", of_one);
+    refused(2, Args{"quantize", "--model", small, "--weights", "int4:g16", "--ptq", "blockwise", "--train_data", sums,
+                    "--output_dir", fresh("never")}, {"one layer", "distill"});
 }
 
 TEST(Quantize, BadInput) {

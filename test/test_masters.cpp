@@ -82,7 +82,7 @@ class Masters : public testing::TestWithParam<Case> {};
 
 TEST_P(Masters, RoundToTheCodesOfTheFolder) {
     const auto [format, weights] = GetParam();
-    for (const char* method : {"rtn", "gptq", "awq+gptq", "smoothquant", "rotate+gptq"}) {
+    for (const char* method : {"rtn", "gptq", "awq+gptq", "smoothquant", "rotate+gptq", "blockwise:steps=3"}) {
         SCOPED_TRACE(method);
         Model m, codes, masters;
         TempDir d;

@@ -11,12 +11,13 @@
 #include "../kernels/adamw.cuh"
 #include "../kernels/bias.cuh"
 #include "../kernels/convert.cuh"
-#include "../kernels/mix.cuh"
 #include "../kernels/embedding.cuh"
 #include "../kernels/global_norm.cuh"
+#include "../kernels/mix.cuh"
 #include "../kernels/rope.cuh"
 #include "../kernels/row_mean.cuh"
 #include "../kernels/rows.cuh"
+#include "../kernels/squared_error.cuh"
 #include "../kernels/swiglu.cuh"
 
 typedef TestBuffer<floatX> Half;
@@ -277,6 +278,36 @@ TEST(Mix, IsTheWeightedMeanRoundedOnce) {
                     if (offset) { ASSERT_EQ((float)got[0], (float)y[0]) << run.name; }
                 }
             }
+}
+
+// the sum over more than a chunk; the gradient on rows that no pack divides, assigned and added
+TEST(SquaredErrors, SumsAndGradientsAreTheSameOnEveryBackend) {
+    for (int64_t n : {1, 3, 255, 257, 2051, 70001}) {
+        const std::vector<floatX> x = random_values<floatX>(n, 31, 3.0f), y = random_values<floatX>(n, 32, 2.0f),
+                                  before = random_values<floatX>(n, 33);
+        double loss = 0.0, size = 0.0;
+        for (int64_t i = 0; i < n; i++) {
+            const double d = (double)(float)x[i] - (double)(float)y[i];
+            loss += d * d, size += (double)(float)y[i] * (double)(float)y[i];
+        }
+        const std::string what = format("n %lld", (long long)n);
+        expect_same_on_all_backends(what, [&](const Backend& run) {
+            Half a(x, run.dev), b(y, run.dev), d(n, run.dev), added(before, run.dev);
+            const SquaredError e = squared_error_forward(a.data, b.data, n, run.dev);
+            EXPECT_NEAR(e.loss, loss, 1e-6 * loss) << what << ", " << run.name;
+            EXPECT_NEAR(e.size, size, 1e-12 * size) << what << ", " << run.name;
+            squared_error_backward(d.data, a.data, b.data, n, false, run.dev);
+            squared_error_backward(added.data, a.data, b.data, n, true, run.dev);
+            const std::vector<floatX> assigned = d.get(), sum = added.get();
+            for (int64_t i = 0; i < n; i++) {
+                const double exact = 2.0 * ((double)(float)x[i] - (double)(float)y[i]), tolerance =
+                    (sizeof(floatX) == 2 ? 4e-3 : 3e-7) * (std::fabs(exact) + 2.0);
+                EXPECT_NEAR((float)assigned[i], exact, tolerance) << what << " element " << i << ", " << run.name;
+                EXPECT_NEAR((float)sum[i], exact + (double)(float)before[i], tolerance) << what << " element " << i;
+            }
+            return Bytes() << std::vector<double>{e.loss, e.size} << assigned << sum;
+        });
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -577,6 +608,8 @@ TEST(Launchers, EmptyIsNoWorkAndBadShapesAreRefused) {
         convert_forward(nullptr, nullptr, 0, dev);
         convert_widen(nullptr, nullptr, 0, dev);
         mix_forward(nullptr, nullptr, 0.5f, 0, dev);
+        EXPECT_EQ(squared_error_forward(nullptr, nullptr, 0, dev).loss, 0.0);
+        squared_error_backward(nullptr, nullptr, nullptr, 0, true, dev);
         EXPECT_THROW(gather_rows<floatX>(nullptr, nullptr, nullptr, 1, 0, dev), std::exception);
         EXPECT_THROW(swiglu_backward(nullptr, nullptr, nullptr, -1, 8, dev), std::exception);
     }

@@ -3,6 +3,7 @@
 #include "operator_test.h"
 #include <nlohmann/json.hpp>
 #include "../kernels/adamw.cuh"
+#include "../kernels/code_scale.cuh"
 #include "../quant.cuh"
 #include "../runtime/file_io.h"
 #include "test_rules.h"
@@ -1104,6 +1105,52 @@ TEST(LearnedScale, DescentLowersTheError) {
                          CPU);
         }
         EXPECT_LT(least, 0.97 * first) << c.text << " kind " << (int)c.kind;
+    }
+}
+
+// the gradient against its sum in double and the numbers against their formula; rounded again they have their codes, at any
+// scale: what E2E-QP rests on
+TEST(CodeScale, GradientAndNumbersUnderCodesThatStay) {
+    struct Case {
+        const char* weights;
+        int64_t rows, cols;
+    };
+    for (const Case& c : {Case{"int2:g8:asym", 3, 40}, Case{"int4:g33:sym", 5, 66}, Case{"int8:channel:asym", 9, 301},
+                          Case{"int3:tensor:sym", 7, 31}}) {
+        QuantizedTensor t;
+        t.rows = c.rows, t.cols = c.cols;
+        quantized_tensor_init(t, quantizer_parse(c.weights, "weights"));
+        const QuantSpec q = t.quantizer.spec;
+        const QuantGroups shape = quantized_tensor_groups(t);
+        const int64_t n = t.count();
+        const std::vector<float> w = random_values<float>(n, 61, 0.3f), dw = random_values<float>(n, 62);
+        std::vector<float> a = random_values<float>(t.groups, 63), out(n);
+        std::vector<int8_t> codes(n);
+        std::vector<Grid> grid(t.groups);
+        fake_quant_forward_cpu(out.data(), codes.data(), grid.data(), ScaleState(), w.data(), shape, q, true);
+        for (float& x : a) x = 0.02f + std::fabs(x);
+        a[0] = -1.0f;  // a scale that a step has taken too far
+        expect_same_on_all_backends(c.weights, [&](const Backend& run) {
+            TestBuffer<float> ds(t.groups, run.dev), d(dw, run.dev), scale(a, run.dev), x(n, run.dev);
+            TestBuffer<int8_t> k(codes, run.dev);
+            TestBuffer<Grid> g(grid, run.dev);
+            code_scale_backward(ds.data, d.data, k.data, g.data, shape, q, run.dev);
+            code_scale_forward(x.data, scale.data, k.data, g.data, shape, q, run.dev);
+            const std::vector<float> sums = ds.get(), values = x.get(), left = d.get();
+            for (int64_t i = 0; i < t.groups; i++) {
+                double exact = 0.0, size = 0.0;
+                const Grid now = {quant_round_scale(std::max(a[i], QUANT_LEAST_SCALE)), grid[i].zero};
+                for (int64_t j = i * t.group; j < (i + 1) * t.group; j++) {
+                    const double term = (double)dw[j] * (double)quant_value(q, codes[j], Grid{1.0f, grid[i].zero});
+                    exact += term, size += std::fabs(term);
+                    EXPECT_EQ(left[j], 0.0f);
+                    EXPECT_EQ(values[j], quant_value(q, codes[j], now)) << c.weights;
+                    EXPECT_EQ(quant_code(q, values[j], now), codes[j]) << c.weights;
+                }
+                EXPECT_NEAR(sums[i], exact, 1e-6 * size) << c.weights << " group " << i << ", " << run.name;
+            }
+            return Bytes() << sums << values << left;
+        });
     }
 }
 
