@@ -1,5 +1,5 @@
 // Options: `./train_qrl [command] [--flag value ...]`. One table makes the struct, the parser, --help, the start-up
-// print, config.json and the table of the README. Names and defaults are TRL's (GRPOConfig, SFTConfig) where it has
+// print, config.json and docs/flags.md. Names and defaults are TRL's (GRPOConfig, SFTConfig) where it has
 // one. To add an option, add one line to OPTION_TABLE.
 //
 //   OPT(type, name, default, allowed, commands, help)
@@ -716,7 +716,7 @@ inline nlohmann::ordered_json options_to_json(const Options& o) {
     return j;
 }
 
-// The table of the README.
+// The table of docs/flags.md.
 inline std::string options_markdown() {
     auto cell = [](const std::string& text) {
         std::string s;

@@ -283,11 +283,11 @@ TEST(Markdown, HasARowForEveryOption) {
     EXPECT_EQ(rows, options + 2);
 }
 
-TEST(Markdown, ReadmeHasTheTable) {
-    std::ifstream in("README.md");
-    if (!in) GTEST_SKIP() << "needs README.md in the current folder";
+TEST(Markdown, ThePageHasTheTable) {
+    std::ifstream in("docs/flags.md");
+    if (!in) GTEST_SKIP() << "needs docs/flags.md in the current folder";
     std::stringstream text;
     text << in.rdbuf();
     EXPECT_NE(text.str().find(options_markdown()), std::string::npos)
-        << "README.md differs from the table of options; put the output of ./train_qrl help markdown there";
+        << "docs/flags.md differs from the table of options; put the output of ./train_qrl help markdown there";
 }
