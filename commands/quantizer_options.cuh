@@ -225,9 +225,11 @@ inline void check_weights(const ModelConfig& config, const Options& o) {
         fail_usage("--%s needs --weights, such as int4:g32", learned ? "qat_scale learned" : "rounding stochastic");
     for (const QuantizerRule& r : rules.rules) check_trained(r.quantizer);
     const SteRule ste = ste_rule(o).rule;
-    if (learned && ste != SteRule::identity && ste != SteRule::clip && !activation_rules(o).on())
-        fail_usage("--ste %s: --qat_scale learned clips, as its gradients have it, and nothing else is quantized; leave one "
-                   "of the two out", printable(o.ste).c_str());
+    const bool clips = learned || o.lora_inside_quantizer;
+    if (clips && ste != SteRule::identity && ste != SteRule::clip && !activation_rules(o).on())
+        fail_usage(
+            "--ste %s: %s clips, as its gradients have it, and nothing else is quantized; leave one of the two out",
+            printable(o.ste).c_str(), learned ? "--qat_scale learned" : "--lora_inside_quantizer");
     const Options normal;  // what a run's config.json repeats is no wish
     const char* unused = learned                                               ? nullptr
                          : o.learned_scale != normal.learned_scale             ? "learned_scale"
