@@ -29,8 +29,6 @@
 // What a method may know of its run. Set before attach; acts and sample before start or resumed
 struct MethodContext {
     Model* model = nullptr;
-    std::string optimizer;        // its name, --optim
-    uint64_t seed = 0;
     int64_t tokens = 0;           // most of a micro-batch
     bool basis_given = false;     // by --hadamard, and not by the folder that the model comes from
     Activations* acts = nullptr;  // scratch between steps: training's

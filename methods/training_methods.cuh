@@ -11,11 +11,11 @@
 // the table
 inline const std::vector<const MethodRow*>& training_methods() {
     static const std::vector<const MethodRow*> rows = {
-        &cage_row,    //
-        &dampen_row,  //
-        &efqat_row,   //
-        &end_to_end_row,
-        &freeze_row,  //
+        &cage_row,        //
+        &dampen_row,      //
+        &efqat_row,       //
+        &end_to_end_row,  //
+        &freeze_row,      //
         &roste_row,
     };
     return rows;

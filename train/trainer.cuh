@@ -50,8 +50,7 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     t.model = &m;
     t.methods = std::move(methods);
     for (const auto& method : t.methods.list) {
-        method->run.model = &m, method->run.optimizer = optimizer.name, method->run.seed = optimizer.seed;
-        method->run.tokens = micro_batch_tokens;
+        method->run.model = &m, method->run.tokens = micro_batch_tokens;
         method->attach();
     }
     const size_t n = m.lora.on() ? m.lora.num_params : m.num_params;
