@@ -108,7 +108,7 @@ inline void growth_group(Growth& g, BenchModel& b) {
         std::vector<float> advantages;
         for (int64_t i = 0; i < G; i++) advantages.push_back(i % 2 ? 1.0f : -1.0f);
         BenchRow row = {"growth", g.step.model, "group", {G, z.prompt, z.completion}, {}, {}};
-        row.time = bench_time(g.step.seconds, 2, [&] { policy_pass(b.t, prompts, group, advantages, {}, c); });
+        row.time = bench_time(g.step.seconds, 2, [&] { policy_pass(b.t, prompts, group, {advantages}, c); });
         set_zero(b.t.grads.data, b.t.grads.bytes(), b.m.dev);
         const double p = (double)z.prompt, n = (double)(G * z.completion);
         row.work = {

@@ -2,31 +2,8 @@
 #pragma once
 #include "../grpo.cuh"
 #include "../train/cold_start.cuh"
+#include "loss_options.cuh"
 #include "training.cuh"
-
-inline GrpoConfig grpo_config(const Options& o) {
-    GrpoConfig c;
-    c.num_generations = o.num_generations;
-    c.policy_loss = policy_loss_named(o.policy_loss);
-    c.loss_type = o.loss_type == "grpo"      ? LossType::grpo
-                  : o.loss_type == "bnpo"    ? LossType::bnpo
-                  : o.loss_type == "dr_grpo" ? LossType::dr_grpo
-                                             : LossType::dapo;
-    c.scale_rewards = o.scale_rewards == "batch"  ? RewardScale::batch
-                      : o.scale_rewards == "none" ? RewardScale::none
-                                                  : RewardScale::group;
-    c.epsilon_low = o.epsilon;
-    c.epsilon_high = o.epsilon_high;
-    c.beta = o.beta;
-    c.num_iterations = o.num_iterations;
-    if (o.sync_ref_model) c.ref_sync_steps = o.ref_model_sync_steps, c.ref_mixup_alpha = o.ref_model_mixup_alpha;
-    c.accumulation_steps = o.gradient_accumulation_steps;
-    c.max_completion_length = o.max_completion_length;
-    c.mask_truncated = o.mask_truncated_completions;
-    c.temperature = (float)o.temperature;
-    c.micro_batch_tokens = o.micro_batch_tokens;
-    return c;
-}
 
 // The defaults of the embedded task. What the user gave stays.
 inline void embedded_defaults(Options& o, const Task& task) {
@@ -116,8 +93,9 @@ inline void grpo_check_reference(const Session& s) {
 
 inline void grpo_data(TrainingRun& r) {
     const Options& o = r.s.o;
-    r.data = r.s.embedded_model ? embedded_training_prompts(r.s, o.prompts_per_step)
-                                : training_data(training_prompts(r.s), o.prompts_per_step, o.seed);
+    const int per_step = o.prompts_per_step * o.steps_per_generation;
+    r.data = r.s.embedded_model ? embedded_training_prompts(r.s, per_step)
+                                : training_data(training_prompts(r.s), per_step, o.seed);
     training_whole_steps(r, "prompts_per_step");
     r.held_out = eval_prompts(r.s);
 }
@@ -128,6 +106,7 @@ inline int grpo_command(Session& s) {
     const Task& task = session_task(o);
     if (o.train_data.empty()) embedded_defaults(o, task);
     grpo_check(o);
+    grpo_check_loss(o);
     grpo_check_reference(s);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
@@ -142,7 +121,7 @@ inline int grpo_command(Session& s) {
     objective.tok = &s.tok;
     Model reference;  // the weights at the start, for the KL term; with a frozen base it is the policy's own
     RolloutShape shape =
-        rollout_shape(o.prompts_per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
+        rollout_shape((int)r.data.per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
     check_best(r);
     if (training_plan(r, objective, shape, [&] {
             if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m), objective.reference = &reference;

@@ -1,24 +1,29 @@
-// The policy loss of GRPO, its gradient for each token's log-probability, and what a step logs about both.
+// The policy loss of GRPO and its kin, its gradient for each token's log-probability, and what a step logs about both.
 //
-//   rho = exp(logp - old)                     old: the log-probability at which the token was sampled
-//   l   = loss(rho, A) + beta k3              loss: a row of POLICY_LOSSES; GRPO's is clip
-//   k3  = exp(ref - logp) - (ref - logp) - 1  (Schulman 2020)
-//   dlogp = weight dl/dlogp,  loss = sum of weight l
+//   rho = exp(logp - old)                      old: the trainer's log-probability before its first update
+//         or, of a sequence of n tokens, exp(1/n sum (logp - old))            (GSPO, Zheng et al. 2025, arXiv 2507.18071, eq. 7)
+//   L   = sum over tokens of  weight (factor keep loss(rho, A) + beta kl) + bonus H
+//     loss    a row of POLICY_LOSSES; GRPO's is clip
+//     weight  the share of a token in the loss, the same in a sequence (train/loss_types.h)
+//     factor  what the sampler's correction and masks of tokens leave of it (1 unless there are any)
+//     keep    0 for a sequence with A < 0 that is farther from its sampler than drop_above: mean(sampler - logp), off-policy
+//             sequence masking (DeepSeek-V3.2, arXiv 2512.02556, eq. 9), else 1
+//     kl      k1 = -x,  k2 = x^2 / 2,  k3 = exp(x) - x - 1,  x = ref - logp      (Schulman 2020); times rho if asked for, whose
+//             gradient is that of the KL divergence also where old is not the policy (DeepSeek-V3.2, eq. 7)
+//     bonus   minus the coefficient of the entropy bonus, over the tokens that have it
+//   dlogp = dL/dlogp: a loss through rho gives weight factor keep slope to its token; through a sequence's rho every token of it gets
+//   the mean over the sequence. A detached loss (cispo, vespo) is of the token's own logp at either level.
 //
-// Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3 and 4; weight is the share of the token in the loss
-// (grpo.cuh). logp, old, ref, advantage, weight, entropy, dlogp: (R), a token each. In double: the log-ratios are
-// differences of nearly equal numbers, and a sum over 10^5 tokens shall not depend on its partition in more than the
-// last bits.
+// Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3 and 4. In double: the log-ratios are differences of nearly equal
+// numbers, and a sum over 10^5 tokens shall not depend on its partition in more than the last bits.
 //
-// Sums accumulate over the calls of a pass (its micro-batches), so that a pass brings one PolicySums back from the
-// device. The CPU adds token by token; the device by blocks of POLICY_BLOCK tokens, each a tree, then the blocks in a
-// fixed order: the bits depend on R alone.
-// Traffic: 36 R bytes (20 for float inputs, 8 for the weight, 4 for dlogp, 4 for ref if beta > 0), all read or written
-// once. Launch: a thread a token, then one block for the sums.
+// Tokens come sequence by sequence; those of a sequence are together in one call. Sums accumulate over the calls of a
+// pass (its micro-batches), so that a pass brings one PolicySums back from the device. A block of POLICY_BLOCK threads takes
+// a sequence, in which thread i has tokens i, i + POLICY_BLOCK, ...; then one block adds up the sequences, in a fixed order.
+// Traffic: 32 bytes a token (logp, entropy, row, old, advantage, dlogp), 4 more for each of ref, factor, range and bonus in use, all
+// read or written once, logp and old twice at the level of the sequence.
 //
-// The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it. How a pass is
-// cut into calls shall not show, so that shares of clipped tokens have their least and most over the parts of the batch
-// that policy_sums_end_part ends (gradient accumulation; TRL's batches of a device), not over the calls.
+// The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it.
 #pragma once
 #include <cmath>
 #include "../runtime/buffer.h"
@@ -26,99 +31,190 @@
 #include "../runtime/words.h"
 #include "policy_losses/cispo.cuh"
 #include "policy_losses/clip.cuh"
+#include "policy_losses/sapo.cuh"
+#include "policy_losses/trust_band.cuh"
+#include "policy_losses/vespo.cuh"
 
 // what --policy_loss calls them; a new one is a file in policy_losses/, its #include and its row
 // clang-format off
-#define POLICY_LOSSES(LOSS)  \
-    LOSS(clip, ClipLoss)     \
-    LOSS(cispo, CispoLoss)
+#define POLICY_LOSSES(LOSS)         \
+    LOSS(clip, ClipLoss)            \
+    LOSS(cispo, CispoLoss)          \
+    LOSS(sapo, SapoLoss)            \
+    LOSS(vespo, VespoLoss)          \
+    LOSS(trust_band, TrustBandLoss)
 // clang-format on
 
 #define POLICY_LOSS_ENUMERATOR(name, Loss) name,
 enum class PolicyLoss { POLICY_LOSSES(POLICY_LOSS_ENUMERATOR) };
 #undef POLICY_LOSS_ENUMERATOR
 
-inline PolicyLoss policy_loss_named(const std::string& text) {
+inline const char* policy_loss_name(PolicyLoss kind) {
 #define POLICY_LOSS_NAME(name, Loss) #name,
-    const std::vector<std::string> names = {POLICY_LOSSES(POLICY_LOSS_NAME)};
+    static constexpr const char* names[] = {POLICY_LOSSES(POLICY_LOSS_NAME)};
 #undef POLICY_LOSS_NAME
+    return names[(int)kind];
+}
+inline std::vector<std::string> policy_loss_names() {
+#define POLICY_LOSS_NAME(name, Loss) #name,
+    return {POLICY_LOSSES(POLICY_LOSS_NAME)};
+#undef POLICY_LOSS_NAME
+}
+
+inline PolicyLoss policy_loss_named(const std::string& text) {
+    const std::vector<std::string> names = policy_loss_names();
     for (size_t i = 0; i < names.size(); i++)
         if (text == names[i]) return (PolicyLoss)i;
     fail_usage("--policy_loss %s: not one of %s%s", text.c_str(), join_words(names).c_str(),
                did_you_mean(text, names).c_str());
 }
 
-HOST_DEVICE RatioLoss policy_ratio_loss(PolicyLoss kind, const PolicyRatio& r, double epsilon_low, double epsilon_high) {
+HOST_DEVICE RatioLoss policy_ratio_loss(PolicyLoss kind, const PolicyRatio& r, const PolicySettings& s) {
 #define POLICY_LOSS_CASE(name, Loss) \
     case PolicyLoss::name:           \
-        return Loss::at(r, epsilon_low, epsilon_high);
+        return Loss::at(r, s);
+    switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
+#undef POLICY_LOSS_CASE
+    __builtin_unreachable();
+}
+// is it of the token's own log-probability, whatever the ratio is of?
+HOST_DEVICE bool policy_loss_detached(PolicyLoss kind) {
+#define POLICY_LOSS_CASE(name, Loss) \
+    case PolicyLoss::name:           \
+        return Loss::detached;
+    switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
+#undef POLICY_LOSS_CASE
+    __builtin_unreachable();
+}
+// does it take the weight of the whole sequence, and no ratio?
+HOST_DEVICE bool policy_loss_of_sequence(PolicyLoss kind) {
+#define POLICY_LOSS_CASE(name, Loss) \
+    case PolicyLoss::name:           \
+        return Loss::of_sequence;
     switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
 #undef POLICY_LOSS_CASE
     __builtin_unreachable();
 }
 
+enum class KlEstimator { k1, k2, k3 };
+
+struct PolicyConfig : PolicySettings {
+    PolicyLoss kind = PolicyLoss::clip;
+    bool sequence = false;  // rho is the sequence's
+    double beta = 0.0;      // of the KL term in the loss
+    KlEstimator kl = KlEstimator::k3;
+    bool kl_times_ratio = false;
+    double drop_above = 1e30;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// one token
+
+// Clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf; the slope is kept there, or such a
+// token could never come back.
+HOST_DEVICE double clamp_log_ratio(double x) { return x < -20.0 ? -20.0 : (x > 20.0 ? 20.0 : x); }
+
+struct KlTerm {
+    double value, slope;  // slope: d value / d logp
+};
+
+HOST_DEVICE KlTerm kl_estimate(KlEstimator kind, float logp, float ref_logp) {
+    const double x = clamp_log_ratio((double)ref_logp - (double)logp);
+    switch (kind) {
+        case KlEstimator::k1:
+            return {-x, 1.0};
+        case KlEstimator::k2:
+            return {0.5 * x * x, -x};
+        case KlEstimator::k3:
+            break;
+    }
+    return {exp(x) - x - 1.0, 1.0 - exp(x)};
+}
+
+// A sequence, known before its tokens' log-probabilities are
+struct PolicySequence {
+    double weight;                // of one of its tokens in the loss
+    double share;                 // 1/n sum over its tokens of weight factor: what its log-ratio weighs
+    double log_correction = 0.0;  // sum of the logarithms of the sampler's correction
+    double drift = 0.0;           // mean(sampler - old)
+    int first = 0, count = 0;     // its tokens
+};
+
+// What its tokens' log-probabilities say of it; zeros where the loss does not ask
+struct PolicySequenceSums {
+    double log_ratio = 0.0;    // sum(logp - old)
+    double weighted_kl = 0.0;  // sum(weight kl)
+};
+HOST_DEVICE void policy_sequence_add(PolicySequenceSums& s, const PolicySequenceSums& x) {
+    s.log_ratio += x.log_ratio, s.weighted_kl += x.weighted_kl;
+}
+
+// One token, of a sequence of its own if none is given
+struct PolicyToken {
+    float logp, old_logp, ref_logp, advantage;
+    float factor = 1.0f;
+};
+
 struct TokenLoss {
-    double loss, kl;
-    float dlogp;  // d loss / d logp
+    double loss, kl;  // loss: factor keep loss(rho, A) + beta kl, not weighted
+    double dlogp;     // dL/dlogp, weighted
     float ratio;
     bool clipped_low, clipped_high;
+    double coefficient;
 };
 
-// One token. The log-ratio is clamped to +-20 before exp, so that a collapsed policy gives a large number and not inf;
-// the slope is kept there, or such a token could never come back.
-HOST_DEVICE TokenLoss policy_token_loss(float logp, float old_logp, float ref_logp, float advantage, double epsilon_low,
-                                        double epsilon_high, double beta, PolicyLoss kind = PolicyLoss::clip) {
-    TokenLoss t;
-    double log_ratio = (double)logp - (double)old_logp;
-    log_ratio = log_ratio < -20.0 ? -20.0 : (log_ratio > 20.0 ? 20.0 : log_ratio);
-    const PolicyRatio r = {(double)logp, exp(log_ratio), (double)advantage};
-    const RatioLoss l = policy_ratio_loss(kind, r, epsilon_low, epsilon_high);
-    t.ratio = (float)r.ratio;
-    t.clipped_low = l.clipped_low, t.clipped_high = l.clipped_high;
-    t.loss = l.loss;
-    double d = l.slope;
-    t.kl = 0.0;
-    if (beta > 0.0) {
-        double x = (double)ref_logp - (double)logp;
-        x = x < -20.0 ? -20.0 : (x > 20.0 ? 20.0 : x);
-        t.kl = exp(x) - x - 1.0;
-        t.loss += beta * t.kl;
-        d += beta * (1.0 - exp(x));
+HOST_DEVICE TokenLoss policy_token_loss(const PolicyToken& t, const PolicySequence& of, const PolicySequenceSums& sums,
+                                        double low, double high, const PolicyConfig& c) {
+    const double n = (double)of.count, mean = sums.log_ratio / n;
+    const double log_ratio = c.sequence ? clamp_log_ratio(mean) : clamp_log_ratio((double)t.logp - (double)t.old_logp);
+    const PolicyRatio r = {
+        (double)t.logp, exp(log_ratio), (double)t.advantage, low, high, sums.log_ratio + of.log_correction};
+    const RatioLoss l = policy_ratio_loss(c.kind, r, c);
+    const bool shared = c.sequence && !policy_loss_detached(c.kind);  // the gradient is the whole sequence's
+    const double keep = t.advantage < 0.0f && of.drift - mean > c.drop_above ? 0.0 : 1.0;
+    TokenLoss out = {keep * (double)t.factor * l.loss,
+                     0.0,
+                     keep * l.slope * (shared ? of.share : of.weight * (double)t.factor),
+                     (float)r.ratio,
+                     l.clipped_low,
+                     l.clipped_high,
+                     l.coefficient};
+    if (c.beta > 0.0) {
+        const KlTerm k = kl_estimate(c.kl, t.logp, t.ref_logp);
+        const double by = c.kl_times_ratio ? r.ratio : 1.0;
+        out.kl = by * k.value;
+        out.loss += c.beta * out.kl;
+        out.dlogp += c.beta * of.weight * by * k.slope;
+        if (c.kl_times_ratio) out.dlogp += c.beta * r.ratio * (c.sequence ? sums.weighted_kl / n : of.weight * k.value);
     }
-    t.dlogp = (float)d;
-    return t;
+    return out;
 }
 
-// Sums over tokens, except where a name says otherwise
+// does a token's loss depend on the log-probabilities of the others?
+HOST_DEVICE bool policy_reads_sequences(const PolicyConfig& c) {
+    return c.sequence || policy_loss_of_sequence(c.kind) || c.drop_above < 1e29;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sums of a pass
+
+// Over tokens, except where a name says otherwise
 struct PolicySums {
     double loss = 0.0, kl = 0.0, entropy = 0.0;               // loss: weighted
+    double bonus = 0.0;                                       // the part of the loss that is the entropy bonus
     double logp_difference = 0.0, logp_difference_max = 0.0;  // |logp - old|
     double ratio = 0.0, ratio_min = 1e30, ratio_max = 0.0;
-    double clip_low = 0.0, clip_high = 0.0;          // tokens
-    double clip_low_min = 1.0, clip_high_max = 0.0;  // shares of tokens, over the parts
-    double tokens = 0.0;
-    double low_before = 0.0, high_before = 0.0, tokens_before = 0.0;  // of the parts that are over
+    double clip_low = 0.0, clip_high = 0.0,
+           coefficient = 0.0;  // over clip_units: tokens, or sequences where rho is theirs
+    double clip_units = 0.0;
+    double clip_low_min = 1.0, clip_high_max = 0.0;  // shares of a sequence's tokens
+    double dropped = 0.0;                            // sequences that were not kept
+    double tokens = 0.0, sequences = 0.0;
 };
 
-HOST_DEVICE void policy_sums_token(PolicySums& s, const TokenLoss& l, float logp, float old_logp, float entropy,
-                                   double weight) {
-    double difference = fabs((double)logp - (double)old_logp);
-    s.loss = fma(weight, l.loss, s.loss);  // fused on every machine, or the sum would depend on the compiler
-    s.kl += l.kl;
-    s.entropy += entropy;
-    s.logp_difference += difference;
-    s.logp_difference_max = s.logp_difference_max < difference ? difference : s.logp_difference_max;
-    s.ratio += l.ratio;
-    s.ratio_min = l.ratio < s.ratio_min ? l.ratio : s.ratio_min;
-    s.ratio_max = s.ratio_max < l.ratio ? l.ratio : s.ratio_max;
-    s.clip_low += l.clipped_low;
-    s.clip_high += l.clipped_high;
-    s.tokens += 1.0;
-}
-
-// without what policy_sums_end_part does
 HOST_DEVICE void policy_sums_add(PolicySums& s, const PolicySums& x) {
     s.loss += x.loss;
+    s.bonus += x.bonus;
     s.kl += x.kl;
     s.entropy += x.entropy;
     s.logp_difference += x.logp_difference;
@@ -129,44 +225,94 @@ HOST_DEVICE void policy_sums_add(PolicySums& s, const PolicySums& x) {
     s.ratio_max = s.ratio_max < x.ratio_max ? x.ratio_max : s.ratio_max;
     s.clip_low += x.clip_low;
     s.clip_high += x.clip_high;
+    s.coefficient += x.coefficient;
+    s.clip_units += x.clip_units;
+    s.clip_low_min = x.clip_low_min < s.clip_low_min ? x.clip_low_min : s.clip_low_min;
+    s.clip_high_max = s.clip_high_max < x.clip_high_max ? x.clip_high_max : s.clip_high_max;
+    s.dropped += x.dropped;
     s.tokens += x.tokens;
+    s.sequences += x.sequences;
 }
 
-HOST_DEVICE void policy_sums_part(PolicySums& s) {
-    const double n = s.tokens - s.tokens_before;
-    if (n == 0.0) return;
-    const double low = (s.clip_low - s.low_before) / n, high = (s.clip_high - s.high_before) / n;
+// What is known of the tokens, in the order of the sequences
+struct PolicyInputs {
+    PolicySequence* sequences;              // [S]
+    int* rows;                              // [R] where the token is in logp, entropy, dlogp, dentropy
+    float *old_logp, *advantage;            // [R]
+    float* ref_logp = nullptr;              // [R] if beta > 0
+    float* factor = nullptr;                // [R] or null: 1
+    float *low = nullptr, *high = nullptr;  // [R] the token's own range of rho, or null: that of the configuration
+    float* bonus = nullptr;                 // [R] dL/dentropy, or null: 0
+};
+
+// What the forward left [R], and where the gradients go [R]; dentropy: if there is a bonus
+struct PolicyScores {
+    const float *logp, *entropy;
+    float* dlogp;
+    float* dentropy = nullptr;
+};
+
+// token i, of sequence `of`: its gradients, and its part of the sums
+HOST_DEVICE void policy_token(PolicySums& s, const PolicyScores& scores, const PolicyInputs& in, int64_t i,
+                              const PolicySequence& of, const PolicySequenceSums& sequence, const PolicyConfig& c) {
+    const int row = in.rows[i];
+    const PolicyToken t = {scores.logp[row], in.old_logp[i], in.ref_logp ? in.ref_logp[i] : 0.0f, in.advantage[i],
+                           in.factor ? in.factor[i] : 1.0f};
+    const TokenLoss l = policy_token_loss(t, of, sequence, in.low ? (double)in.low[i] : c.low,
+                                          in.high ? (double)in.high[i] : c.high, c);
+    scores.dlogp[row] = (float)l.dlogp;
+    if (in.bonus) scores.dentropy[row] = in.bonus[i];
+    const double difference = fabs((double)t.logp - (double)t.old_logp), unit = c.sequence ? 1.0 / of.count : 1.0;
+    s.loss = fma(of.weight, l.loss, s.loss);  // fused on every machine, or the sum would depend on the compiler
+    if (in.bonus) s.bonus = fma((double)in.bonus[i], (double)scores.entropy[row], s.bonus);
+    s.kl += l.kl;
+    s.entropy += scores.entropy[row];
+    s.logp_difference += difference;
+    s.logp_difference_max = s.logp_difference_max < difference ? difference : s.logp_difference_max;
+    s.ratio += l.ratio;
+    s.ratio_min = l.ratio < s.ratio_min ? l.ratio : s.ratio_min;
+    s.ratio_max = s.ratio_max < l.ratio ? l.ratio : s.ratio_max;
+    s.clip_low += l.clipped_low ? unit : 0.0;
+    s.clip_high += l.clipped_high ? unit : 0.0;
+    s.coefficient += unit * l.coefficient;
+    s.clip_units += unit;
+    s.tokens += 1.0;
+}
+
+// token i's part of its sequence
+HOST_DEVICE void policy_sequence_token(PolicySequenceSums& s, const PolicyScores& scores, const PolicyInputs& in,
+                                       int64_t i, const PolicySequence& of, const PolicyConfig& c) {
+    const float logp = scores.logp[in.rows[i]];
+    s.log_ratio += clamp_log_ratio((double)logp - (double)in.old_logp[i]);
+    if (c.beta > 0.0 && c.kl_times_ratio) s.weighted_kl += of.weight * kl_estimate(c.kl, logp, in.ref_logp[i]).value;
+}
+
+// when all tokens of sequence `of` are in s
+HOST_DEVICE void policy_sums_sequence(PolicySums& s, const PolicySequence& of, const PolicySequenceSums& sequence,
+                                      bool bad, const PolicyConfig& c) {
+    const double low = s.clip_low / s.clip_units, high = s.clip_high / s.clip_units;
+    s.loss += s.bonus;
     s.clip_low_min = low < s.clip_low_min ? low : s.clip_low_min;
     s.clip_high_max = s.clip_high_max < high ? high : s.clip_high_max;
-    s.low_before = s.clip_low, s.high_before = s.clip_high, s.tokens_before = s.tokens;
-}
-
-// What the host knows of R tokens
-struct PolicyInputs {
-    double* weight;                          // [R]
-    float *old_logp, *ref_logp, *advantage;  // [R]; ref_logp may be null if beta is 0
-};
-
-struct PolicyConfig {
-    double epsilon_low, epsilon_high, beta;
-    PolicyLoss kind = PolicyLoss::clip;
-};
-
-HOST_DEVICE TokenLoss policy_loss_at(const PolicyInputs& in, int64_t i, float logp, const PolicyConfig& c) {
-    return policy_token_loss(logp, in.old_logp[i], in.ref_logp ? in.ref_logp[i] : 0.0f, in.advantage[i], c.epsilon_low,
-                             c.epsilon_high, c.beta, c.kind);
+    s.dropped = bad && of.drift - sequence.log_ratio / of.count > c.drop_above ? 1.0 : 0.0;
+    s.sequences = 1.0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU loops
 
-// dlogp: [R]; sums: +=; logp, entropy: [R]
-inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, const float* entropy,
-                            const PolicyInputs& in, int64_t R, const PolicyConfig& c) {
-    for (int64_t i = 0; i < R; i++) {
-        TokenLoss l = policy_loss_at(in, i, logp[i], c);
-        dlogp[i] = (float)(in.weight[i] * l.dlogp);
-        policy_sums_token(*sums, l, logp[i], in.old_logp[i], entropy[i], in.weight[i]);
+// S sequences; sums: +=
+inline void policy_loss_cpu(PolicySums* sums, const PolicyScores& scores, const PolicyInputs& in, int64_t S,
+                            const PolicyConfig& c) {
+    for (int64_t q = 0; q < S; q++) {
+        const PolicySequence& of = in.sequences[q];
+        PolicySequenceSums sequence;
+        PolicySums s;
+        for (int64_t i = of.first; policy_reads_sequences(c) && i < of.first + of.count; i++)
+            policy_sequence_token(sequence, scores, in, i, of, c);
+        for (int64_t i = of.first; i < of.first + of.count; i++) policy_token(s, scores, in, i, of, sequence, c);
+        policy_sums_sequence(s, of, sequence, in.advantage[of.first] < 0.0f, c);
+        policy_sums_add(*sums, s);
     }
 }
 
@@ -176,44 +322,52 @@ inline void policy_loss_cpu(float* dlogp, PolicySums* sums, const float* logp, c
 #if HAS_KERNELS
 static constexpr int POLICY_BLOCK = 128;
 
-// the sum over the block's threads, in thread 0. part: shared, [POLICY_BLOCK]
-__device__ inline void policy_block_sum(PolicySums* part, const PolicySums& s) {
+// the sum over the block's threads, in part[0]. part: shared, [POLICY_BLOCK]
+template <class Sums, class Add>
+__device__ inline void policy_block_sum(Sums* part, const Sums& s, const Add& add) {
     part[threadIdx.x] = s;
     __syncthreads();
     for (int half = POLICY_BLOCK / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) policy_sums_add(part[threadIdx.x], part[threadIdx.x + half]);
+        if ((int)threadIdx.x < half) add(part[threadIdx.x], part[threadIdx.x + half]);
         __syncthreads();
     }
 }
 
-// partial: (gridDim.x). grid: CEIL_DIV(R, POLICY_BLOCK). dynamic shared memory: PolicySums part[POLICY_BLOCK]
-__global__ void policy_loss_kernel(float* dlogp, PolicySums* partial, const float* logp, const float* entropy,
-                                   PolicyInputs in, int64_t R, PolicyConfig c) {
+// partial: (S). grid: S. dynamic shared memory: PolicySums part[POLICY_BLOCK]
+__global__ void policy_loss_kernel(PolicySums* partial, PolicyScores scores, PolicyInputs in, PolicyConfig c) {
     DYNAMIC_SHARED(PolicySums, part);
-    int64_t i = (int64_t)blockIdx.x * POLICY_BLOCK + threadIdx.x;
-    PolicySums s;
-    if (i < R) {
-        TokenLoss l = policy_loss_at(in, i, logp[i], c);
-        dlogp[i] = (float)(in.weight[i] * l.dlogp);
-        policy_sums_token(s, l, logp[i], in.old_logp[i], entropy[i], in.weight[i]);
+    const PolicySequence of = in.sequences[blockIdx.x];
+    const int64_t end = (int64_t)of.first + of.count;
+    PolicySequenceSums sequence;
+    if (policy_reads_sequences(c)) {
+        for (int64_t i = of.first + (int)threadIdx.x; i < end; i += POLICY_BLOCK)
+            policy_sequence_token(sequence, scores, in, i, of, c);
+        PolicySequenceSums* sequences = reinterpret_cast<PolicySequenceSums*>(part);
+        policy_block_sum(sequences, sequence,
+                         [](PolicySequenceSums& s, const PolicySequenceSums& x) { policy_sequence_add(s, x); });
+        sequence = sequences[0];
+        __syncthreads();  // all have read it
     }
-    policy_block_sum(part, s);
-    if (threadIdx.x == 0) partial[blockIdx.x] = part[0];
+    PolicySums s;
+    for (int64_t i = of.first + (int)threadIdx.x; i < end; i += POLICY_BLOCK)
+        policy_token(s, scores, in, i, of, sequence, c);
+    policy_block_sum(part, s, [](PolicySums& a, const PolicySums& x) { policy_sums_add(a, x); });
+    if (threadIdx.x != 0) return;
+    policy_sums_sequence(part[0], of, sequence, in.advantage[of.first] < 0.0f, c);
+    partial[blockIdx.x] = part[0];
 }
 
 // sums += all partial. One block. dynamic shared memory: PolicySums part[POLICY_BLOCK]
-__global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, int blocks) {
+__global__ void policy_sums_kernel(PolicySums* sums, const PolicySums* partial, int S) {
     DYNAMIC_SHARED(PolicySums, part);
     PolicySums s;
-    for (int b = threadIdx.x; b < blocks; b += POLICY_BLOCK) policy_sums_add(s, partial[b]);
-    policy_block_sum(part, s);
+    for (int b = threadIdx.x; b < S; b += POLICY_BLOCK) policy_sums_add(s, partial[b]);
+    policy_block_sum(part, s, [](PolicySums& a, const PolicySums& x) { policy_sums_add(a, x); });
     if (threadIdx.x != 0) return;
     policy_sums_add(*sums, part[0]);
 }
 
 __global__ void policy_sums_reset_kernel(PolicySums* sums) { *sums = PolicySums(); }
-
-__global__ void policy_sums_part_kernel(PolicySums* sums) { policy_sums_part(*sums); }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -231,46 +385,43 @@ inline void policy_sums_reset(PolicySums* sums, Device dev) {
     *sums = PolicySums();
 }
 
-// the tokens since the last call of this, or since the reset, are a part of the batch
-inline void policy_sums_end_part(PolicySums* sums, Device dev) {
-#if HAS_KERNELS
-    if (dev.cuda) {
-        LAUNCH(policy_sums_part_kernel, 1, 1, 0, dev.stream, sums);
-        return;
-    }
-#endif
-    (void)dev;
-    policy_sums_part(*sums);
-}
-
-// dlogp: [R]; sums: +=; logp, entropy: [R]. All pointers, those of `in` too, are the device's.
-inline void policy_loss(float* dlogp, PolicySums* sums, const float* logp, const float* entropy, const PolicyInputs& in,
-                        int64_t R, const PolicyConfig& c, Device dev) {
+// sums: +=; S sequences, none empty. All pointers, those of `in` and `scores` too, are the device's.
+inline void policy_loss(PolicySums* sums, const PolicyScores& scores, const PolicyInputs& in, int64_t S,
+                        const PolicyConfig& c, Device dev) {
     NVTX_RANGE("policy_loss");
-    if (c.beta > 0.0 && !in.ref_logp && R > 0) fail("policy_loss: beta %g needs reference log-probabilities", c.beta);
-    if (R < 0 || R > INT32_MAX) fail("policy_loss: bad shape: R %lld (must be below 2^31)", (long long)R);
-    if (R == 0) return;
+    if (S < 0 || S > INT32_MAX) fail("policy_loss: bad shape: S %lld (must be below 2^31)", (long long)S);
+    if (S == 0) return;
+    if (c.beta > 0.0 && !in.ref_logp) fail("policy_loss: beta %g needs reference log-probabilities", c.beta);
+    if (in.bonus && !scores.dentropy) fail("policy_loss: an entropy bonus needs room for its gradient");
 #if HAS_KERNELS
     if (dev.cuda) {
-        int blocks = (int)CEIL_DIV(R, POLICY_BLOCK);
-        Scratch scratch(blocks * sizeof(PolicySums) / sizeof(float), dev);
+        Scratch scratch(S * sizeof(PolicySums) / sizeof(float), dev);
         PolicySums* partial = reinterpret_cast<PolicySums*>(scratch.data);
         size_t shared = POLICY_BLOCK * sizeof(PolicySums);
-        LAUNCH(policy_loss_kernel, blocks, POLICY_BLOCK, shared, dev.stream, dlogp, partial, logp, entropy, in, R, c);
-        LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, blocks);
+        LAUNCH(policy_loss_kernel, (unsigned)S, POLICY_BLOCK, shared, dev.stream, partial, scores, in, c);
+        LAUNCH(policy_sums_kernel, 1, POLICY_BLOCK, shared, dev.stream, sums, partial, (int)S);
         return;
     }
 #endif
     (void)dev;
-    policy_loss_cpu(dlogp, sums, logp, entropy, in, R, c);
+    policy_loss_cpu(sums, scores, in, S, c);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The inputs that the host knows travel in one copy a micro-batch, the sums come back in one copy a pass:
 //   policy_sums_reset(m.sums.data, dev)
-//   for each micro-batch: PolicyInputs in = policy_inputs(m, R, dev), fill its R tokens, in = policy_inputs_send(m, R,
-//   dev), policy_loss(dlogp, m.sums.data, logp, entropy, in, ...); after each part policy_sums_end_part(m.sums.data,
-//   dev); at the end copy_to_host(&sums, m.sums.data, ...)
+//   for each micro-batch: PolicyInputs in = policy_inputs(m, use, dev), fill its sequences and tokens,
+//   in = policy_inputs_send(m, use, dev), policy_loss(m.sums.data, scores, in, ...); at the end copy_to_host(&sums, m.sums.data, ...)
+
+// how many, and which of the arrays that may be null
+struct PolicyUse {
+    int64_t R = 0, S = 0;
+    bool ref = false, factor = false, range = false, bonus = false;
+    size_t bytes() const {
+        return (size_t)S * sizeof(PolicySequence) +
+               (size_t)R * (sizeof(int) + (2 + ref + factor + 2 * range + bonus) * sizeof(float));
+    }
+};
 
 struct PolicyMemory {
     int64_t capacity = 0;     // tokens
@@ -280,30 +431,42 @@ struct PolicyMemory {
 };
 
 inline void policy_memory_allocate(PolicyMemory& m, int64_t tokens, Device dev) {
-    static constexpr size_t bytes = sizeof(double) + 3 * sizeof(float);  // a token
+    const size_t bytes = PolicyUse{tokens, tokens, true, true, true, true}.bytes();
     const char* what = "inputs of the policy loss";
     m.capacity = tokens;
-    pinned_allocate(m.host, tokens * bytes, dev);
-    if (dev.cuda) m.device.allocate(CEIL_DIV(tokens * bytes, sizeof(double)), what, "lower --micro_batch_tokens", dev);
+    pinned_allocate(m.host, bytes, dev);
+    if (dev.cuda) m.device.allocate(CEIL_DIV(bytes, sizeof(double)), what, "lower --micro_batch_tokens", dev);
     m.sums.allocate(1, what, "", dev);
 }
 
-inline PolicyInputs policy_inputs_at(void* base, int64_t R) {
-    double* weight = static_cast<double*>(base);
-    float* f = reinterpret_cast<float*>(weight + R);
-    return {weight, f, f + R, f + 2 * R};
+inline PolicyInputs policy_inputs_at(void* base, const PolicyUse& use) {
+    PolicyInputs in = {};
+    in.sequences = static_cast<PolicySequence*>(base);
+    in.rows = reinterpret_cast<int*>(in.sequences + use.S);
+    float* next = reinterpret_cast<float*>(in.rows + use.R);
+    auto array = [&](bool used) {
+        float* p = used ? next : nullptr;
+        next += used ? use.R : 0;
+        return p;
+    };
+    in.old_logp = array(true), in.advantage = array(true);
+    in.ref_logp = array(use.ref), in.factor = array(use.factor);
+    in.low = array(use.range), in.high = array(use.range), in.bonus = array(use.bonus);
+    return in;
 }
 
-// where the host writes the inputs of R tokens; waits for the copy of the micro-batch before
-inline PolicyInputs policy_inputs(PolicyMemory& m, int64_t R, Device dev) {
-    if (R > m.capacity) fail("policy_loss: %lld tokens in memory for %lld", (long long)R, (long long)m.capacity);
+// where the host writes the inputs; waits for the copy of the micro-batch before
+inline PolicyInputs policy_inputs(PolicyMemory& m, const PolicyUse& use, Device dev) {
+    if (use.R > m.capacity || use.S > use.R)
+        fail("policy_loss: %lld tokens of %lld sequences in memory for %lld", (long long)use.R, (long long)use.S,
+             (long long)m.capacity);
     device_synchronize(dev);
-    return policy_inputs_at(m.host.data, R);
+    return policy_inputs_at(m.host.data, use);
 }
 
 // the same inputs where policy_loss reads them
-inline PolicyInputs policy_inputs_send(PolicyMemory& m, int64_t R, Device dev) {
-    if (!dev.cuda) return policy_inputs_at(m.host.data, R);
-    copy_to_device(m.device.data, m.host.data, R * (sizeof(double) + 3 * sizeof(float)), dev);
-    return policy_inputs_at(m.device.data, R);
+inline PolicyInputs policy_inputs_send(PolicyMemory& m, const PolicyUse& use, Device dev) {
+    if (!dev.cuda) return policy_inputs_at(m.host.data, use);
+    copy_to_device(m.device.data, m.host.data, use.bytes(), dev);
+    return policy_inputs_at(m.device.data, use);
 }

@@ -131,18 +131,35 @@ OPT(bool, act_order, true, "", IN_QUANTIZE, "gptq: columns in descending order o
 OPT(bool, static_groups, true, "", IN_QUANTIZE, "gptq: scales from the weights as they were, else as they have become when a group's turn comes") \
 GROUP("GRPO") \
 OPT(int, num_generations, 8, "[2, 1024]", IN_GRPO | IN_BENCH, "completions per prompt: the group size G") \
-OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO | IN_BENCH, "prompts per optimizer step, over all micro-batches") \
-OPT(int, num_iterations, 1, "[1, 64]", IN_GRPO, "passes over one batch of rollouts") \
+OPT(int, prompts_per_step, 8, "[1, 65536]", IN_GRPO | IN_BENCH, "prompts of a batch, over all micro-batches and ranks") \
+OPT(int, steps_per_generation, 0, "[1, 65536]", IN_GRPO, "batches that are sampled at once, before the updates from them; unset: gradient_accumulation_steps, which is one update") \
+OPT(int, num_iterations, 1, "[1, 64]", IN_GRPO, "passes over one generation of rollouts") \
 OPT(int, gradient_accumulation_steps, 1, "[1, 65536]", IN_TRAIN, "batches per optimizer step") \
-OPT(std::string, policy_loss, "clip", "", IN_GRPO, "loss of a token: clip (PPO's, GRPO's clipped ratio) or cispo (a capped ratio that is not differentiated)") \
-OPT(std::string, loss_type, "dapo", "grpo|dr_grpo|bnpo|dapo", IN_GRPO, "how token losses are averaged") \
+OPT(std::string, loss_type, "dapo", "grpo|dr_grpo|bnpo|dapo|cispo|sapo|gspo|luspo|vespo|tbpo", IN_GRPO, "TRL's names for a policy loss, what its ratio is of, and an average, each of which can also be given by itself") \
+OPT(std::string, policy_loss, "auto", "auto|clip|cispo|sapo|vespo|trust_band", IN_GRPO, "loss of a token: clip (PPO's, GRPO's clipped ratio), cispo (a capped ratio that is not differentiated), sapo (a soft gate), vespo (a soft weight of the whole sequence), trust_band (clipped on both sides where the advantage is negative); auto: loss_type's") \
+OPT(std::string, importance_sampling_level, "auto", "auto|token|sequence", IN_GRPO, "the ratio is the token's, or the geometric mean of its sequence's (GSPO); auto: loss_type's") \
+OPT(std::string, loss_aggregation, "auto", "auto|seq-mean-token-mean|token-mean|micro-batch-token-mean|seq-mean-token-sum-norm|seq-mean-token-sum", IN_GRPO, "how token losses are averaged; auto: loss_type's") \
 OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - epsilon") \
-OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high; unset: epsilon") \
+OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high, for cispo above epsilon_high itself; unset: epsilon, for cispo 5") \
+OPT(double, delta, -1, "(1, 1000]", IN_GRPO, "dual clip: the unclipped ratio counts as this at most; unset: no bound, for trust_band 1 + epsilon_high") \
+OPT(double, sapo_temperature_pos, 1.0, "(0, 100]", IN_GRPO, "sapo: steepness of the gate where the advantage is positive") \
+OPT(double, sapo_temperature_neg, 1.05, "(0, 100]", IN_GRPO, "sapo: where it is not") \
+OPT(double, vespo_k_pos, 2.0, "[0, 100]", IN_GRPO, "vespo: exponent of the sequence's weight where the advantage is not negative") \
+OPT(double, vespo_lambda_pos, 3.0, "[0, 100]", IN_GRPO, "vespo: its decay there") \
+OPT(double, vespo_k_neg, 3.0, "[0, 100]", IN_GRPO, "vespo: exponent where the advantage is negative") \
+OPT(double, vespo_lambda_neg, 2.0, "[0, 100]", IN_GRPO, "vespo: decay there") \
+OPT(double, off_policy_mask_threshold, -1, "(0, 1000]", IN_GRPO, "completions with a negative advantage are left out once their tokens are on average this much less likely than when they were sampled, in nat; unset: never") \
+OPT(double, top_entropy_quantile, 1.0, "(0, 1]", IN_GRPO, "share of the tokens, those of the largest entropy, that the policy loss takes") \
+OPT(double, entropy_coef, 0.0, "[-10, 10]", IN_GRPO, "weight of the entropy bonus, the mean entropy of the tokens") \
 OPT(double, beta, 0.0, "[0, 100]", IN_GRPO, "weight of the KL divergence from the reference model; 0 keeps no reference") \
+OPT(std::string, kl_estimator, "k3", "k1|k2|k3", IN_GRPO, "estimate of the KL divergence from a token's log-ratio x = ref - logp: -x, x^2/2 or exp(x) - x - 1; in the loss k1 has a gradient of mean 0, unless it is corrected") \
+OPT(bool, kl_in_reward, false, "", IN_GRPO, "the reward pays the KL divergence, and not the loss") \
+OPT(bool, use_bias_correction_kl, false, "", IN_GRPO, "multiply the KL term by the ratio, for the gradient of the divergence where the policy has left its samples (TRL 1.16 does unless told not to)") \
 OPT(bool, sync_ref_model, false, "", IN_GRPO, "the reference model follows the policy") \
-OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the policy in the reference model at each sync") \
+OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the policy in the reference model at each sync; small and with 1 step between syncs, a moving average") \
 OPT(int, ref_model_sync_steps, 512, "[1, 1000000000]", IN_GRPO, "steps between two syncs of the reference model") \
-OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide advantages by this standard deviation") \
+OPT(std::string, advantage_estimator, "group", "group|rloo|batch|reinforce_plus_plus|reinforce_plus_plus_baseline", IN_GRPO, "what a reward is compared with: the mean of its group, the others of its group, the mean of the batch; the last two are whitened over the tokens of the batch") \
+OPT(std::string, scale_rewards, "auto", "auto|group|batch|none", IN_GRPO, "divide advantages by this standard deviation; auto: group, but for rloo none and for the others batch") \
 OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
@@ -519,7 +536,9 @@ inline void apply_config_file(Options& o, const std::string& path) {
 
 // Gives the "unset" options the values they stand for. Called by parse_options().
 inline void resolve_options(Options& o) {
-    if (!option_is_set(o, option_index("epsilon_high"))) o.epsilon_high = o.epsilon;
+    const bool cispo = o.policy_loss == "cispo" || (o.policy_loss == "auto" && o.loss_type == "cispo");
+    if (!option_is_set(o, option_index("epsilon_high"))) o.epsilon_high = cispo ? 5.0 : o.epsilon;
+    if (!option_is_set(o, option_index("steps_per_generation"))) o.steps_per_generation = o.gradient_accumulation_steps;
 }
 
 // What no single row can check.

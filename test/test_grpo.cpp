@@ -18,142 +18,6 @@
 #include "tiny_model.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// advantages
-
-TEST(Advantages, ByHand) {
-    // group 1: mean 2, n-1 standard deviation 2; group 2: all equal; group 3: one of four correct, std 0.5
-    std::vector<float> rewards = {0, 4, 2, 2, 0.1f, 0.1f, 0.1f, 0.1f, 1, 0, 0, 0};
-    double s1 = std::sqrt(8.0 / 3.0), s3 = 0.5;
-    Advantages a = group_advantages(rewards, 4, RewardScale::group);
-    ASSERT_EQ(a.a.size(), rewards.size());
-    const double expected[] = {-2 / (s1 + 1e-4),   2 / (s1 + 1e-4),    0, 0, 0, 0, 0, 0,
-                               0.75 / (s3 + 1e-4), -0.25 / (s3 + 1e-4)};
-    for (int i = 0; i < 10; i++) EXPECT_NEAR(a.a[i], expected[i], 1e-6) << i;
-    for (int i = 2; i < 8; i++) EXPECT_EQ(a.a[i], 0.0f) << i;  // exactly: equal rewards teach nothing
-    EXPECT_NEAR(a.reward_mean, (8 + 0.4 + 1) / 12, 1e-7);
-    EXPECT_NEAR(a.reward_std, (s1 + 0 + s3) / 3, 1e-7);
-    EXPECT_NEAR(a.zero_std_share, 1.0 / 3, 1e-12);
-
-    Advantages none = group_advantages(rewards, 4, RewardScale::none);
-    EXPECT_FLOAT_EQ(none.a[0], -2.0f);
-    EXPECT_FLOAT_EQ(none.a[8], 0.75f);
-    double mean = 0, variance = 0;
-    for (float r : rewards) mean += r / 12.0;
-    for (float r : rewards) variance += (r - mean) * (r - mean) / 11.0;
-    Advantages batch = group_advantages(rewards, 4, RewardScale::batch);
-    EXPECT_NEAR(batch.a[1], 2 / (std::sqrt(variance) + 1e-4), 1e-6);
-    EXPECT_NEAR(batch.a[9], -0.25 / (std::sqrt(variance) + 1e-4), 1e-6);
-    EXPECT_EQ(batch.a[5], 0.0f);
-}
-
-TEST(Advantages, SmallGroupsAndNaN) {
-    Advantages one = group_advantages({3.0f, -1.0f}, 1, RewardScale::group);  // no group to compare with
-    EXPECT_EQ(one.a, (std::vector<float>{0.0f, 0.0f}));
-    Advantages two = group_advantages({0.0f, 1.0f}, 2, RewardScale::group);
-    EXPECT_NEAR(two.a[1], 0.5 / (std::sqrt(0.5) + 1e-4), 1e-6);
-    EXPECT_FLOAT_EQ(two.a[0], -two.a[1]);
-    Advantages bad = group_advantages({0.0f, NAN, 1.0f, 2.0f}, 2, RewardScale::group);
-    EXPECT_TRUE(std::isnan(bad.a[0]) && std::isnan(bad.a[1]));  // its own group, and no other
-    EXPECT_TRUE(std::isfinite(bad.a[2]) && std::isfinite(bad.a[3]));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// loss of a token
-
-// the ratio is a number there: its own change is not differentiated
-TEST(PolicyTokenLoss, CispoCapsTheRatioAndKeepsTheGradient) {
-    for (float gap : {-1.0f, -0.1f, 0.0f, 0.2f, 0.3f, 1.0f})
-        for (float advantage : {-1.5f, 0.7f}) {
-            const float logp = -1.0f + gap;
-            TokenLoss t = policy_token_loss(logp, -1.0f, 0.0f, advantage, 0.2, 0.28, 0.0, PolicyLoss::cispo);
-            const double weight = std::min(std::exp((double)logp + 1.0), 1.28);
-            EXPECT_NEAR(t.dlogp, -weight * advantage, 1e-6);
-            EXPECT_NEAR(t.loss, -weight * advantage * logp, 1e-6);
-            EXPECT_EQ(t.clipped_high, gap > 0.25f);
-            EXPECT_FALSE(t.clipped_low);
-        }
-}
-
-TEST(PolicyTokenLoss, GradientAgainstCentralDifferences) {
-    const double low = 0.2, high = 0.28;
-    int clipped_low = 0, clipped_high = 0;
-    for (float old : {-0.5f, -4.0f})
-        for (float gap : {-2.0f, -0.3f, -0.2f, -0.01f, 0.0f, 0.01f, 0.2f, 0.3f, 1.0f})
-            for (float advantage : {-1.5f, 0.0f, 0.7f})
-                for (float reference : {old - 0.8f, old, old + 0.5f})
-                    for (double beta : {0.0, 0.1}) {
-                        const float logp = old + gap, h = 1.0f / 1024;
-                        auto loss = [&](float x) {
-                            return policy_token_loss(x, old, reference, advantage, low, high, beta).loss;
-                        };
-                        TokenLoss t = policy_token_loss(logp, old, reference, advantage, low, high, beta);
-                        double numeric = (loss(logp + h) - loss(logp - h)) / ((double)(logp + h) - (double)(logp - h));
-                        EXPECT_NEAR(t.dlogp, numeric, 1e-4) << "logp " << logp << " old " << old << " A " << advantage;
-                        // formulas
-                        double ratio = std::exp((double)logp - old), x = (double)reference - logp;
-                        double bounded = std::min(std::max(ratio, 1 - low), 1 + high);
-                        EXPECT_NEAR(t.kl, beta > 0 ? std::exp(x) - x - 1 : 0, 1e-12);
-                        EXPECT_GE(t.kl, 0.0);
-                        EXPECT_NEAR(t.loss, -std::min(ratio * advantage, bounded * advantage) + beta * t.kl, 1e-9);
-                        EXPECT_NEAR(t.ratio, ratio, 1e-6 * ratio);
-                        EXPECT_EQ(t.clipped_low, ratio < 1 - low && advantage < 0);
-                        EXPECT_EQ(t.clipped_high, ratio > 1 + high && advantage > 0);
-                        clipped_low += t.clipped_low, clipped_high += t.clipped_high;
-                        if (beta == 0 && (t.clipped_low || t.clipped_high)) { EXPECT_EQ(t.dlogp, 0.0f); }
-                    }
-    EXPECT_GT(clipped_low, 0);
-    EXPECT_GT(clipped_high, 0);
-}
-
-TEST(PolicyTokenLoss, FirstPassAndExtremes) {
-    TokenLoss t = policy_token_loss(-1.25f, -1.25f, -1.25f, 0.75f, 0.2, 0.2, 0.04);
-    EXPECT_EQ(t.ratio, 1.0f);
-    EXPECT_EQ(t.kl, 0.0);
-    EXPECT_EQ(t.loss, -0.75);
-    EXPECT_EQ(t.dlogp, -0.75f);
-    for (float logp : {-1e4f, -90.0f})  // collapsed, and its mirror: large, not infinite
-        for (float a : {-1.0f, 1.0f}) {
-            TokenLoss down = policy_token_loss(logp, 0.0f, 0.0f, a, 0.2, 0.2, 0.1);
-            TokenLoss up = policy_token_loss(0.0f, logp, logp, a, 0.2, 0.2, 0.1);
-            EXPECT_TRUE(std::isfinite(down.loss) && std::isfinite(down.dlogp) && std::isfinite(up.loss) &&
-                        std::isfinite(up.dlogp));
-        }
-    EXPECT_TRUE(std::isnan(policy_token_loss(-1.0f, -1.0f, 0.0f, NAN, 0.2, 0.2, 0.0).loss));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// weights of completions
-
-TEST(CompletionWeights, TheFourReductions) {
-    const std::vector<int> n = {4, 1, 0, 5, 10};  // the third is masked
-    auto sum = [&](LossType type, int parts) {
-        std::vector<double> w = completion_weights(n, type, parts, 16);
-        double total = 0;  // the loss when every token's loss is 1
-        for (size_t i = 0; i < n.size(); i++) total += w[i] * n[i];
-        return total;
-    };
-    std::vector<double> grpo = completion_weights(n, LossType::grpo, 1, 16);
-    for (int i : {0, 1, 3, 4}) EXPECT_DOUBLE_EQ(grpo[i], 1.0 / (5.0 * n[i]));
-    EXPECT_NEAR(sum(LossType::grpo, 1), 0.8, 1e-12);
-    std::vector<double> dr = completion_weights(n, LossType::dr_grpo, 3, 16);
-    for (double w : dr) EXPECT_DOUBLE_EQ(w, 1.0 / (5 * 16));
-    for (int parts : {1, 2, 5}) {
-        std::vector<double> dapo = completion_weights(n, LossType::dapo, parts, 16);
-        for (double w : dapo) EXPECT_DOUBLE_EQ(w, 1.0 / 20);
-    }
-    EXPECT_NEAR(sum(LossType::dapo, 2), 1.0, 1e-12);
-    // two parts: completions 0-2 with 5 tokens, 3-4 with 15
-    std::vector<double> bnpo = completion_weights(n, LossType::bnpo, 2, 16);
-    for (int i = 0; i < 3; i++) EXPECT_DOUBLE_EQ(bnpo[i], 1.0 / (2 * 5));
-    for (int i = 3; i < 5; i++) EXPECT_DOUBLE_EQ(bnpo[i], 1.0 / (2 * 15));
-    EXPECT_NEAR(sum(LossType::bnpo, 2), 1.0, 1e-12);
-    // one part: bnpo is dapo
-    EXPECT_EQ(completion_weights(n, LossType::bnpo, 1, 16), completion_weights(n, LossType::dapo, 1, 16));
-    for (LossType type : {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo})
-        for (double w : completion_weights({0, 0}, type, 1, 8)) EXPECT_TRUE(std::isfinite(w));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 // learning rate
 
 TEST(Schedule, Rates) {
@@ -446,7 +310,7 @@ TEST(PolicyPass, RatioIsExactlyOneAtTheFirstPass) {
                     GrpoConfig c = grpo_config(temperature);
                     c.micro_batch_tokens = budget;
                     std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
-                    PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+                    PolicyPass p = policy_pass(t, prompts(), done, {a}, c);
                     int64_t tokens = 0;
                     for (const Completion& d : done) tokens += (int64_t)d.tokens.size();
                     EXPECT_EQ(p.tokens, tokens);
@@ -475,10 +339,10 @@ TEST(PolicyPass, ADifferenceBetweenSamplerAndTrainerIsMeasured) {
     trainer_init(t, m, 4096, false);
     std::vector<Completion> done = sample(m, rollout_config(1.0f));
     std::vector<float> a(done.size(), 1.0f);
-    EXPECT_GT(policy_pass(t, prompts(), done, a, {}, grpo_config(0.7f)).logp_difference_max, 0.01);
+    EXPECT_GT(policy_pass(t, prompts(), done, {a}, grpo_config(0.7f)).logp_difference_max, 0.01);
     for (size_t i = 0; i < m.num_params; i += 2) m.master[i] *= 1.2f;
     model_refresh(m);
-    PolicyPass p = policy_pass(t, prompts(), done, a, {}, grpo_config(1.0f));
+    PolicyPass p = policy_pass(t, prompts(), done, {a}, grpo_config(1.0f));
     EXPECT_GT(p.logp_difference_max, 0.01);
     EXPECT_LT(p.ratio_min, 1.0);
     EXPECT_GT(p.ratio_max, 1.0);
@@ -493,12 +357,14 @@ static constexpr double CUT_TOLERANCE = sizeof(floatX) == 2 ? 5e-3 : 1e-6;
 
 TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
     double worst = 0, worst_loss = 0;
-    for (LossType type : {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo})
+    for (LossAggregation type : {LossAggregation::seq_mean_token_mean, LossAggregation::micro_batch_token_mean,
+                                 LossAggregation::seq_mean_token_sum_norm, LossAggregation::token_mean})
         for (bool masked : {false, true}) {
             Model m;
             tiny_model(m, "int4:g32:sym");
-            if (SIMULATED && (type == LossType::dr_grpo || type == LossType::dapo)) continue;
-            if (SIMULATED && masked != (type == LossType::bnpo)) continue;
+            if (SIMULATED && (type == LossAggregation::seq_mean_token_sum_norm || type == LossAggregation::token_mean))
+                continue;
+            if (SIMULATED && masked != (type == LossAggregation::micro_batch_token_mean)) continue;
             Trainer t, small;
             trainer_init(t, m, 4096, false);
             trainer_init(small, m, 4096, true);
@@ -508,10 +374,10 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                     d.logps[j] += 0.15f * (float)((int)(j % 5) - 2);  // off policy
             std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
             GrpoConfig c = grpo_config(1.0f);
-            c.loss_type = type;
+            c.aggregation = type;
             c.accumulation_steps = 4;
             c.mask_truncated = masked;
-            PolicyPass whole = policy_pass(t, prompts(), done, a, {}, c);
+            PolicyPass whole = policy_pass(t, prompts(), done, {a}, c);
             EXPECT_TRUE(whole.clip_low > 0 && whole.clip_high > 0);
             std::vector<float> g = gradients(t);
             for (int64_t budget : {22, 40, 100}) {
@@ -519,7 +385,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                 memset(small.grads.data, 0, small.grads.bytes());
                 GrpoConfig d = c;
                 d.micro_batch_tokens = budget;
-                PolicyPass cut = policy_pass(small, prompts(), done, a, {}, d);
+                PolicyPass cut = policy_pass(small, prompts(), done, {a}, d);
                 Agreement same = agree(gradients(small), g);
                 worst = std::max(worst, same.relative);
                 worst_loss = std::max(worst_loss, std::fabs(cut.loss - whole.loss));
@@ -534,12 +400,13 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                 EXPECT_EQ(cut.clip_low_min, whole.clip_low_min);
                 EXPECT_EQ(cut.clip_high_max, whole.clip_high_max);
             }
-            if (type == LossType::dapo || type == LossType::grpo || type == LossType::dr_grpo) {
+            if (type == LossAggregation::token_mean || type == LossAggregation::seq_mean_token_mean ||
+                type == LossAggregation::seq_mean_token_sum_norm) {
                 // the number of accumulation steps is another cut; only bnpo's mean is local to it
                 memset(small.grads.data, 0, small.grads.bytes());
                 GrpoConfig d = c;
                 d.accumulation_steps = 7;
-                EXPECT_NEAR(policy_pass(small, prompts(), done, a, {}, d).loss, whole.loss, 1e-14);
+                EXPECT_NEAR(policy_pass(small, prompts(), done, {a}, d).loss, whole.loss, 1e-14);
                 EXPECT_LE(agree(gradients(small), g).relative, CUT_TOLERANCE);
             }
         }
@@ -551,7 +418,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
     std::vector<Completion> done = sample(m, rollout_config(1.0f));
     GrpoConfig c = grpo_config(1.0f);
     c.micro_batch_tokens = 10;  // less than one prompt and completion
-    EXPECT_THROW(policy_pass(t, prompts(), done, std::vector<float>(done.size(), 1.0f), {}, c), Error);
+    EXPECT_THROW(policy_pass(t, prompts(), done, {std::vector<float>(done.size(), 1.0f)}, c), Error);
 }
 
 // Against whole sequences, which is what completions are that each have a prompt of their own: the same
@@ -589,8 +456,7 @@ TEST(PolicyPass, CompletionsThatShareAPromptHaveTheGradientOfWholeSequences) {
         c.micro_batch_tokens = k.budget;
         EXPECT_EQ(completion_logps(t, m, Pass(), prompts(), done, c), completion_logps(t, m, Pass(), own, alone, c));
         const std::vector<float> a = advantages_of(done);
-        const PolicyPass shared = policy_pass(t, prompts(), done, a, {}, c),
-                         whole = policy_pass(u, own, alone, a, {}, c);
+        const PolicyPass shared = policy_pass(t, prompts(), done, {a}, c), whole = policy_pass(u, own, alone, {a}, c);
         EXPECT_EQ(shared.logp_difference_max, 0.0);
         EXPECT_NEAR(shared.loss, whole.loss, 1e-14);
         EXPECT_EQ(shared.tokens, whole.tokens);
@@ -626,11 +492,11 @@ TEST(PolicyPass, AZeroAdvantageIsNotDifferentiatedAndCountsAllTheSame) {
         for (size_t i = 0; i < 6; i++) a[i] = a[12 + i] = 0.0f;
         a[8] = 0.0f;
         GrpoConfig c = grpo_config(1.0f);
-        c.policy_loss = kind;
+        c.policy.kind = kind;
         c.accumulation_steps = 2;
         c.micro_batch_tokens = 100;
         size_t seen = 0, backward = 0;
-        for (const PolicyMicroBatch& batch : policy_micro_batches(policy_targets(done, a, {}, c), prompts(), c)) {
+        for (const PolicyMicroBatch& batch : policy_micro_batches(policy_targets(done, {a}, c), prompts(), c)) {
             seen += batch.completions.size();
             for (int i : batch.completions) {
                 EXPECT_EQ(batch.differentiate, a[i] != 0.0f) << i;
@@ -639,10 +505,10 @@ TEST(PolicyPass, AZeroAdvantageIsNotDifferentiatedAndCountsAllTheSame) {
         }
         EXPECT_EQ(seen, done.size());
         EXPECT_EQ(backward, 11u);
-        const PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+        const PolicyPass p = policy_pass(t, prompts(), done, {a}, c);
         GrpoConfig all = c;
-        all.beta = 1e-300;
-        const PolicyPass q = policy_pass(u, prompts(), done, a, ref, all);
+        all.policy.beta = 1e-300;
+        const PolicyPass q = policy_pass(u, prompts(), done, {a, ref}, all);
         EXPECT_LE(agree(gradients(t), gradients(u)).relative, CUT_TOLERANCE);
         EXPECT_NEAR(p.loss, q.loss, 1e-14);
         EXPECT_EQ(p.tokens, q.tokens);
@@ -657,7 +523,7 @@ TEST(PolicyPass, AZeroAdvantageIsNotDifferentiatedAndCountsAllTheSame) {
         EXPECT_EQ(p.clip_high_max, q.clip_high_max);
         EXPECT_GT(p.clip_high_max, p.clip_high);
         memset(t.grads.data, 0, t.grads.bytes());
-        policy_pass(t, prompts(), done, std::vector<float>(done.size(), 0.0f), {}, c);
+        policy_pass(t, prompts(), done, {std::vector<float>(done.size(), 0.0f)}, c);
         EXPECT_EQ(sum_of_squares_cpu(t.grads.data, (int64_t)t.grads.size), 0.0);
     }
 }
@@ -679,13 +545,13 @@ TEST(PolicyPass, MaskedCompletionsCountForNothing) {
     ASSERT_TRUE(masked > 0 && tokens > 0);
     GrpoConfig c = grpo_config(1.0f);
     c.mask_truncated = true;
-    PolicyPass p = policy_pass(t, prompts(), done, a, {}, c), q = policy_pass(u, prompts(), done, other, {}, c);
+    PolicyPass p = policy_pass(t, prompts(), done, {a}, c), q = policy_pass(u, prompts(), done, {other}, c);
     EXPECT_EQ(p.tokens, tokens);
     EXPECT_EQ(p.loss, q.loss);
     EXPECT_EQ(gradients(t), gradients(u));
     for (Completion& d : done) d.finished = false;  // nothing left
     memset(t.grads.data, 0, t.grads.bytes());
-    PolicyPass none = policy_pass(t, prompts(), done, a, {}, c);
+    PolicyPass none = policy_pass(t, prompts(), done, {a}, c);
     EXPECT_EQ(none.tokens, 0);
     EXPECT_EQ(none.loss, 0.0);
     EXPECT_EQ(none.ratio_mean, 1.0);
@@ -705,17 +571,17 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
         std::vector<Completion> done = sample(m, rollout_config(temperature));
         std::vector<float> a = advantages_of(done);
         GrpoConfig c = grpo_config(temperature), plain = c;
-        c.beta = 0.5;
+        c.policy.beta = 0.5;
         c.micro_batch_tokens = plain.micro_batch_tokens = 64;
         std::vector<std::vector<float>> ref = completion_logps(t, reference, Pass(), prompts(), done, c);
         ASSERT_EQ(ref.size(), done.size());
         for (size_t i = 0; i < done.size(); i++) EXPECT_EQ(ref[i], done[i].logps);
-        PolicyPass p = policy_pass(t, prompts(), done, a, ref, c);
+        PolicyPass p = policy_pass(t, prompts(), done, {a, ref}, c);
         EXPECT_EQ(p.kl, 0.0);
         EXPECT_EQ(p.logp_difference_max, 0.0);
         std::vector<float> g = gradients(t);
         memset(t.grads.data, 0, t.grads.bytes());
-        PolicyPass without = policy_pass(t, prompts(), done, a, {}, plain);
+        PolicyPass without = policy_pass(t, prompts(), done, {a}, plain);
         EXPECT_EQ(p.loss, without.loss);
         EXPECT_EQ(g, gradients(t)) << "k3 has no slope where the models agree";
 
@@ -724,7 +590,7 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
         EXPECT_EQ(ref, completion_logps(t, reference, Pass(), prompts(), done, c))
             << "the reference moved with the policy";
         memset(t.grads.data, 0, t.grads.bytes());
-        PolicyPass moved = policy_pass(t, prompts(), done, a, ref, c);
+        PolicyPass moved = policy_pass(t, prompts(), done, {a, ref}, c);
         EXPECT_GT(moved.kl, 1e-5);
         EXPECT_GT(agree(gradients(t), g).relative, 1e-3);
     }
@@ -733,7 +599,7 @@ TEST(PolicyPass, KlToTheReferenceIsExactlyZeroAtTheStartAndGrows) {
 #if defined(PRECISION_FP32)
 // The derivative of the whole loss (ratio, clipping, KL, temperature, weights) along the gradient it reports
 TEST(PolicyPass, GradientIsTheSlopeOfTheLoss) {
-    for (LossType type : {LossType::grpo, LossType::dapo}) {
+    for (LossAggregation type : {LossAggregation::seq_mean_token_mean, LossAggregation::token_mean}) {
         Model m;
         tiny_model(m, "none");
         Trainer t;
@@ -747,15 +613,15 @@ TEST(PolicyPass, GradientIsTheSlopeOfTheLoss) {
         }
         std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
         GrpoConfig c = grpo_config(0.7f);
-        c.loss_type = type;
-        c.beta = 0.3;
-        policy_pass(t, prompts(), done, a, ref, c);
+        c.aggregation = type;
+        c.policy.beta = 0.3;
+        policy_pass(t, prompts(), done, {a, ref}, c);
         std::vector<float> g = gradients(t), start(m.master.data, m.master.data + m.num_params);
         double norm = std::sqrt(sum_of_squares_cpu(g.data(), (int64_t)g.size()));
         auto loss_at = [&](double h) {
             for (size_t i = 0; i < m.num_params; i++) m.master[i] = (float)(start[i] + h * g[i] / norm);
             model_refresh(m);
-            return policy_pass(t, prompts(), done, a, ref, c).loss;
+            return policy_pass(t, prompts(), done, {a, ref}, c).loss;
         };
         const double h = 1e-3;
         double slope = (loss_at(h) - loss_at(-h)) / (2 * h);
@@ -775,7 +641,7 @@ static std::vector<float> train(int steps, uint64_t seed, std::vector<int>* toke
     trainer_init(t, m, 64, false);
     GrpoConfig c = grpo_config(1.0f);
     c.micro_batch_tokens = 64;
-    c.beta = 0.0;
+    c.policy.beta = 0.0;
     for (int step = 0; step < steps; step++) {
         RolloutConfig rc = rollout_config(1.0f);
         rc.seed = seed;
@@ -784,7 +650,7 @@ static std::vector<float> train(int steps, uint64_t seed, std::vector<int>* toke
         for (const Completion& d : done) tokens->insert(tokens->end(), d.tokens.begin(), d.tokens.end());
         std::vector<float> a = group_advantages(rewards_of(done), 6, RewardScale::group).a;
         for (int iteration = 0; iteration < 2; iteration++) {
-            PolicyPass p = policy_pass(t, prompts(), done, a, {}, c);
+            PolicyPass p = policy_pass(t, prompts(), done, {a}, c);
             EXPECT_EQ(p.logp_difference_max == 0.0, iteration == 0);
             OptimizerResult r = optimizer_apply(t, 5e-3, p.loss);
             EXPECT_FALSE(r.skipped);
@@ -881,7 +747,7 @@ TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
         return all;
     };
     auto good = [&] {
-        PolicyPass p = policy_pass(t, prompts(), done, group_advantages(rewards, 6, RewardScale::group).a, {}, c);
+        PolicyPass p = policy_pass(t, prompts(), done, {group_advantages(rewards, 6, RewardScale::group).a}, c);
         OptimizerResult r = optimizer_apply(t, 1e-4, p.loss);
         EXPECT_FALSE(r.skipped);
         EXPECT_TRUE(std::isfinite(r.grad_norm) && r.grad_norm > 0);
@@ -889,7 +755,7 @@ TEST(OptimizerStep, SkipsWhatIsNotFiniteAndGivesUpAfterFive) {
     auto bad_reward = [&] {
         std::vector<float> nan = rewards;
         nan[7] = NAN;
-        PolicyPass p = policy_pass(t, prompts(), done, group_advantages(nan, 6, RewardScale::group).a, {}, c);
+        PolicyPass p = policy_pass(t, prompts(), done, {group_advantages(nan, 6, RewardScale::group).a}, c);
         EXPECT_TRUE(std::isnan(p.loss));
         return optimizer_apply(t, 1e-4, p.loss);
     };

@@ -369,7 +369,7 @@ TEST(KvModels, SamplerAndTrainerAgreeToTheBit) {
                     if (dev.cuda && run == 1) continue;
                     Trainer t;
                     trainer_init(t, m, budget, run == 2);
-                    PolicyPass p = policy_pass(t, prompts(dev), done, advantages(done.size()), {}, grpo(budget, dev));
+                    PolicyPass p = policy_pass(t, prompts(dev), done, {advantages(done.size())}, grpo(budget, dev));
                     EXPECT_EQ(p.logp_difference_max, 0.0) << text(k, kv, dev) << ", run " << run;
                     EXPECT_EQ(p.ratio_min, 1.0) << text(k, kv, dev);
                     EXPECT_EQ(p.ratio_max, 1.0) << text(k, kv, dev);
@@ -499,7 +499,7 @@ TEST(KvModels, AStepOfGrpoWithQuantizedWeightsAndCache) {
             RolloutConfig c = sampling(dev);
             c.step = step;
             std::vector<Completion> done = sample(m, c);
-            PolicyPass p = policy_pass(t, prompts(dev), done, advantages(done.size()), {}, grpo(1024, dev));
+            PolicyPass p = policy_pass(t, prompts(dev), done, {advantages(done.size())}, grpo(1024, dev));
             EXPECT_EQ(p.logp_difference_max, 0.0) << "step " << step;
             OptimizerResult o = optimizer_apply(t, 1e-2, p.loss);
             EXPECT_TRUE(!o.skipped && o.grad_norm > 0);

@@ -429,7 +429,7 @@ TEST(Lora, SamplerAndTrainerAgreeToTheBit) {
                 Trainer t;
                 trainer_init(t, m, 64, false);
                 for (int pass = 0; pass < 2; pass++) {
-                    PolicyPass p = policy_pass(t, prompts(), done, advantages(done.size()), {}, grpo_config());
+                    PolicyPass p = policy_pass(t, prompts(), done, {advantages(done.size())}, grpo_config());
                     EXPECT_GT(p.tokens, 10);
                     if (pass == 0) {
                         EXPECT_EQ(p.logp_difference_max, 0.0) << weights;
@@ -480,12 +480,12 @@ TEST(Lora, TheReferencePolicyIsTheBase) {
         Trainer t0;
         trainer_init(t0, zero, 64, false);
         GrpoConfig c = grpo_config();
-        c.beta = 0.1;
+        c.policy.beta = 0.1;
         std::vector<Completion> as_base = done;
         for (size_t i = 0; i < done.size(); i++) as_base[i].logps = ref[i];
-        PolicyPass p = policy_pass(t0, prompts(), as_base, advantages(done.size()), {}, grpo_config());
+        PolicyPass p = policy_pass(t0, prompts(), as_base, {advantages(done.size())}, grpo_config());
         EXPECT_EQ(p.logp_difference_max, 0.0);  // adapter off = adapter zero
-        p = policy_pass(t, prompts(), done, advantages(done.size()), ref, c);
+        p = policy_pass(t, prompts(), done, {advantages(done.size()), ref}, c);
         EXPECT_GT(p.kl, 0.0);
         EXPECT_EQ(p.logp_difference_max, 0.0);  // and it is on again
     }

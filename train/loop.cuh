@@ -41,16 +41,17 @@ inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context,
         // have to agree on each micro-batch, so they finish it; and a search has moved weights in between.
         const bool can_stop = i == 0 && context.world() == 1 && !t.optimizer.rule->search;
         context.stop = can_stop ? c.stop : nullptr;
+        context.update = i;
         whole = i == 0 && !t.optimizer.rule->search;
         report.update = optimizer_step(
             t, report.learning_rate, [&](bool gradient) { return objective.loss(t, context, gradient); }, c.pass);
         if (report.update.loss.abandoned) return false;
         if (context.comm) check_ranks_agree(t.optimizer, *context.comm, t.step);
         report.forward_tokens += report.update.loss.forward_tokens;
+        report.loss += report.update.loss.loss / objective.iterations();
     }
     if (context.comm) agree_on_passes(t, *context.comm);
     whole = true;
-    report.loss = report.update.loss.loss;
     return true;
 }
 

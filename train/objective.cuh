@@ -37,6 +37,7 @@ struct StepContext {
     Pass pass;                   // what the forward of training does
     Comm* comm = nullptr;        // the ranks that share the work; null: this one alone
     std::function<bool()> stop;  // asked now and then; true abandons the step. null: it is to be finished
+    int update = 0;              // which of the step's updates this is
     int world() const { return comm ? comm->world : 1; }
 };
 

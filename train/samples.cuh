@@ -57,13 +57,6 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
     return all;
 }
 
-// sample standard deviation (n-1); 0 for a single value
-inline double sample_std(const float* x, int n, double mean) {
-    double sum = 0.0;
-    for (int i = 0; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
-    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
-}
-
 // rewards of N completions
 struct RewardedGroup {
     std::vector<float> total;              // [N]

@@ -1,18 +1,23 @@
-// PPO's clipped ratio (Schulman et al. 2017, eq. 7), GRPO's loss: -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A).
-// A clipped token has no gradient.
+// PPO's clipped ratio (Schulman et al. 2017, eq. 7), GRPO's loss: -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A). A
+// clipped token has no gradient.
+//   delta: dual clip (Ye et al. 2020, arXiv 1912.09729, eq. 5; two-sided clipping of INTELLECT-2, arXiv 2505.07291): the first
+// rho is min(rho, delta), so that a token with A < 0 whose probability has grown has a bounded loss, and no gradient beyond.
 #pragma once
 #include "../policy_ratio.h"
 
 struct ClipLoss {
-    HOST_DEVICE static RatioLoss at(const PolicyRatio& r, double epsilon_low, double epsilon_high) {
+    static constexpr bool detached = false, of_sequence = false;
+    HOST_DEVICE static RatioLoss at(const PolicyRatio& r, const PolicySettings& s) {
         const double ratio = r.ratio, A = r.advantage;
-        double bounded =
-            ratio < 1.0 - epsilon_low ? 1.0 - epsilon_low : (ratio > 1.0 + epsilon_high ? 1.0 + epsilon_high : ratio);
+        const double bounded = ratio < r.low ? r.low : (ratio > r.high ? r.high : ratio);
+        const double capped = ratio > s.delta ? s.delta : ratio;
         RatioLoss l;
-        l.clipped_low = ratio < 1.0 - epsilon_low && A < 0.0;
-        l.clipped_high = ratio > 1.0 + epsilon_high && A > 0.0;
-        l.loss = bounded * A < ratio * A ? -(bounded * A) : -(ratio * A);
-        l.slope = l.clipped_low || l.clipped_high ? 0.0 : -ratio * A;  // d ratio / d logp = ratio
+        l.clipped_low = ratio < r.low && A < 0.0;
+        l.clipped_high = ratio > r.high && A > 0.0;
+        const bool second = bounded * A < capped * A;
+        l.loss = second ? -(bounded * A) : -(capped * A);
+        const bool flat = second ? bounded != ratio : capped != ratio;
+        l.slope = flat || l.clipped_low || l.clipped_high ? 0.0 : -ratio * A;  // d ratio / d log ratio = ratio
         return l;
     }
 };

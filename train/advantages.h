@@ -1,0 +1,154 @@
+// Advantages: how much better a completion was than what it is compared with.
+//
+//   A = (r - baseline) / divisor
+//             baseline                                     divisor unless --scale_rewards says another
+//   group     mean of its group                            the group's deviation         GRPO (Shao et al. 2024, eq. 3)
+//   rloo      mean of the others of its group              none                          RLOO (Ahmadian et al. 2024, eq. 8)
+//   batch     mean of the batch                            the batch's deviation
+//   reinforce_plus_plus           0                        the batch's, after its mean   REINFORCE++ (Hu 2025, eq. 5)
+//   reinforce_plus_plus_baseline  mean of its group        the batch's, after its mean
+// Deviations are those of a sample (n - 1), plus 1e-4 as in TRL. The last two take mean and deviation over tokens: a
+// completion counts by its length, and its tokens have advantages of their own where the reward is paid by tokens, as
+// a KL term in the reward is (rewards to go, without discount). The others take the sum of such payments.
+//
+// The trap: the mean of equal floats may differ from them by rounding, which a division by 1e-4 makes large: completions
+// that are compared with nothing but equals get exactly 0.
+#pragma once
+#include <cmath>
+#include <string>
+#include <vector>
+#include "../runtime/error.h"
+
+// sample standard deviation (n-1); 0 for a single value
+inline double sample_std(const float* x, int n, double mean) {
+    double sum = 0.0;
+    for (int i = 0; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
+    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
+}
+
+enum class Baseline { none, group, others, batch };
+enum class RewardScale { group, batch, none };
+
+struct AdvantageEstimator {
+    const char* name;
+    Baseline baseline;
+    RewardScale scale;
+    bool of_tokens;  // mean and deviation of the batch are over tokens
+};
+
+inline constexpr AdvantageEstimator advantage_estimators[] = {
+    {"group", Baseline::group, RewardScale::group, false},
+    {"rloo", Baseline::others, RewardScale::none, false},
+    {"batch", Baseline::batch, RewardScale::batch, false},
+    {"reinforce_plus_plus", Baseline::none, RewardScale::batch, true},
+    {"reinforce_plus_plus_baseline", Baseline::group, RewardScale::batch, true},
+};
+
+inline AdvantageEstimator advantage_estimator(const std::string& name) {
+    for (const AdvantageEstimator& e : advantage_estimators)
+        if (name == e.name) return e;
+    fail("no advantage is called %s", name.c_str());
+}
+
+struct Advantages {
+    std::vector<float> a;                    // [N]
+    std::vector<std::vector<float>> tokens;  // [N][n] where tokens have their own; else empty
+    double reward_mean = 0.0;
+    double reward_std = 0.0;        // over all rewards, as TRL has it
+    double reward_group_std = 0.0;  // mean of the groups'
+    double zero_std_share = 0.0;    // of groups whose rewards are equal
+};
+
+// statistics of the rewards; equal [N / G]: groups whose rewards are equal
+inline void reward_statistics(Advantages& out, std::vector<bool>& equal, const std::vector<float>& rewards, int G) {
+    const int n = (int)rewards.size(), groups = n / G;
+    for (float r : rewards) out.reward_mean += r;
+    out.reward_mean /= n;
+    out.reward_std = sample_std(rewards.data(), n, out.reward_mean);
+    for (int g = 0; g < groups; g++) {
+        const float* r = rewards.data() + (size_t)g * G;
+        double mean = 0.0;
+        for (int i = 0; i < G; i++) mean += r[i] / (double)G;
+        out.reward_group_std += sample_std(r, G, mean) / groups;
+        bool same = true;
+        for (int i = 1; i < G; i++) same = same && r[i] == r[0];
+        equal.push_back(same);
+        out.zero_std_share += same ? 1.0 / groups : 0.0;
+    }
+}
+
+// Mean and deviation over all tokens, each of which has the advantage of its completion or its own
+inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths, bool divide) {
+    double sum = 0.0, squares = 0.0, tokens = 0.0;
+    auto each = [&](auto&& use) {
+        for (size_t i = 0; i < out.a.size(); i++)
+            for (int t = 0; t < (out.tokens.empty() ? 1 : lengths[i]); t++)
+                use(out.tokens.empty() ? out.a[i] : out.tokens[i][t], out.tokens.empty() ? (double)lengths[i] : 1.0);
+    };
+    each([&](float& a, double times) { sum += times * a, tokens += times; });
+    const double mean = tokens > 0.0 ? sum / tokens : 0.0;
+    each([&](float& a, double times) { squares += times * (a - mean) * (a - mean); });
+    const double divisor = divide ? (tokens > 1.0 ? sqrt(squares / (tokens - 1.0)) : 0.0) + 1e-4 : 1.0;
+    each([&](float& a, double) { a = squares > 0.0 ? (float)((a - mean) / divisor) : 0.0f; });
+    if (out.tokens.empty()) return;
+    for (size_t i = 0; i < out.a.size(); i++) {  // what is logged of a completion
+        double total = 0.0;
+        for (float a : out.tokens[i]) total += a;
+        out.a[i] = out.tokens[i].empty() ? 0.0f : (float)(total / (double)out.tokens[i].size());
+    }
+}
+
+// rewards [P*G]; lengths [P*G]: tokens, for the estimators over tokens; payments [P*G][n]: what is paid at each token besides
+// the reward at the end, or empty
+inline Advantages compute_advantages(const std::vector<float>& rewards, int G, AdvantageEstimator e, RewardScale scale,
+                                     const std::vector<int>& lengths = {},
+                                     const std::vector<std::vector<float>>& payments = {}) {
+    Advantages out;
+    const int n = (int)rewards.size();
+    std::vector<bool> equal;
+    std::vector<float> r = rewards;
+    if (!payments.empty() && !e.of_tokens)
+        for (int i = 0; i < n; i++)
+            for (float p : payments[i]) r[i] += p;
+    reward_statistics(out, equal, rewards, G);
+    Advantages paid;
+    std::vector<bool> same;
+    reward_statistics(paid, same, r, G);
+    bool all_equal = true;
+    for (float x : r) all_equal = all_equal && x == r[0];
+    for (int g = 0; g < n / G; g++) {
+        const float* x = r.data() + (size_t)g * G;
+        double sum = 0.0;
+        for (int i = 0; i < G; i++) sum += x[i];
+        const double std = sample_std(x, G, sum / G);
+        for (int i = 0; i < G; i++) {
+            const double baseline = e.baseline == Baseline::group    ? sum / G
+                                    : e.baseline == Baseline::others ? (G > 1 ? (sum - x[i]) / (G - 1) : (double)x[i])
+                                    : e.baseline == Baseline::batch  ? paid.reward_mean
+                                                                     : 0.0;
+            const double divisor = e.of_tokens                   ? 1.0
+                                   : scale == RewardScale::group ? std + 1e-4
+                                   : scale == RewardScale::batch ? paid.reward_std + 1e-4
+                                                                 : 1.0;
+            const bool nothing = e.baseline == Baseline::none    ? false
+                                 : e.baseline == Baseline::batch ? all_equal
+                                                                 : same[g];
+            out.a.push_back(nothing ? 0.0f : (float)((x[i] - baseline) / divisor));
+        }
+    }
+    if (!e.of_tokens) return out;
+    if (!payments.empty()) {  // rewards to go
+        out.tokens.resize(n);
+        for (int i = 0; i < n; i++) {
+            double to_go = out.a[i];
+            out.tokens[i].resize(payments[i].size());
+            for (int t = (int)payments[i].size() - 1; t >= 0; t--) out.tokens[i][t] = (float)(to_go += payments[i][t]);
+        }
+    }
+    whiten_over_tokens(out, lengths, scale == RewardScale::batch);
+    return out;
+}
+
+inline Advantages group_advantages(const std::vector<float>& rewards, int G, RewardScale scale) {
+    return compute_advantages(rewards, G, advantage_estimators[0], scale);
+}
