@@ -1,6 +1,6 @@
 // Sampler against trainer: the weights and metrics of TRL's and verl's own code on the same numbers
-// (test/make_golden_mismatch.py), what those two have not (bins, effective sample sizes, QuRL's clip) from its formulas,
-// and what a run may not ask for.
+// (test/make_golden_mismatch.py), what those two have not (bins, effective sample sizes, QuRL's clip) from its
+// formulas, and what a run may not ask for.
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include "../runtime/file_io.h"
@@ -241,8 +241,7 @@ TEST(Mismatch, RowsThatDoNotMatchAreRefused) {
 // ---------------------------------------------------------------------------------------------------------------------
 // QuRL's clip
 
-// For a positive advantage the clipped objective is flat where truncation times ratio passes 1 + epsilon over ... r: the
-// bound in terms of the whole weight min(q, C) rho is (1 + epsilon) q, as without truncation.
+// The bound of the weighted ratio min(q, C) rho is (1 + epsilon_high) q, which is what it is without truncation
 TEST(AdaptiveClip, UndoesTheTruncationsOfItsBound) {
     const double epsilon_low = 0.2, epsilon_high = 0.28, C = 2.0;
     for (double q : {0.01, 0.5, 1.0, 1.9, 2.0, 2.5, 8.0, 1e5}) {

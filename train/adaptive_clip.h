@@ -1,12 +1,12 @@
-// The adaptive clipping range (ACR) of QuRL (Li et al. 2026, arXiv 2602.13953): a wider clip for tokens whose importance
-// ratio was truncated.
+// The adaptive clipping range (ACR) of QuRL (Li et al. 2026, arXiv 2602.13953): a wider clip for tokens whose
+// importance ratio was truncated.
 //
 //   J = E[ min(q, C) min(rho A, clip(rho, 1 - eps_low, (1 + eps_high) / r) A) ]
 //   q = pi_old / pi_sampler,  rho = pi / pi_old,  r = min(q, C) / q <= 1
 //
-// Truncation takes q to r q, which by r clip(rho, l, h) = clip(r rho, r l, r h) is as if the clip were r times as high: a
-// token of positive advantage that the sampler found too unlikely (q > C) would stop being raised at r (1 + eps_high). Its
-// upper bound is therefore divided by r; every other token keeps PPO's, and so does the lower bound.
+// Truncation takes q to r q, which by r clip(rho, l, h) = clip(r rho, r l, r h) is as if the clip were r times as
+// high: of a token of positive advantage that the sampler found too unlikely (q > C), r rho would stop being raised at
+// r (1 + eps_high). Its upper bound is therefore divided by r; every other token keeps PPO's, as does the lower bound.
 //
 // From two readers' accounts of the paper's equations 7 to 9, not from its text. Inferred: eps_high apart from eps_low
 // (the paper has one epsilon), and q clamped to e^+-20 as in the weights, so that the bound stays finite.

@@ -2,18 +2,18 @@
 // full-precision ones: what a sampled token counts in the policy loss.
 //
 //   d_t = log pi_old(t) - log pi_sampler(t)      pi_old: the trainer before the first update from these samples
-//   token level     r_t = exp(d_t)               (Yao et al. 2025, FlashRL: TIS; biased, since the prefix was sampled, too)
+//   token level     r_t = exp(d_t)               (Yao et al. 2025, FlashRL: TIS; biased: the prefix was sampled, too)
 //   sequence level  r_t = exp(sum of the d)      the same for each token of a completion (unbiased, variance e^length)
 //   truncate        w_t = min(max(r_t, clip_min), clip_max)
 //   mask            w_t = r_t where clip_min <= r_t <= clip_max, else 0          (MIS; verl's IcePop)
 //
-// TRL 1.16's modes and order: w multiplies the token's policy loss, not the KL term, and is not differentiated; a masked
-// token stays in the denominator. VESPO takes the sum of log w in place of w (clamped as there).
-// The bound is 2 and not TRL's 3, which belongs to its default, the mask of whole sequences: 2 is verl's, and FlashRL's for
-// small models, where tokens are truncated.
+// TRL 1.16's modes and order: w multiplies the token's policy loss, not the KL term, and is not differentiated; a
+// masked token stays in the denominator. VESPO takes the sum of log w in place of w (clamped as there).
+// The bound is 2 and not TRL's 3, which belongs to its default, the mask of whole sequences: 2 is verl's, and FlashRL's
+// for small models, where tokens are truncated.
 //
-// The trap: a sequence's ratio is the product over its tokens. At a mean d of 0.01, 100 tokens make it 2.7, and the mask
-// of sequences drops every long completion of an int4 sampler.
+// The trap: a sequence's ratio is the product over its tokens. At a mean d of 0.01, 100 tokens make it 2.7, and the
+// mask of sequences drops every long completion of an int4 sampler.
 //
 // A row a completion: [N][n_i]. A completion that does not count (masked, or another rank's) has an empty row.
 #pragma once

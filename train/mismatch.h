@@ -1,5 +1,5 @@
-// How far the sampler is from the trainer: what a step logs about its samples before their first update, under TRL's and
-// verl's names.
+// How far the sampler is from the trainer: what a step logs about its samples before their first update, under TRL's
+// and verl's names.
 //
 //   d_t = log pi_old(t) - log pi_sampler(t),  r_t = exp(d_t),  s_i = sum of the d of completion i
 //   kl = mean(-d),  k3_kl = mean(r - d - 1)       two estimates of KL(sampler || trainer); the second is never negative
@@ -7,15 +7,17 @@
 //   chi2_token = mean(r^2) - 1,  chi2_seq = mean_i(exp(2 s_i)) - 1
 //   effective sample size = (sum r)^2 / (n sum r^2), a share: 1 where sampler and trainer agree
 //
-// verl 0.9's definitions (rollout_corr_helper.py) without its 1e-8 in the denominators. Raw: of r. Applied: of the weights
-// that the policy loss takes (importance_sampling.h); verl's rollout_is_* are the applied ones', over tokens at either level.
+// verl 0.9's definitions (rollout_corr_helper.py) without its 1e-8 in the denominators. Raw: of r. Applied: of the
+// weights that the policy loss takes (importance_sampling.h); verl's rollout_is_* are the applied ones', over tokens at
+// either level.
 //
-// mean |d| by position: powers of two of the token's place, counted from 1 (1, 2-3, 4-7, ...), since contexts and with them
-// the rounding errors of a cache grow with the place itself; by entropy: ten bins of equally many tokens, in ascending order
-// of the trainer's entropy. Both tell a sampler whose errors add up from one that is only unsure where the trainer is.
+// mean |d| by position: powers of two of the token's place, counted from 1 (1, 2-3, 4-7, ...), since contexts and with
+// them the rounding errors of a cache grow with the place itself; by entropy: ten bins of equally many tokens, in
+// ascending order of the trainer's entropy. They tell a sampler whose errors add up from one that is only unsure where
+// the trainer is.
 //
-// Traps: the effective sample size of sequences is taken from logarithms. Clamped like the ratios, sums that are all below
-// -20 would be equal and look perfect. Several ranks bring their rows together first: quantiles cannot be added up.
+// Traps: the effective sample size of sequences is taken from logarithms. Clamped like the ratios, sums that are all
+// below -20 would be equal and look perfect. Several ranks bring their rows together first: quantiles cannot be added.
 #pragma once
 #include <cstddef>
 #include <nlohmann/json.hpp>
