@@ -323,6 +323,7 @@ TEST(TokenMeans, AreThoseOfAllTheLogits) {
     }
 }
 
+#if !defined(TRAIN_QRL_SIMT)  // half a minute there, for no kernel of its own
 // Rewards a token: a further prompt's completions are drawn with keys of their own, those of prompts that stay are what
 // they were, and one step repeated is the same step
 struct TokenObjective : GrpoObjective {
@@ -380,3 +381,4 @@ TEST(DynamicSampling, OfAModel) {
     const std::vector<Completion> later = rollout(m, state, {{20}}, 3, c);
     EXPECT_TRUE(first[0].tokens != later[0].tokens || first[1].tokens != later[1].tokens);
 }
+#endif
