@@ -12,8 +12,10 @@
 #include <vector>
 #include "kernels/mix.cuh"
 #include "train/advantages.h"
+#include "train/dynamic_sampling.cuh"
 #include "train/loop.cuh"
 #include "train/policy_pass.cuh"
+#include "train/self_certainty.cuh"
 
 struct GrpoConfig : PolicyPassConfig {
     int num_generations = 8;
@@ -23,7 +25,8 @@ struct GrpoConfig : PolicyPassConfig {
     bool kl_in_reward = false;          // the reward pays it, and not the loss
     double top_entropy_quantile = 1.0;  // share of the tokens, those of the largest entropy, that the loss takes
     int num_iterations = 1, updates_per_generation = 1;
-    int ref_sync_steps = 0;        // the reference takes its share of the policy every so many steps; 0: never
+    int dynamic_batches = 1;  // of prompts that a step may sample until the outcomes of each group differ; 1: its own
+    int ref_sync_steps = 0;   // the reference takes its share of the policy every so many steps; 0: never
     double ref_mixup_alpha = 0.6;  // that share
 };
 
@@ -60,6 +63,8 @@ struct GrpoObjective : Objective {
     std::vector<Completion> samples;
     RewardedGroup rewarded;
     Advantages advantages;
+    std::vector<TokenMeans> means;  // if a reward needs them
+    DynamicSampling dynamic;
     PolicyData data;
     double kl_paid = 0.0;  // mean over tokens, where the reward pays it
     RolloutStats generated;
@@ -74,7 +79,34 @@ struct GrpoObjective : Objective {
 
     // of this step's samples
     virtual RewardedGroup reward() const {
-        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length);
+        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length, means);
+    }
+
+    // G completions of each of these prompts; number: that of the first one in the step
+    std::vector<Completion> sample(Trainer& t, const StepContext& c, const std::vector<std::vector<int>>& asked,
+                                   int number) {
+        RolloutStats stats;
+        rollout.first_prompt = number;
+        std::vector<Completion> done =
+            rollout_of_ranks(c.comm, *t.model, *state, asked, config.num_generations, rollout, &stats,
+                             [&](int, int) { return !(c.stop && c.stop()); });
+        generated.prompt_tokens += stats.prompt_tokens;
+        generated.completion_tokens += stats.completion_tokens;
+        generated.seconds += stats.seconds;
+        return done;
+    }
+
+    // other prompts in place of those whose completions are all right or all wrong. False: asked to stop
+    bool redraw(Trainer& t, const StepContext& c) {
+        Redraw r{config.num_generations, config.dynamic_batches, nullptr, nullptr};
+        r.sample = [&](const std::vector<std::vector<int>>& asked, int number) { return sample(t, c, asked, number); };
+        r.outcome = [&, outcome = outcome_rewards(rewards)](const std::vector<Example>& e,
+                                                            const std::vector<Completion>& done) {
+            return completion_outcomes(*tok, outcome, e, done, config.max_completion_length);
+        };
+        const bool whole = redraw_groups(batch, samples, r, c, dynamic);
+        for (size_t i = 0; i < batch.size(); i++) prompts[i] = batch[i].prompt.tokens;
+        return whole;
     }
 
     bool prepare(Trainer& t, const StepContext& c, LoopState& run) override {
@@ -84,17 +116,20 @@ struct GrpoObjective : Objective {
         rollout.step = (uint32_t)c.step;
         rollout.pass = model_pack(*t.model);
         generated = RolloutStats();
-        samples = rollout_of_ranks(c.comm, *t.model, *state, prompts, config.num_generations, rollout, &generated,
-                                   [&](int, int) { return !(c.stop && c.stop()); });
+        samples = sample(t, c, prompts, 0);
+        bool stopped = step_stop(c);
+        if (!stopped && config.dynamic_batches > 1) stopped = !redraw(t, c);
         model_unpack(*t.model);
-        if (step_stop(c)) return false;
+        if (stopped) return false;
         run.generated.prompt_tokens += generated.prompt_tokens;
         run.generated.completion_tokens += generated.completion_tokens;
         run.generated.seconds += generated.seconds;
-        rewarded = reward();
         config.comm = c.comm;
         config.pass = c.pass;
         passes.clear();
+        if (rewards.traits() & (REWARD_ENTROPY | REWARD_SELF_CERTAINTY))
+            means = token_means(t, c.pass, prompts, samples, config.temperature, config.micro_batch_tokens, c.comm);
+        rewarded = reward();
         assess(t);
         return true;
     }
@@ -179,6 +214,8 @@ struct GrpoObjective : Objective {
             j[name + "/std"] = sample_std(each.data(), (int)each.size(), mean);
         }
         length_metrics(j, samples);
+        loop_ratios(j, samples, rewarded.texts);
+        if (config.dynamic_batches > 1) dynamic_sampling_metrics(j, dynamic);
         const PolicyPass pass = policy_pass_mean(passes), &first = passes.front();
         j["entropy"] = pass.entropy;
         if (config.beta > 0.0) j["kl"] = config.kl_in_reward ? kl_paid : pass.kl;

@@ -33,9 +33,10 @@ int main(int argc, char** argv) {
         Session s;
         s.o = parse_options(argc, argv);
         if (s.o.action != OPTIONS_RUN) {
-            const std::string text = s.o.action == OPTIONS_METHODS ? training_methods_help()
-                                     : s.o.action == OPTIONS_PTQ   ? ptq_help()
-                                                                   : options_answer(s.o);
+            const std::string text = s.o.action == OPTIONS_METHODS   ? training_methods_help()
+                                     : s.o.action == OPTIONS_PTQ     ? ptq_help()
+                                     : s.o.action == OPTIONS_REWARDS ? rewards_help()
+                                                                     : options_answer(s.o);
             fputs(text.c_str(), stdout);
             flush_result();
             return 0;

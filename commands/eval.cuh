@@ -50,8 +50,9 @@ inline void print_accuracy(const Session& s, const EvalResult& e, double seconds
     printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
     printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
            100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, s.o.temperature);
-    printf("  length %.1f tokens, %.1f%% cut off; %s tok/s, %.1f s; details in %s\n", e.mean_length,
-           100 * e.clipped_ratio, human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), seconds,
+    printf("  length %.1f tokens, %.1f%% cut off, %.1f%% repeating, %.1f%% garbled; %s tok/s, %.1f s; details in %s\n",
+           e.mean_length, 100 * e.clipped_ratio, 100 * e.repeating_ratio, 100 * e.garbled_ratio,
+           human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), seconds,
            escape_controls(folder).c_str());
 }
 

@@ -91,12 +91,25 @@ inline void grpo_check_reference(const Session& s) {
             "--sync_ref_model: the reference of an adapter is its frozen base, which follows nothing; leave it out");
 }
 
-inline void grpo_data(TrainingRun& r) {
+inline void grpo_check_dynamic_sampling(const Options& o, const RewardSet& rewards) {
+    if (!o.dynamic_sampling && o.dynamic_sampling_max_batches != Options().dynamic_sampling_max_batches)
+        fail_usage("--dynamic_sampling_max_batches belongs to --dynamic_sampling");
+    if (o.dynamic_sampling && outcome_rewards(rewards).entries.empty())
+        fail_usage(
+            "--dynamic_sampling needs a reward that says right or wrong and has a weight, such as exact, in "
+            "--reward_funcs (train_qrl help rewards)");
+}
+
+inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
     const Options& o = r.s.o;
+    const bool graded = rewards.traits() & REWARD_GOLD;
     const int per_step = o.prompts_per_step * o.steps_per_generation;
     r.data = r.s.embedded_model ? embedded_training_prompts(r.s, per_step)
-                                : training_data(training_prompts(r.s), per_step, o.seed);
+                                : training_data(training_prompts(r.s, graded), per_step, o.seed);
     training_whole_steps(r, "prompts_per_step");
+    if (o.dynamic_sampling && r.data.count == r.data.per_step)
+        fail_usage("--dynamic_sampling has no other prompts to draw: each step has all %lld; lower --prompts_per_step",
+                   (long long)r.data.count);
     r.held_out = eval_prompts(r.s);
 }
 
@@ -110,9 +123,10 @@ inline int grpo_command(Session& s) {
     grpo_check_reference(s);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
+    grpo_check_dynamic_sampling(o, objective.rewards);
     objective.config = grpo_config(o);
     training_open(r, "prompts_per_step", o.prompts_per_step);
-    grpo_data(r);
+    grpo_data(r, objective.rewards);
     micro_batch_grow(s, r.data.longest_prompt + o.max_completion_length);
     if (s.embedded_model) micro_batch_grow(s, longest_cold_start(s, r.data.longest_prompt));
     objective.config.micro_batch_tokens = o.micro_batch_tokens;

@@ -46,6 +46,7 @@ inline GrpoConfig grpo_config(const Options& o) {
     c.accumulation_steps = o.gradient_accumulation_steps;
     c.max_completion_length = o.max_completion_length;
     c.mask_truncated = o.mask_truncated_completions;
+    if (o.dynamic_sampling) c.dynamic_batches = o.dynamic_sampling_max_batches;
     c.temperature = (float)o.temperature;
     c.micro_batch_tokens = o.micro_batch_tokens;
     return c;

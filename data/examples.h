@@ -1,6 +1,7 @@
 // What is trained on: a prompt, and the completion that follows it where one is given; and which of them a step takes.
 #pragma once
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 #include "prompts.h"
@@ -69,15 +70,36 @@ struct TrainingData {
     int64_t steps_per_epoch() const { return whole_steps ? count / per_step : (count + per_step - 1) / per_step; }
 };
 
-// the examples of a step, which counts from 0 and runs on over the epochs
-inline std::vector<Example> training_batch(const TrainingData& d, int64_t step) {
+// which examples a step takes; it counts from 0 and runs on over the epochs
+inline std::vector<int64_t> training_indices(const TrainingData& d, int64_t step) {
     const int64_t epoch = step / d.steps_per_epoch(), first = step % d.steps_per_epoch() * d.per_step;
     std::vector<int> order;
     if (d.shuffled) order = epoch_order((int)d.count, d.seed, (uint32_t)epoch);
-    std::vector<Example> batch;
+    std::vector<int64_t> indices;
     for (int64_t i = first; i < std::min(first + d.per_step, d.count); i++)
-        batch.push_back(d.example(d.shuffled ? order[i] : i));
+        indices.push_back(d.shuffled ? order[i] : i);
+    return indices;
+}
+
+inline std::vector<Example> training_batch(const TrainingData& d, int64_t step) {
+    std::vector<Example> batch;
+    for (int64_t i : training_indices(d, step)) batch.push_back(d.example(i));
     return batch;
+}
+
+// Examples in place of a step's own: n of them from the first-th on, in an order of the step's in which its own are left
+// out; fewer at its end. They depend on the seed and the step alone, and what later steps take is not moved.
+inline std::vector<Example> further_examples(const TrainingData& d, int64_t step, int64_t first, int64_t n) {
+    const std::vector<int64_t> own = training_indices(d, step);
+    const std::set<int64_t> left_out(own.begin(), own.end());
+    std::vector<Example> examples;
+    int64_t at = 0;
+    for (int i : epoch_order((int)d.count, d.seed, (uint32_t)step, RNG_REDRAW)) {
+        if (left_out.count(i) || at++ < first) continue;
+        if ((int64_t)examples.size() == n) break;
+        examples.push_back(d.example(i));
+    }
+    return examples;
 }
 
 inline TrainingData training_data(std::vector<Example> examples, int64_t per_step, uint64_t seed) {

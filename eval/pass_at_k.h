@@ -20,7 +20,7 @@ inline double pass_at_k(int n, int c, int k) {
 
 struct EvalConfig {
     RolloutConfig rollout;
-    int samples = 1;  // per problem, besides the greedy one
+    int samples = 1;                         // per problem, besides the greedy one
     std::function<bool(int, int)> on_token;  // as in rollout(): false ends the evaluation, whose result has n = 0 then
     // told at each token; or none
     std::function<void(const EvalProgress&)> progress;
@@ -29,7 +29,7 @@ struct EvalConfig {
 struct EvalSample {
     int problem;
     std::string text;
-    bool strict, lenient, finished;
+    bool strict, lenient, finished, garbled, repeating;
 };
 
 struct EvalResult {
@@ -37,15 +37,21 @@ struct EvalResult {
     double pass1 = 0.0, pass1_standard_error = 0.0, pass1_lenient = 0.0;  // sampled, at the run's temperature
     double pass_k = 0.0;                                                  // at k = samples
     double greedy = 0.0, greedy_lenient = 0.0;
-    double mean_length = 0.0, clipped_ratio = 0.0;  // of the sampled completions
+    double mean_length = 0.0, clipped_ratio = 0.0, garbled_ratio = 0.0, repeating_ratio = 0.0;  // of the sampled ones
     std::vector<EvalSample> greedy_samples, sampled;
     RolloutStats stats;
 };
 
 inline EvalSample grade_completion(const Tokenizer& tok, const Prompt& p, const Completion& c, int max_length) {
     std::string text = completion_text(tok, c);
-    RewardInput in{p.text, text, p.gold, c.finished, (int)c.tokens.size(), max_length};
-    return {c.prompt, text, reward_exact(in) > 0.5f, reward_accuracy(in) > 0.5f, c.finished};
+    RewardInput in{p.text, text, p.gold, c.finished, c.tokens, max_length};
+    return {c.prompt,
+            text,
+            reward_exact(in) > 0.5f,
+            reward_accuracy(in) > 0.5f,
+            c.finished,
+            is_garbled(text, c.finished),
+            is_repeating(c.tokens, c.finished)};
 }
 
 // From sums to means. right: of each problem, how many of its sampled completions are
@@ -64,8 +70,7 @@ inline void eval_means(EvalResult& r, const std::vector<int>& right) {
     r.pass1 /= n;
     r.pass_k /= n;
     r.pass1_lenient /= drawn;
-    r.mean_length /= drawn;
-    r.clipped_ratio /= drawn;
+    for (double* sum : {&r.mean_length, &r.clipped_ratio, &r.garbled_ratio, &r.repeating_ratio}) *sum /= drawn;
     if (r.n > 1) r.pass1_standard_error = sqrt(std::max(squares / n - r.pass1 * r.pass1, 0.0) / (n - 1.0));
 }
 
@@ -107,6 +112,8 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
             r.pass1_lenient += s.lenient;
             r.mean_length += (double)c.tokens.size();
             r.clipped_ratio += !c.finished;
+            r.garbled_ratio += s.garbled;
+            r.repeating_ratio += s.repeating;
             r.sampled.push_back(s);
         }
     }
@@ -125,6 +132,8 @@ inline nlohmann::ordered_json eval_to_json(const EvalResult& r) {
         if (r.samples > 1) j["pass@" + std::to_string(r.samples)] = r.pass_k;
         j["completions/mean_length"] = r.mean_length;
         j["completions/clipped_ratio"] = r.clipped_ratio;
+        j["completions/garbled_ratio"] = r.garbled_ratio;
+        j["completions/repeating_ratio"] = r.repeating_ratio;
     }
     j["greedy"] = r.greedy;
     j["greedy_lenient"] = r.greedy_lenient;

@@ -160,8 +160,10 @@ OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the pol
 OPT(int, ref_model_sync_steps, 512, "[1, 1000000000]", IN_GRPO, "steps between two syncs of the reference model") \
 OPT(std::string, advantage_estimator, "group", "group|rloo|batch|reinforce_plus_plus|reinforce_plus_plus_baseline", IN_GRPO, "what a reward is compared with: the mean of its group, the others of its group, the mean of the batch; the last two are whitened over the tokens of the batch") \
 OPT(std::string, scale_rewards, "auto", "auto|group|batch|none", IN_GRPO, "divide advantages by this standard deviation; auto: group, but for rloo none and for the others batch") \
-OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
+OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards, each with its settings, such as 'exact, overlong:cache=64'; train_qrl help rewards lists them") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
+OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
+OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
 GROUP("distillation") \
 OPT(std::string, teacher, "", "", IN_DISTILL, "Hugging Face folder or .gguf file with the student's vocabulary; empty: the model that the student was quantized from") \
@@ -267,7 +269,7 @@ inline int option_index(const std::string& name) {
     return -1;
 }
 
-enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_PTQ, OPTIONS_VERSION };
+enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_PTQ, OPTIONS_REWARDS, OPTIONS_VERSION };
 
 struct Options {
 #define GROUP(title)
@@ -560,7 +562,7 @@ inline Options parse_options(const std::vector<std::string>& args) {
         o.action = OPTIONS_HELP;
         at++;
         for (const auto& [word, action] :
-             {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}, {"ptq", OPTIONS_PTQ}})
+             {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}, {"ptq", OPTIONS_PTQ}, {"rewards", OPTIONS_REWARDS}})
             if (at < args.size() && args[at] == word) {
                 o.action = action;
                 return o;
@@ -756,7 +758,7 @@ inline std::string options_markdown() {
     return s;
 }
 
-// The text for help and version, but for help methods and help ptq, whose tables lie above.
+// The text for help and version, but for help methods, help ptq and help rewards, whose tables lie above.
 inline std::string options_answer(const Options& o) {
     if (o.action == OPTIONS_VERSION) return format("train_qrl %s\n", TRAIN_QRL_VERSION);
     return o.action == OPTIONS_MARKDOWN ? options_markdown() : options_help(o);

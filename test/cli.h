@@ -407,6 +407,8 @@ inline void check_metrics(const std::vector<json>& rows, const Args& more = {}) 
                                            "completions/min_terminated_length",
                                            "completions/max_terminated_length",
                                            "completions/clipped_ratio",
+                                           "completions/garbled_ratio",
+                                           "completions/repeating_ratio",
                                            "clip_ratio/low_mean",
                                            "clip_ratio/low_min",
                                            "clip_ratio/high_mean",

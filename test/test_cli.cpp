@@ -39,6 +39,12 @@ TEST(BadUse, Values) {
     refused(2, {"--reward_funcs", "exakt", "--output_dir", out}, {"--reward_funcs", "exakt", "exact"});
     refused(2, {"--reward_funcs", "exact,format", "--reward_weights", "1", "--output_dir", out},
             {"--reward_weights", "2 rewards"});
+    refused(2, {"--reward_funcs", "exact,cosine:max=3", "--output_dir", out},
+            {"--reward_funcs cosine: max", "max_len"});
+    refused(2, {"--reward_funcs", "overlong", "--dynamic_sampling", "--output_dir", out},
+            {"--dynamic_sampling needs a reward that says right or wrong"});
+    refused(2, {"--reward_weights", "0", "--dynamic_sampling", "--output_dir", out}, {"and has a weight"});
+    refused(2, {"--dynamic_sampling_max_batches", "3", "--output_dir", out}, {"belongs to --dynamic_sampling"});
     refused(2, {"--reward_weights", "x", "--output_dir", out}, {"--reward_weights", "not a number"});
     refused(2, {"--reward_weights", "inf", "--output_dir", out}, {"--reward_weights", "'inf' is not a number in"});
     refused(2, {"--reward_weights", "1e30", "--output_dir", out}, {"--reward_weights", "'1e30' is not a number in"});
@@ -270,6 +276,10 @@ TEST(Help, NamesCommandsAndFlags) {
     EXPECT_NE(r.out.find("--max_length"), std::string::npos);
     EXPECT_EQ(r.out.find("--num_generations"), std::string::npos);
     EXPECT_EQ(good({"help", "sft"}).out, r.out);
+    const std::string rewards = good({"help", "rewards"}).out;
+    for (const char* part :
+         {"exact", "(outcome)", "min_wrong=-1  [-100, 100]; ", "TRL's soft_overlong_punishment_reward"})
+        EXPECT_NE(rewards.find(part), std::string::npos) << part << rewards;
     EXPECT_EQ(good({"--version"}).out.rfind("train_qrl ", 0), 0u);
 }
 
@@ -927,6 +937,63 @@ TEST(Grpo, LossTypes) {
     EXPECT_NE(curves["dr_grpo"], curves["dapo"]);
 }
 
+TEST(Grpo, RewardsWithoutAGoldAnswer) {
+    std::string out = fresh("rlif"), questions;
+    for (const json& row : read_lines(problems)) questions += json{{"prompt", row["prompt"]}}.dump() + "\n";
+    const std::string no_gold = jsonl("questions", questions);
+    Args more = {"--train_data", no_gold, "--eval_data",    problems,
+                 "--eval_n",     "2",     "--reward_funcs", "self_certainty,entropy,majority,repetition:n=2"};
+    good(grpo(out, more));
+    std::vector<json> rows = read_lines(out + "/metrics.jsonl");
+    check_metrics(rows, {"rewards/majority/mean", "rewards/repetition/mean"});
+    for (const json& row : rows) {
+        EXPECT_GT(number(row, "rewards/self_certainty/mean"), 0.0);
+        EXPECT_GT(number(row, "rewards/self_certainty/std"), 0.0);
+        EXPECT_LT(number(row, "rewards/entropy/mean"), 0.0);
+    }
+    std::string again = fresh("rlif");  // how the batch is cut changes no bit of what the policy thinks
+    good(grpo(again, more + Args{"--micro_batch_tokens", "40", "--max_steps", "1"}));
+    std::vector<json> a = read_lines(out + "/completions.jsonl"), b = read_lines(again + "/completions.jsonl");
+    for (size_t i = 0; i < b.size(); i++) EXPECT_EQ(a[i], b[i]);
+    more[7] = "majority,exact";
+    refused(1, grpo(fresh("gold"), more), {no_gold, "answer"});
+}
+
+TEST(Grpo, DynamicSampling) {
+    std::string off = fresh("off"), on = fresh("on"), few = fresh("few");
+    good(grpo(off, {"--prompts_per_step", "12"}));
+    good(grpo(on, {"--prompts_per_step", "12", "--dynamic_sampling"}));
+    good(grpo(few, {"--prompts_per_step", "12", "--dynamic_sampling", "--dynamic_sampling_max_batches", "2"}));
+    std::vector<json> before = read_lines(off + "/metrics.jsonl"), rows = read_lines(on + "/metrics.jsonl");
+    check_metrics(rows, {"dynamic_sampling/redrawn_groups"});
+    EXPECT_FALSE(before[0].contains("dynamic_sampling/batches"));
+    const double missing = 12 * number(before[0], "frac_reward_zero_std");
+    EXPECT_GT(missing, 0) << "the test needs groups that are all wrong";
+    for (const json& row : rows) {
+        const double left = number(row, "dynamic_sampling/left_zero_std"),
+                     batches = number(row, "dynamic_sampling/batches");
+        EXPECT_NEAR(12 * number(row, "frac_reward_zero_std"), left, 1e-9);
+        EXPECT_TRUE(left == 0 || batches == 10 || number(row, "dynamic_sampling/generated_groups") == 100)
+            << row.dump();
+        EXPECT_GT(number(row, "dynamic_sampling/generated_groups"), 12);
+    }
+    EXPECT_NEAR(number(rows[0], "dynamic_sampling/redrawn_groups"),
+                missing - number(rows[0], "dynamic_sampling/left_zero_std"), 1e-9);
+    EXPECT_GT(number(rows[0], "num_tokens"), number(before[0], "num_tokens"));
+    EXPECT_LE(number(read_lines(few + "/metrics.jsonl")[0], "dynamic_sampling/batches"), 2);
+    // the groups that stay are the same
+    std::vector<json> a = read_lines(off + "/completions.jsonl"), b = read_lines(on + "/completions.jsonl");
+    ASSERT_EQ(a.size(), b.size());
+    int same = 0;
+    for (size_t i = 0; i < 12 * 8; i++) {
+        if (number(a[i], "advantage") == 0) continue;
+        EXPECT_EQ(a[i], b[i]);
+        same++;
+    }
+    EXPECT_GT(same, 0);
+    refused(2, grpo(fresh("all"), {"--prompts_per_step", "100", "--dynamic_sampling"}), {"no other prompts to draw"});
+}
+
 TEST(Grpo, KlTerm) {
     std::string out = fresh("kl");
     good(grpo(out, {"--beta", "0.01"}));
@@ -1143,6 +1210,11 @@ TEST(Eval, CountsAndKeeps) {
     EXPECT_EQ(summary["command"], "eval");
     EXPECT_EQ(summary["eval"]["n"], 10);
     EXPECT_NEAR(number(summary["eval"], "pass@1"), right / 30.0, 1e-9);
+    for (const char* key : {"completions/garbled_ratio", "completions/repeating_ratio"}) {
+        const double share = number(summary["eval"], key);
+        EXPECT_TRUE(share >= 0 && share <= 1) << key;
+    }
+    EXPECT_NE(r.out.find("% repeating, "), std::string::npos) << r.out;
     good(args + Args{"--output_dir", again});
     EXPECT_EQ(read_text(out + "/completions.jsonl"), read_text(again + "/completions.jsonl"));
     good(args + Args{"--weights", "int4:g32", "--output_dir", fresh("eval")});

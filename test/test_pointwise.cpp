@@ -5,6 +5,7 @@
 // give the same bits.
 #include "operator_test.h"
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <limits>
 #include <map>
@@ -17,6 +18,7 @@
 #include "../kernels/rope.cuh"
 #include "../kernels/row_mean.cuh"
 #include "../kernels/rows.cuh"
+#include "../kernels/self_certainty.cuh"
 #include "../kernels/squared_error.cuh"
 #include "../kernels/swiglu.cuh"
 
@@ -182,6 +184,37 @@ TEST(Rows, MeanSize) {
     }
 }
 
+// the loop against KL(uniform || p) in float64 from all the logits, the kernels with its bits
+TEST(Rows, SelfCertaintyNeedsNoLogits) {
+    for (const auto& [R, C, V] : {std::array<int, 3>{1, 1, 1}, {3, 31, 7}, {9, 67, 101}, {2, 576, 300}, {0, 8, 5}}) {
+        const std::vector<floatX> hidden = random_values<floatX>((size_t)R * C, 11);
+        const std::vector<floatX> weight = random_values<floatX>((size_t)V * C, 12);
+        std::vector<float> sums(C), lse(R);
+        bias_backward_cpu(sums.data(), weight.data(), V, C);
+        std::vector<double> want(R);
+        const double temperature = 0.7;
+        for (int r = 0; r < R; r++) {
+            std::vector<double> z(V);
+            double total = 0.0;
+            for (int v = 0; v < V; v++) {
+                for (int i = 0; i < C; i++) z[v] += (double)(float)hidden[r * C + i] * (double)(float)weight[v * C + i];
+                z[v] /= temperature;
+                total += std::exp(z[v]);
+            }
+            lse[r] = (float)std::log(total);
+            for (int v = 0; v < V; v++) want[r] -= std::log(V * std::exp(z[v]) / total) / V;
+        }
+        expect_same_on_all_backends(format("R %d C %d V %d", R, C, V), [&, R = R, C = C, V = V](const Backend& run) {
+            Half in(hidden, run.dev);
+            Full of_head(sums, run.dev), logs(lse, run.dev), out(R, run.dev);
+            self_certainty(out.data, in.data, of_head.data, logs.data, R, C, V, (float)(1.0 / temperature), run.dev);
+            const std::vector<float> got = out.get();
+            for (int r = 0; r < R; r++) EXPECT_NEAR(got[r], want[r], 2e-5 * (1.0 + std::fabs(want[r]))) << r;
+            return Bytes() << got;
+        });
+    }
+}
+
 TEST(Rows, KeysAndValuesGoToTheirPlaceAndNowhereElse) {
     struct Case {
         int64_t T, width, gap;
@@ -300,8 +333,8 @@ TEST(SquaredErrors, SumsAndGradientsAreTheSameOnEveryBackend) {
             squared_error_backward(added.data, a.data, b.data, n, true, run.dev);
             const std::vector<floatX> assigned = d.get(), sum = added.get();
             for (int64_t i = 0; i < n; i++) {
-                const double exact = 2.0 * ((double)(float)x[i] - (double)(float)y[i]), tolerance =
-                    (sizeof(floatX) == 2 ? 4e-3 : 3e-7) * (std::fabs(exact) + 2.0);
+                const double exact = 2.0 * ((double)(float)x[i] - (double)(float)y[i]),
+                             tolerance = (sizeof(floatX) == 2 ? 4e-3 : 3e-7) * (std::fabs(exact) + 2.0);
                 EXPECT_NEAR((float)assigned[i], exact, tolerance) << what << " element " << i << ", " << run.name;
                 EXPECT_NEAR((float)sum[i], exact + (double)(float)before[i], tolerance) << what << " element " << i;
             }

@@ -354,16 +354,20 @@ TEST(Grader, Garbage) {
                                             "\xff",
                                             "\xe2\x88"};
     const size_t n = sizeof(fragments) / sizeof(fragments[0]);
-    RewardSet all = rewards_parse("exact,accuracy,boxed,format,think_format,overlong", "");
+    RewardSet all = rewards_parse("exact,accuracy,boxed,format,think_format,overlong,majority", "");
     uint64_t state = 7;
     auto next = [&](size_t below) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         return (size_t)(state >> 33) % below;
     };
     auto run = [&](const std::string& s) {
-        RewardInput in = {s, s, s, true, 10, 20};
-        float sum = rewards_compute(all, in, nullptr);
-        EXPECT_TRUE(sum >= -1 && sum <= 5);
+        const std::vector<int> tokens(10);
+        const RewardInput in = {s, s, s, true, tokens, 20};
+        std::vector<float> total;
+        std::vector<std::vector<float>> each;
+        rewards_compute(total, each, all, {in, in}, {0, 0});
+        EXPECT_TRUE(total[0] >= -1 && total[0] <= 6);
+        EXPECT_EQ(total[0], total[1]);
         Verdict v = grade(s, "17.25 and 3x");
         EXPECT_TRUE(v == Verdict::wrong || v == Verdict::unparsable) << s;
         extract_choice(s);
@@ -412,8 +416,11 @@ TEST(Grader, SharedCases) {
 
 static float reward_of(const char* name, const std::string& completion, const std::string& gold, bool finished = true,
                        int tokens = 10, int max = 100) {
-    RewardInput in = {gold, completion, gold, finished, tokens, max};
-    return rewards_compute(rewards_parse(name, ""), in, nullptr);
+    const std::vector<int> ids(tokens);
+    std::vector<float> total;
+    std::vector<std::vector<float>> each;
+    rewards_compute(total, each, rewards_parse(name, ""), {{gold, completion, gold, finished, ids, max}}, {0});
+    return total[0];
 }
 
 TEST(Rewards, Exact) {
@@ -472,6 +479,99 @@ TEST(Rewards, Overlong) {  // cache 20 of 100
     EXPECT_FLOAT_EQ(reward_of("overlong", "", "1", true, 3, 0), 0.0f);
 }
 
+// TRL 1.16.0's own numbers:
+//   from trl.rewards import get_repetition_penalty_reward as rep, get_soft_overlong_punishment as soft
+//   [soft(100, c)([[1] * n for n in (1, 36, 50, 80, 90, 100, 101)]) for c in (20, 64)]
+//   [rep(n, p)([[1,2,3,4], [5]*5, [1,2,3]*4, [1,2], [7,8,7,8,7,8,9], []]) for n, p in ((3, -1.0), (2, -1.0), (1, -0.5))]
+//   trl.rewards.accuracy_rewards.get_cosine_scaled_reward(max_len=...)([[{"content": r"\boxed{7}"}]], ["$7$"], [[1] * n])
+// the last with accuracy_reward in place of Math-Verify as 1 for a 7 and 0 for an 8
+TEST(Rewards, LengthsAsTrl) {
+    const int lengths[] = {1, 36, 50, 80, 90, 100, 101};
+    const double of_20[] = {0, 0, 0, 0, -0.5, -1, -1}, of_64[] = {0, 0, -0.21875, -0.6875, -0.84375, -1, -1};
+    for (int i = 0; i < 7; i++) {
+        EXPECT_FLOAT_EQ(reward_of("soft_overlong_punishment", "", "1", true, lengths[i], 100), of_20[i]);
+        EXPECT_FLOAT_EQ(reward_of("overlong:cache=20", "", "1", true, lengths[i], 100), of_20[i]);
+        EXPECT_FLOAT_EQ(reward_of("overlong:cache=64", "", "1", true, lengths[i], 100), of_64[i]);
+    }
+    const char* ten = "cosine:max_len=60:min_wrong=-10:max_wrong=-2:min_correct=1:max_correct=2";
+    const int tokens[] = {0, 1, 25, 50, 99, 100, 130};
+    const double right[] = {1, 0.999876640091433, 0.9267766952966369, 0.75, 0.500123359908567, 0.5, 0.5};
+    const double right_ten[] = {2, 1.9993147673772869, 1.6294095225512604, 1.0669872981077806, 1, 1, 1};
+    const double wrong_ten[] = {-10, -9.994518139018295, -7.035276180410083, -2.535898384862245, -2, -2, -2};
+    for (int i = 0; i < 7; i++) {
+        EXPECT_NEAR(reward_of("cosine", "\\boxed{7}", "7", true, tokens[i], 100), right[i], 1e-6);
+        EXPECT_NEAR(reward_of("cosine", "\\boxed{8}", "7", true, tokens[i], 100), -right[i], 1e-6);
+        EXPECT_NEAR(reward_of(ten, "\\boxed{7}", "7", true, tokens[i], 1000), right_ten[i], 1e-5);
+        EXPECT_NEAR(reward_of(ten, "\\boxed{8}", "7", true, tokens[i], 1000), wrong_ten[i], 1e-5);
+    }
+    EXPECT_NEAR(reward_of("cosine", "\\boxed{7}", "7", false, 50, 100), -0.75, 1e-6);  // cut off: as exact has it
+    EXPECT_NEAR(reward_of("cosine", "7", "7", true, 50, 100), -0.75, 1e-6);
+}
+
+TEST(Rewards, RepetitionAsTrl) {
+    const std::vector<std::vector<int>> ids = {
+        {1, 2, 3, 4}, {5, 5, 5, 5, 5}, {1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3}, {1, 2}, {7, 8, 7, 8, 7, 8, 9}, {}};
+    const std::pair<const char*, std::vector<double>> of[] = {
+        {"repetition", {0, -0.6666666666666667, -0.7, 0, -0.4, 0}},
+        {"repetition_penalty_reward:n=2", {0, -0.75, -0.7272727272727273, 0, -0.5, 0}},
+        {"repetition:n=1:max_penalty=-0.5", {0, -0.4, -0.375, 0, -0.2857142857142857, 0}}};
+    for (const auto& [text, want] : of)
+        for (size_t i = 0; i < ids.size(); i++) {
+            const std::string s;
+            const RewardSet set = rewards_parse(text, "");
+            EXPECT_FLOAT_EQ(set.entries[0].fn.one({s, s, s, true, ids[i], 100}, set.settings[0]), want[i]) << text << i;
+        }
+}
+
+// of the completions of a prompt; a 0 before the text: cut off
+static std::vector<float> majority_of(const std::vector<std::string>& texts, std::vector<int> group = {}) {
+    const std::string gold = "999";
+    const std::vector<int> tokens(5);
+    std::vector<RewardInput> in;
+    for (const std::string& text : texts) in.push_back({gold, text, gold, text[0] != '0', tokens, 10});
+    if (group.empty()) group.assign(texts.size(), 0);
+    std::vector<float> total;
+    std::vector<std::vector<float>> each;
+    rewards_compute(total, each, rewards_parse("majority", ""), in, group);
+    return total;
+}
+
+TEST(Rewards, Majority) {
+    typedef std::vector<float> V;
+    EXPECT_EQ(majority_of({"#### 4", "#### 5", "\\boxed{4.0}", "4"}), (V{1, 0, 1, 0}));  // equal as mathematics
+    EXPECT_EQ(majority_of({"#### 5", "#### 4", "#### 4", "#### 5"}), (V{1, 0, 0, 1}));   // of two the first
+    EXPECT_EQ(majority_of({"#### 5", "#### 4"}), (V{0, 0}));                             // nobody agrees with another
+    EXPECT_EQ(majority_of({"0 #### 5", "0 #### 5", "#### 4", "#### 4"}), (V{0, 0, 1, 1}));
+    EXPECT_EQ(majority_of({"\\boxed{no idea at all}", "\\boxed{no idea at all}"}), majority_of({"a", "b"}));
+    EXPECT_EQ(majority_of({"\\boxed{}", "\\boxed{}"}), (V{0, 0}));
+    EXPECT_EQ(majority_of({"#### 5", "#### 4", "#### 4", "#### 5", "#### 5"}, {0, 0, 1, 1, 1}), (V{0, 0, 0, 1, 1}));
+}
+
+TEST(Rewards, OfThePolicyItself) {
+    const std::string s;
+    const std::vector<int> tokens(5);
+    std::vector<float> total;
+    std::vector<std::vector<float>> each;
+    const RewardSet set = rewards_parse("entropy,self_certainty", "1,10");
+    EXPECT_EQ(set.traits(), (unsigned)(REWARD_ENTROPY | REWARD_SELF_CERTAINTY));
+    rewards_compute(total, each, set, {{s, s, s, true, tokens, 9, {0.5f, 2.0f}}, {s, s, s, true, tokens, 9}}, {0, 0});
+    EXPECT_EQ(each, (std::vector<std::vector<float>>{{-0.5f, 0.0f}, {2.0f, 0.0f}}));
+    EXPECT_EQ(total, (std::vector<float>{19.5f, 0.0f}));
+}
+
+TEST(Rewards, OutcomesAreThoseThatSayRightOrWrongAndCount) {
+    auto names = [](const char* funcs, const char* weights) {
+        std::string all;
+        for (const RewardEntry& e : outcome_rewards(rewards_parse(funcs, weights)).entries)
+            all += e.name + std::string(" ");
+        return all;
+    };
+    EXPECT_EQ(names("overlong,exact,format", ""), "exact ");
+    EXPECT_EQ(names("majority,boxed,accuracy,cosine", ""), "majority boxed accuracy ");
+    EXPECT_EQ(names("exact,accuracy", "0,1"), "accuracy ");
+    EXPECT_EQ(names("repetition,entropy,self_certainty", ""), "");
+}
+
 static std::string usage_error(const char* names, const char* weights) {
     try {
         rewards_parse(names, weights);
@@ -486,15 +586,30 @@ TEST(Rewards, ByName) {
     RewardSet set = rewards_parse("exact, format", "1.0,0.1");
     ASSERT_EQ(set.entries.size(), 2u);
     std::string completion = "x\n#### 4", gold = "5";
-    RewardInput in = {gold, completion, gold, true, 5, 10};
-    float each[2] = {-1, -1};
-    EXPECT_FLOAT_EQ(rewards_compute(set, in, each), 0.1f);
-    EXPECT_EQ(each[0], 0.0f);
-    EXPECT_EQ(each[1], 1.0f);
+    const std::vector<int> tokens(5);
+    std::vector<float> total;
+    std::vector<std::vector<float>> each;
+    rewards_compute(total, each, set, {{gold, completion, gold, true, tokens, 10}}, {0});
+    EXPECT_FLOAT_EQ(total[0], 0.1f);
+    EXPECT_EQ(each, (std::vector<std::vector<float>>{{0.0f}, {1.0f}}));
+    set = rewards_parse("exact, cosine:min_correct=0.25:max_len=7, soft_overlong_punishment_reward:cache=9", "");
+    ASSERT_EQ(set.entries.size(), 3u);
+    EXPECT_EQ(set.entries[2].name, std::string("overlong"));
+    EXPECT_EQ(set.settings[1].number("min_correct"), 0.25);
+    EXPECT_EQ(set.settings[1].number("max_correct"), 1.0);
+    EXPECT_EQ(set.settings[2].whole("cache"), 9);
+    for (const RewardEntry& e : reward_table()) EXPECT_EQ(rewards_parse(e.name, "").entries[0].name, e.name);
     EXPECT_EQ(usage_error("exact,format", ""), "");
     EXPECT_NE(usage_error("exct", "").find("did you mean exact?"), std::string::npos);
     EXPECT_NE(usage_error("thinkformat", "").find("did you mean think_format?"), std::string::npos);
-    EXPECT_NE(usage_error("nonsense", "").find("exact, accuracy, boxed, format, think_format, overlong"),
+    EXPECT_NE(usage_error("nonsense", "").find("exact, accuracy, boxed, majority, format, think_format, overlong"),
+              std::string::npos);
+    EXPECT_NE(usage_error("exact:n=3", "").find("--reward_funcs exact: n: it has no settings"), std::string::npos);
+    EXPECT_NE(usage_error("repetition:m=3", "").find("not one of its settings, n, max_penalty"), std::string::npos);
+    EXPECT_NE(usage_error("repetition:n=1.5", "").find("not a whole number in [1, 1024]"), std::string::npos);
+    EXPECT_NE(usage_error("repetition:max_penalty=1", "").find("not a number in [-100, 0]"), std::string::npos);
+    EXPECT_NE(usage_error("overlong,overlong:cache=3", "").find("'overlong' is named twice"), std::string::npos);
+    EXPECT_NE(usage_error("overlong,soft_overlong_punishment", "").find("'overlong' is named twice"),
               std::string::npos);
     EXPECT_NE(usage_error("exact,format", "1").find("1 weights for 2 rewards"), std::string::npos);
     EXPECT_NE(usage_error("exact", "1x").find("'1x' is not a number"), std::string::npos);

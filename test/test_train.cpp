@@ -125,6 +125,15 @@ TEST(TrainingBatch, AnEpochIsAPermutationCutIntoSteps) {
     d.whole_steps = true;
     EXPECT_EQ(d.steps_per_epoch(), 2);
     EXPECT_EQ(training_batch(d, 5).size(), 4u);
+    const std::vector<Example> own = training_batch(d, 5), further = further_examples(d, 5, 0, 9);
+    ASSERT_EQ(further.size(), 6u) << "what there is beside the step's own";
+    std::set<int> both;
+    for (const std::vector<Example>* part : {&own, &further})
+        for (const Example& e : *part) both.insert(e.prompt.tokens[0]);
+    EXPECT_EQ(both.size(), 10u);
+    EXPECT_EQ(further_examples(d, 5, 2, 3)[0].prompt.tokens, further[2].prompt.tokens);
+    EXPECT_EQ(further_examples(d, 5, 2, 3).size(), 3u);
+    EXPECT_TRUE(further_examples(d, 5, 6, 3).empty());
     d.shuffled = false;
     EXPECT_EQ(training_batch(d, 3)[0].prompt.tokens[0], 4) << "the second step of an epoch";
 }

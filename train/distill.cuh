@@ -144,12 +144,8 @@ struct DistillObjective : Objective {
             examples[i].completion = samples[i].tokens;
             if (traces != Traces::teacher || !only_correct) continue;
             const std::string text = completion_text(*tok, samples[i]);
-            RewardInput in{prompt.text,
-                           text,
-                           prompt.gold,
-                           samples[i].finished,
-                           (int)samples[i].tokens.size(),
-                           rollout.max_completion_length};
+            RewardInput in{
+                prompt.text, text, prompt.gold, samples[i].finished, samples[i].tokens, rollout.max_completion_length};
             if (reward_accuracy(in) < 0.5f) examples[i].completion.clear();
         }
         auto empty = [](const Example& e) { return completion_tokens(e) <= 0; };
@@ -177,6 +173,9 @@ struct DistillObjective : Objective {
         if (samples.empty()) return;
         if (only_correct) j["kd/accepted"] = (double)examples.size() / (double)samples.size();
         length_metrics(j, samples);
+        std::vector<std::string> texts;
+        for (const Completion& c : samples) texts.push_back(completion_text(*tok, c));
+        loop_ratios(j, samples, texts);
     }
 
     void timings(nlohmann::ordered_json& j, const StepReport& r) const override {

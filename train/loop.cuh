@@ -63,6 +63,7 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
     StepContext context{state.step, {}, c.pass, c.comm, c.stop};
     if (step_stop(context)) return false;
     context.batch = training_batch(data, state.step);
+    context.more = [&](int64_t first, int64_t n) { return further_examples(data, context.step, first, n); };
     if (!objective.prepare(t, context, next)) return false;
     r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
     r.learning_rate = schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);

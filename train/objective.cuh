@@ -38,6 +38,8 @@ struct StepContext {
     Comm* comm = nullptr;        // the ranks that share the work; null: this one alone
     std::function<bool()> stop;  // asked now and then; true abandons the step. null: it is to be finished
     int update = 0;              // which of the step's updates this is
+    // n prompts from the first-th on that may take the place of the batch's (further_examples)
+    std::function<std::vector<Example>(int64_t first, int64_t n)> more = nullptr;
     int world() const { return comm ? comm->world : 1; }
 };
 

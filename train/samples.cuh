@@ -8,6 +8,7 @@
 #include "../rewards/rewards.h"
 #include "../rollout.cuh"
 #include "../runtime/comm.h"
+#include "loops.h"
 
 inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
     std::vector<int> ids = c.tokens;
@@ -24,7 +25,7 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
     if (!ranks || ranks->world == 1) return rollout(m, s, prompts, G, config, stats, on_token);
     Comm& comm = *ranks;
     auto [begin, end] = comm_share(comm, (int)prompts.size());
-    config.first_prompt = begin;
+    config.first_prompt += begin;
     std::vector<Completion> mine =
         rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token);
     // a row a completion: finished, length, tokens, bits of their log-probabilities
@@ -64,25 +65,27 @@ struct RewardedGroup {
     std::vector<std::string> texts;        // [N]
 };
 
-// max_length: what a completion may have had
+// Those of a prompt stand together. max_length: what a completion may have had; means: of each completion, if a reward
+// needs them
 inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& rewards,
                                         const std::vector<Example>& batch, const std::vector<Completion>& completions,
-                                        int max_length) {
+                                        int max_length, const std::vector<TokenMeans>& means = {}) {
     RewardedGroup r;
-    size_t n = completions.size(), k = rewards.entries.size();
-    r.total.resize(n);
+    const size_t n = completions.size();
     r.texts.resize(n);
-    r.each.assign(k, std::vector<float>(n));
 #pragma omp parallel for schedule(dynamic, 4)
+    for (size_t i = 0; i < n; i++) r.texts[i] = completion_text(tok, completions[i]);
+    std::vector<RewardInput> in;
+    std::vector<int> prompt;
+    in.reserve(n);
     for (size_t i = 0; i < n; i++) {
         const Completion& c = completions[i];
         const Prompt& p = batch[c.prompt].prompt;
-        r.texts[i] = completion_text(tok, c);
-        RewardInput in{p.text, r.texts[i], p.gold, c.finished, (int)c.tokens.size(), max_length};
-        std::vector<float> each(k);
-        r.total[i] = rewards_compute(rewards, in, each.data());
-        for (size_t f = 0; f < k; f++) r.each[f][i] = each[f];
+        in.push_back(
+            {p.text, r.texts[i], p.gold, c.finished, c.tokens, max_length, means.empty() ? TokenMeans() : means[i]});
+        prompt.push_back(c.prompt);
     }
+    rewards_compute(r.total, r.each, rewards, in, prompt);
     return r;
 }
 
@@ -123,4 +126,17 @@ inline void length_metrics(nlohmann::ordered_json& j, const std::vector<Completi
         j["completions/max_" + suffix] = s.high;
     }
     j["completions/clipped_ratio"] = clipped_ratio(samples);
+}
+
+// the completions that do not read as text, and those that go round in circles (loops.h)
+inline void loop_ratios(nlohmann::ordered_json& j, const std::vector<Completion>& samples,
+                        const std::vector<std::string>& texts) {
+    const double n = std::max((double)samples.size(), 1.0);
+    double garbled = 0.0, repeating = 0.0;
+    for (size_t i = 0; i < samples.size(); i++) {
+        garbled += is_garbled(texts[i], samples[i].finished);
+        repeating += is_repeating(samples[i].tokens, samples[i].finished);
+    }
+    j["completions/garbled_ratio"] = garbled / n;
+    j["completions/repeating_ratio"] = repeating / n;
 }

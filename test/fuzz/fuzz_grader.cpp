@@ -25,10 +25,17 @@ static int fuzz_grader(const uint8_t* data, size_t size) {
         fuzz_require((there == Verdict::correct) == (back == Verdict::correct),
                      "equality has two directions: " + gold + " | " + completion);
     for (const bool finished : {true, false}) {
-        const RewardInput input{gold, completion, gold, finished, (int)(size % 100), 64};
+        const std::vector<int> tokens(size % 100);
+        const RewardInput alone{gold, completion, gold, finished, tokens, 64};
+        const RewardInput group[] = {alone, {gold, gold, gold, finished, tokens, 64}, alone};
         for (const RewardEntry& reward : reward_table()) {
-            const float r = reward.fn(input);
-            fuzz_require(r >= -1.0f && r <= 1.1f, std::string("a reward is in its range: ") + reward.name);
+            const Settings settings = settings_of(reward.name, reward.settings, "reward_funcs");
+            float r[3] = {};
+            if (reward.fn.one) r[0] = reward.fn.one(alone, settings);
+            else reward.fn.group(r, group, 3, settings);
+            for (float x : r)
+                fuzz_require(x >= -1.0f && x <= 1.1f, std::string("a reward is in its range: ") + reward.name);
+            if (reward.fn.group) fuzz_require(r[0] == r[2], "equal completions are paid the same");
         }
     }
     return 0;
