@@ -21,6 +21,7 @@
 #include <vector>
 #include "kernels/mix.cuh"
 #include "train/loop.cuh"
+#include "train/sampler.cuh"
 #include "train/shared_prompts.cuh"
 
 enum class LossType { grpo, bnpo, dr_grpo, dapo };
@@ -284,7 +285,8 @@ struct GrpoObjective : Objective {
     GrpoConfig config;
     RewardSet rewards;
     RolloutConfig rollout;
-    RolloutState* state = nullptr;
+    RolloutState* state = nullptr;  // of the sampler's model
+    Sampler sampler;
     Model* reference = nullptr;  // of the KL term; null: the policy without its adapter
     const Tokenizer* tok = nullptr;
 
@@ -316,11 +318,11 @@ struct GrpoObjective : Objective {
         prompts.clear();
         for (const Example& e : batch) prompts.push_back(e.prompt.tokens);
         rollout.step = (uint32_t)c.step;
-        rollout.pass = model_pack(*t.model);
+        rollout.pass = sampler_begin(sampler, *t.model, c.step);
         generated = RolloutStats();
-        samples = rollout_of_ranks(c.comm, *t.model, *state, prompts, config.num_generations, rollout, &generated,
+        samples = rollout_of_ranks(c.comm, sampler.model(), *state, prompts, config.num_generations, rollout, &generated,
                                    [&](int, int) { return !(c.stop && c.stop()); });
-        model_unpack(*t.model);
+        sampler_end(sampler);
         if (step_stop(c)) return false;
         run.generated.prompt_tokens += generated.prompt_tokens;
         run.generated.completion_tokens += generated.completion_tokens;
@@ -370,6 +372,7 @@ struct GrpoObjective : Objective {
         j["sampling/importance_sampling_ratio/min"] = first.ratio_min;
         j["sampling/importance_sampling_ratio/mean"] = first.ratio_mean;
         j["sampling/importance_sampling_ratio/max"] = first.ratio_max;
+        sampler_metrics(sampler, j);
     }
 
     void timings(nlohmann::ordered_json& j, const StepReport& r) const override {
@@ -417,14 +420,16 @@ struct GrpoObjective : Objective {
         j["silent_steps"] = silent;
         const std::string rotated = reference ? rotated_text(rotated_linears(*reference)) : "none";
         if (rotated != "none") j["reference_hadamard"] = rotated;
+        sampler_save(sampler, j);
     }
     void load(const nlohmann::ordered_json& j) override {
         silent = j.value("silent_steps", 0);
         if (reference)
             model_set_basis(*reference, rotated_linears(reference->config, j.value("reference_hadamard", "none")));
+        sampler_load(sampler, j);
     }
     std::vector<NamedArray> arrays() override {
-        std::vector<NamedArray> list;
+        std::vector<NamedArray> list = sampler_arrays(sampler);
         if (reference) add_array(list, "reference", reference->work);
         return list;
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include "../grpo.cuh"
 #include "../train/cold_start.cuh"
+#include "sampler_options.cuh"
 #include "training.cuh"
 
 inline GrpoConfig grpo_config(const Options& o) {
@@ -132,6 +133,7 @@ inline int grpo_command(Session& s) {
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     objective.config = grpo_config(o);
+    objective.sampler.config = sampler_config(o);  // refuses a bad text before the long work
     training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r);
     micro_batch_grow(s, r.data.longest_prompt + o.max_completion_length);
@@ -144,8 +146,14 @@ inline int grpo_command(Session& s) {
     RolloutShape shape =
         rollout_shape(o.prompts_per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
     check_best(r);
+    sampler_check(objective.sampler.config, s, training_steps(r));
     if (training_plan(r, objective, shape, [&] {
             if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m), objective.reference = &reference;
+            sampler_allocate(objective.sampler, s.m, shape, session_positions(s));
+            sampler_note(objective.sampler, s);
+            if (!objective.sampler.own) return;
+            objective.state = &objective.sampler.rollouts;
+            shape = RolloutShape();  // what evaluations need is all that is left
         }))
         return 0;
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);

@@ -146,6 +146,14 @@ OPT(std::string, scale_rewards, "group", "group|batch|none", IN_GRPO, "divide ad
 OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards") \
 OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
+GROUP("sampler that differs from the trainer") \
+OPT(std::string, rollout_weights, "", "", IN_GRPO, "quantizer of the weights that completions are sampled with, as --weights has it, or none: full precision; made of the trainer's masters before each rollout; empty: the trainer's weights") \
+OPT(std::string, rollout_activations, "", "", IN_GRPO, "the same of activations, as --activations has it; empty: the trainer's") \
+OPT(std::string, rollout_kv_cache, "", "", IN_GRPO, "the same of keys and values, as --kv_cache has it; empty: the trainer's") \
+OPT(int, rollout_staleness, 0, "[0, 1000000]", IN_GRPO, "completions come from the trainer's weights of up to so many steps ago: the sampler takes them anew before every (n+1)-th step; 0: before each") \
+OPT(double, noise_sigma_start, 0, "[0, 1]", IN_GRPO, "adaptive quantization noise (QeRL): standard deviation of what is added to the sampler's norms, in the first stage that has any; 0: none") \
+OPT(double, noise_sigma_end, 1e-4, "[1e-12, 1]", IN_GRPO, "the same in the last stage") \
+OPT(int, noise_num_stages, 10, "[2, 1000000]", IN_GRPO, "stages of equal length that the run is cut into; the first has no noise") \
 GROUP("distillation") \
 OPT(std::string, teacher, "", "", IN_DISTILL, "Hugging Face folder or .gguf file with the student's vocabulary; empty: the model that the student was quantized from") \
 OPT(std::string, kd_loss, "forward_kl", "forward_kl|reverse_kl|jsd", IN_DISTILL, "divergence of the student from the teacher: KL(teacher, student), KL(student, teacher), or Jensen-Shannon") \

@@ -40,6 +40,7 @@ enum RngStream : uint32_t {
     RNG_ROTATION = 9,  // (rotation, index, 0)
     RNG_MOMENTS = 10,  // (step, tensor, index / 4)
     RNG_DISTILL = 11,  // (step, 0, 0)
+    RNG_NORMS = 12,    // (step, norm, index)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {
