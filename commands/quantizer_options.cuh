@@ -52,6 +52,10 @@ inline QuantizerRules rules_of_layers(const Options& o, const std::string& text,
     return rules_parse(text, flag, o.quantize_layers);
 }
 inline QuantizerRules activation_rules(const Options& o) { return rules_of_layers(o, o.activations, "activations"); }
+// of a sampler's own; off where it has none
+inline QuantizerRules rollout_weight_rules(const Options& o) {
+    return rules_of_layers(o, o.rollout_weights.empty() ? "none" : o.rollout_weights, "rollout_weights");
+}
 inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
 
 // of the policy: keys may be quantized in the sampler alone

@@ -6,7 +6,7 @@
 
 inline SamplerConfig sampler_config(const Options& o) {
     SamplerConfig c;
-    if (!o.rollout_weights.empty()) c.weights = rules_of_layers(o, o.rollout_weights, "rollout_weights");
+    if (!o.rollout_weights.empty()) c.weights = rollout_weight_rules(o);
     if (!o.rollout_activations.empty())
         c.activations = rules_of_layers(o, o.rollout_activations, "rollout_activations");
     if (!o.rollout_kv_cache.empty()) c.kv_cache = rules_parse(o.rollout_kv_cache, "rollout_kv_cache");
