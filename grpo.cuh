@@ -11,10 +11,13 @@
 #include <string>
 #include <vector>
 #include "kernels/mix.cuh"
+#include "train/adaptive_clip.h"
 #include "train/advantages.h"
 #include "train/dynamic_sampling.cuh"
 #include "train/loop.cuh"
+#include "train/mismatch.h"
 #include "train/policy_pass.cuh"
+#include "train/sampler.cuh"
 #include "train/self_certainty.cuh"
 
 struct GrpoConfig : PolicyPassConfig {
@@ -26,7 +29,9 @@ struct GrpoConfig : PolicyPassConfig {
     double top_entropy_quantile = 1.0;  // share of the tokens, those of the largest entropy, that the loss takes
     int num_iterations = 1, updates_per_generation = 1;
     int dynamic_batches = 1;  // of prompts that a step may sample until the outcomes of each group differ; 1: its own
-    int ref_sync_steps = 0;   // the reference takes its share of the policy every so many steps; 0: never
+    ImportanceSampling correction;  // of a sampler that differs
+    bool adaptive_clip = false;
+    int ref_sync_steps = 0;        // the reference takes its share of the policy every so many steps; 0: never
     double ref_mixup_alpha = 0.6;  // that share
 };
 
@@ -53,7 +58,8 @@ struct GrpoObjective : Objective {
     GrpoConfig config;
     RewardSet rewards;
     RolloutConfig rollout;
-    RolloutState* state = nullptr;
+    RolloutState* state = nullptr;  // of the sampler's model
+    Sampler sampler;
     Model* reference = nullptr;  // of the KL term; null: the policy without its adapter
     const Tokenizer* tok = nullptr;
 
@@ -66,6 +72,7 @@ struct GrpoObjective : Objective {
     std::vector<TokenMeans> means;  // if a reward needs them
     DynamicSampling dynamic;
     PolicyData data;
+    Mismatch mismatch;     // of a sampler that differs
     double kl_paid = 0.0;  // mean over tokens, where the reward pays it
     RolloutStats generated;
     std::vector<PolicyPass> passes;  // its updates
@@ -83,12 +90,11 @@ struct GrpoObjective : Objective {
     }
 
     // G completions of each of these prompts; number: that of the first one in the step
-    std::vector<Completion> sample(Trainer& t, const StepContext& c, const std::vector<std::vector<int>>& asked,
-                                   int number) {
+    std::vector<Completion> sample(const StepContext& c, const std::vector<std::vector<int>>& asked, int number) {
         RolloutStats stats;
         rollout.first_prompt = number;
         std::vector<Completion> done =
-            rollout_of_ranks(c.comm, *t.model, *state, asked, config.num_generations, rollout, &stats,
+            rollout_of_ranks(c.comm, sampler.model(), *state, asked, config.num_generations, rollout, &stats,
                              [&](int, int) { return !(c.stop && c.stop()); });
         generated.prompt_tokens += stats.prompt_tokens;
         generated.completion_tokens += stats.completion_tokens;
@@ -97,9 +103,9 @@ struct GrpoObjective : Objective {
     }
 
     // other prompts in place of those whose completions are all right or all wrong. False: asked to stop
-    bool redraw(Trainer& t, const StepContext& c) {
+    bool redraw(const StepContext& c) {
         Redraw r{config.num_generations, config.dynamic_batches, nullptr, nullptr};
-        r.sample = [&](const std::vector<std::vector<int>>& asked, int number) { return sample(t, c, asked, number); };
+        r.sample = [&](const std::vector<std::vector<int>>& asked, int number) { return sample(c, asked, number); };
         r.outcome = [&, outcome = outcome_rewards(rewards)](const std::vector<Example>& e,
                                                             const std::vector<Completion>& done) {
             return completion_outcomes(*tok, outcome, e, done, config.max_completion_length);
@@ -114,12 +120,12 @@ struct GrpoObjective : Objective {
         prompts.clear();
         for (const Example& e : batch) prompts.push_back(e.prompt.tokens);
         rollout.step = (uint32_t)c.step;
-        rollout.pass = model_pack(*t.model);
+        rollout.pass = sampler_begin(sampler, *t.model, c.step);
         generated = RolloutStats();
-        samples = sample(t, c, prompts, 0);
+        samples = sample(c, prompts, 0);
         bool stopped = step_stop(c);
-        if (!stopped && config.dynamic_batches > 1) stopped = !redraw(t, c);
-        model_unpack(*t.model);
+        if (!stopped && config.dynamic_batches > 1) stopped = !redraw(c);
+        sampler_end(sampler);
         if (stopped) return false;
         run.generated.prompt_tokens += generated.prompt_tokens;
         run.generated.completion_tokens += generated.completion_tokens;
@@ -138,32 +144,37 @@ struct GrpoObjective : Objective {
     void assess(Trainer& t) {
         data = PolicyData();
         config.policy.beta = config.kl_in_reward ? 0.0 : config.beta;
-        std::vector<std::vector<float>> payments;
-        if (config.beta != 0.0) {
-            Pass base;
-            base.adapter = false;
-            data.ref = completion_logps(t, reference ? *reference : *t.model, reference ? Pass() : base, prompts,
-                                        samples, config);
-            gather_completions(config.comm, data.ref, samples);
-            if (config.kl_in_reward) payments = kl_payments();
+        if (sampler.differs() || config.top_entropy_quantile < 1.0) {
+            CompletionScores own = completion_scores(t, *t.model, config.pass, prompts, samples, config);
+            gather_completions(config.comm, own.logp, samples);
+            gather_completions(config.comm, own.entropy, samples);
+            if (sampler.differs()) correct(own);
+            if (config.top_entropy_quantile < 1.0) keep_high_entropy(own.entropy);
         }
+        std::vector<std::vector<float>> payments;
+        if (config.beta != 0.0) payments = refer(t);
         std::vector<int> lengths;
         for (const Completion& s : samples) lengths.push_back((int)s.tokens.size());
         advantages = compute_advantages(rewarded.total, config.num_generations, config.advantage, config.scale_rewards,
                                         lengths, payments);
         data.advantages = advantages.a;
         data.token_advantages = advantages.tokens;
-        if (config.top_entropy_quantile < 1.0) keep_high_entropy(t);
     }
 
-    // -beta KL of each token [N][n], by what sampled it
-    std::vector<std::vector<float>> kl_payments() {
+    // The reference's log-probabilities, for the loss or at once: what the reward pays [N][n], if it does
+    std::vector<std::vector<float>> refer(Trainer& t) {
+        Pass base;
+        base.adapter = false;
+        data.ref =
+            completion_logps(t, reference ? *reference : *t.model, reference ? Pass() : base, prompts, samples, config);
+        gather_completions(config.comm, data.ref, samples);
+        if (!config.kl_in_reward) return {};
         std::vector<std::vector<float>> payments(samples.size());
         double tokens = 0.0;
         kl_paid = 0.0;
         for (size_t i = 0; i < samples.size(); i++)
             for (size_t j = 0; j < samples[i].tokens.size(); j++) {
-                const double kl = kl_estimate(config.policy.kl, samples[i].logps[j], data.ref[i][j]).value;
+                const double kl = kl_estimate(config.policy.kl, old_logp(i, j), data.ref[i][j]).value;
                 payments[i].push_back((float)(-config.beta * kl));
                 kl_paid += kl, tokens += 1.0;
             }
@@ -172,24 +183,53 @@ struct GrpoObjective : Objective {
         return payments;
     }
 
+    float old_logp(size_t i, size_t j) const { return data.old.empty() ? samples[i].logps[j] : data.old[i][j]; }
+
+    // Sampler and trainer differ: measured raw, then corrected. Completions that do not count are left out
+    void correct(const CompletionScores& own) {
+        TokenRows sampled, trained = own.logp, entropy = own.entropy;
+        for (size_t i = 0; i < samples.size(); i++) {
+            const bool counts = !config.mask_truncated || samples[i].finished;
+            if (!counts) trained[i].clear(), entropy[i].clear();
+            sampled.push_back(counts ? samples[i].logps : std::vector<float>());
+        }
+        data.old = own.logp;
+        data.drift = sampler_divergence(sampled, trained);
+        const ImportanceWeights w = importance_weights(config.correction, sampled, trained);
+        mismatch = measure_mismatch(sampled, trained, entropy, config.correction, w);
+        if (!config.correction.mode.corrects) return;
+        if (policy_loss_of_sequence(config.policy.kind)) {
+            data.log_correction = w.log_weight;
+            return;
+        }
+        for (const std::vector<double>& row : w.weight) data.factor.emplace_back(row.begin(), row.end());
+        if (!config.adaptive_clip) return;
+        for (const auto& row : clip_ranges(sampled, trained, 1.0 - config.policy.low, config.policy.high - 1.0,
+                                           config.correction.clip_max)) {
+            data.low.emplace_back(), data.high.emplace_back();
+            for (const ClipRange& r : row)
+                data.low.back().push_back((float)r.low), data.high.back().push_back((float)r.high);
+        }
+    }
+
     // completions of update u: [first, last)
     std::pair<int, int> slice(int u) const {
         const int n = (int)samples.size() / config.updates_per_generation, s = u % config.updates_per_generation;
         return {s * n, (s + 1) * n};
     }
 
-    void keep_high_entropy(Trainer& t) {
-        std::vector<std::vector<float>> entropy =
-            completion_scores(t, *t.model, config.pass, prompts, samples, config).entropy;
-        gather_completions(config.comm, entropy, samples);
+    void keep_high_entropy(const std::vector<std::vector<float>>& entropy) {
         for (int u = 0; u < config.updates_per_generation; u++) {
             const auto [first, last] = slice(u);
             const PolicyTargets x = policy_targets(samples, data, config, first, last);
             high_entropy_tokens(data.in_bonus, entropy, x.lengths, config.top_entropy_quantile, first, last);
         }
+        const bool corrected = !data.factor.empty();
         data.factor.resize(samples.size());
-        for (size_t i = 0; i < samples.size(); i++)
-            data.factor[i].assign(data.in_bonus[i].begin(), data.in_bonus[i].end());
+        for (size_t i = 0; i < samples.size(); i++) {
+            if (!corrected) data.factor[i].assign(data.in_bonus[i].size(), 1.0f);
+            for (size_t j = 0; j < data.factor[i].size(); j++) data.factor[i][j] *= data.in_bonus[i][j] ? 1.0f : 0.0f;
+        }
     }
 
     StepLoss loss(Trainer& t, const StepContext& c, bool gradient) override {
@@ -220,6 +260,8 @@ struct GrpoObjective : Objective {
         j["entropy"] = pass.entropy;
         if (config.beta > 0.0) j["kl"] = config.kl_in_reward ? kl_paid : pass.kl;
         loss_metrics(j, pass);
+        sampler_metrics(sampler, j);
+        if (sampler.differs()) return mismatch_metrics(j, mismatch);
         j["sampling/sampling_logp_difference/mean"] = first.logp_difference_mean;
         j["sampling/sampling_logp_difference/max"] = first.logp_difference_max;
         j["sampling/importance_sampling_ratio/min"] = first.ratio_min;
@@ -292,14 +334,16 @@ struct GrpoObjective : Objective {
         j["silent_steps"] = silent;
         const std::string rotated = reference ? rotated_text(rotated_linears(*reference)) : "none";
         if (rotated != "none") j["reference_hadamard"] = rotated;
+        sampler_save(sampler, j);
     }
     void load(const nlohmann::ordered_json& j) override {
         silent = j.value("silent_steps", 0);
         if (reference)
             model_set_basis(*reference, rotated_linears(reference->config, j.value("reference_hadamard", "none")));
+        sampler_load(sampler, j);
     }
     std::vector<NamedArray> arrays() override {
-        std::vector<NamedArray> list;
+        std::vector<NamedArray> list = sampler_arrays(sampler);
         if (reference) add_array(list, "reference", reference->work);
         return list;
     }

@@ -24,6 +24,12 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // forward
 
+// weights [C] of the norm before a layer's attention (0) or before its MLP (1)
+inline const floatX* layer_norm_weight(const Model& m, const Pass& pass, int l, int which) {
+    if (pass.norms) return pass.norms + (size_t)(2 * l + which) * (size_t)m.C();
+    return which ? m.layers[l].ln2.work : m.layers[l].ln1.work;
+}
+
 // attention of layer l, from a.layers[l].ln1 to .att; what o multiplies, and ln1 what q,k,v did: transformed
 inline void layer_attention_forward(Model& m, Activations& a, int l, const BatchView& b, const Pass& pass,
                                     KVCache* cache) {
@@ -73,8 +79,8 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     const Layer& w = m.layers[l];
     layer_attention_forward(m, a, l, b, pass, cache);
     linear_forward(w.o, a.branch, y.att, nullptr, a.quantized, b.T, pass, m.dev);
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, w.ln2.work, {b.T, m.C()},
-                                   m.config.rms_norm_eps, m.dev);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch,
+                                   layer_norm_weight(m, pass, l, 1), {b.T, m.C()}, m.config.rms_norm_eps, m.dev);
     layer_mlp_forward(m, a, l, b.T, pass);
     linear_forward(w.down, a.branch, y.act, nullptr, a.quantized, b.T, pass, m.dev);
 }
@@ -87,14 +93,15 @@ inline void model_forward_view(Model& m, Activations& a, const BatchView& b, con
     int C = m.C(), L = m.L();
     float eps = m.config.rms_norm_eps;
     embedding_forward(a.residual[0], b.tokens, m.embed.work, T, C, m.dev);
-    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], m.layers[0].ln1.work, {T, C}, eps, m.dev);
+    rmsnorm_forward(a.layers[0].ln1, a.layers[0].ln1_rstd, a.residual[0], layer_norm_weight(m, pass, 0, 0), {T, C}, eps,
+                    m.dev);
     for (int l = 0; l < L; l++) {
         layer_forward(m, a, l, a.residual[l], b, pass, cache);
         // the residual addition and the next norm in one pass
         bool last_layer = l + 1 == L;
         floatX* out = last_layer ? a.hidden : a.layers[l + 1].ln1;
         float* rstd = last_layer ? a.hidden_rstd : a.layers[l + 1].ln1_rstd;
-        const floatX* weight = last_layer ? m.norm.work : m.layers[l + 1].ln1.work;
+        const floatX* weight = last_layer ? m.norm.work : layer_norm_weight(m, pass, l + 1, 0);
         fused_residual_rmsnorm_forward(a.residual[l + 1], out, rstd, a.layers[l].mid, a.branch, weight, {T, C}, eps,
                                        m.dev);
     }

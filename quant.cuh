@@ -81,6 +81,11 @@ inline std::string quantizer_text(const Quantizer& q, const char* row_scope = "c
 }
 
 // The text of a quantizer while it is read: its parts between colons, and which is next
+// --weights and --rollout_weights are quantizers of the same
+inline bool is_flag_of(const std::string& flag, const std::string& what) {
+    return flag == what || flag == "rollout_" + what;
+}
+
 struct QuantizerText {
     std::string text, flag;
     std::vector<std::string> parts;
@@ -91,7 +96,7 @@ struct QuantizerText {
             if (c == ':') parts.emplace_back();
             else parts.back() += c;
     }
-    bool weights() const { return flag == "weights"; }
+    bool weights() const { return is_flag_of(flag, "weights"); }
     bool more() const { return next < parts.size(); }
     bool is(const char* part) const { return more() && parts[next] == part; }
     [[noreturn]] void refuse(size_t i, const std::string& choices) const {
@@ -115,7 +120,7 @@ inline void quantizer_parse_name(Quantizer& q, QuantizerText& t) {
             q.spec.format = format.format, q.spec.bits = name.bits;
         }
     if (!found) t.refuse(t.next, all);
-    if (t.flag == "activations" && !found->activations)
+    if (is_flag_of(t.flag, "activations") && !found->activations)
         t.refuse(t.next, of_activations + ": the formats of activations");
     q.enabled = true;
     t.next++;
@@ -224,16 +229,17 @@ struct QuantizedTensor {
     int64_t count() const { return rows * cols; }
 };
 
-// t gets quantizer q and the shape of its grid, no memory; fails where q's groups do not divide its rows
-inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q) {
+// t gets quantizer q and the shape of its grid, no memory; fails where q's groups do not divide its rows. flag: that q
+// is from
+inline void quantized_tensor_init(QuantizedTensor& t, const Quantizer& q, const std::string& flag = "weights") {
     t.quantizer = q;
     t.group = t.groups = t.tiles = 0;
     if (!q.on()) return;
     if ((q.scope == QuantScope::group || q.scope == QuantScope::block) && t.cols % q.group)
         fail_usage(
-            "--weights %s: group size %d does not divide the %lld inputs of %s; choose a divisor "
+            "--%s %s: group size %d does not divide the %lld inputs of %s; choose a divisor "
             "(such as g32 or g64), or another quantizer",
-            quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
+            flag.c_str(), quantizer_text(q).c_str(), q.group, (long long)t.cols, t.name.c_str());
     t.group = q.scope == QuantScope::tensor ? t.count() : q.scope == QuantScope::channel ? t.cols : q.group;
     t.groups = t.count() / t.group;
     t.tiles = q.scope == QuantScope::block ? t.cols / QUANT_TILE : 0;

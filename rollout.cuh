@@ -152,7 +152,7 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
         DecodeGraphKey key = {
             v.T,           v.most_keys,     config.pass.packed && m.work_quantized, config.sampling, config.seed,
-            config.stream, config.n_allowed, rotated_linears(m)};
+            config.stream, config.n_allowed, config.pass.norms, rotated_linears(m)};
         decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
         return;
     }

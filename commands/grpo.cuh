@@ -3,6 +3,7 @@
 #include "../grpo.cuh"
 #include "../train/cold_start.cuh"
 #include "loss_options.cuh"
+#include "sampler_options.cuh"
 #include "training.cuh"
 
 // The defaults of the embedded task. What the user gave stays.
@@ -125,6 +126,7 @@ inline int grpo_command(Session& s) {
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);
     grpo_check_dynamic_sampling(o, objective.rewards);
     objective.config = grpo_config(o);
+    objective.sampler.config = sampler_config(o);  // refuses a bad text before the long work
     training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r, objective.rewards);
     micro_batch_grow(s, r.data.longest_prompt + o.max_completion_length);
@@ -137,8 +139,15 @@ inline int grpo_command(Session& s) {
     RolloutShape shape =
         rollout_shape((int)r.data.per_step / r.comm.world, o.num_generations, r.data.longest_prompt, objective.rollout);
     check_best(r);
+    sampler_check(objective.sampler.config, s, training_steps(r));
     if (training_plan(r, objective, shape, [&] {
             if (o.beta > 0.0 && !s.m.frozen) model_allocate_reference(reference, s.m), objective.reference = &reference;
+            sampler_allocate(objective.sampler, s.m, shape, session_positions(s));
+            sampler_note(objective.sampler, s);
+            correction_note(o, s, objective.sampler.differs());
+            if (!objective.sampler.own) return;
+            objective.state = &objective.sampler.rollouts;
+            shape = RolloutShape();  // what evaluations need is all that is left
         }))
         return 0;
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);

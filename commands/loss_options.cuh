@@ -28,6 +28,11 @@ inline PolicyConfig policy_config(const Options& o) {
     return c;
 }
 
+inline ImportanceSampling importance_sampling(const Options& o) {
+    return {importance_mode_named(o.importance_sampling_mode), o.importance_sampling_clip_min,
+            o.importance_sampling_clip_max};
+}
+
 inline GrpoConfig grpo_config(const Options& o) {
     GrpoConfig c;
     c.policy = policy_config(o);
@@ -40,6 +45,8 @@ inline GrpoConfig grpo_config(const Options& o) {
                                                    : c.advantage.scale;
     c.beta = o.beta, c.kl_in_reward = o.kl_in_reward;
     c.entropy_coef = o.entropy_coef, c.top_entropy_quantile = o.top_entropy_quantile;
+    c.correction = importance_sampling(o);
+    c.adaptive_clip = o.adaptive_clip;
     c.num_iterations = o.num_iterations;
     c.updates_per_generation = o.steps_per_generation / o.gradient_accumulation_steps;
     if (o.sync_ref_model) c.ref_sync_steps = o.ref_model_sync_steps, c.ref_mixup_alpha = o.ref_model_mixup_alpha;
@@ -110,6 +117,11 @@ inline void grpo_check_loss(const Options& o) {
             "--steps_per_generation %d is not a multiple of --gradient_accumulation_steps %d: an update would have "
             "batches of two generations; change one",
             o.steps_per_generation, o.gradient_accumulation_steps);
+    const Options normal;
+    const bool bounds = o.importance_sampling_clip_min != normal.importance_sampling_clip_min ||
+                        o.importance_sampling_clip_max != normal.importance_sampling_clip_max;
+    importance_sampling_check(importance_sampling(o), bounds, policy_loss_name(t.loss), o.adaptive_clip,
+                              o.num_iterations * (o.steps_per_generation / o.gradient_accumulation_steps));
     if (o.scale_rewards == "group" && advantage_estimator(o.advantage_estimator).of_tokens)
         fail_usage("--scale_rewards group: advantages of %s are whitened over the batch; take batch or none",
                    o.advantage_estimator.c_str());

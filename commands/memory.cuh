@@ -26,6 +26,13 @@ inline void fit_to_context(Session& s, const char* flag, int& tokens) {
     tokens = std::min(tokens, most);
 }
 
+// of the longest sequence that the model is asked about
+inline int session_positions(const Session& s) {
+    const Options& o = s.o;
+    return std::min(std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length}),
+                    s.m.config.max_position_embeddings);
+}
+
 // Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
 inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
     s.m.dev.arena = &s.arena;
@@ -40,14 +47,12 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
         s.m.noise.seed = s.o.seed;
     }
     model_quantize_activations(s.m, activation_rules(s.o), ste_rule(s.o));
-    model_quantize_kv(s.m, kv_rules(s.o), s.o.k_pre_bias);
+    model_quantize_kv(s.m, kv_rules(s.o), k_pre_bias(s.o));
     if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
     model_rotate(s.m, s.o.hadamard);
     more();
     const Options& o = s.o;
-    int positions = std::max({o.micro_batch_tokens, o.max_prompt_length + o.max_completion_length, o.max_length});
-    if (o.command != COMMAND_LOGPROBS)
-        rope_reserve(s.m.rope, std::min(positions, s.m.config.max_position_embeddings), s.m.dev);
+    if (o.command != COMMAND_LOGPROBS) rope_reserve(s.m.rope, session_positions(s), s.m.dev);
 #if HAS_KERNELS
     if (s.m.dev.cuda) {
         size_t decode = attention_decode_scratch(o.rollout_batch, o.max_prompt_length + o.max_completion_length,

@@ -45,13 +45,24 @@ inline QuantizerRules weight_rules(const Options& o) {
     }
     return rules;
 }
-// --activations; --quantize_layers restricts it as it does the weights
-inline QuantizerRules activation_rules(const Options& o) {
-    QuantizerRules rules = rules_parse(o.activations, "activations");
+// a text that --quantize_layers restricts if it is a single quantizer
+inline QuantizerRules rules_of_layers(const Options& o, const std::string& text, const char* flag) {
+    QuantizerRules rules = rules_parse(text, flag);
     if (o.quantize_layers == "all" || rules.rules.size() > 1 || !rules.rules[0].where.empty()) return rules;
-    return rules_parse(o.activations, "activations", o.quantize_layers);
+    return rules_parse(text, flag, o.quantize_layers);
+}
+inline QuantizerRules activation_rules(const Options& o) { return rules_of_layers(o, o.activations, "activations"); }
+// of a sampler's own; off where it has none
+inline QuantizerRules rollout_weight_rules(const Options& o) {
+    return rules_of_layers(o, o.rollout_weights.empty() ? "none" : o.rollout_weights, "rollout_weights");
 }
 inline QuantizerRules kv_rules(const Options& o) { return rules_parse(o.kv_cache, "kv_cache"); }
+
+// of the policy: keys may be quantized in the sampler alone
+inline bool k_pre_bias(const Options& o) {
+    const bool sampler_alone = !o.rollout_kv_cache.empty() && o.rollout_kv_cache != "none" && !kv_rules(o).on();
+    return o.k_pre_bias && !sampler_alone;
+}
 
 // The folder that says what the policy was quantized to: the adapter's, or where that is silent (PEFT's own) its base's
 inline std::string policy_folder(const Options& o) {

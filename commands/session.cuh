@@ -153,7 +153,7 @@ inline void session_open(Session& s) {
     }
     check_device_takes_model(s);
     check_weights(s.m.config, s.o);
-    check_kv_rules(s.m.config, kv_rules(s.o), s.o.k_pre_bias);
+    check_kv_rules(s.m.config, kv_rules(s.o), k_pre_bias(s.o));
     hadamard_rules(s.o, s.m.config);
     if (tokenizer_vocab_size(s.tok) > s.m.V())
         fail("the tokenizer has %d tokens and the model %d rows; they do not belong together",

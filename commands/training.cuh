@@ -7,7 +7,10 @@
 // methods: --methods, which the cold start of an adapter's base does without
 inline void trainer_from_options(Trainer& t, Model& m, const Options& o, const std::string& methods = "none") {
     TrainingMethods list = training_methods_parse(methods);
-    for (const auto& method : list.list) method->run.basis_given = o.given("hadamard") && o.hadamard != "none";
+    for (const auto& method : list.list) {
+        method->run.basis_given = o.given("hadamard") && o.hadamard != "none";
+        method->run.quantized_sampler = rollout_weight_rules(o).on();
+    }
     trainer_init(t, m, o.micro_batch_tokens, o.gradient_checkpointing, optimizer_config(o), std::move(list),
                  o.entropy_coef != 0.0);
     t.max_grad_norm = o.max_grad_norm;

@@ -31,6 +31,7 @@ struct MethodContext {
     Model* model = nullptr;
     int64_t tokens = 0;           // most of a micro-batch
     bool basis_given = false;     // by --hadamard, and not by the folder that the model comes from
+    bool quantized_sampler = false;  // --rollout_weights
     Activations* acts = nullptr;  // scratch between steps: training's
     std::vector<Batch> sample;    // some of the run's training text, in micro-batches that fit acts
 };

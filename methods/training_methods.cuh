@@ -5,6 +5,7 @@
 #include "efqat.cuh"
 #include "end_to_end.cuh"
 #include "freeze.cuh"
+#include "invariant_scaling.cuh"
 #include "roste.cuh"
 #include "training_method.cuh"
 
@@ -16,6 +17,7 @@ inline const std::vector<const MethodRow*>& training_methods() {
         &efqat_row,       //
         &end_to_end_row,  //
         &freeze_row,      //
+        &invariant_scaling_row,
         &roste_row,
     };
     return rows;

@@ -15,12 +15,14 @@ struct DecodeGraphKey {
     uint64_t seed;
     uint32_t stream;
     int n_allowed;
+    const void* norms;          // of Pass
     std::vector<char> rotated;  // which linears transform their inputs, see model/basis.cuh
 };
 
 inline bool same_key(const DecodeGraphKey& a, const DecodeGraphKey& b) {
     return a.rows == b.rows && a.keys == b.keys && a.codes == b.codes && same_sampling(a.sampling, b.sampling) &&
-           a.seed == b.seed && a.stream == b.stream && a.n_allowed == b.n_allowed && a.rotated == b.rotated;
+           a.seed == b.seed && a.stream == b.stream && a.n_allowed == b.n_allowed && a.norms == b.norms &&
+           a.rotated == b.rotated;
 }
 
 struct DecodeGraphs {

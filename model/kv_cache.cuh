@@ -24,10 +24,10 @@ inline KvQuant layer_kv_quant(const Model& m, int l) {
 }
 
 // fails if keys and values cannot be quantized so, in heads of head_dim
-inline void check_kv_quantizer(const Quantizer& q, int head_dim) {
+inline void check_kv_quantizer(const Quantizer& q, int head_dim, const std::string& flag = "kv_cache") {
     if (!q.on()) return;
     std::string text = quantizer_text(q, "token");
-    auto refuse = [&](const std::string& why) { fail_usage("--kv_cache %s: %s", text.c_str(), why.c_str()); };
+    auto refuse = [&](const std::string& why) { fail_usage("--%s %s: %s", flag.c_str(), text.c_str(), why.c_str()); };
     if (q.scope == QuantScope::tensor || !quant_traits(q.spec).kv_cache)
         refuse(
             "a token that is added would change the scale of the others; choose int8:token:asym, int4:token:asym, "
@@ -48,7 +48,7 @@ inline void check_kv_rules(const ModelConfig& c, const QuantizerRules& rules, bo
         fail_usage("--k_pre_bias true: there is no quantizer of keys; give --kv_cache too (such as int4:token:asym)");
     if (k_pre_bias && (!c.qkv_bias || c.qk_norm))
         fail_usage("--k_pre_bias true: this model's keys have no bias (Qwen2's have); leave it out");
-    for (const QuantizerRule& r : rules.rules) check_kv_quantizer(r.quantizer, c.head_dim);
+    for (const QuantizerRule& r : rules.rules) check_kv_quantizer(r.quantizer, c.head_dim, rules.flag);
 }
 
 // Keys and values get their quantizers; before trainers and caches are made

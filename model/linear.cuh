@@ -42,6 +42,7 @@ struct Pass {
     bool packed = false;    // weights as model_pack laid them out
     uint32_t dropout = 0;   // the number of the pass, which keys the adapter's dropout; 0: none
     bool kv = true;         // unless keys and values are to be as they are, too
+    const floatX* norms = nullptr;  // [L,2,C] weights of the norms before attention and MLP; null: the model's
 };
 
 inline Pass full_precision() {

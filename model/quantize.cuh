@@ -35,7 +35,7 @@ inline void check_weight_rules(const ModelConfig& config, const QuantizerRules& 
     for (const ParamTensor& t : model_tensors(config, &n)) {
         QuantizedTensor qt;
         qt.name = t.name, qt.rows = t.rows, qt.cols = t.cols;
-        quantized_tensor_init(qt, quantizer_of(rules, t));
+        quantized_tensor_init(qt, quantizer_of(rules, t), rules.flag);
     }
 }
 
@@ -51,12 +51,12 @@ inline void model_quantize_activations(Model& m, const QuantizerRules& rules, St
         q.ste = ste;
         if (t.part > 0 && quantizer_text(q, "token") != quantizer_text(l.input, "token"))
             fail_usage(
-                "--activations: %s and its neighbours in layer %d multiply the same input; name all of q,k,v and all "
-                "of gate,up, or none",
-                l.parts[0].label, t.layer);
+                "--%s: %s and its neighbours in layer %d multiply the same input; name all of q,k,v and all of gate,up, "
+                "or none",
+                rules.flag.c_str(), l.parts[0].label, t.layer);
         if (q.scope == QuantScope::group && q.on() && t.cols % q.group)
-            fail_usage("--activations %s: groups of %d do not divide the %lld inputs of %s; choose a divisor or token",
-                       quantizer_text(q, "token").c_str(), q.group, (long long)t.cols, t.label);
+            fail_usage("--%s %s: groups of %d do not divide the %lld inputs of %s; choose a divisor or token",
+                       rules.flag.c_str(), quantizer_text(q, "token").c_str(), q.group, (long long)t.cols, t.label);
         l.input = q;
     }
 }
@@ -111,7 +111,7 @@ inline void model_quantize(Model& m, const QuantizerRules& rules, bool track_fli
     for (const ParamTensor& t : m.tensors) {
         LinearPart* p = part_of(m, t);
         if (!p) continue;
-        quantized_tensor_init(*p, quantizer_of(rules, t));
+        quantized_tensor_init(*p, quantizer_of(rules, t), rules.flag);
         const Quantizer& q = p->quantizer;
         if (!q.on()) continue;
         p->number = number++;
@@ -251,6 +251,19 @@ inline void model_adapt(Model& m, const LoraConfig& config, uint64_t seed, bool 
 // ---------------------------------------------------------------------------------------------------------------------
 // what the forward reads, made of the masters
 
+// What m's forward reads, of the masters of `from`, which is m itself or a model of the same configuration: from's hooks
+// and bases, m's quantizers. quantized: Q(W); else full precision
+inline void model_work_of(Model& m, Model& from, bool quantized) {
+    m.work_quantized = quantized;
+    for (const ParamTensor& t : from.tensors) {
+        const float* w = from.master.data + t.offset;
+        if (LinearPart* p = part_of(from, t)) w = part_source(*p, from.dev);
+        LinearPart* p = part_of(m, t);
+        if (p && quantized && p->quantizer.on()) quantized_tensor_refresh(*p, w, m.noise, m.dev);
+        else convert_forward(m.work.data + t.offset, w, t.count(), m.dev);
+    }
+}
+
 // Working weights from masters: after loading and after every optimizer step. quantized: Q(W); else full precision, which
 // a Pass must then ask for. again: the second time after a step, whose flips are those of both.
 inline void model_refresh(Model& m, bool quantized = true, bool again = false) {
@@ -259,13 +272,7 @@ inline void model_refresh(Model& m, bool quantized = true, bool again = false) {
     m.loading.reset();
     m.work_quantized = quantized;
     if (m.frozen || !m.master.size) return;
-    for (const ParamTensor& t : m.tensors) {
-        const float* w = m.master.data + t.offset;
-        LinearPart* p = part_of(m, t);
-        if (p) w = part_source(*p, m.dev);
-        if (p && quantized && p->quantizer.on()) quantized_tensor_refresh(*p, w, m.noise, m.dev);
-        else convert_forward(m.work.data + t.offset, w, t.count(), m.dev);
-    }
+    model_work_of(m, m, quantized);
     if (!quantized || !m.flip_counts.size) return;
     std::vector<int64_t> counts(m.flip_counts.size);
     copy_to_host(counts.data(), m.flip_counts.data, m.flip_counts.bytes(), m.dev);

@@ -64,6 +64,12 @@ struct Buffer {
         size = 0;
         on_device = in_arena = false;
     }
+    // the memory of another, which outlives this
+    void view(const Buffer& other) {
+        release();
+        data = other.data, size = other.size, on_device = other.on_device;
+        in_arena = true;  // of whoever frees it
+    }
     size_t bytes() const { return size * sizeof(T); }
     void swap(Buffer& other) {
         std::swap(data, other.data);

@@ -165,6 +165,18 @@ OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one fo
 OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
 OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
+GROUP("sampler that differs from the trainer") \
+OPT(std::string, rollout_weights, "", "", IN_GRPO, "quantizer of the weights that completions are sampled with, as --weights has it, or none: full precision; made of the trainer's masters before each rollout; empty: the trainer's weights") \
+OPT(std::string, rollout_activations, "", "", IN_GRPO, "the same of activations, as --activations has it; empty: the trainer's") \
+OPT(std::string, rollout_kv_cache, "", "", IN_GRPO, "the same of keys and values, as --kv_cache has it; empty: the trainer's") \
+OPT(int, rollout_staleness, 0, "[0, 1000000]", IN_GRPO, "completions come from the trainer's weights of up to so many steps ago: the sampler takes them anew before every (n+1)-th step; 0: before each") \
+OPT(std::string, importance_sampling_mode, "token_truncate", "none|token_truncate|token_mask|sequence_truncate|sequence_mask", IN_GRPO, "what corrects for a sampler that differs: the probability ratio of the trainer before its update to the sampler, of a token or of its whole sequence, truncated at the bounds or 0 outside of them, times the policy loss (TRL's vllm_importance_sampling_mode); where nothing differs it is 1") \
+OPT(double, importance_sampling_clip_max, 2.0, "(0, 1e8]", IN_GRPO, "its upper bound") \
+OPT(double, importance_sampling_clip_min, 0, "[0, 1e8]", IN_GRPO, "its lower bound; 0: none") \
+OPT(bool, adaptive_clip, false, "", IN_GRPO, "QuRL: the upper end of the clipped range is raised for tokens whose ratio was truncated") \
+OPT(double, noise_sigma_start, 0, "[0, 1]", IN_GRPO, "adaptive quantization noise (QeRL): standard deviation of what is added to the sampler's norms, in the first stage that has any; 0: none") \
+OPT(double, noise_sigma_end, 1e-4, "[1e-12, 1]", IN_GRPO, "the same in the last stage") \
+OPT(int, noise_num_stages, 10, "[2, 1000000]", IN_GRPO, "stages of equal length that the run is cut into; the first has no noise") \
 GROUP("distillation") \
 OPT(std::string, teacher, "", "", IN_DISTILL, "Hugging Face folder or .gguf file with the student's vocabulary; empty: the model that the student was quantized from") \
 OPT(std::string, kd_loss, "forward_kl", "forward_kl|reverse_kl|jsd", IN_DISTILL, "divergence of the student from the teacher: KL(teacher, student), KL(student, teacher), or Jensen-Shannon") \

@@ -40,6 +40,7 @@ enum RngStream : uint32_t {
     RNG_ROTATION = 9,  // (rotation, index, 0)
     RNG_MOMENTS = 10,  // (step, tensor, index / 4)
     RNG_DISTILL = 11,  // (step, 0, 0)
+    RNG_NORMS = 12,    // (step, norm, index)
     RNG_REDRAW = 16,   // (step, index, try)
 };
 

@@ -181,7 +181,7 @@ TEST(MethodPairs, AreAsThePageSays) {
 // A method without anything to act on says what to add
 TEST(MethodPairs, WithNothingToActOnAreRefused) {
     const Args sft = {"sft", "--model", trained, "--train_data", sums, "--output_dir", fresh("out")};
-    for (const char* method : {"cage", "dampen", "freeze", "efqat", "e2e_qp"}) {
+    for (const char* method : {"cage", "dampen", "freeze", "efqat", "e2e_qp", "uaq"}) {
         refused(2, sft + Args{"--methods", method}, {std::string("--methods ") + method, "add --weights"});
         refused(2, sft + Args{"--methods", method, "--lora_r", "4", "--weights", "nf4:g16"},
                 {std::string("--methods ") + method, "adapter"});
