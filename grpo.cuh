@@ -316,6 +316,8 @@ struct GrpoObjective : Objective {
         std::string s = line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |",
                                               advantages.reward_mean, advantages.reward_std, pass.loss, pass.entropy);
         if (config.beta > 0.0) s += format(" kl %.4f |", config.kl_in_reward ? kl_paid : pass.kl);
+        if (sampler.differs() && mismatch.tokens)
+            s += format(" off %.3f ess %.2f |", mismatch.difference.mean(), mismatch.sequence_sample_size);
         s += format(" len %.1f clipped %.0f%% | ", lengths.mean, 100 * clipped_ratio(samples)) + line_update(r);
         return s + format(" gen %s train %s tok/s | %.1f s",
                           human_count((double)generated.completion_tokens / generated.seconds).c_str(),
