@@ -2,6 +2,7 @@
 //   z_v = (hidden . W_v) / temperature          lse = log sum_v exp(z_v)
 //   logp = z_y - lse                            entropy = lse - sum_v p_v z_v,  p_v = exp(z_v - lse)
 //   backward, given g = dL/dlogp of each token: dz_v = g (1[v = y] - p_v)
+//   and, given e = dL/dentropy:         dz_v += -e p_v (log p_v + entropy),  log p_v = z_v - lse
 //   dhidden = sum_v dz_v W_v / temperature      dW_v += sum_t dz_v hidden_t / temperature
 // [T,V] is not stored whole: at V = 151,936 and T = 4,096 it would be 2.5 GB in fp32. A chunk is LM_HEAD_ROWS x
 // LM_HEAD_COLUMNS; the forward keeps a running maximum and sums (Milakov & Gimelshein 2018, online softmax), the
@@ -92,6 +93,17 @@ struct LmHeadInputs {
     float inverse_temperature;
 };
 
+// The entropies of the forward, for a loss that has them: both [T], or null
+struct LmHeadEntropy {
+    const float* entropy = nullptr;
+    const float* dentropy = nullptr;  // dL/dentropy
+};
+
+// -dz_v / temperature apart from the target's own term. g, e: dL/dlogp and dL/dentropy, over the temperature
+HOST_DEVICE float logit_pull(float p, float logp, float g, float e, float entropy) {
+    return mul_add(e, logp + entropy, g) * p;
+}
+
 struct LmHeadScratch {
     Buffer<float> logits;        // [LM_HEAD_ROWS, LM_HEAD_COLUMNS] or less
     Buffer<floatX> dlogits;      // the same
@@ -164,12 +176,24 @@ inline void lm_head_forward_cpu(float* logp,     // [T]
     }
 }
 
+// A row of a chunk with the entropy's gradient; y: the target's column, which may lie outside
+inline void lm_head_dlogits_entropy(floatX* dz, const float* z, int64_t n, int64_t y, float g, float e, float entropy,
+                                    float lse, float inverse_temperature) {
+    auto pull = [&](int64_t v) {
+        float logp = z[v] * inverse_temperature - lse;
+        return logit_pull(exp_f(logp), logp, g, e, entropy);
+    };
+    INDEPENDENT
+    for (int64_t v = 0; v < n; v++) dz[v] = -pull(v);
+    if (y >= 0 && y < n) dz[y] = g - pull(y);
+}
+
 inline void lm_head_backward_cpu(floatX* dhidden,         // [T,C]
                                  float* dweight,          // [V,C] +=
                                  const float* dlogp,      // [T] dL/dlogp
                                  const float* lse,        // [T] from the forward
                                  const LmHeadInputs& in,  // of the last forward, or none is kept
-                                 LmHeadScratch& scratch) {
+                                 LmHeadScratch& scratch, const LmHeadEntropy& h = LmHeadEntropy()) {
     const int64_t T = in.T, C = in.C, V = in.V;
     const float inverse_temperature = in.inverse_temperature;
     int64_t columns = V < LM_HEAD_COLUMNS ? V : LM_HEAD_COLUMNS;
@@ -194,9 +218,14 @@ inline void lm_head_backward_cpu(floatX* dhidden,         // [T,C]
                 const float* z = logits + i * columns;
                 floatX* dz = dlogits + i * columns;
                 float g = dlogp[t0 + i] * inverse_temperature, row_lse = lse[t0 + i];
+                int64_t y = in.targets[t0 + i] - v0;
+                if (h.dentropy) {
+                    lm_head_dlogits_entropy(dz, z, n, y, g, h.dentropy[t0 + i] * inverse_temperature,
+                                            h.entropy[t0 + i], row_lse, inverse_temperature);
+                    continue;
+                }
                 INDEPENDENT
                 for (int64_t v = 0; v < n; v++) dz[v] = -g * exp_f(z[v] * inverse_temperature - row_lse);
-                int64_t y = in.targets[t0 + i] - v0;
                 if (y >= 0 && y < n) dz[y] = g * (1.0f - exp_f(z[y] * inverse_temperature - row_lse));
             }
             gemm_nn(dh, dlogits, in.weight + v0 * C, rows, n, C, true, {C, columns});
@@ -331,21 +360,25 @@ __global__ void lm_head_finish_kernel(float* logp, float* lse, float* entropy, c
 
 // A pack of dlogits a thread. dlogits: (rows,n) at the logits' stride; dlogp, lse, targets: (rows). grid: CEIL_DIV(n,
 // LM_HEAD_BLOCK * W), rows
+template <bool ENTROPY>
 __global__ void lm_head_dlogits_kernel(floatX* dlogits, LmHeadChunk c, const float* dlogp, const float* lse,
-                                       const int* targets) {
+                                       const int* targets, LmHeadEntropy h) {
     constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
     int64_t row = blockIdx.y;
     int i = (blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;
     if (i >= c.n) return;
     float g = dlogp[row] * c.inverse_temperature, row_lse = lse[row];
+    float e = ENTROPY ? h.dentropy[row] * c.inverse_temperature : 0.0f, entropy = ENTROPY ? h.entropy[row] : 0.0f;
     int64_t y = targets[row] - c.v0;
     Pack128<floatX> dz;
     for (int j = 0; j < W / F; j++) {
         Pack128<float> z = load_pack(c.logits.row(row), i + j * F, c.n, c.aligned);
         UNROLL
         for (int k = 0; k < F; k++) {
-            float p = exp_f(logit_logp(z[k], c.inverse_temperature, row_lse));
-            dz[j * F + k] = i + j * F + k == y ? g * (1.0f - p) : -g * p;
+            float logp = logit_logp(z[k], c.inverse_temperature, row_lse), p = exp_f(logp);
+            bool target = i + j * F + k == y;
+            if (ENTROPY) dz[j * F + k] = (target ? g : 0.0f) - logit_pull(p, logp, g, e, entropy);
+            else dz[j * F + k] = target ? g * (1.0f - p) : -g * p;
         }
     }
     store_pack(dlogits + row * c.logits.stride, i, c.n, c.aligned, dz);
@@ -396,11 +429,13 @@ inline void lm_head_forward(float* logp, float* lse, float* entropy, const LmHea
     lm_head_forward_cpu(logp, lse, entropy, in, scratch);
 }
 
-// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); lse: (T) from the forward
+// dhidden: (T,C); dweight: (V,C), +=, or null; dlogp: (T); lse and h.entropy: (T) from the forward
 inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp, const float* lse,
-                             const LmHeadInputs& in, LmHeadScratch& scratch, Device dev) {
+                             const LmHeadInputs& in, LmHeadScratch& scratch, Device dev,
+                             LmHeadEntropy h = LmHeadEntropy()) {
     NVTX_RANGE("lm_head_backward");
     lm_head_check("lm_head_backward", in);
+    if (h.dentropy && !h.entropy) fail("lm_head_backward: a gradient of the entropy needs the forward's entropy");
     if (in.T == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
@@ -421,8 +456,13 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
                 int n = (int)(V - v0 < columns ? V - v0 : columns);
                 matmul_nt(logits, {hidden, C}, {weight, C}, nullptr, rows, n, C, dev);
                 LmHeadChunk c = {{logits.p, columns}, n, v0, in.inverse_temperature, aligned};
-                LAUNCH(lm_head_dlogits_kernel, dim3(CEIL_DIV(n, LM_HEAD_BLOCK * W), rows), LM_HEAD_BLOCK, 0, dev.stream,
-                       dlogits, c, dlogp + t0, lse + t0, in.targets + t0);
+                const dim3 grid(CEIL_DIV(n, LM_HEAD_BLOCK * W), rows);
+                if (h.dentropy)
+                    LAUNCH((lm_head_dlogits_kernel<true>), grid, LM_HEAD_BLOCK, 0, dev.stream, dlogits, c, dlogp + t0,
+                           lse + t0, in.targets + t0, LmHeadEntropy{h.entropy + t0, h.dentropy + t0});
+                else
+                    LAUNCH((lm_head_dlogits_kernel<false>), grid, LM_HEAD_BLOCK, 0, dev.stream, dlogits, c, dlogp + t0,
+                           lse + t0, in.targets + t0, LmHeadEntropy());
                 matmul_nn(dh, {dlogits, columns}, {weight, C}, rows, n, C, v0 > 0, dev);
                 if (dweight) matmul_tn({dweight + v0 * C, C}, {dlogits, columns}, {hidden, C}, rows, n, C, dev);
             }
@@ -432,5 +472,5 @@ inline void lm_head_backward(floatX* dhidden, float* dweight, const float* dlogp
     }
 #endif
     (void)dev;
-    lm_head_backward_cpu(dhidden, dweight, dlogp, lse, in, scratch);
+    lm_head_backward_cpu(dhidden, dweight, dlogp, lse, in, scratch, h);
 }

@@ -11,13 +11,15 @@ struct ScoreMemory {
     int64_t capacity = 0;                     // scored tokens
     Buffer<int> rows;                         // [2, R]: rows, then targets, brought by one copy
     Buffer<float> logp, lse, entropy, dlogp;  // [capacity]
+    Buffer<float> dentropy;                   // [capacity], or none
     Buffer<floatX> hidden, dhidden;           // [capacity, C]
     LmHeadScratch head;
     PolicyMemory policy;
 };
 
-// training: also what the backward needs
-inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens, bool training) {
+// training: also what the backward needs; with_entropy: of a loss that has the entropy, too
+inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens, bool training,
+                                  bool with_entropy = false) {
     const char* hint = training ? "lower --micro_batch_tokens" : "";
     s.capacity = tokens;
     s.rows.allocate(2 * tokens, "scored tokens", hint, m.dev);
@@ -26,6 +28,7 @@ inline void score_memory_allocate(ScoreMemory& s, const Model& m, int64_t tokens
     lm_head_scratch_allocate(s.head, tokens, m.C(), m.V(), training, m.dev);
     if (!training) return;
     s.dlogp.allocate(tokens, "scored tokens", hint, m.dev);
+    if (with_entropy) s.dentropy.allocate(tokens, "scored tokens", hint, m.dev);
     s.dhidden.allocate(tokens * m.C(), "hidden states of the scored tokens", hint, m.dev);
     policy_memory_allocate(s.policy, tokens, m.dev);
 }

@@ -46,7 +46,8 @@ inline void trainer_bind(Trainer& t) {
 }
 
 inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool checkpointing,
-                         const OptimizerConfig& optimizer = OptimizerConfig(), TrainingMethods methods = {}) {
+                         const OptimizerConfig& optimizer = OptimizerConfig(), TrainingMethods methods = {},
+                         bool with_entropy = false) {
     t.model = &m;
     t.methods = std::move(methods);
     for (const auto& method : t.methods.list) {
@@ -60,7 +61,7 @@ inline void trainer_init(Trainer& t, Model& m, int64_t micro_batch_tokens, bool 
     optimizer_init(t.optimizer, m, t.grads, t.scale_grads, optimizer);
     activations_allocate(t.acts, m, micro_batch_tokens,
                          checkpointing ? ActivationMode::recompute : ActivationMode::save_all);
-    score_memory_allocate(t.score, m, micro_batch_tokens, true);
+    score_memory_allocate(t.score, m, micro_batch_tokens, true, with_entropy);
 }
 
 // The weights are those that training begins with
@@ -95,20 +96,22 @@ inline void score_hidden_backward(Trainer& t, int64_t R) {
 }
 
 // t.score.dhidden, and the head's gradient, from t.score.dlogp [R] = dL/dlogp of the tokens of the last
-// score_forward_training
-inline void score_head_backward(Trainer& t, int64_t R, float inverse_temperature) {
+// score_forward_training; with_entropy: and from t.score.dentropy [R] = dL/dentropy
+inline void score_head_backward(Trainer& t, int64_t R, float inverse_temperature, bool with_entropy = false) {
     NVTX_RANGE("lm_head_backward");
     Model& m = *t.model;
     ScoreMemory& memory = t.score;
+    if (with_entropy && !memory.dentropy.data) fail("score_backward: the trainer has no room for entropy gradients");
     trainer_bind(t);
     lm_head_backward(memory.dhidden.data, m.head.grad, memory.dlogp.data, memory.lse.data,
                      {memory.hidden.data, m.head.work, memory.rows.data + R, R, m.C(), m.V(), inverse_temperature},
-                     memory.head, m.dev);
+                     memory.head, m.dev,
+                     with_entropy ? LmHeadEntropy{memory.entropy.data, memory.dentropy.data} : LmHeadEntropy());
 }
 
 // both
-inline void score_backward(Trainer& t, int64_t R, float inverse_temperature) {
-    score_head_backward(t, R, inverse_temperature);
+inline void score_backward(Trainer& t, int64_t R, float inverse_temperature, bool with_entropy = false) {
+    score_head_backward(t, R, inverse_temperature, with_entropy);
     score_hidden_backward(t, R);
 }
 
