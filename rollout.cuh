@@ -66,8 +66,8 @@ inline RolloutShape rollout_shape(int P, int G, int64_t longest, const RolloutCo
 }
 
 inline RolloutShape rollout_larger(const RolloutShape& a, const RolloutShape& b) {
-    return {std::max(a.slots, b.slots), std::max(a.prompt_rows, b.prompt_rows), std::max(a.own_rows, b.own_rows),
-            std::max(a.tokens, b.tokens), std::max(a.regions, b.regions),     a.seen || b.seen};
+    return {std::max(a.slots, b.slots),   std::max(a.prompt_rows, b.prompt_rows), std::max(a.own_rows, b.own_rows),
+            std::max(a.tokens, b.tokens), std::max(a.regions, b.regions),         a.seen || b.seen};
 }
 
 inline bool rollout_fits(const RolloutShape& have, const RolloutShape& need) {
@@ -154,8 +154,7 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
     NVTX_RANGE("decode_step");
     auto step = [&](const BatchView& v) {
         model_forward_view(m, s.acts, v, config.pass, &s.cache);
-        if (sampling_penalizes(config.sampling))
-            seen_mark(rollout_seen(m, s, v.slots, config), v.tokens, v.T, m.dev);
+        if (sampling_penalizes(config.sampling)) seen_mark(rollout_seen(m, s, v.slots, config), v.tokens, v.T, m.dev);
         draw_tokens(m, s, s.acts.hidden, v, v.T, config);
     };
 #if HAS_KERNELS

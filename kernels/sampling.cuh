@@ -29,11 +29,11 @@
 #include "../runtime/parallel.h"
 
 struct SamplingParams {
-    float temperature = 1.0f;  // 0: greedy
-    int top_k = 0;             // 0: off
-    float top_p = 1.0f;        // 1: off
-    bool gumbel = false;       // draw by Gumbel noise instead of the inverse of the cumulative distribution
-    float min_p = 0.0f;        // 0: off
+    float temperature = 1.0f;         // 0: greedy
+    int top_k = 0;                    // 0: off
+    float top_p = 1.0f;               // 1: off
+    bool gumbel = false;              // draw by Gumbel noise instead of the inverse of the cumulative distribution
+    float min_p = 0.0f;               // 0: off
     float repetition_penalty = 1.0f;  // 1: off
 };
 
@@ -66,7 +66,8 @@ inline int64_t kept_words(std::vector<int>& order, std::vector<float>& weights, 
                           const float* logits,  // [n_allowed]
                           int64_t n_allowed, const SamplingParams& p, float max) {
     const float inverse = 1.0f / p.temperature, log_min_p = sampling_log_min_p(p);
-    const bool top_k = p.top_k > 0 && p.top_k < n_allowed, min_p = p.min_p > 0.0f;
+    const bool top_k = p.top_k > 0 && p.top_k < n_allowed;
+    const bool min_p = p.min_p > 0.0f;
     auto weight = [&](int64_t v) { return exp_f((logits[v] - max) * inverse); };
     auto stays = [&](int64_t v) { return sample_min_p_keeps(logits[v], max, inverse, log_min_p); };
     order.clear();

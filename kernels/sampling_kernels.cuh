@@ -263,8 +263,8 @@ __device__ inline SampleBin sample_find_bin(const SampleHistogram& h, bool by_ma
 // The word with which the count, or the mass, of the words before it and itself first exceeds target. first: the
 // histogram of the first digit over the row; h is overwritten
 template <class Row>
-__device__ inline SamplePlace sample_select(const SampleHistogram& first, SampleHistogram& h, const Row& row,
-                                            float max, bool by_mass, uint64_t target, const SampleConfig& c) {
+__device__ inline SamplePlace sample_select(const SampleHistogram& first, SampleHistogram& h, const Row& row, float max,
+                                            bool by_mass, uint64_t target, const SampleConfig& c) {
     SampleBin b = sample_find_bin(first, by_mass, target);
     SamplePlace p = {b.bin, b.count_before, b.mass_before, 0};
     for (int digit = 1; digit < 3; digit++) {
