@@ -13,12 +13,14 @@
 #include "kernels/sampling.cuh"
 #include "model.cuh"
 #include "model/decode_graph.cuh"
+#include "runtime/stop_strings.h"
 
 struct RolloutConfig {
     SamplingParams sampling;
     Pass pass;  // of every forward
     int max_completion_length = 256;
     std::vector<int> stop_tokens;
+    StopStrings stop_strings;
     int n_allowed = 0;        // ids the tokenizer knows; padded rows of the vocabulary lie above
     int max_sequences = 256;  // slots decoded at once
     int prefill_tokens = 4096;
@@ -31,7 +33,8 @@ struct Completion {
     int prompt = 0, sample = 0;
     std::vector<int> tokens;   // the stop token included
     std::vector<float> logps;  // of each token under the whole softmax at the sampling temperature
-    bool finished = false;     // ended with a stop token
+    bool finished = false;     // ended with a stop token or a stop string
+    bool stop_token = false;   // the last token is one, and no text
 };
 
 struct RolloutStats {
@@ -45,6 +48,7 @@ struct RolloutShape {
     int64_t prompt_rows = 0, own_rows = 0;  // of the cache: prompts, and the slots' own tokens
     int64_t tokens = 0;                     // of one forward
     int regions = 0;                        // prompts held at once
+    bool seen = false;                      // the tokens of each slot, for a repetition penalty
 };
 
 // P prompts of at most `longest` tokens, G samples each
@@ -57,17 +61,18 @@ inline RolloutShape rollout_shape(int P, int G, int64_t longest, const RolloutCo
     s.prompt_rows = s.regions * longest;
     s.own_rows = (int64_t)s.slots * c.max_completion_length;
     s.tokens = std::max<int64_t>({s.slots, c.prefill_tokens, longest});
+    s.seen = sampling_penalizes(c.sampling);
     return s;
 }
 
 inline RolloutShape rollout_larger(const RolloutShape& a, const RolloutShape& b) {
-    return {std::max(a.slots, b.slots), std::max(a.prompt_rows, b.prompt_rows), std::max(a.own_rows, b.own_rows),
-            std::max(a.tokens, b.tokens), std::max(a.regions, b.regions)};
+    return {std::max(a.slots, b.slots),   std::max(a.prompt_rows, b.prompt_rows), std::max(a.own_rows, b.own_rows),
+            std::max(a.tokens, b.tokens), std::max(a.regions, b.regions),         a.seen || b.seen};
 }
 
 inline bool rollout_fits(const RolloutShape& have, const RolloutShape& need) {
     return have.slots >= need.slots && have.prompt_rows >= need.prompt_rows && have.own_rows >= need.own_rows &&
-           have.tokens >= need.tokens && have.regions >= need.regions;
+           have.tokens >= need.tokens && have.regions >= need.regions && have.seen >= need.seen;
 }
 
 // memory that stays from one rollout to the next
@@ -81,6 +86,7 @@ struct RolloutState {
     Buffer<int> index;            // [slots]
     Buffer<int> drawn;            // [2, slots]: tokens, then the bits of their log-probabilities
     PinnedBuffer drawn_host;      // the same
+    Buffer<uint32_t> seen;        // [slots, words]; or none
     DecodeGraphs graphs;
     static constexpr int64_t logit_rows = 128;
 };
@@ -101,23 +107,34 @@ inline void rollout_allocate(RolloutState& s, const Model& m, const RolloutShape
     s.logits.allocate((size_t)std::min<int64_t>(shape.slots, RolloutState::logit_rows) * m.V(), "a block of logits", "",
                       m.dev);
     s.index.allocate(shape.slots, "hidden states of generation", "", m.dev);
+    s.seen.allocate(shape.seen ? (size_t)shape.slots * seen_words(m.V()) : 0, "tokens that a penalty is of",
+                    "lower --rollout_batch", m.dev);
     s.drawn.allocate(2 * (size_t)shape.slots, "hidden states of generation", "", m.dev);
     pinned_allocate(s.drawn_host, 2 * (size_t)shape.slots * sizeof(int), m.dev);
 }
 
-// One token for each of n rows of hidden: logits of a block of rows, then the draw. keys [n]; results in s.drawn
-inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const DrawKey* keys, int64_t n,
+// What the rows of a batch have seen; nothing without a repetition penalty. slots: [rows]
+inline SeenTokens rollout_seen(const Model& m, const RolloutState& s, const int* slots, const RolloutConfig& config) {
+    if (!sampling_penalizes(config.sampling)) return SeenTokens();
+    return {s.seen.data, slots, seen_words(m.V())};
+}
+
+// One token for each of n rows of hidden: logits of a block of rows, then the draw. b: keys and slots [n] of the draws;
+// results in s.drawn
+inline void draw_tokens(Model& m, RolloutState& s, const floatX* hidden, const BatchView& b, int64_t n,
                         const RolloutConfig& config) {
     NVTX_RANGE("sample");
     const int64_t C = m.C(), V = m.V();
     float* logps = reinterpret_cast<float*>(s.drawn.data + s.shape.slots);
+    SeenTokens seen = rollout_seen(m, s, b.slots, config);
     for (int64_t first = 0; first < n; first += RolloutState::logit_rows) {
         int64_t rows = std::min<int64_t>(RolloutState::logit_rows, n - first);
         if (config.pass.packed && !m.dev.cuda)
             gemm_nt_packed(s.logits.data, hidden + first * C, m.head_layout, nullptr, rows);
         else matmul_nt(Rows{s.logits.data, V}, {hidden + first * C, C}, {m.head.work, C}, nullptr, rows, V, C, m.dev);
         sample_rows(s.drawn.data + first, logps + first, s.logits.data, {rows, V, config.n_allowed}, config.sampling,
-                    DrawStream{config.seed, config.stream}, keys + first, m.dev);
+                    DrawStream{config.seed, config.stream}, b.draws + first, m.dev, seen);
+        if (seen.bits) seen.slots += rows;
     }
 }
 
@@ -137,7 +154,8 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
     NVTX_RANGE("decode_step");
     auto step = [&](const BatchView& v) {
         model_forward_view(m, s.acts, v, config.pass, &s.cache);
-        draw_tokens(m, s, s.acts.hidden, v.draws, v.T, config);
+        if (sampling_penalizes(config.sampling)) seen_mark(rollout_seen(m, s, v.slots, config), v.tokens, v.T, m.dev);
+        draw_tokens(m, s, s.acts.hidden, v, v.T, config);
     };
 #if HAS_KERNELS
     if (m.dev.cuda) {
@@ -148,6 +166,7 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         b.ranges.resize(rows, KeyRange());
         b.writes.resize(rows, CacheRow{0, -1});
         b.draws.resize(rows, DrawKey());
+        if (sampling_penalizes(config.sampling)) b.slots.resize(rows, -1);
         BatchView v = batch_view(s.decode, b, m.dev);
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
         DecodeGraphKey key = {
@@ -164,6 +183,7 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
 struct RolloutSlots {
     struct Slot {
         int completion = -1, region = 0;
+        std::string tail;  // of its text, see stop_strings_take
     };
     std::vector<Slot> slot;
     std::vector<int> region_of;                   // [P], -1: not in the cache
@@ -233,7 +253,7 @@ inline void rollout_fill(Model& m, RolloutState& s, RolloutSlots& r, const std::
         }
         r.done[r.next].prompt = p;
         r.done[r.next].sample = r.next % r.G;
-        r.slot[i] = {r.next++, r.region_of[p]};
+        r.slot[i] = {r.next++, r.region_of[p], ""};
         r.starting.push_back(i);
     }
     rollout_prefill(m, s, r, prefill, regions);
@@ -256,21 +276,36 @@ inline Batch rollout_batch(const RolloutSlots& r, const std::vector<std::vector<
         b.ranges.push_back(range);
         b.writes.push_back({1, range.row1 + n - 1});
         b.draws.push_back(r.draw_key(i, config));
+        if (sampling_penalizes(config.sampling)) b.slots.push_back(i);
     }
     return b;
 }
 
+// What a starting sample has seen is its prompt
+inline void rollout_start_seen(Model& m, RolloutState& s, const RolloutSlots& r,
+                               const std::vector<std::vector<int>>& prompts) {
+    int of = -1;
+    std::vector<uint32_t> bits;
+    for (int i : r.starting) {
+        const int prompt = r.done[r.slot[i].completion].prompt;
+        if (prompt != of) bits = seen_bits(prompts[prompt], m.V());
+        of = prompt;
+        copy_to_device(s.seen.data + i * bits.size(), bits.data(), bits.size() * sizeof(uint32_t), m.dev);
+    }
+}
+
 // The first token of every starting sample, from its prompt's last hidden state; drawn into s.drawn
 inline void rollout_draw_first(Model& m, RolloutState& s, const RolloutSlots& r, const RolloutConfig& config) {
-    Batch b;  // only its draws
+    Batch b;  // only its draws and slots
     std::vector<int> rows;
     for (int i : r.starting) {
         rows.push_back(r.slot[i].region);
         b.draws.push_back(r.draw_key(i, config));
+        if (sampling_penalizes(config.sampling)) b.slots.push_back(i);
     }
     copy_to_device(s.index.data, rows.data(), rows.size() * sizeof(int), m.dev);
     gather_rows(s.hidden.data, s.last.data, s.index.data, (int64_t)rows.size(), m.C(), m.dev);
-    draw_tokens(m, s, s.hidden.data, batch_view(s.decode, b, m.dev).draws, (int64_t)rows.size(), config);
+    draw_tokens(m, s, s.hidden.data, batch_view(s.decode, b, m.dev), (int64_t)rows.size(), config);
 }
 
 // Appends what was drawn for the running and then the starting samples; slots and regions of those that end are free
@@ -287,8 +322,9 @@ inline bool rollout_take(RolloutSlots& r, const std::vector<int>& tokens, const 
         c.tokens.push_back(tokens[k]);
         c.logps.push_back(logps[k]);
         r.stats.completion_tokens++;
-        c.finished =
+        c.stop_token =
             std::find(config.stop_tokens.begin(), config.stop_tokens.end(), tokens[k]) != config.stop_tokens.end();
+        c.finished = c.stop_token || stop_strings_take(config.stop_strings, slot.tail, tokens[k]);
         if (on_token && !on_token(slot.completion, tokens[k])) more = false;
         if (!c.finished && (int)c.tokens.size() < config.max_completion_length) {
             r.running.push_back(active[k]);
@@ -333,6 +369,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             fetch_drawn(s, (int64_t)r.running.size(), tokens, logps, m.dev);
         }
         if (!r.starting.empty()) {
+            if (sampling_penalizes(config.sampling)) rollout_start_seen(m, s, r, prompts);
             rollout_draw_first(m, s, r, config);
             fetch_drawn(s, (int64_t)r.starting.size(), tokens, logps, m.dev);
         }

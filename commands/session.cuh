@@ -167,8 +167,11 @@ inline void session_open(Session& s) {
 inline RolloutConfig rollout_config(const Session& s) {
     RolloutConfig r;
     r.sampling = SamplingParams{(float)s.o.temperature, s.o.top_k, (float)s.o.top_p, s.o.sampling_method == "gumbel"};
+    r.sampling.min_p = (float)s.o.min_p, r.sampling.repetition_penalty = (float)s.o.repetition_penalty;
     r.max_completion_length = s.o.max_completion_length;
     r.stop_tokens = s.m.config.eos_token_ids;
+    r.stop_strings = {stop_strings_parse(s.o.stop_strings),
+                      [tok = &s.tok](int id) { return tokenizer_token_bytes(*tok, id); }};
     r.n_allowed = tokenizer_vocab_size(s.tok);
     r.max_sequences = s.o.rollout_batch;
     r.prefill_tokens = s.o.micro_batch_tokens;

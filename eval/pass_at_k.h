@@ -83,12 +83,14 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     for (const Prompt& p : prompts) tokens.push_back(p.tokens);
     bool stopped = false;
     const std::vector<int>& stops = config.rollout.stop_tokens;
+    std::vector<std::string> tails(r.n);  // of the texts, see stop_strings_take
     EvalProgress progress{r.n, r.samples, r.n * (1 + (int64_t)r.samples), 0, 0, config.rollout.max_completion_length};
     std::vector<int> lengths(r.n);  // of the completions of this rollout
     auto on_token = [&](int completion, int token) {
         progress.tokens++;
         if (++lengths[completion] == progress.max_completion_length ||
-            std::find(stops.begin(), stops.end(), token) != stops.end())
+            std::find(stops.begin(), stops.end(), token) != stops.end() ||
+            stop_strings_take(config.rollout.stop_strings, tails[completion], token))
             progress.done++;
         if (config.progress) config.progress(progress);
         if (config.on_token && !config.on_token(completion, token)) stopped = true;
@@ -98,6 +100,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     sampled.pass = model_pack(m, sampled.pass);
     greedy = sampled;
     greedy.sampling = SamplingParams{0.0f, 0, 1.0f, false};
+    greedy.sampling.repetition_penalty = sampled.sampling.repetition_penalty;
     for (const Completion& c : rollout(m, state, tokens, 1, greedy, &r.stats, on_token)) {
         r.greedy_samples.push_back(grade_completion(tok, prompts[c.prompt], c, greedy.max_completion_length));
         r.greedy += r.greedy_samples.back().strict;
@@ -106,6 +109,7 @@ inline EvalResult evaluate(Model& m, RolloutState& state, const Tokenizer& tok, 
     std::vector<int> right(r.n, 0);
     if (config.samples > 0 && !stopped) {
         lengths.assign((size_t)r.n * r.samples, 0);
+        tails.assign(lengths.size(), "");
         for (const Completion& c : rollout(m, state, tokens, config.samples, sampled, &r.stats, on_token)) {
             EvalSample s = grade_completion(tok, prompts[c.prompt], c, config.rollout.max_completion_length);
             right[c.prompt] += s.strict;

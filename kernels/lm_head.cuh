@@ -2,7 +2,7 @@
 //   z_v = (hidden . W_v) / temperature          lse = log sum_v exp(z_v)
 //   logp = z_y - lse                            entropy = lse - sum_v p_v z_v,  p_v = exp(z_v - lse)
 //   backward, given g = dL/dlogp of each token: dz_v = g (1[v = y] - p_v)
-//   and, given e = dL/dentropy:         dz_v += -e p_v (log p_v + entropy),  log p_v = z_v - lse
+//   and, given e = dL/dentropy of each token:   dz_v -= e p_v (log p_v + entropy),  log p_v = z_v - lse
 //   dhidden = sum_v dz_v W_v / temperature      dW_v += sum_t dz_v hidden_t / temperature
 // [T,V] is not stored whole: at V = 151,936 and T = 4,096 it would be 2.5 GB in fp32. A chunk is LM_HEAD_ROWS x
 // LM_HEAD_COLUMNS; the forward keeps a running maximum and sums (Milakov & Gimelshein 2018, online softmax), the
@@ -220,8 +220,8 @@ inline void lm_head_backward_cpu(floatX* dhidden,         // [T,C]
                 float g = dlogp[t0 + i] * inverse_temperature, row_lse = lse[t0 + i];
                 int64_t y = in.targets[t0 + i] - v0;
                 if (h.dentropy) {
-                    lm_head_dlogits_entropy(dz, z, n, y, g, h.dentropy[t0 + i] * inverse_temperature,
-                                            h.entropy[t0 + i], row_lse, inverse_temperature);
+                    lm_head_dlogits_entropy(dz, z, n, y, g, h.dentropy[t0 + i] * inverse_temperature, h.entropy[t0 + i],
+                                            row_lse, inverse_temperature);
                     continue;
                 }
                 INDEPENDENT

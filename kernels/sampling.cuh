@@ -1,12 +1,13 @@
-// Sampling one token from a row of logits: temperature, then top-k, then top-p (Holtzman et al. 2020), in the order of
-// transformers and vLLM; temperature 0 is greedy (the lowest index among equals).
+// Sampling one token from a row of logits: the repetition penalty (seen_tokens.cuh), temperature, top-k, top-p (Holtzman
+// et al. 2020), then min-p (Nguyen et al. 2024: no word below min_p times the likeliest), in the order of transformers;
+// temperature 0 is greedy (the lowest index among equals).
 // One uniform number a token, from a counter (runtime/rng.h), picks by the inverse of the cumulative distribution, so a
 // token does not depend on the batch it was drawn in. With `gumbel` the token is instead the largest logit / T + g_v
 // among those kept (Gumbel 1954; Maddison et al. 2014), g_v = -log(-log(u_v)), one number for each word.
 // Only the first n_allowed rows of the vocabulary can be drawn: an embedding table is padded (151,936 rows for 151,669
 // tokens in Qwen3) and the padding means nothing.
-// The log-probability kept for the policy ratio is that of the whole softmax at this temperature, before top-k and
-// top-p, which is what the trainer computes.
+// The log-probability kept for the policy ratio is that of the whole softmax at this temperature, without penalty and
+// before top-k, top-p and min-p, which is what the trainer computes.
 //
 // Keys. A draw is (seed, stream) of the rollout and (step, sample, token) of the row, sample = prompt * G + sample. The
 // uniform number is word 0 of Philox at counter (step, sample, token, stream). Gumbel noise of words 4q ... 4q + 3 are
@@ -28,14 +29,17 @@
 #include "../runtime/parallel.h"
 
 struct SamplingParams {
-    float temperature = 1.0f;  // 0: greedy
-    int top_k = 0;             // 0: off
-    float top_p = 1.0f;        // 1: off
-    bool gumbel = false;       // draw by Gumbel noise instead of the inverse of the cumulative distribution
+    float temperature = 1.0f;         // 0: greedy
+    int top_k = 0;                    // 0: off
+    float top_p = 1.0f;               // 1: off
+    bool gumbel = false;              // draw by Gumbel noise instead of the inverse of the cumulative distribution
+    float min_p = 0.0f;               // 0: off
+    float repetition_penalty = 1.0f;  // 1: off
 };
 
 inline bool same_sampling(const SamplingParams& a, const SamplingParams& b) {
-    return a.temperature == b.temperature && a.top_k == b.top_k && a.top_p == b.top_p && a.gumbel == b.gumbel;
+    return a.temperature == b.temperature && a.top_k == b.top_k && a.top_p == b.top_p && a.gumbel == b.gumbel &&
+           a.min_p == b.min_p && a.repetition_penalty == b.repetition_penalty;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -49,28 +53,48 @@ inline int argmax_row(const float* logits, int64_t n) {
 }
 
 inline bool sampling_is_masked(const SamplingParams& p, int64_t n_allowed) {
-    return (p.top_k > 0 && p.top_k < n_allowed) || p.top_p < 1.0f;
+    return (p.top_k > 0 && p.top_k < n_allowed) || p.top_p < 1.0f || p.min_p > 0.0f;
 }
 
-// The words that top-k and top-p leave, by falling logit, and how many; their weights, and the sum of those
+inline bool sampling_penalizes(const SamplingParams& p) { return p.repetition_penalty != 1.0f; }
+
+inline float sampling_log_min_p(const SamplingParams& p) { return p.min_p > 0.0f ? logf(p.min_p) : -INFINITY; }
+
+// The words that top-k, top-p and min-p leave, by falling logit, and how many; their weights, and the sum of those. Words
+// that min-p leaves out are not sorted, unless top-k has to count them.
 inline int64_t kept_words(std::vector<int>& order, std::vector<float>& weights, double* total_weight,
                           const float* logits,  // [n_allowed]
                           int64_t n_allowed, const SamplingParams& p, float max) {
-    float inverse = 1.0f / p.temperature;
-    order.resize(n_allowed);
-    for (int64_t i = 0; i < n_allowed; i++) order[i] = (int)i;
+    const float inverse = 1.0f / p.temperature, log_min_p = sampling_log_min_p(p);
+    const bool top_k = p.top_k > 0 && p.top_k < n_allowed;
+    const bool min_p = p.min_p > 0.0f;
+    auto weight = [&](int64_t v) { return exp_f((logits[v] - max) * inverse); };
+    auto stays = [&](int64_t v) { return sample_min_p_keeps(logits[v], max, inverse, log_min_p); };
+    order.clear();
+    order.reserve(n_allowed);
+    for (int64_t v = 0; v < n_allowed; v++)
+        if (top_k || !min_p || stays(v)) order.push_back((int)v);
     auto before = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-    int64_t kept = p.top_k > 0 && p.top_k < n_allowed ? p.top_k : n_allowed;
+    int64_t kept = top_k ? p.top_k : (int64_t)order.size();
     std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
     weights.resize(kept);
     double total = 0.0;
-    for (int64_t i = 0; i < kept; i++) total += weights[i] = exp_f((logits[order[i]] - max) * inverse);
+    for (int64_t i = 0; i < kept; i++) total += weights[i] = weight(order[i]);
     if (p.top_p < 1.0f) {  // the smallest prefix whose probability reaches top_p
-        double sum = 0.0;
+        double all = total, sum = 0.0;
+        if (min_p && !top_k) {
+            all = 0.0;
+            for (int64_t v = 0; v < n_allowed; v++) all += weight(v);
+        }
         int64_t i = 0;
-        while (i < kept && sum < (double)p.top_p * total) sum += weights[i++];
+        while (i < kept && sum < (double)p.top_p * all) sum += weights[i++];
         kept = i < 1 ? 1 : i;
         total = sum;
+    }
+    if (min_p && top_k) {
+        int64_t i = 1;
+        for (total = weights[0]; i < kept && stays(order[i]); i++) total += weights[i];
+        kept = i;
     }
     *total_weight = total;
     return kept;
@@ -163,17 +187,21 @@ struct SampleShape {
 
 // tokens, logps, keys: [rows]; logits: [rows,V]
 inline void sample_rows_cpu(int* tokens, float* logps, const float* logits, SampleShape shape, const SamplingParams& p,
-                            DrawStream stream, const DrawKey* keys) {
+                            DrawStream stream, const DrawKey* keys, SeenTokens seen) {
     const int64_t rows = shape.rows, V = shape.V, n_allowed = shape.n_allowed;
     const float inverse = sampling_inverse_temperature(p);
 #pragma omp parallel if (worth_threads(rows * V))
     {
-        std::vector<float> weights;
+        std::vector<float> weights, penalized(seen.bits ? n_allowed : 0);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < rows; i++) {
-            const float* row = logits + i * V;
-            tokens[i] = p.gumbel ? sample_row_gumbel(row, n_allowed, p, stream, keys[i], weights)
-                                 : sample_row(row, n_allowed, p, draw_uniform(stream, keys[i]), weights);
+            const float *row = logits + i * V, *drawn = row;
+            if (seen.bits) {
+                penalize_row(penalized.data(), row, n_allowed, seen.row(i), p.repetition_penalty);
+                drawn = penalized.data();
+            }
+            tokens[i] = p.gumbel ? sample_row_gumbel(drawn, n_allowed, p, stream, keys[i], weights)
+                                 : sample_row(drawn, n_allowed, p, draw_uniform(stream, keys[i]), weights);
             logps[i] = logit_logp(row[tokens[i]], inverse, softmax_lse(softmax_row(row, V, inverse)));
         }
     }
@@ -194,15 +222,18 @@ inline SampleMethod sample_method(const SamplingParams& p, int64_t n_allowed) {
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
-// tokens, logps: (rows); logits: (rows,V); keys: (rows). The log-probability is that of the whole softmax (greedy: at
-// temperature 1), to the bit what lm_head_forward gives for the same logits on the same device.
+// tokens, logps: (rows); logits: (rows,V); keys: (rows); seen: what a repetition penalty is of. The log-probability is
+// that of the whole softmax (greedy: at temperature 1), to the bit what lm_head_forward gives for the same logits on the
+// same device.
 inline void sample_rows(int* tokens, float* logps, const float* logits, SampleShape shape, const SamplingParams& p,
-                        DrawStream stream, const DrawKey* keys, Device dev) {
+                        DrawStream stream, const DrawKey* keys, Device dev, SeenTokens seen = SeenTokens()) {
     NVTX_RANGE("sample_rows");
     const int64_t rows = shape.rows, V = shape.V, n_allowed = shape.n_allowed;
     if (rows < 0 || n_allowed < 1 || n_allowed > V || V > SAMPLE_MAX_V)
         fail("sample_rows: bad shape: rows %lld, V %lld, n_allowed %lld (in 1 ... V, V at most %lld)", (long long)rows,
              (long long)V, (long long)n_allowed, (long long)SAMPLE_MAX_V);
+    if (sampling_penalizes(p) != (seen.bits != nullptr))
+        fail("sample_rows: a repetition penalty and the tokens it is of belong together");
     if (rows == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
@@ -216,18 +247,25 @@ inline void sample_rows(int* tokens, float* logps, const float* logits, SampleSh
         c.mass_scale = sample_mass_scale(n_allowed);
         c.stream = stream;
         c.aligned = is_aligned16(logits, V);
+        c.log_min_p = sampling_log_min_p(p);
+        c.penalty = p.repetition_penalty;
         int row_chunks = (int)CEIL_DIV(V, LM_HEAD_COLUMNS);
         Scratch scratch(rows * row_chunks * sizeof(SampleChunk) / sizeof(float), dev);
         SampleChunk* chunks = reinterpret_cast<SampleChunk*>(scratch.data);
-        LAUNCH(sample_chunk_kernel, (unsigned)(rows * row_chunks), LM_HEAD_BLOCK, 0, dev.stream, chunks, logits, keys,
-               row_chunks, c);
         bool masked = c.method == SampleMethod::masked || c.method == SampleMethod::masked_gumbel;
         size_t shared = masked ? 2 * sizeof(SampleHistogram) : row_chunks * sizeof(double);
-        LAUNCH(sample_row_kernel, (unsigned)rows, LM_HEAD_BLOCK, shared, dev.stream, tokens, logps, chunks, logits,
-               keys, row_chunks, c);
+        auto launch = [&](auto penalty) {
+            constexpr bool PENALTY = decltype(penalty)::value;
+            LAUNCH((sample_chunk_kernel<PENALTY>), (unsigned)(rows * row_chunks), LM_HEAD_BLOCK, 0, dev.stream, chunks,
+                   logits, keys, row_chunks, seen, c);
+            LAUNCH((sample_row_kernel<PENALTY>), (unsigned)rows, LM_HEAD_BLOCK, shared, dev.stream, tokens, logps,
+                   chunks, logits, keys, row_chunks, seen, c);
+        };
+        if (seen.bits) launch(std::true_type());
+        else launch(std::false_type());
         return;
     }
 #endif
     (void)dev;
-    sample_rows_cpu(tokens, logps, logits, shape, p, stream, keys);
+    sample_rows_cpu(tokens, logps, logits, shape, p, stream, keys, seen);
 }

@@ -4,18 +4,21 @@
 // softmax_chunk_device, and the chunk's part of the draw. sample_row_kernel has a block a row: it merges the chunks in
 // order (lse), then picks. Everything that changes from step to step is read from device memory, so that the launches
 // can be captured in a CUDA graph. How often a row of logits is read (4V bytes each time, the least is 1):
-//   greedy, gumbel 1;  plain 1 and one chunk;  top-k or top-p 6 (7 with gumbel), both 8 (9 with gumbel).
+//   greedy, gumbel 1;  plain 1 and one chunk;  top-k or top-p 6 (7 with gumbel), both 8 (9 with gumbel);
+//   min-p alone 5 (4 with gumbel), beside them 1 more.
 //
 // Top-k and top-p need no sort. Words are ordered by falling logit, then index, and three questions are asked of that
 // order: where does the count reach k, where does the mass reach top_p, where does the mass of the kept ones reach the
 // draw. Each is a radix selection on the bits of the logit (11 + 11 + 10 bits, the first digit's histogram is shared);
-// words with equal logits have equal mass, so their rank follows by division. Masses are integers (fixed point, the
+// words with equal logits have equal mass, so their rank follows by division. What min-p keeps is a part of the same order
+// from its beginning, equal logits together; it compares logits, so that no exponential decides. Masses are integers (fixed point, the
 // largest is 2^45 at V <= 2^17), so sums are exact and do not depend on the order of the threads.
 #pragma once
 #include "../runtime/device.h"
 #include "../runtime/math.h"
 #include "draw.cuh"
 #include "lm_head.cuh"
+#include "seen_tokens.cuh"
 
 // What a draw needs besides the logits; the same in every step of a rollout
 struct SampleConfig {
@@ -28,6 +31,8 @@ struct SampleConfig {
     float mass_scale;  // the mass of the likeliest word
     DrawStream stream;
     bool aligned;
+    float log_min_p = -INFINITY;  // off
+    float penalty = 1.0f;         // of tokens that were seen
 };
 
 // Ascending order of the keys is falling order of x; -0 and 0 are equals
@@ -48,6 +53,11 @@ HOST_DEVICE uint64_t sample_mass(float logit, float max, const SampleConfig& c) 
     return m >= 1.0f ? (uint64_t)m : 0;
 }
 
+// Is the word's probability at least min_p times the largest one's?
+HOST_DEVICE bool sample_min_p_keeps(float logit, float max, float inverse_temperature, float log_min_p) {
+    return (logit - max) * inverse_temperature >= log_min_p;
+}
+
 // the sum of n masses stays below 2^62, and one below 2^45
 inline float sample_mass_scale(int64_t n) {
     int bits = 17;
@@ -56,6 +66,34 @@ inline float sample_mass_scale(int64_t n) {
 }
 
 #if HAS_KERNELS
+// Logits under the repetition penalty: a pointer to logits that are penalized as they are read. The functions below take
+// either, as Row.
+struct PenalizedRow {
+    const float* logits;
+    const uint32_t* seen;  // null: none
+    float penalty;
+    __device__ PenalizedRow operator+(int v) const { return {logits + v, seen ? seen + v / 32 : nullptr, penalty}; }
+};
+
+__device__ inline Pack128<float> sample_load(const float* row, int i, int n, bool aligned) {
+    return load_pack(row, i, n, aligned);
+}
+__device__ inline Pack128<float> sample_load(const PenalizedRow& row, int i, int n, bool aligned) {
+    Pack128<float> x = load_pack(row.logits, i, n, aligned);
+    if (!row.seen) return x;
+    const uint32_t bits = row.seen[i / 32] >> i % 32;  // i is a multiple of the pack
+    UNROLL
+    for (int k = 0; k < Pack128<float>::size; k++)
+        if (bits >> k & 1) x[k] = penalized_logit(x[k], row.penalty);
+    return x;
+}
+
+template <bool PENALTY>
+__device__ inline auto sample_row_of(const float* logits, const SeenTokens& seen, int64_t row, const SampleConfig& c) {
+    if constexpr (PENALTY) return PenalizedRow{logits + row * c.V, seen.row(row), c.penalty};
+    else return logits + row * c.V;
+}
+
 struct SampleChunk {
     SoftmaxState softmax;  // of the whole chunk, padding included
     float max;             // logit, of the allowed words; -inf if there is none
@@ -98,15 +136,15 @@ __device__ inline uint64_t sample_block_scan(uint64_t x, uint64_t* total) {
 }
 
 // f(i, pack) for packs of the row's allowed words, i the index of the first; four loads are on their way at a time
-template <class F>
-__device__ inline void sample_for_each(const float* row, int n, bool aligned, F f) {
+template <class Row, class F>
+__device__ inline void sample_for_each(const Row& row, int n, bool aligned, F f) {
     constexpr int W = Pack128<float>::size, LOADS = 4;
     for (int64_t base = (int64_t)threadIdx.x * W; base < n; base += LM_HEAD_BLOCK * W * LOADS) {
         Pack128<float> x[LOADS] = {};
         UNROLL
         for (int j = 0; j < LOADS; j++) {
             int64_t i = base + j * LM_HEAD_BLOCK * W;
-            if (i < n) x[j] = load_pack(row, (int)i, n, aligned);
+            if (i < n) x[j] = sample_load(row, (int)i, n, aligned);
         }
         UNROLL
         for (int j = 0; j < LOADS; j++) {
@@ -117,16 +155,17 @@ __device__ inline void sample_for_each(const float* row, int n, bool aligned, F 
 }
 
 // chunks: (rows, chunks of a row); logits: (rows,V); keys: (rows). grid: rows * chunks of a row
+template <bool PENALTY>
 __global__ void sample_chunk_kernel(SampleChunk* chunks, const float* logits, const DrawKey* keys, int row_chunks,
-                                    SampleConfig c) {
+                                    SeenTokens seen, SampleConfig c) {
     constexpr int W = Pack128<float>::size;
     int64_t row = blockIdx.x / row_chunks;
     int v0 = blockIdx.x % row_chunks * (int)LM_HEAD_COLUMNS;
-    const float* x = logits + row * c.V + v0;
+    const auto x = sample_row_of<PENALTY>(logits, seen, row, c) + v0;
     int n = c.V - v0 < LM_HEAD_COLUMNS ? (int)(c.V - v0) : (int)LM_HEAD_COLUMNS;
     int allowed = c.n_allowed - v0 < n ? (c.n_allowed - v0 > 0 ? c.n_allowed - v0 : 0) : n;
     SampleChunk chunk;
-    chunk.softmax = softmax_chunk_device(x, n, c.inverse_temperature, c.aligned);
+    chunk.softmax = softmax_chunk_device(logits + row * c.V + v0, n, c.inverse_temperature, c.aligned);
     chunk.max = -INFINITY;
     chunk.best = ~(uint64_t)0;
     chunk.mass = 0;
@@ -223,8 +262,9 @@ __device__ inline SampleBin sample_find_bin(const SampleHistogram& h, bool by_ma
 
 // The word with which the count, or the mass, of the words before it and itself first exceeds target. first: the
 // histogram of the first digit over the row; h is overwritten
-__device__ inline SamplePlace sample_select(const SampleHistogram& first, SampleHistogram& h, const float* row,
-                                            float max, bool by_mass, uint64_t target, const SampleConfig& c) {
+template <class Row>
+__device__ inline SamplePlace sample_select(const SampleHistogram& first, SampleHistogram& h, const Row& row, float max,
+                                            bool by_mass, uint64_t target, const SampleConfig& c) {
     SampleBin b = sample_find_bin(first, by_mass, target);
     SamplePlace p = {b.bin, b.count_before, b.mass_before, 0};
     for (int digit = 1; digit < 3; digit++) {
@@ -247,7 +287,8 @@ __device__ inline SamplePlace sample_select(const SampleHistogram& first, Sample
 }
 
 // The index of the word number j among those with this key, by index; 0 if there is none. A warp has a part of the row.
-__device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t j, const SampleConfig& c) {
+template <class Row>
+__device__ inline int sample_tie_index(const Row& row, uint32_t key, uint64_t j, const SampleConfig& c) {
     constexpr int W = Pack128<float>::size, TILE = 32 * W, LOADS = 4;
     __shared__ uint32_t warp_count[LM_HEAD_WARPS];
     __shared__ int index;
@@ -259,7 +300,7 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
         Pack128<float> x[LOADS] = {};
         UNROLL
         for (int l = 0; l < LOADS; l++)
-            if (base + l * TILE < end) x[l] = load_pack(row, (int)base + l * TILE, c.n_allowed, c.aligned);
+            if (base + l * TILE < end) x[l] = sample_load(row, (int)base + l * TILE, c.n_allowed, c.aligned);
         UNROLL
         for (int l = 0; l < LOADS; l++) {
             UNROLL
@@ -278,7 +319,7 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
         for (int64_t tile = first; tile < end; tile += TILE) {
             int64_t i = tile + lane * W;
             Pack128<float> x = {};
-            if (i < end) x = load_pack(row, (int)i, c.n_allowed, c.aligned);
+            if (i < end) x = sample_load(row, (int)i, c.n_allowed, c.aligned);
             uint32_t rank = 0, all = 0;
             bool match[W];
             UNROLL
@@ -301,9 +342,37 @@ __device__ inline int sample_tie_index(const float* row, uint32_t key, uint64_t 
     return index;
 }
 
-// The word at a quantile of the words that top-k and top-p leave, or the one with the largest noisy logit among them.
+// The words of falling logit up to `last`, `ties` of those with its key, that top-k, top-p and min-p leave; their mass
+struct SampleKept {
+    SamplePlace last;
+    uint64_t ties, total;  // ties ~0: all of them
+};
+
+// Fewer, if min-p keeps fewer. cut: top-k or top-p have left some out
+template <class Row>
+__device__ inline void sample_min_p(SampleKept& kept, const Row& row, float max, bool cut, const SampleConfig& c) {
+    uint64_t mass = 0, best = ~(uint64_t)0;  // of the complement of the keys that are kept
+    sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
+        UNROLL
+        for (int k = 0; k < Pack128<float>::size && i + k < c.n_allowed; k++) {
+            if (!sample_min_p_keeps(x[k], max, c.inverse_temperature, c.log_min_p)) continue;
+            uint64_t key = ~sample_key(x[k]);
+            best = key < best ? key : best;
+            mass += sample_mass(x[k], max, c);
+        }
+    });
+    best = sample_block_min(best);
+    sample_block_scan(mass, &mass);
+    if (best == ~(uint64_t)0 || (cut && ~(uint32_t)best >= kept.last.key)) return;
+    kept.last.key = ~(uint32_t)best;
+    kept.ties = ~(uint64_t)0;
+    kept.total = mass;
+}
+
+// The word at a quantile of the words that top-k, top-p and min-p leave, or the one with the largest noisy logit among them.
 // max: the largest allowed logit; shared: first, h
-__device__ inline int sample_masked(const float* row, float max, double quantile, DrawKey key, SampleHistogram& first,
+template <class Row>
+__device__ inline int sample_masked(const Row& row, float max, double quantile, DrawKey key, SampleHistogram& first,
                                     SampleHistogram& h, const SampleConfig& c) {
     constexpr int W = Pack128<float>::size;
     sample_histogram_clear(first);
@@ -317,29 +386,31 @@ __device__ inline int sample_masked(const float* row, float max, double quantile
         }
     });
     sample_block_scan(total, &total);
-    SamplePlace last = {};
-    uint64_t ties = 0;  // words with the key `last` that are kept
+    SampleKept kept = {{}, 0, total};
+    SamplePlace& last = kept.last;
     if (c.top_k > 0) {
         last = sample_select(first, h, row, max, false, (uint64_t)c.top_k - 1, c);
-        ties = (uint64_t)c.top_k - last.count_before;
-        total = last.mass_before + ties * last.mass;
+        kept.ties = (uint64_t)c.top_k - last.count_before;
+        kept.total = last.mass_before + kept.ties * last.mass;
     }
     if (c.top_p < 1.0) {
-        double wanted = ceil(c.top_p * (double)total);
+        double wanted = ceil(c.top_p * (double)kept.total);
         uint64_t least = wanted > 1.0 ? (uint64_t)wanted : 1;
-        least = least < total ? least : total;
+        least = least < kept.total ? least : kept.total;
         last = sample_select(first, h, row, max, true, least - 1, c);
         uint64_t mass = last.mass > 0 ? last.mass : 1;
-        ties = (least - last.mass_before + mass - 1) / mass;
-        total = last.mass_before + ties * last.mass;
+        kept.ties = (least - last.mass_before + mass - 1) / mass;
+        kept.total = last.mass_before + kept.ties * last.mass;
     }
+    if (c.log_min_p > -INFINITY) sample_min_p(kept, row, max, c.top_k > 0 || c.top_p < 1.0, c);
     if (c.method == SampleMethod::masked) {
-        uint64_t target = (uint64_t)(quantile * (double)total);
-        target = target < total ? target : total - 1;
+        uint64_t target = (uint64_t)(quantile * (double)kept.total);
+        target = target < kept.total ? target : kept.total - 1;
         SamplePlace drawn = sample_select(first, h, row, max, true, target, c);
         return sample_tie_index(row, drawn.key, (target - drawn.mass_before) / (drawn.mass > 0 ? drawn.mass : 1), c);
     }
-    int last_index = sample_tie_index(row, last.key, ties - 1, c);
+    const bool all_ties = kept.ties == ~(uint64_t)0;
+    int last_index = all_ties ? c.n_allowed : sample_tie_index(row, last.key, kept.ties - 1, c);
     uint64_t best = ~(uint64_t)0;
     sample_for_each(row, c.n_allowed, c.aligned, [&](int i, const Pack128<float>& x) {
         bool any = false;
@@ -360,14 +431,15 @@ __device__ inline int sample_masked(const float* row, float max, double quantile
 }
 
 // The word of a chunk at target in mass, relative to the chunk's max; a thread has 8 words in a row. 0 if there is none
-__device__ inline int sample_in_chunk(const float* x, int allowed, float max, uint64_t target, const SampleConfig& c) {
+template <class Row>
+__device__ inline int sample_in_chunk(const Row& x, int allowed, float max, uint64_t target, const SampleConfig& c) {
     constexpr int PER = (int)LM_HEAD_COLUMNS / LM_HEAD_BLOCK, W = Pack128<float>::size;
     __shared__ int index;
     uint64_t mass[PER], sum = 0, total;
     UNROLL
     for (int j = 0; j < PER; j += W) {
         int i = threadIdx.x * PER + j;
-        Pack128<float> z = load_pack(x, i, allowed, c.aligned);
+        Pack128<float> z = sample_load(x, i, allowed, c.aligned);
         UNROLL
         for (int k = 0; k < W; k++) {
             mass[j + k] = i + k < allowed ? sample_mass(z[k], max, c) : 0;
@@ -413,14 +485,15 @@ __device__ inline SampleChunkPlace sample_chunk_at(const SampleChunk* chunks, co
 
 // tokens, logps, keys: (rows); chunks: (rows,row_chunks) of sample_chunk_kernel; logits: (rows,V). grid: rows
 // dynamic shared memory: two SampleHistogram (masked), or double chunk_mass[row_chunks]
+template <bool PENALTY>
 __global__ void sample_row_kernel(int* tokens, float* logps, const SampleChunk* chunks, const float* logits,
-                                  const DrawKey* keys, int row_chunks, SampleConfig c) {
+                                  const DrawKey* keys, int row_chunks, SeenTokens seen, SampleConfig c) {
     DYNAMIC_SHARED(unsigned char, memory);
     __shared__ float row_lse;
     __shared__ int token;
     __shared__ SampleChunkPlace place;
     int64_t r = blockIdx.x;
-    const float* row = logits + r * c.V;
+    const auto row = sample_row_of<PENALTY>(logits, seen, r, c);
     chunks += r * row_chunks;
     DrawKey key = keys[r];
     double quantile = draw_quantile(draw_uniform(c.stream, key));
@@ -459,6 +532,6 @@ __global__ void sample_row_kernel(int* tokens, float* logps, const SampleChunk* 
     }
     if (threadIdx.x != 0) return;
     tokens[r] = token;
-    logps[r] = logit_logp(row[token], c.inverse_temperature, row_lse);
+    logps[r] = logit_logp(logits[r * c.V + token], c.inverse_temperature, row_lse);
 }
 #endif

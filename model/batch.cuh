@@ -17,6 +17,7 @@ struct Batch {
     std::vector<KeyRange> ranges;        // [T] what each token attends to
     std::vector<CacheRow> writes;        // [T] where its key and value go; empty without a cache
     std::vector<DrawKey> draws;          // [T] keys of the draws of the next tokens; empty without sampling
+    std::vector<int> slots;              // [T] of single tokens: whose they are; empty without a repetition penalty
     int64_t T() const { return (int64_t)tokens.size(); }
 };
 
@@ -53,6 +54,7 @@ struct BatchView {
     const KeyRange* ranges = nullptr;
     const CacheRow* writes = nullptr;
     const DrawKey* draws = nullptr;
+    const int* slots = nullptr;
     int64_t T = 0;
     int sequences = 0;  // 0: single tokens
     int longest = 0;    // tokens of the longest sequence
@@ -70,6 +72,7 @@ struct BatchMemory {
     PinnedBuffer host;
 };
 
+// 4 ints a token: token and position, and of sequences their prefixes, of single tokens the slots
 inline size_t batch_bytes(int64_t T) {
     return (size_t)T * (sizeof(KeyRange) + sizeof(CacheRow) + sizeof(DrawKey) + 4 * sizeof(int)) +
            (size_t)(T + 1) * sizeof(int);
@@ -95,7 +98,7 @@ inline BatchView batch_view(BatchMemory& memory, const Batch& b, Device dev) {
         v.tokens = b.tokens.data(), v.positions = b.positions.data(), v.starts = b.starts.data();
         v.ranges = b.ranges.data();
         if (shared) v.prefix = b.prefix.data(), v.prefix_start = b.prefix_start.data();
-        v.writes = b.writes.data(), v.draws = b.draws.data();
+        v.writes = b.writes.data(), v.draws = b.draws.data(), v.slots = b.slots.data();
         return v;
     }
     device_synchronize(dev);  // the batch before may still be travelling from the same memory
@@ -112,6 +115,7 @@ inline BatchView batch_view(BatchMemory& memory, const Batch& b, Device dev) {
     if (!v.sequences) v.ranges = put(b.ranges);
     v.writes = put(b.writes);
     v.draws = put(b.draws), v.tokens = put(b.tokens), v.positions = put(b.positions), v.starts = put(b.starts);
+    v.slots = put(b.slots);
     if (shared) v.prefix = put(b.prefix), v.prefix_start = put(b.prefix_start);
     copy_to_device(memory.device.data, memory.host.data, at, dev);
     return v;

@@ -28,6 +28,7 @@
 #include "json.h"
 #include "nearest.h"
 #include "printable.h"
+#include "stop_strings.h"
 #include "words.h"
 
 #define TRAIN_QRL_VERSION "0.1.0"
@@ -192,8 +193,11 @@ GROUP("sampling") \
 OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens; a longer prompt is an error") \
 OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens") \
 OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy, and else at least 0.0001") \
-OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all") \
-OPT(double, top_p, 1.0, "[1e-06, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass") \
+OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all; makes the sampler differ from the trainer") \
+OPT(double, top_p, 1.0, "[1e-06, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass; makes the sampler differ from the trainer") \
+OPT(double, min_p, 0.0, "[0, 1)", IN_SAMPLE, "sample among the tokens that are at least this times as likely as the likeliest; 0: all; makes the sampler differ from the trainer") \
+OPT(double, repetition_penalty, 1.0, "[0.01, 100]", IN_SAMPLE, "divides the logits above 0 of tokens that the prompt or the completion so far has, and multiplies those below; 1: off; makes the sampler differ from the trainer") \
+OPT(std::string, stop_strings, "", "", IN_SAMPLE, "comma list of texts that end a completion, and stay in it; white space counts; \\n, \\t, \\r, \\, and \\\\ stand for a line's end, a tab, a carriage return, a comma and a backslash") \
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
 OPT(int, rollout_batch, 256, "[1, 65536]", IN_TRAIN | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \
@@ -563,6 +567,10 @@ inline void check_options(const Options& o) {
         fail_usage(
             "--temperature 0: greedy completions of a prompt are all equal, so that grpo has nothing to learn "
             "from; allowed: [0.0001, 100]");
+    if (o.temperature == 0 && o.min_p > 0)
+        fail_usage("--min_p %s does nothing at --temperature 0, which takes the likeliest token; leave one out",
+                   double_text(o.min_p).c_str());
+    stop_strings_parse(o.stop_strings);
 }
 
 // args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over

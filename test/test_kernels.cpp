@@ -901,7 +901,7 @@ TEST(GlobalNorm, AgainstFloat64AndNonFinite) {
 // ---------------------------------------------------------------------------------------------------------------------
 // sampling
 
-// the distribution that (temperature, top_k, top_p) leaves, by sorting in float64
+// the distribution that (temperature, top_k, top_p, min_p) leaves, by sorting in float64
 static std::vector<double> sampling_distribution(const std::vector<float>& logits, const SamplingParams& p) {
     const int n = (int)logits.size();
     std::vector<int> order(n);
@@ -915,6 +915,8 @@ static std::vector<double> sampling_distribution(const std::vector<float>& logit
         q[order[i]] = std::exp(((double)logits[order[i]] - logits[order[0]]) / p.temperature) / total;
         kept = sum += q[order[i]];
     }
+    for (double& x : q)
+        if (x > 0 && x < p.min_p * q[order[0]]) kept -= x, x = 0;
     for (double& x : q) x /= kept;
     return q;
 }
@@ -923,9 +925,21 @@ TEST(Sampling, DrawsFollowTheDistribution) {
     struct {
         int n;
         SamplingParams p;
-    } cases[] = {{7, {1.0f, 0, 1.0f}},    {40, {0.7f, 0, 1.0f}}, {300, {1.0f, 0, 1.0f}},  {600, {2.0f, 0, 1.0f}},
-                 {40, {1.0f, 5, 1.0f}},   {40, {1.0f, 0, 0.8f}}, {300, {1.3f, 20, 0.9f}}, {40, {1.0f, 100, 1.0f}},
-                 {40, {1.0f, 40, 0.99f}}, {40, {1.0f, 1, 1.0f}}, {40, {1.0f, 0, 1e-6f}}};
+    } cases[] = {{7, {1.0f, 0, 1.0f}},
+                 {40, {0.7f, 0, 1.0f}},
+                 {300, {1.0f, 0, 1.0f}},
+                 {600, {2.0f, 0, 1.0f}},
+                 {40, {1.0f, 5, 1.0f}},
+                 {40, {1.0f, 0, 0.8f}},
+                 {300, {1.3f, 20, 0.9f}},
+                 {40, {1.0f, 100, 1.0f}},
+                 {40, {1.0f, 40, 0.99f}},
+                 {40, {1.0f, 1, 1.0f}},
+                 {40, {1.0f, 0, 1e-6f}},
+                 {40, {1.0f, 0, 1.0f, false, 0.1f}},
+                 {300, {1.3f, 20, 0.9f, false, 0.3f}},
+                 {300, {1.0f, 0, 0.8f, false, 0.4f}},
+                 {40, {0.8f, 0, 0.6f, false, 0.01f}}};
     uint32_t stream = 0;
     for (auto& c : cases) {
         std::string what = format("n %d temperature %g top_k %d top_p %g", c.n, c.p.temperature, c.p.top_k, c.p.top_p);

@@ -45,6 +45,7 @@ struct HeadInput {
     std::vector<floatX> hidden, weight;
     std::vector<int> targets;
     std::vector<float> dlogp, dweight;
+    std::vector<float> dentropy;  // empty: the loss has none
 };
 
 static HeadInput head_input(const HeadCase& c) {
@@ -71,10 +72,12 @@ static HeadResult run_head(const HeadCase& c, const HeadInput& in, const Backend
     TestBuffer<floatX> hidden(in.hidden, dev), weight(in.weight, dev), dhidden(c.T * c.C, dev);
     TestBuffer<int> targets(in.targets, dev);
     TestBuffer<float> logp(c.T, dev), lse(c.T, dev), entropy(c.T, dev), dlogp(in.dlogp, dev), dweight(in.dweight, dev);
+    TestBuffer<float> dentropy(in.dentropy, dev);
     lm_head_forward(logp.data, lse.data, entropy.data,
                     {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, scratch, dev);
     lm_head_backward(dhidden.data, dweight.data, dlogp.data, lse.data,
-                     {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, scratch, dev);
+                     {hidden.data, weight.data, targets.data, c.T, c.C, c.V, c.inverse_temperature}, scratch, dev,
+                     in.dentropy.empty() ? LmHeadEntropy() : LmHeadEntropy{entropy.data, dentropy.data});
     TestBuffer<float> logp2(c.T, dev), lse2(c.T, dev);
     LmHeadScratch planned;
     lm_head_scratch_allocate(planned, c.T, c.C, c.V, false, dev);
@@ -105,9 +108,10 @@ static HeadReference head_reference(const HeadCase& c, const HeadInput& in) {
         }
         for (double x : z) sum += std::exp(x - largest);
         double lse = largest + std::log(sum);
+        for (double x : z) entropy -= std::exp(x - lse) * (x - lse);
         for (int64_t v = 0; v < c.V; v++) {
             double p = std::exp(z[v] - lse), dz = in.dlogp[t] * c.inverse_temperature * ((v == in.targets[t]) - p);
-            entropy -= p * (z[v] - lse);
+            if (!in.dentropy.empty()) dz -= in.dentropy[t] * c.inverse_temperature * p * (z[v] - lse + entropy);
             for (int64_t i = 0; i < c.C; i++) {
                 ref.dhidden[t * c.C + i] += dz * (double)(float)in.weight[v * c.C + i];
                 ref.dweight[v * c.C + i] += dz * (double)(float)in.hidden[t * c.C + i];
@@ -128,42 +132,81 @@ static constexpr double LANES = __BIGGEST_ALIGNMENT__ / 4;  // floats of the wid
 #endif
 static constexpr double CHAIN = (double)LM_HEAD_COLUMNS / LANES / (1 << 24);
 
+static void expect_head_agrees(const HeadCase& c, const HeadInput& in) {
+    HeadReference ref = head_reference(c, in);
+    std::vector<Backend> runs = all_backends();
+    std::vector<HeadResult> results;
+    for (const Backend& run : runs) {
+        if (c.T > LM_HEAD_ROWS && results.size() > 1) continue;  // more rows of the same: one order will do
+        results.push_back(run_head(c, in, run));
+        HeadResult& got = results.back();
+        std::string what = text(c, run);
+        double absolute = 3e-6 * std::max(1.0, (double)c.scale * (double)c.C * c.inverse_temperature);
+        for (int64_t t = 0; t < c.T; t++) {
+            ASSERT_NEAR(got.lse[t], ref.lse[t], absolute) << what << ", token " << t;
+            ASSERT_NEAR(got.logp[t], ref.logp[t], absolute) << what << ", token " << t;
+            double chain = run.dev.cuda ? 0.0 : CHAIN * std::max(1.0, ref.entropy[t]);
+            ASSERT_NEAR(got.entropy[t], ref.entropy[t], absolute + chain) << what << ", token " << t;
+        }
+        if (c.V == 1) {  // p = 1: no gradient
+            for (floatX d : got.dhidden) ASSERT_NEAR((float)d, 0.0f, 1e-6) << what;
+            continue;
+        }
+        std::vector<double> dweight;
+        for (size_t i = 0; i < got.dweight.size(); i++) dweight.push_back((double)got.dweight[i] - in.dweight[i]);
+        // the gradients of the logits are rounded to floatX
+        double cosine = sizeof(floatX) == 2 ? 3e-5 : 1e-9, ratio = sizeof(floatX) == 2 ? 5e-3 : 3e-5;
+        expect_agree(got.dhidden, ref.dhidden, cosine, ratio, what + ", dhidden");
+        expect_agree(dweight, ref.dweight, cosine, ratio, what + ", dweight");
+    }
+    for (size_t r = 2; r < results.size(); r++)
+        EXPECT_TRUE(same_bits(results[1].logp, results[r].logp) && same_bits(results[1].lse, results[r].lse) &&
+                    same_bits(results[1].entropy, results[r].entropy) &&
+                    same_bits(results[1].dhidden, results[r].dhidden) &&
+                    same_bits(results[1].dweight, results[r].dweight))
+            << text(c, runs[r]) << ": bits differ from " << runs[1].name;
+}
+
 TEST(LmHead, AgreesWithFloat64AndAllThreadOrdersGiveTheSameBits) {
+    for (const HeadCase& c : head_cases()) expect_head_agrees(c, head_input(c));
+}
+
+TEST(LmHead, TheGradientOfTheEntropyAgreesWithFloat64) {
     for (const HeadCase& c : head_cases()) {
         HeadInput in = head_input(c);
-        HeadReference ref = head_reference(c, in);
-        std::vector<Backend> runs = all_backends();
-        std::vector<HeadResult> results;
-        for (const Backend& run : runs) {
-            if (c.T > LM_HEAD_ROWS && results.size() > 1) continue;  // more rows of the same: one order will do
-            results.push_back(run_head(c, in, run));
-            HeadResult& got = results.back();
-            std::string what = text(c, run);
-            double absolute = 3e-6 * std::max(1.0, (double)c.scale * (double)c.C * c.inverse_temperature);
-            for (int64_t t = 0; t < c.T; t++) {
-                ASSERT_NEAR(got.lse[t], ref.lse[t], absolute) << what << ", token " << t;
-                ASSERT_NEAR(got.logp[t], ref.logp[t], absolute) << what << ", token " << t;
-                double chain = run.dev.cuda ? 0.0 : CHAIN * std::max(1.0, ref.entropy[t]);
-                ASSERT_NEAR(got.entropy[t], ref.entropy[t], absolute + chain) << what << ", token " << t;
-            }
-            if (c.V == 1) {  // p = 1: no gradient
-                for (floatX d : got.dhidden) ASSERT_NEAR((float)d, 0.0f, 1e-6) << what;
-                continue;
-            }
-            std::vector<double> dweight;
-            for (size_t i = 0; i < got.dweight.size(); i++) dweight.push_back((double)got.dweight[i] - in.dweight[i]);
-            // the gradients of the logits are rounded to floatX
-            double cosine = sizeof(floatX) == 2 ? 3e-5 : 1e-9, ratio = sizeof(floatX) == 2 ? 5e-3 : 3e-5;
-            expect_agree(got.dhidden, ref.dhidden, cosine, ratio, what + ", dhidden");
-            expect_agree(dweight, ref.dweight, cosine, ratio, what + ", dweight");
-        }
-        for (size_t r = 2; r < results.size(); r++)
-            EXPECT_TRUE(same_bits(results[1].logp, results[r].logp) && same_bits(results[1].lse, results[r].lse) &&
-                        same_bits(results[1].entropy, results[r].entropy) &&
-                        same_bits(results[1].dhidden, results[r].dhidden) &&
-                        same_bits(results[1].dweight, results[r].dweight))
-                << text(c, runs[r]) << ": bits differ from " << runs[1].name;
+        in.dentropy = random_values<float>(c.T, 6, 2.0f);
+        expect_head_agrees(c, in);
+        for (float& g : in.dlogp) g = 0.0f;  // alone
+        if (c.V == 259) expect_head_agrees(c, in);
     }
+}
+
+// the float64 gradient that the test above rests on
+TEST(LmHead, TheReferencesEntropyAgainstCentralDifferences) {
+    const HeadCase c = {3, 4, 9, 1.0f / 0.7f, 2.0f};
+    HeadInput in = head_input(c);
+    in.dentropy = random_values<float>(c.T, 6, 2.0f);
+    const HeadReference ref = head_reference(c, in);
+    const float h = 1.0f / 64;  // exact in bf16 next to values below 2
+    auto total = [&] {
+        const HeadReference r = head_reference(c, in);
+        double sum = 0;
+        for (int64_t t = 0; t < c.T; t++) sum += in.dlogp[t] * r.logp[t] + in.dentropy[t] * r.entropy[t];
+        return sum;
+    };
+    auto check = [&](std::vector<floatX>& values, const std::vector<double>& gradient) {
+        for (size_t i = 0; i < values.size(); i++) {
+            const floatX saved = values[i], up = (float)saved + h, down = (float)saved - h;
+            values[i] = up;
+            const double above = total();
+            values[i] = down;
+            const double difference = (above - total()) / ((double)(float)up - (float)down);
+            values[i] = saved;
+            EXPECT_NEAR(difference, gradient[i], 4e-3) << i;
+        }
+    };
+    check(in.hidden, ref.dhidden);
+    check(in.weight, ref.dweight);
 }
 
 // The sampler's rows of logits and the trainer's chunks, in whatever batch, give a token the same log-probability
@@ -241,6 +284,10 @@ TEST(LmHead, NoTokensIsNoWorkAndBadShapesAreRefused) {
         EXPECT_THROW(lm_head_backward(nullptr, nullptr, nullptr, nullptr,
                                       {nullptr, nullptr, nullptr, 1, 8, 1ll << 31, 1.0f}, scratch, run.dev),
                      Error);
+        const float dentropy = 1.0f;
+        EXPECT_THROW(lm_head_backward(nullptr, nullptr, nullptr, nullptr, {nullptr, nullptr, nullptr, 1, 8, 67, 1.0f},
+                                      scratch, run.dev, {nullptr, &dentropy}),
+                     Error);
     }
 }
 
@@ -260,19 +307,27 @@ static std::vector<DrawKey> draw_keys(int64_t rows) {
     return keys;
 }
 
+// seen: [rows]-many slots of bits, the last row has none; or empty
 static Drawn run_sample(const std::vector<float>& logits, int64_t rows, int64_t V, int64_t n_allowed,
-                        const SamplingParams& p, const std::vector<DrawKey>& keys, const Backend& run) {
+                        const SamplingParams& p, const std::vector<DrawKey>& keys, const Backend& run,
+                        const std::vector<uint32_t>& seen = {}) {
     select_backend(run);
+    std::vector<int> slot_of(rows, -1);
+    for (int64_t i = 0; i + 1 < rows; i++) slot_of[i] = (int)(rows - 1 - i);
+    TestBuffer<uint32_t> bits(seen, run.dev);
+    TestBuffer<int> slots(slot_of, run.dev);
     TestBuffer<float> x(logits, run.dev), logps(rows, run.dev);
     TestBuffer<int> tokens(rows, run.dev);
     TestBuffer<DrawKey> k(keys, run.dev);
-    sample_rows(tokens.data, logps.data, x.data, {rows, V, n_allowed}, p, STREAM, k.data, run.dev);
+    sample_rows(tokens.data, logps.data, x.data, {rows, V, n_allowed}, p, STREAM, k.data, run.dev,
+                seen.empty() ? SeenTokens() : SeenTokens{bits.data, slots.data, seen_words(V)});
     return {tokens.get(), logps.get()};
 }
 
 static std::string text(int64_t V, int64_t n, const SamplingParams& p, const std::string& run) {
-    return format("V %lld n_allowed %lld temperature %g top_k %d top_p %g%s, %s", (long long)V, (long long)n,
-                  p.temperature, p.top_k, p.top_p, p.gumbel ? " gumbel" : "", run.c_str());
+    return format("V %lld n_allowed %lld temperature %g top_k %d top_p %g min_p %g penalty %g%s, %s", (long long)V,
+                  (long long)n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty,
+                  p.gumbel ? " gumbel" : "", run.c_str());
 }
 
 // Whether drawing `token` at this quantile is right to within 2e-6 in probability, top-p's edge included
@@ -291,6 +346,7 @@ static bool draw_is_right(const float* logits, int64_t n, const SamplingParams& 
         int64_t n_kept = 0;
         while (n_kept < limit && (n_kept == 0 || p.top_p >= 1.0f || kept < (p.top_p + edge) * total))
             kept += w[n_kept++];
+        while (n_kept > 1 && w[n_kept - 1] < p.min_p * (1 + edge)) kept -= w[--n_kept];
         for (int64_t i = 0; i < n_kept; sum += w[i++])
             if (order[i] == token)
                 if (quantile >= sum / kept - slack && quantile <= (sum + w[i]) / kept + slack) return true;
@@ -308,6 +364,14 @@ static std::vector<SamplingParams> all_params() {
         for (float top_p : {0.1f, 0.9f, 1.0f})
             for (bool gumbel : {false, true})
                 if (k > 0 || top_p < 1.0f) all.push_back({k == 5 ? 0.6f : 1.2f, k, top_p, gumbel});
+    for (bool gumbel : {false, true})
+        for (float min_p : {0.02f, 0.4f, 0.99f}) {
+            all.push_back({1.2f, 0, 1.0f, gumbel, min_p});
+            all.push_back({0.8f, 50, 1.0f, gumbel, min_p});
+            all.push_back({1.2f, 0, 0.8f, gumbel, min_p});
+        }
+    all.push_back({1.2f, 300, 0.95f, false, 0.05f});
+    all.push_back({1.2f, 300, 0.95f, true, 0.05f});
     return all;
 }
 
@@ -364,6 +428,71 @@ TEST(Sampling, KernelsDrawTheTokensOfTheCpuLoop) {
     }
 }
 
+// The draw is that of the penalized logits, and its log-probability is that of the logits without
+TEST(Sampling, APenaltyReachesTheDrawAndNotTheLogProbability) {
+    struct {
+        int64_t rows, V, n_allowed;
+    } cases[] = {{3, 1, 1}, {6, 67, 60}, {3, 9003, 8999}};
+    std::vector<Backend> runs = all_backends();
+    for (auto& c : cases) {
+        const std::vector<float> logits = random_values<float>(c.rows * c.V, (uint32_t)c.V + 3, 6.0f);
+        const int64_t words = seen_words(c.V);
+        std::vector<uint32_t> seen(c.rows * words);
+        for (size_t i = 0; i < seen.size(); i++) seen[i] = rng_bits(5, RNG_INIT, (uint32_t)i, 0, 0).x[0];
+        const std::vector<DrawKey> keys = draw_keys(c.rows);
+        int variant = 0;
+        for (SamplingParams p : all_params()) {
+            if (++variant % 4 != 1 && c.V > 1000) continue;
+            p.repetition_penalty = variant % 2 ? 2.5f : 0.3f;
+            SamplingParams without = p;
+            without.repetition_penalty = 1.0f;
+            std::vector<float> penalized = logits;
+            for (int64_t i = 0; i + 1 < c.rows; i++)
+                for (int64_t v = 0; v < c.V; v++) {
+                    float& x = penalized[i * c.V + v];
+                    if (seen[(c.rows - 1 - i) * words + v / 32] >> v % 32 & 1)
+                        x = x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty;
+                }
+            for (const Backend& run : runs) {
+                if (run.order > 1) continue;
+                const std::string what = text(c.V, c.n_allowed, p, run.name);
+                const Drawn got = run_sample(logits, c.rows, c.V, c.n_allowed, p, keys, run, seen);
+                EXPECT_EQ(got.tokens, run_sample(penalized, c.rows, c.V, c.n_allowed, without, keys, run).tokens)
+                    << what;
+                const float inverse = sampling_inverse_temperature(p);
+                for (int64_t i = 0; i < c.rows; i++) {
+                    const float* row = &logits[i * c.V];
+                    const float logp =
+                        logit_logp(row[got.tokens[i]], inverse, softmax_lse(softmax_row(row, c.V, inverse)));
+                    ASSERT_NEAR(got.logps[i], logp, 2e-6 * (1 + std::fabs(logp))) << what << ", row " << i;
+                }
+            }
+        }
+    }
+}
+
+TEST(Sampling, MarkedTokensAreSeenByTheirSlot) {
+    const int64_t V = 70, words = seen_words(V);
+    ASSERT_EQ(words, 3);
+    for (const Backend& run : all_backends()) {
+        select_backend(run);
+        std::vector<uint32_t> before(4 * words);
+        before[0] = 5;
+        TestBuffer<uint32_t> bits(before, run.dev);
+        TestBuffer<int> slots(std::vector<int>{2, -1, 0, 3}, run.dev);
+        SeenTokens seen = {bits.data, slots.data, words};
+        seen_mark(seen, TestBuffer<int>(std::vector<int>{69, 1, 31, 32}, run.dev).data, 4, run.dev);
+        seen_mark(seen, TestBuffer<int>(std::vector<int>{0, 2, 31, 63}, run.dev).data, 4, run.dev);
+        std::vector<uint32_t> expected(4 * words);
+        expected[0] = 5 | 1u << 31;
+        expected[2 * words] = 1, expected[2 * words + 2] = 1u << 5;
+        expected[3 * words + 1] = 1 | 1u << 31;
+        EXPECT_EQ(bits.get(), expected) << run.name;
+        seen_mark(seen, nullptr, 0, run.dev);
+        EXPECT_THROW(seen_mark(seen, nullptr, -1, run.dev), Error);
+    }
+}
+
 // draws over the whole unit interval, where neighbouring uniform numbers meet every boundary
 TEST(Sampling, KernelsInvertTheCumulativeDistribution) {
     std::vector<Backend> runs = all_backends();
@@ -376,6 +505,8 @@ TEST(Sampling, KernelsInvertTheCumulativeDistribution) {
                              {0.9f, 40, 1.0f, false},
                              {0.9f, 0, 0.8f, false},
                              {0.9f, 40, 0.8f, false},
+                             {0.9f, 0, 1.0f, false, 0.03f},
+                             {0.9f, 40, 0.9f, false, 0.2f},
                              {0.9f, 40, 1e-6f, false},
                              {0.9f, 40, 0.999999f, false}})
         for (size_t r = 0; r < std::min<size_t>(runs.size(), 2); r++) {
@@ -496,6 +627,8 @@ TEST(Sampling, NoRowsIsNoWorkAndBadShapesAreRefused) {
         EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 5, 0}, p, STREAM, nullptr, run.dev), Error);
         EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 5, 6}, p, STREAM, nullptr, run.dev), Error);
         EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {1, 1ll << 40, 6}, p, STREAM, nullptr, run.dev), Error);
+        p.repetition_penalty = 1.2f;  // of which tokens?
+        EXPECT_THROW(sample_rows(nullptr, nullptr, nullptr, {0, 5, 5}, p, STREAM, nullptr, run.dev), Error);
     }
 }
 
@@ -503,5 +636,6 @@ TEST(Sampling, ParametersAreCompared) {
     SamplingParams p = {0.7f, 5, 0.9f, true};
     EXPECT_TRUE(same_sampling(p, p));
     EXPECT_FALSE(same_sampling(p, {0.8f, 5, 0.9f, true}) || same_sampling(p, {0.7f, 6, 0.9f, true}) ||
-                 same_sampling(p, {0.7f, 5, 0.8f, true}) || same_sampling(p, {0.7f, 5, 0.9f, false}));
+                 same_sampling(p, {0.7f, 5, 0.8f, true}) || same_sampling(p, {0.7f, 5, 0.9f, false}) ||
+                 same_sampling(p, {0.7f, 5, 0.9f, true, 0.1f}) || same_sampling(p, {0.7f, 5, 0.9f, true, 0, 1.1f}));
 }

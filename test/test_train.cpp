@@ -220,6 +220,50 @@ TEST(SftObjective, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {
     EXPECT_THROW(small.loss(t, c, true), Error);
 }
 
+// A loss of log-probabilities and entropies, along its gradient; and none without room for it
+TEST(ScoreBackward, TheEntropySGradientReachesTheWeights) {
+    Model m;
+    make_model(m, "none", 1);
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    EXPECT_THROW(score_backward(t, 1, 1.0f, true), Error);
+    if (sizeof(floatX) != 4) return;  // rounding would drown the difference below
+    trainer_init(t, m, 64, false, OptimizerConfig(), {}, true);
+    Batch b;
+    ScoredTokens scored;
+    for (const std::vector<int>& tokens : {std::vector<int>{3, 50, 9, 2}, {77, 1, 1, 40, 8}}) {
+        batch_add_sequence(b, tokens.data(), (int)tokens.size());
+        score_last_sequence(scored, b, 1);
+    }
+    const int64_t R = scored.size();
+    const float inverse_temperature = 1.0f / 0.7f;
+    std::vector<float> dlogp, dentropy;
+    for (int64_t i = 0; i < R; i++) dlogp.push_back(0.3f - 0.1f * i), dentropy.push_back(i % 2 ? 2.0f : 0.5f);
+    auto loss = [&] {
+        score_forward_training(t, b, scored, inverse_temperature);
+        score_fetch(scored, t.score, m.dev);
+        double sum = 0.0;
+        for (int64_t i = 0; i < R; i++) sum += dlogp[i] * scored.logp[i] + dentropy[i] * scored.entropy[i];
+        return sum;
+    };
+    loss();
+    copy_to_device(t.score.dlogp.data, dlogp.data(), R * sizeof(float), m.dev);
+    copy_to_device(t.score.dentropy.data, dentropy.data(), R * sizeof(float), m.dev);
+    score_backward(t, R, inverse_temperature, true);
+    const std::vector<float> g = gradients(t);
+    std::vector<float> kept(m.num_params);
+    copy_to_host(kept.data(), m.master.data, m.master.bytes(), m.dev);
+    const double norm = sqrt(squares(g)), h = 5e-3 / norm;
+    auto moved = [&](double by) {
+        std::vector<float> w = kept;
+        for (size_t i = 0; i < w.size(); i++) w[i] += (float)(by * g[i]);
+        copy_to_device(m.master.data, w.data(), m.master.bytes(), m.dev);
+        model_refresh(m);
+        return loss();
+    };
+    EXPECT_NEAR((moved(h) - moved(-h)) / (2 * h) / (norm * norm), 1.0, 2e-3);
+}
+
 TEST(Distill, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {
     std::vector<float> whole;
     double loss = 0.0;
@@ -365,7 +409,7 @@ TEST(Distill, TheTeacherSSamplesAreGraded) {
     for (size_t i = 0; i < p.d.samples.size(); i++) p.d.samples[i].tokens = {'#', '#', '#', '#', ' ', '7', 3};
     p.d.examples = p.c.batch;
     for (size_t i = 0; i < p.d.examples.size(); i++) p.d.examples[i].prompt.gold = i % 2 ? "7" : "8";
-    for (Completion& c : p.d.samples) c.finished = true;
+    for (Completion& c : p.d.samples) c.finished = c.stop_token = true;
     p.d.take_samples();
     EXPECT_EQ(p.d.examples.size(), p.c.batch.size() / 2);
 }

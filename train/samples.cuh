@@ -12,7 +12,7 @@
 
 inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
     std::vector<int> ids = c.tokens;
-    if (c.finished) ids.pop_back();  // the stop token is not part of the text
+    if (c.stop_token) ids.pop_back();
     return tokenizer_decode(tok, ids, false);
 }
 
@@ -28,15 +28,16 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
     config.first_prompt += begin;
     std::vector<Completion> mine =
         rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token);
-    // a row a completion: finished, length, tokens, bits of their log-probabilities
-    const int most = config.max_completion_length, row = 2 + 2 * most;
+    // a row a completion: finished, ended by a stop token, length, tokens, bits of their log-probabilities
+    const int most = config.max_completion_length, row = 3 + 2 * most;
     std::vector<int> rows(mine.size() * row);
     for (size_t i = 0; i < mine.size(); i++) {
         int* r = rows.data() + i * row;
         r[0] = mine[i].finished;
-        r[1] = (int)mine[i].tokens.size();
-        std::copy(mine[i].tokens.begin(), mine[i].tokens.end(), r + 2);
-        if (r[1]) memcpy(r + 2 + most, mine[i].logps.data(), r[1] * sizeof(float));
+        r[1] = mine[i].stop_token;
+        r[2] = (int)mine[i].tokens.size();
+        std::copy(mine[i].tokens.begin(), mine[i].tokens.end(), r + 3);
+        if (r[2]) memcpy(r + 3 + most, mine[i].logps.data(), r[2] * sizeof(float));
     }
     rows = comm_gather(comm, rows);
     std::vector<Completion> all(prompts.size() * G);
@@ -45,9 +46,10 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
         all[i].prompt = (int)i / G;
         all[i].sample = (int)i % G;
         all[i].finished = r[0];
-        all[i].tokens.assign(r + 2, r + 2 + r[1]);
-        all[i].logps.resize(r[1]);
-        if (r[1]) memcpy(all[i].logps.data(), r + 2 + most, r[1] * sizeof(float));
+        all[i].stop_token = r[1];
+        all[i].tokens.assign(r + 3, r + 3 + r[2]);
+        all[i].logps.resize(r[2]);
+        if (r[2]) memcpy(all[i].logps.data(), r + 3 + most, r[2] * sizeof(float));
     }
     if (stats) {
         double prompt_tokens = (double)stats->prompt_tokens, completion_tokens = (double)stats->completion_tokens;
