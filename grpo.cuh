@@ -320,8 +320,8 @@ struct GrpoObjective : Objective {
         rollout.step = (uint32_t)c.step;
         rollout.pass = sampler_begin(sampler, *t.model, c.step);
         generated = RolloutStats();
-        samples = rollout_of_ranks(c.comm, sampler.model(), *state, prompts, config.num_generations, rollout, &generated,
-                                   [&](int, int) { return !(c.stop && c.stop()); });
+        samples = rollout_of_ranks(c.comm, sampler.model(), *state, prompts, config.num_generations, rollout,
+                                   &generated, [&](int, int) { return !(c.stop && c.stop()); });
         sampler_end(sampler);
         if (step_stop(c)) return false;
         run.generated.prompt_tokens += generated.prompt_tokens;
