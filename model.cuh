@@ -79,8 +79,8 @@ inline void layer_forward(Model& m, Activations& a, int l, const floatX* residua
     const Layer& w = m.layers[l];
     layer_attention_forward(m, a, l, b, pass, cache);
     linear_forward(w.o, a.branch, y.att, nullptr, a.quantized, b.T, pass, m.dev);
-    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch,
-                                   layer_norm_weight(m, pass, l, 1), {b.T, m.C()}, m.config.rms_norm_eps, m.dev);
+    fused_residual_rmsnorm_forward(y.mid, y.ln2, y.ln2_rstd, residual_in, a.branch, layer_norm_weight(m, pass, l, 1),
+                                   {b.T, m.C()}, m.config.rms_norm_eps, m.dev);
     layer_mlp_forward(m, a, l, b.T, pass);
     linear_forward(w.down, a.branch, y.act, nullptr, a.quantized, b.T, pass, m.dev);
 }

@@ -16,7 +16,7 @@ inline SamplerConfig sampler_config(const Options& o) {
     c.noise.start = o.noise_sigma_start, c.noise.end = o.noise_sigma_end, c.noise.stages = o.noise_num_stages;
     c.noise.seed = o.seed;
     const Options normal;  // what a run's config.json repeats is no wish
-    const char* unused = c.noise.on()                                     ? nullptr
+    const char* unused = c.noise.on()                                    ? nullptr
                          : o.noise_sigma_end != normal.noise_sigma_end   ? "noise_sigma_end"
                          : o.noise_num_stages != normal.noise_num_stages ? "noise_num_stages"
                                                                          : nullptr;
@@ -28,8 +28,7 @@ inline SamplerConfig sampler_config(const Options& o) {
 inline void sampler_check(SamplerConfig& c, const Session& s, int64_t steps) {
     check_sampler(s.m.config, c);
     if (c.staleness > 0 && c.staleness >= steps)
-        fail_usage("--rollout_staleness %d: no step of %lld is so late; take less",
-                   c.staleness, (long long)steps);
+        fail_usage("--rollout_staleness %d: no step of %lld is so late; take less", c.staleness, (long long)steps);
     if (c.noise.on() && steps < 2)
         fail_usage("--noise_sigma_start: the first stage has no noise, and %lld steps have no other; raise --max_steps",
                    (long long)steps);

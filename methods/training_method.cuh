@@ -29,11 +29,11 @@
 // What a method may know of its run. Set before attach; acts and sample before start or resumed
 struct MethodContext {
     Model* model = nullptr;
-    int64_t tokens = 0;           // most of a micro-batch
-    bool basis_given = false;     // by --hadamard, and not by the folder that the model comes from
+    int64_t tokens = 0;              // most of a micro-batch
+    bool basis_given = false;        // by --hadamard, and not by the folder that the model comes from
     bool quantized_sampler = false;  // --rollout_weights
-    Activations* acts = nullptr;  // scratch between steps: training's
-    std::vector<Batch> sample;    // some of the run's training text, in micro-batches that fit acts
+    Activations* acts = nullptr;     // scratch between steps: training's
+    std::vector<Batch> sample;       // some of the run's training text, in micro-batches that fit acts
 };
 
 struct TrainingMethod {

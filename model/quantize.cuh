@@ -51,7 +51,8 @@ inline void model_quantize_activations(Model& m, const QuantizerRules& rules, St
         q.ste = ste;
         if (t.part > 0 && quantizer_text(q, "token") != quantizer_text(l.input, "token"))
             fail_usage(
-                "--%s: %s and its neighbours in layer %d multiply the same input; name all of q,k,v and all of gate,up, "
+                "--%s: %s and its neighbours in layer %d multiply the same input; name all of q,k,v and all of "
+                "gate,up, "
                 "or none",
                 rules.flag.c_str(), l.parts[0].label, t.layer);
         if (q.scope == QuantScope::group && q.on() && t.cols % q.group)

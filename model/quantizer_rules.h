@@ -146,8 +146,8 @@ inline std::string rules_text(const QuantizerRules& rules) {
         if (!text.empty()) text += "; ";
         else if (!r.where.empty()) text = "none; ";
         for (size_t i = 0; i < r.where.size(); i++) text += (i ? "," : "") + r.where[i];
-        text +=
-            (r.where.empty() ? "" : "=") + quantizer_text(r.quantizer, is_flag_of(rules.flag, "weights") ? "channel" : "token");
+        text += (r.where.empty() ? "" : "=") +
+                quantizer_text(r.quantizer, is_flag_of(rules.flag, "weights") ? "channel" : "token");
     }
     return text;
 }
@@ -165,7 +165,8 @@ inline void rules_check(const QuantizerRules& rules, const std::vector<Quantizer
                     "--%s: '%s' names nothing of this model; there are layers.0 to layers.%d, layers.0-1%s, and * "
                     "for any characters",
                     rules.flag.c_str(), w.c_str(), last,
-                    is_flag_of(rules.flag, "kv_cache") ? "" : ", layers.0.down, q, k, v, o, gate, up, down, head, embed");
+                    is_flag_of(rules.flag, "kv_cache") ? ""
+                                                       : ", layers.0.down, q, k, v, o, gate, up, down, head, embed");
         }
 }
 

@@ -95,8 +95,7 @@ inline std::string sampler_text(const Sampler& s, const Model& policy) {
     if (s.weights == Sampler::Weights::quantized) add("weights " + rules_text(*s.config.weights));
     if (s.own && rules_text(s.own->activation_rules) != rules_text(policy.activation_rules))
         add("activations " + rules_text(s.own->activation_rules));
-    if (s.own && rules_text(s.own->kv_rules) != rules_text(policy.kv_rules))
-        add("KV " + rules_text(s.own->kv_rules));
+    if (s.own && rules_text(s.own->kv_rules) != rules_text(policy.kv_rules)) add("KV " + rules_text(s.own->kv_rules));
     if (s.stale()) add(format("weights of up to %d steps ago", s.config.staleness));
     const RolloutNoise& n = s.config.noise;
     if (n.on())
@@ -122,7 +121,7 @@ inline void sampler_allocate(Sampler& s, Model& policy, const RolloutShape& shap
             rules_text(*c.weights).c_str());
     if (c.noise.on()) s.norms.allocate((size_t)2 * policy.L() * policy.C(), "norms with noise", "", policy.dev);
     if (!weights && !activations && !kv && !s.stale()) return;
-    s.weights = weights                        ? Sampler::Weights::quantized
+    s.weights = weights                       ? Sampler::Weights::quantized
                 : s.stale() && !policy.frozen ? Sampler::Weights::copied
                                               : Sampler::Weights::shared;
     s.own = std::make_unique<Model>();
