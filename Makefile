@@ -183,7 +183,7 @@ COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume cli_sampler dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
+$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_grpo cli_methods cli_quantize cli_resume cli_sampler dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
   TEST_OPTIMIZE := -Og
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
