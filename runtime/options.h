@@ -197,7 +197,7 @@ OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest toke
 OPT(double, top_p, 1.0, "[1e-06, 1]", IN_SAMPLE, "sample among the likeliest tokens that hold this mass; makes the sampler differ from the trainer") \
 OPT(double, min_p, 0.0, "[0, 1)", IN_SAMPLE, "sample among the tokens that are at least this times as likely as the likeliest; 0: all; makes the sampler differ from the trainer") \
 OPT(double, repetition_penalty, 1.0, "[0.01, 100]", IN_SAMPLE, "divides the logits above 0 of tokens that the prompt or the completion so far has, and multiplies those below; 1: off; makes the sampler differ from the trainer") \
-OPT(std::string, stop_strings, "", "", IN_SAMPLE, "comma list of texts that end a completion, and stay in it; white space counts; \\n, \\t, \\r, \\, and \\\\ stand for a line's end, a tab, a carriage return, a comma and a backslash") \
+OPT(std::string, stop_strings, "", "", IN_SAMPLE, "comma list of texts that end a completion and stay in it, such as '\\n\\n,Question:'; white space counts; escapes: \\n \\t \\r \\, \\\\") \
 OPT(std::string, sampling_method, "inverse", "inverse|gumbel", IN_SAMPLE, "draw by the inverse of the cumulative distribution, one random number a token; or by Gumbel noise, one a word of the vocabulary") \
 OPT(int, rollout_batch, 256, "[1, 65536]", IN_TRAIN | IN_EVAL | IN_QUANTIZE, "sequences decoded at once") \
 GROUP("optimizer") \

@@ -213,6 +213,7 @@ TEST(SamplingOptions, MinPOfNearlyOneIsGreedy) {
     tiny_model(m);
     const std::vector<Completion> greedy = sample(m, config_of({0, 0, 1, false}));
     for (bool gumbel : {false, true}) {
+        if (SIMULATED && gumbel) continue;
         const std::vector<Completion> done = sample(m, config_of({1, 0, 1, gumbel, 0.9999f, 1}));
         for (size_t i = 0; i < done.size(); i++) EXPECT_EQ(done[i].tokens, greedy[i].tokens) << i;
     }
@@ -225,7 +226,7 @@ TEST(SamplingOptions, TheRatioIsExactlyOneAtTheFirstPass) {
     Trainer t;
     trainer_init(t, m, 4096, false);
     for (const SamplingParams& p : penalties()) {
-        if (p.temperature == 0.0f || (SIMULATED && p.min_p == 0.0f)) continue;
+        if (p.temperature == 0.0f || (SIMULATED && !(p.gumbel && p.min_p > 0.0f))) continue;
         const std::vector<Completion> done = sample(m, config_of(p, 5));
         GrpoConfig c;
         c.num_generations = SAMPLES;
