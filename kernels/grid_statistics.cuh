@@ -3,7 +3,7 @@
 // scale s by which codes are found; the outermost cells are open, and count as twice as wide as from their number to their
 // edge. Of a tensor:
 //   dead zone       share of weights whose code cannot change: farther from the next edge than `reach`, which Adam moves a
-//                   weight at most, about (the sum of the rates of the steps in question; Kingma & Ba 2015, section 2.1)
+//                   weight at most, about (steps times rate; Kingma & Ba 2015, section 2.1)
 //   rate in cells   rate mean(1 / cell): the cells that a step may cross
 //   gain            <w,q> / <w,w> - 1: by how much Q(w) is larger than w as a whole. |q - w|^2 = gain^2 |w|^2 + what is
 //                   uncorrelated with w
@@ -35,18 +35,18 @@ static constexpr int64_t GRID_PIECE = 8192;
 
 // Sums over weights; the last is a maximum
 struct GridSums {
-    double squares;      // w^2
-    double products;     // w q
-    double errors;       // (q - w)^2
-    double zeroed;       // w^2 where q = 0
-    double scales;       // |s / s0 - 1|
-    double cells;        // 1 where there is a cell; what follows is of those
-    double inverse;      // 1 / cell
-    double cell_errors;  // ((q - w) / cell)^2
-    double beyond_step;  // 1 where the edge is beyond the reach of a step
-    double beyond_run;   // ... of the steps that are left
-    double drift;        // |w - value| / cell
-    double turned;       // 1 where the last change undid the one before
+    double squares;       // w^2
+    double products;      // w q
+    double errors;        // (q - w)^2
+    double zeroed;        // w^2 where q = 0
+    double scales;        // |s / s0 - 1|
+    double cells;         // 1 where there is a cell; what follows is of those
+    double inverse;       // 1 / cell
+    double cell_errors;   // ((q - w) / cell)^2
+    double beyond_step;   // 1 where the edge is beyond the reach of a step
+    double beyond_steps;  // ... of many
+    double drift;         // |w - value| / cell
+    double turned;        // 1 where the last change undid the one before
     double largest_drift;
 };
 static constexpr int GRID_SUMS = (int)(sizeof(GridSums) / sizeof(double)) - 1;
@@ -68,7 +68,7 @@ struct GridWeights {
     QuantSpec spec;
 };
 struct GridReach {
-    float step, run;
+    float step, steps;
 };
 
 // Views [groups,group]. code: as the codes of the tree are kept; direction: of its last change, -1 or 1, twice that if it
@@ -136,7 +136,7 @@ HOST_DEVICE GridCell grid_cell(float w, Grid g, float low, float high, const Qua
 // What a number adds to the sums of the same names
 struct GridNumber {
     double squares, products, errors, zeroed, inverse, cell_errors;
-    bool cell, beyond_step, beyond_run;
+    bool cell, beyond_step, beyond_steps;
 };
 template <class Codes>
 HOST_DEVICE GridNumber grid_number(float w, float q, Grid g, float low, float high, GridReach reach,
@@ -145,7 +145,7 @@ HOST_DEVICE GridNumber grid_number(float w, float q, Grid g, float low, float hi
     const double x = (double)w, y = (double)q, off = y - x;
     GridNumber a;
     a.cell = c.cell > 0.0f;
-    a.beyond_step = a.cell & (c.edge > reach.step), a.beyond_run = a.cell & (c.edge > reach.run);
+    a.beyond_step = a.cell & (c.edge > reach.step), a.beyond_steps = a.cell & (c.edge > reach.steps);
     a.inverse = a.cell ? 1.0 / (double)c.cell : 0.0;
     a.cell_errors = off * a.inverse;
     a.cell_errors *= a.cell_errors;
@@ -208,17 +208,17 @@ template <class Codes>
 inline void grid_run_cpu(GridSums& s, const float* w, const floatX* q, int64_t n, Grid g, float low, float high,
                          GridReach reach, const QuantCells& cells) {
     double squares = 0.0, products = 0.0, errors = 0.0, zeroed = 0.0, inverse = 0.0, cell_errors = 0.0;
-    int count = 0, beyond_step = 0, beyond_run = 0;
-#pragma omp simd reduction(+ : squares, products, errors, zeroed, inverse, cell_errors, count, beyond_step, beyond_run)
+    int count = 0, beyond_step = 0, beyond_steps = 0;
+#pragma omp simd reduction(+ : squares, products, errors, zeroed, inverse, cell_errors, count, beyond_step, beyond_steps)
     for (int64_t j = 0; j < n; j++) {
         const GridNumber a = grid_number<Codes>(w[j], (float)q[j], g, low, high, reach, cells);
         squares += a.squares, products += a.products, errors += a.errors, zeroed += a.zeroed;
         inverse += a.inverse, cell_errors += a.cell_errors;
-        count += a.cell, beyond_step += a.beyond_step, beyond_run += a.beyond_run;
+        count += a.cell, beyond_step += a.beyond_step, beyond_steps += a.beyond_steps;
     }
     s.squares += squares, s.products += products, s.errors += errors, s.zeroed += zeroed;
     s.cells += count, s.inverse += inverse, s.cell_errors += cell_errors;
-    s.beyond_step += beyond_step, s.beyond_run += beyond_run;
+    s.beyond_step += beyond_step, s.beyond_steps += beyond_steps;
 }
 
 inline GridSums grid_statistics_cpu(const GridWeights& t, GridReach reach, const QuantCells& cells) {
@@ -277,7 +277,7 @@ __global__ void grid_statistics_kernel(GridSums* part, GridWeights t, GridReach 
             const GridNumber a = grid_number<decltype(f)>(t.w[i], (float)t.q[i], t.grid[g], low, high, reach, cells);
             mine.squares += a.squares, mine.products += a.products, mine.errors += a.errors, mine.zeroed += a.zeroed;
             mine.cells += a.cell, mine.inverse += a.inverse, mine.cell_errors += a.cell_errors;
-            mine.beyond_step += a.beyond_step, mine.beyond_run += a.beyond_run;
+            mine.beyond_step += a.beyond_step, mine.beyond_steps += a.beyond_steps;
             mine.scales += grid_scale_drift(t.grid[g].scale, t.first[g].scale);
         });
         return mine;

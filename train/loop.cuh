@@ -25,11 +25,6 @@ struct LoopConfig {
     std::function<bool()> worth_saving;
 };
 
-// of a step, from 0
-inline double step_rate(const LoopConfig& c, int64_t step) {
-    return schedule_rate(c.schedule, c.learning_rate, step + c.warmup_from, c.warmup_steps, c.steps);
-}
-
 // Ranks differ in how many micro-batches they have, and a checkpoint has one count: all go on with the largest, or a run
 // that is resumed draws another dropout on all ranks but the first
 inline void agree_on_passes(Trainer& t, Comm& comm) {
@@ -69,7 +64,7 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
     context.batch = training_batch(data, state.step);
     if (!objective.prepare(t, context, next)) return false;
     r.step = state.step + 1, r.steps = c.steps, r.flips_counted = c.flips_counted;
-    r.learning_rate = step_rate(c, state.step);
+    r.learning_rate = schedule_rate(c.schedule, c.learning_rate, state.step + c.warmup_from, c.warmup_steps, c.steps);
     t.progress = (double)(state.step + 1) / (double)c.steps;
     const double train_start = wall_seconds();
     if (!loop_updates(t, objective, context, c, r, state.whole)) return false;
@@ -98,7 +93,9 @@ inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& ob
         j["quant/code_flip_rate"] = r.update.flip_rate;
         j["quant/code_flip_total"] = r.update.flip_total;
     }
-    if (!grids.empty()) grid_report_json(j, "quant/", grid_reports_total(grids), t.statistics);
+    if (!grids.empty())
+        for (const auto& [name, value] : grid_report_numbers(grid_reports_total(grids), t.statistics))
+            j[std::string("quant/") + name] = value;
     j["skipped_steps"] = t.skipped;
     j["epoch"] = epoch;
     j["num_tokens"] = state.num_tokens();
@@ -120,24 +117,6 @@ inline void log_code_flips(RunDir& run, const Model& m, int64_t step) {
     for (const LinearPart* q : quantized_parts(m))
         flips[q->name] = {(double)q->flips / (double)q->count(), (double)q->flips_total / (double)q->count()};
     run.code_flips.line(json_line(flips));
-}
-
-inline void log_quant_statistics(RunDir& run, const QuantStatistics& s, const std::vector<GridReport>& grids,
-                                 int64_t step) {
-    nlohmann::ordered_json j;
-    j["step"] = step;
-    for (size_t i = 0; i < grids.size(); i++) {
-        nlohmann::ordered_json& of = j[s.parts[i]->name] = nlohmann::ordered_json::object();
-        grid_report_json(of, "", grids[i], s);
-    }
-    run.quant_statistics.line(json_line(j));
-}
-
-// The rates of the first n steps, added from the first, so that a resumed run has the same bits
-inline double rates_until(const LoopConfig& c, int64_t n) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < n; i++) sum += step_rate(c, i);
-    return sum;
 }
 
 // A run that does not move the quantized model should say so
@@ -178,8 +157,6 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
     auto evaluates = [&](bool last) { return c.evaluate && due(c.eval_steps) && !last; };
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
     const bool statistics = c.flips_counted && t.statistics.on();
-    const double rates = statistics ? rates_until(c, c.steps) : 0.0;
-    double rates_done = statistics ? rates_until(c, state.step) : 0.0;
     state.trainer = t;
     if (c.comm) check_ranks_agree(t.optimizer, *c.comm, t.step);
     if (!state.pending.is_null()) {  // it was stopped there, or its log could not be written
@@ -194,16 +171,14 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         flips.step(r);
         const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
         const double epoch = (double)state.step / (double)data.steps_per_epoch();
-        rates_done += r.learning_rate;
         if (logs || evaluates(last)) {
-            const double updates = objective.iterations();
             std::vector<GridReport> grids;
             if (statistics)
-                grids = quant_statistics_measure(
-                    t.statistics, *t.model, t.optimizer.config,
-                    {r.learning_rate, updates * r.learning_rate, updates * (rates - rates_done)});
+                grids = quant_statistics_measure(t.statistics, *t.model, t.optimizer.config, r.learning_rate,
+                                                 objective.iterations());
             state.pending = loop_metrics(t, objective, state, r, epoch, transfers_before, grids);
-            if (logs && c.run && statistics) log_quant_statistics(*c.run, t.statistics, grids, r.step);
+            if (logs && c.run && statistics)
+                c.run->quant_statistics.line(json_line(quant_statistics_line(t.statistics, grids, r.step)));
         }
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);

@@ -1,8 +1,7 @@
 // What is logged of the grids of a run, beside the codes that flip: metrics.jsonl has the totals over all quantized
 // weights, quant_statistics.jsonl each tensor. What they are is kernels/grid_statistics.cuh's.
-//   quant/deadzone_share       the edge of the cell is farther than all the steps that are left may move a weight (the sum of
-//                              their rates, which falls to 0 with them: where the share ends at 1, it says so of the end)
-//   quant/deadzone_share_step  ... than one update of this step's rate
+//   quant/deadzone_share       the edge of the cell is farther than 100 updates at this step's rate may move a weight
+//   quant/deadzone_share_step  ... than one, so that its code cannot flip in the next step
 //   quant/learning_rate_in_cells        this step's rate, of all its updates, and
 //   quant/learning_rate_in_cells_total  of all updates so far, each at the cells of the next step that was logged
 //   quant/scale_bias, deadzone_truncation, grid_noise, grid_noise_in_cells, scale_drift
@@ -16,6 +15,8 @@
 #include "../optimizers/optimizer.cuh"
 #include "../runtime/json.h"
 #include "../runtime/named_array.h"
+
+static constexpr double DEADZONE_UPDATES = 100.0;
 
 enum class QuantStatisticsKind { none, grid, history };
 
@@ -128,18 +129,13 @@ inline void quant_statistics_load(QuantStatistics& s, const nlohmann::ordered_js
     }
 }
 
-// What a line is told of the rates: of one update of this step, of all of them, of all steps that are left
-struct LineRates {
-    double update, step, left;
-};
-
-// Of each part, for a line that is logged now
+// Of each part, for a line that is logged now. rate: of an update; updates: of a step
 inline std::vector<GridReport> quant_statistics_measure(QuantStatistics& s, Model& m, const OptimizerConfig& o,
-                                                        const LineRates& rates) {
+                                                        double rate, int updates) {
     auto of = [&](size_t i, double rate) { return optimizer_rate(o, s.group[i], rate); };
     set_zero(s.sums.data, s.sums.bytes(), m.dev);
     quant_statistics_each(s, m, [&](size_t i, LinearPart& p, const GridWeights& w, const GridHistory& h) {
-        grid_statistics(s.sums.data + i, w, {of(i, rates.update), of(i, rates.left)}, m.dev);
+        grid_statistics(s.sums.data + i, w, {of(i, rate), of(i, DEADZONE_UPDATES * rate)}, m.dev);
         if (s.has_history()) grid_history(s.sums.data + i, h, w, p.codes, m.dev);
     });
     std::vector<GridSums> sums(s.parts.size());
@@ -148,7 +144,7 @@ inline std::vector<GridReport> quant_statistics_measure(QuantStatistics& s, Mode
     for (size_t i = 0; i < reports.size(); i++) {
         GridReport& r = reports[i];
         r.sums = sums[i], r.weights = (double)s.parts[i]->count();
-        r.rate_cells = (double)of(i, rates.step) * r.sums.inverse;
+        r.rate_cells = updates * (double)of(i, rate) * r.sums.inverse;
         if (r.sums.cells > 0.0) s.crossed[i] += (double)of(i, s.rate) * r.sums.inverse / r.sums.cells;
         r.crossed = s.crossed[i] * r.sums.cells;
     }
@@ -165,26 +161,42 @@ inline GridReport grid_reports_total(const std::vector<GridReport>& reports) {
     return all;
 }
 
-inline void grid_report_json(nlohmann::ordered_json& j, const std::string& prefix, const GridReport& r,
-                             const QuantStatistics& s) {
+typedef std::vector<std::pair<const char*, double>> GridNumbers;
+
+// under their names, the same of every report of a run
+inline GridNumbers grid_report_numbers(const GridReport& r, const QuantStatistics& s) {
     const GridSums& g = r.sums;
     auto share = [](double part, double whole) { return whole > 0.0 ? part / whole : 0.0; };
-    auto add = [&](const char* name, double value) { j[prefix + name] = value; };
-    if (!s.adapter && !s.drawn) {
-        add("deadzone_share", share(g.beyond_run, g.cells));
-        add("deadzone_share_step", share(g.beyond_step, g.cells));
-    }
+    GridNumbers n;
+    if (!s.adapter && !s.drawn)
+        n = {{"deadzone_share", share(g.beyond_steps, g.cells)},
+             {"deadzone_share_step", share(g.beyond_step, g.cells)}};
     if (!s.adapter) {
-        add("learning_rate_in_cells", share(r.rate_cells, g.cells));
-        add("learning_rate_in_cells_total", share(r.crossed, g.cells));
+        n.push_back({"learning_rate_in_cells", share(r.rate_cells, g.cells)});
+        n.push_back({"learning_rate_in_cells_total", share(r.crossed, g.cells)});
     }
-    add("scale_bias", g.squares > 0.0 ? g.products / g.squares - 1.0 : 0.0);
-    add("deadzone_truncation", std::sqrt(share(g.zeroed, g.squares)));
-    add("grid_noise", std::sqrt(share(g.errors, g.squares)));
-    add("grid_noise_in_cells", std::sqrt(share(g.cell_errors, g.cells)));
-    add("scale_drift", share(g.scales, r.weights));
-    if (!s.has_history()) return;
-    add("master_drift", share(g.drift, g.cells));
-    add("master_drift_max", g.largest_drift);
-    add("oscillating_share", share(g.turned, r.weights));
+    n.push_back({"scale_bias", g.squares > 0.0 ? g.products / g.squares - 1.0 : 0.0});
+    n.push_back({"deadzone_truncation", std::sqrt(share(g.zeroed, g.squares))});
+    n.push_back({"grid_noise", std::sqrt(share(g.errors, g.squares))});
+    n.push_back({"grid_noise_in_cells", std::sqrt(share(g.cell_errors, g.cells))});
+    n.push_back({"scale_drift", share(g.scales, r.weights)});
+    if (!s.has_history()) return n;
+    n.push_back({"master_drift", share(g.drift, g.cells)});
+    n.push_back({"master_drift_max", g.largest_drift});
+    n.push_back({"oscillating_share", share(g.turned, r.weights)});
+    return n;
+}
+
+// A line of quant_statistics.jsonl: the names once, then each tensor's numbers to 6 digits
+inline nlohmann::ordered_json quant_statistics_line(const QuantStatistics& s, const std::vector<GridReport>& reports,
+                                                    int64_t step) {
+    nlohmann::ordered_json j;
+    j["step"] = step;
+    for (const auto& [name, value] : grid_report_numbers(reports[0], s)) j["columns"].push_back(name), (void)value;
+    for (size_t i = 0; i < reports.size(); i++) {
+        nlohmann::ordered_json& row = j[s.parts[i]->name];
+        for (const auto& [name, value] : grid_report_numbers(reports[i], s))
+            row.push_back(std::strtod(format("%.6g", value).c_str(), nullptr)), (void)name;
+    }
+    return j;
 }
