@@ -84,7 +84,7 @@ struct QuantCells {
 };
 inline QuantCells quant_cells(QuantSpec spec) {
     QuantCells cells = {};
-    quant_visit(spec.format, [&](auto f) {
+    quant_dispatch(spec.format, [&](auto f) {
         typedef decltype(f) Format;
         if constexpr (!format_is_integer<Format>) {
             std::vector<float> numbers;
@@ -133,6 +133,11 @@ HOST_DEVICE GridCell grid_cell(float w, Grid g, float low, float high, const Qua
     }
 }
 
+HOST_DEVICE GridCell grid_cell(QuantSpec spec, float w, Grid g, const QuantCells& cells) {
+    const float low = quant_low(spec), high = quant_high(spec);
+    return quant_visit(spec.format, [&](auto f) { return grid_cell<decltype(f)>(w, g, low, high, cells); });
+}
+
 // What a number adds to the sums of the same names
 struct GridNumber {
     double squares, products, errors, zeroed, inverse, cell_errors;
@@ -152,6 +157,11 @@ HOST_DEVICE GridNumber grid_number(float w, float q, Grid g, float low, float hi
     a.squares = x * x, a.products = x * y, a.errors = off * off;
     a.zeroed = q == 0.0f ? a.squares : 0.0;
     return a;
+}
+
+HOST_DEVICE GridNumber grid_number(QuantSpec spec, float w, float q, Grid g, GridReach reach, const QuantCells& cells) {
+    const float low = quant_low(spec), high = quant_high(spec);
+    return quant_visit(spec.format, [&](auto f) { return grid_number<decltype(f)>(w, q, g, low, high, reach, cells); });
 }
 
 HOST_DEVICE double grid_scale_drift(float scale, float first) {
@@ -270,17 +280,13 @@ __device__ inline void grid_piece(const QuantGroups& shape, const Use& use) {
 
 // part: [CEIL_DIV(n, GRID_PIECE)] = grid
 __global__ void grid_statistics_kernel(GridSums* part, GridWeights t, GridReach reach, QuantCells cells) {
-    const float low = quant_low(t.spec), high = quant_high(t.spec);
-    GridSums s = quant_visit(t.spec.format, [&](auto f) {
-        GridSums mine = {};
-        grid_piece(t.shape, [&](int64_t i, int64_t g) {
-            const GridNumber a = grid_number<decltype(f)>(t.w[i], (float)t.q[i], t.grid[g], low, high, reach, cells);
-            mine.squares += a.squares, mine.products += a.products, mine.errors += a.errors, mine.zeroed += a.zeroed;
-            mine.cells += a.cell, mine.inverse += a.inverse, mine.cell_errors += a.cell_errors;
-            mine.beyond_step += a.beyond_step, mine.beyond_steps += a.beyond_steps;
-            mine.scales += grid_scale_drift(t.grid[g].scale, t.first[g].scale);
-        });
-        return mine;
+    GridSums s = {};
+    grid_piece(t.shape, [&](int64_t i, int64_t g) {
+        const GridNumber a = grid_number(t.spec, t.w[i], (float)t.q[i], t.grid[g], reach, cells);
+        s.squares += a.squares, s.products += a.products, s.errors += a.errors, s.zeroed += a.zeroed;
+        s.cells += a.cell, s.inverse += a.inverse, s.cell_errors += a.cell_errors;
+        s.beyond_step += a.beyond_step, s.beyond_steps += a.beyond_steps;
+        s.scales += grid_scale_drift(t.grid[g].scale, t.first[g].scale);
     });
     s = grid_block_sums(s);
     if (threadIdx.x == 0) part[blockIdx.x] = s;
@@ -289,15 +295,11 @@ __global__ void grid_statistics_kernel(GridSums* part, GridWeights t, GridReach 
 // the same grid; part null: the sums are not wanted
 __global__ void grid_history_kernel(GridSums* part, GridHistory h, GridWeights t, const int8_t* codes,
                                     QuantCells cells) {
-    const float low = quant_low(t.spec), high = quant_high(t.spec);
     const int mask = quant_code_mask(t.spec);
-    GridSums s = quant_visit(t.spec.format, [&](auto f) {
-        GridSums mine = {};
-        grid_piece(t.shape, [&](int64_t i, int64_t g) {
-            grid_history_at(h, i, t.w[i], codes[i], t.grid[g], t.spec, mask);
-            if (part) grid_drift_add(mine, h, i, t.w[i], grid_cell<decltype(f)>(t.w[i], t.grid[g], low, high, cells));
-        });
-        return mine;
+    GridSums s = {};
+    grid_piece(t.shape, [&](int64_t i, int64_t g) {
+        grid_history_at(h, i, t.w[i], codes[i], t.grid[g], t.spec, mask);
+        if (part) grid_drift_add(s, h, i, t.w[i], grid_cell(t.spec, t.w[i], t.grid[g], cells));
     });
     if (!part) return;
     s = grid_block_sums(s);

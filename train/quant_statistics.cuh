@@ -132,7 +132,7 @@ inline void quant_statistics_load(QuantStatistics& s, const nlohmann::ordered_js
 // Of each part, for a line that is logged now. rate: of an update; updates: of a step
 inline std::vector<GridReport> quant_statistics_measure(QuantStatistics& s, Model& m, const OptimizerConfig& o,
                                                         double rate, int updates) {
-    auto of = [&](size_t i, double rate) { return optimizer_rate(o, s.group[i], rate); };
+    auto of = [&](size_t i, double x) { return optimizer_rate(o, s.group[i], x); };
     set_zero(s.sums.data, s.sums.bytes(), m.dev);
     quant_statistics_each(s, m, [&](size_t i, LinearPart& p, const GridWeights& w, const GridHistory& h) {
         grid_statistics(s.sums.data + i, w, {of(i, rate), of(i, DEADZONE_UPDATES * rate)}, m.dev);
