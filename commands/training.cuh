@@ -72,6 +72,24 @@ inline nlohmann::ordered_json training_state(const TrainingRun& r) {
     return j;
 }
 
+// --quant_statistics, as far as there is something to measure
+inline QuantStatisticsKind statistics_kind(const TrainingRun& r) {
+    const Model& m = r.s.m;
+    const std::string& text = r.s.o.quant_statistics;
+    if (m.frozen || quantized_parts(m).empty()) {
+        if (text == "history")
+            fail_usage("--quant_statistics history: %s; leave it out",
+                       m.frozen ? "the codes of a frozen base never change" : "no weight is quantized");
+        return QuantStatisticsKind::none;
+    }
+    // a run of an earlier version has no state of it
+    const ResumePoint& resume = r.s.resume;
+    if (resume.on() && !resume.state.contains("quant_statistics") && text == "grid") return QuantStatisticsKind::none;
+    return text == "history" ? QuantStatisticsKind::history
+           : text == "grid"  ? QuantStatisticsKind::grid
+                             : QuantStatisticsKind::none;
+}
+
 // Everything that the run will need. samples: room for the rollouts of the objective; more: what else it needs. True:
 // --plan, and nothing more is to be done
 inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutShape& samples,
@@ -79,6 +97,7 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
     Session& s = r.s;
     session_plan(s, true, [&] {
         trainer_from_options(r.t, s.m, s.o, s.o.methods);
+        quant_statistics_plan(r.t.statistics, s.m, statistics_kind(r));
         more();
         RolloutShape shape = samples;
         // an evaluation on the way is no reason to plan for more than training takes
@@ -130,7 +149,7 @@ inline void check_same_start(const TrainingRun& r) {
 inline void training_start(TrainingRun& r, bool samples, const std::string& data) {
     const ResumePoint& resume = r.s.resume;
     const Options& o = r.s.o;
-    RunDirSetting setting = {false, samples, r.flips_counted};
+    RunDirSetting setting = {false, samples, r.flips_counted, r.t.statistics.on()};
     if (resume.on()) {
         check_later_checkpoints(r);
         if (r.in_its_folder) {
@@ -264,7 +283,7 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     r.state.trainer = r.t;  // a cold start has counted
     training_methods_context(r);
     if (r.s.resume.on()) training_resume(r);
-    else methods_start(r.t), objective.start(r.t);
+    else methods_start(r.t), objective.start(r.t), quant_statistics_start(r.t.statistics, r.s.m);
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);

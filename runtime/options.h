@@ -106,6 +106,7 @@ OPT(std::string, qat_scale, "dynamic", "dynamic|static|learned", IN_TRAIN, "scal
 OPT(std::string, learned_scale, "lsq", "lsq|lsq_offset|lwc|pact", IN_TRAIN, "what --qat_scale learned trains: the scale, also an offset, how far the range is clipped, or (pact) the scale by the clipped numbers alone") \
 OPT(double, scale_learning_rate, -1, "[0, 10]", IN_TRAIN, "learning rate of learned scales; unset: that of the weights, for lwc 0.01") \
 OPT(std::string, ste, "identity", "", IN_TRAIN, "gradient through the rounding: identity (passed on), clip (zero where the value was clipped), trust (zero where it was more than half a step away), or ewgs:delta=0.001 (clip, and more for a value that has farther to go to its next number); learned scales clip") \
+OPT(std::string, quant_statistics, "grid", "none|grid|history", IN_TRAIN, "what is logged of the quantized weights' grids beside flipped codes: grid (dead zone, learning rate in cells, noise, scales), also history (drift since a code's last change and codes that oscillate, for 6 bytes a weight), or none") \
 OPT(std::string, rounding, "nearest", "nearest|stochastic", IN_TRAIN, "rounding of the weights in training; stochastic: drawn anew at each step") \
 OPT(std::string, methods, "none", "", IN_TRAIN, "methods of quantized training, joined by +, each with its settings, such as cage:lambda=10:silence=0.8; train_qrl help methods lists them") \
 OPT(std::string, kv_cache, "none", "", IN_MODEL, "quantizer of keys and values, such as int8:token:asym, int4:g32:asym or fp8e4m3:token") \

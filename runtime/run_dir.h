@@ -1,6 +1,6 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, code_flips.jsonl, and summary.json, which is there when the run ended in order (also
-// after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
+// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, and summary.json, which is there when the
+// run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
 // and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
@@ -22,12 +22,12 @@
 #include "standard_files.h"
 
 static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "code_flips.jsonl",
-                                                "summary.json"};
+                                                "quant_statistics.jsonl", "summary.json"};
 
 struct RunDir {
     std::string path;
     FolderLock lock;
-    AppendFile metrics, completions, code_flips;  // closed: the run logs none
+    AppendFile metrics, completions, code_flips, quant_statistics;  // closed: the run logs none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -83,7 +83,7 @@ inline void cut_log(const std::string& path, int64_t step) {
 }
 
 struct RunDirSetting {
-    bool overwrite = false, completions = false, code_flips = false;
+    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false;
     int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
 };
 
@@ -131,12 +131,13 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     run.metrics = AppendFile(path + "/metrics.jsonl");
     if (setting.completions) run.completions = AppendFile(path + "/completions.jsonl");
     if (setting.code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
+    if (setting.quant_statistics) run.quant_statistics = AppendFile(path + "/quant_statistics.jsonl");
     return run;
 }
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f : {&run.metrics, &run.completions, &run.code_flips}) f->sync();
+    for (AppendFile* f : {&run.metrics, &run.completions, &run.code_flips, &run.quant_statistics}) f->sync();
 }
 
 // one object, in its own key order
@@ -152,6 +153,7 @@ inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.metrics.close();
     run.completions.close();
     run.code_flips.close();
+    run.quant_statistics.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }
 

@@ -633,6 +633,25 @@ TEST(OutputDir, RefusedWhenItCannotBeUsed) {
     refused(1, grpo("/proc/self/nothing"), {"/proc/self/nothing"});
 }
 
+TEST(Grpo, StatisticsOfGridsNeedGridsThatChange) {
+    for (const Args& flags : {Args{"--weights", "none"}, Args{"--weights", "nf4:g32", "--lora_r", "4"}}) {
+        std::string out = fresh("run");
+        refused(2, grpo(out, flags + Args{"--quant_statistics", "history"}), {"--quant_statistics history", "leave it"});
+        good(grpo(out, flags));
+        EXPECT_FALSE(fs::exists(out + "/quant_statistics.jsonl"));
+        EXPECT_FALSE(read_lines(out + "/metrics.jsonl")[0].contains("quant/grid_noise"));
+    }
+    std::string out = fresh("run");
+    good(grpo(out, {"--weights", "int4:g32", "--quant_statistics", "none"}));
+    EXPECT_FALSE(fs::exists(out + "/quant_statistics.jsonl"));
+    // an adapter inside the quantizer moves weights, by other amounts than its rate
+    out = fresh("run");
+    good(grpo(out, {"--weights", "int4:g32", "--lora_r", "4", "--lora_inside_quantizer"}));
+    const json row = read_lines(out + "/metrics.jsonl")[1];
+    EXPECT_FALSE(row.contains("quant/deadzone_share"));
+    EXPECT_GT(number(row, "quant/grid_noise"), 0.0);
+}
+
 TEST(OutputDir, HoldsOneRun) {
     std::string out = fresh("run");
     good(grpo(out, {"--weights", "int8:channel"}));
@@ -827,7 +846,11 @@ TEST(Grpo, EmbeddedTaskWithAModel) {
     std::vector<json> rows = read_lines(out + "/metrics.jsonl");
     ASSERT_EQ(rows.size(), 2u);
     check_metrics(rows, {"rewards/format/mean", "rewards/format/std", "rewards/overlong/mean", "rewards/overlong/std",
-                         "quant/code_flip_rate", "quant/code_flip_total"});
+                         "quant/code_flip_rate", "quant/code_flip_total", "quant/deadzone_share",
+                         "quant/deadzone_share_step", "quant/learning_rate_in_cells",
+                         "quant/learning_rate_in_cells_total", "quant/scale_bias", "quant/deadzone_truncation",
+                         "quant/grid_noise", "quant/grid_noise_in_cells", "quant/scale_drift"});
+    EXPECT_FALSE(rows[0].contains("quant/master_drift")) << "it takes memory";
     EXPECT_EQ(number(rows[0], "step"), 1);
     EXPECT_FALSE(rows[0].contains("kl"));
     EXPECT_GT(number(rows[0], "reward_std"), 0) << "the test needs rewards that differ";
@@ -841,6 +864,14 @@ TEST(Grpo, EmbeddedTaskWithAModel) {
         EXPECT_TRUE(c["finished"].is_boolean());
     }
     EXPECT_EQ(read_lines(out + "/code_flips.jsonl").size(), 2u);
+    std::vector<json> statistics = read_lines(out + "/quant_statistics.jsonl");
+    ASSERT_EQ(statistics.size(), 2u);
+    EXPECT_EQ(number(statistics[1], "step"), 2);
+    const json flips = read_lines(out + "/code_flips.jsonl").at(1);
+    for (const auto& item : flips.items()) {
+        if (item.key() == "step") continue;
+        EXPECT_EQ(statistics[1].at(item.key()).size(), statistics[1]["columns"].size());
+    }
 
     json summary = read_json(out + "/summary.json");
     EXPECT_EQ(summary["command"], "grpo");

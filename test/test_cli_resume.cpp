@@ -27,7 +27,7 @@ static Args with(const Args& args, const Args& more) {
 static std::map<std::string, std::string> left_by(const std::string& out) {
     std::map<std::string, std::string> left;
     for (const std::string& line : learning_curve(out)) left["metrics.jsonl"] += line + "\n";
-    for (const char* name : {"completions.jsonl", "code_flips.jsonl"})
+    for (const char* name : {"completions.jsonl", "code_flips.jsonl", "quant_statistics.jsonl"})
         if (fs::exists(out + "/" + name)) left[name] = read_text(out + "/" + name);
     int last = -1;
     for (const auto& entry : fs::directory_iterator(out)) {
@@ -169,8 +169,8 @@ static const std::vector<Kind> kinds = {
       "all"}},
     {"saved in bf16", "grpo", {"--weights", "int4:g32", "--save_dtype", "bfloat16"}},
     {"evaluated", "grpo", {"--eval_data", "PROBLEMS", "--eval_steps", "1"}},
-    {"logged now and then", "grpo", {"--logging_steps", "3"}},
-    {"sft", "sft", {"--weights", "int4:g32"}},
+    {"logged now and then", "grpo", {"--weights", "mxfp4", "--quant_statistics", "history", "--logging_steps", "3"}},
+    {"sft", "sft", {"--weights", "int4:g32", "--quant_statistics", "history"}},
     {"sft in chosen bases, pulled to their grids",
      "sft",
      {"--weights", "int4:channel", "--activations", "int4:token:asym", "--methods",
@@ -655,8 +655,8 @@ TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
             }
             finish("sft", out, args(out), what);
             if (said.find("cannot append") != said.npos)  // a step's code flips may be lost, its metrics are not
-                fs::copy_file(whole + "/code_flips.jsonl", out + "/code_flips.jsonl",
-                              fs::copy_options::overwrite_existing);
+                for (const char* log : {"/code_flips.jsonl", "/quant_statistics.jsonl"})
+                    fs::copy_file(whole + log, out + log, fs::copy_options::overwrite_existing);
             expect_same(whole, out, what);
             if (HasFailure()) return;
             fs::remove_all(out), fs::remove_all(temporary);
@@ -672,7 +672,8 @@ TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
 TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
     NEEDS_FILE_SIZE_LIMIT();
     const std::string whole = fresh("whole");
-    good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false"}));
+    // logs of less than 4096 bytes
+    good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false", "--quant_statistics", "none"}));
     const std::string died = died_after_two(whole);
     const std::string model = read_text(died + "/checkpoint-2/model.safetensors");
     RunSetting limit;  // there is room for the weights, and not for the optimizer's state

@@ -527,6 +527,82 @@ TEST(TrainLoop, AStopLeavesNothingHalfDone) {
     testing::internal::GetCapturedStdout();
 }
 
+// the metrics of each step but the last, of a run whose weights are trained at one rate
+static std::vector<nlohmann::ordered_json> statistics_of_run(double rate, const std::string& hadamard = "none") {
+    Model m;
+    m.dev = model_device();
+    model_allocate(m, tiny_config(2));
+    model_quantize(m, rules_of("int4:g16"), true);
+    model_rotate(m, hadamard);
+    model_init_random(m, 1);
+    model_refresh(m);
+    Trainer t;
+    OptimizerConfig optimizer;
+    optimizer_rates(optimizer, rate, 0.0);
+    trainer_init(t, m, 64, false, optimizer);
+    quant_statistics_plan(t.statistics, m, QuantStatisticsKind::history);
+    quant_statistics_start(t.statistics, m);
+    struct Twice : SftObjective {
+        int iterations() const override { return 2; }
+    } objective;
+    objective.micro_batch_tokens = 64;
+    const std::vector<Example> examples = some_examples();
+    const TrainingData data = training_data({examples[3], examples[4]}, 2, 0);
+    LoopConfig c;
+    c.steps = 4, c.learning_rate = rate, c.flips_counted = true, c.eval_steps = 1;
+    std::vector<nlohmann::ordered_json> rows;
+    c.evaluate = [&](int64_t, nlohmann::ordered_json& j) { return rows.push_back(j), true; };
+    LoopState state;
+    testing::internal::CaptureStdout();
+    testing::internal::CaptureStderr();
+    train_loop(t, objective, data, c, state);
+    testing::internal::GetCapturedStdout(), testing::internal::GetCapturedStderr();
+    // what a checkpoint holds of it comes back, and nothing else does
+    nlohmann::ordered_json saved;
+    saved["quant_statistics"] = quant_statistics_save(t.statistics);
+    QuantStatistics again;
+    quant_statistics_plan(again, m, QuantStatisticsKind::history);
+    quant_statistics_load(again, saved, "here");
+    EXPECT_EQ(again.crossed, t.statistics.crossed);
+    saved["quant_statistics"]["crossed"].erase(0);
+    EXPECT_THROW(quant_statistics_load(again, saved, "here"), Error);
+    return rows;
+}
+
+// What no step can flip drifts inside its cell; what many can does not stay there
+TEST(TrainLoop, GridStatisticsFollowTheRate) {
+    const std::vector<nlohmann::ordered_json> still = statistics_of_run(1e-7), moving = statistics_of_run(3e-3);
+    ASSERT_EQ(still.size(), 3u);
+    EXPECT_GT(still[0]["quant/deadzone_share"], 0.98);
+    EXPECT_GT(still[0]["quant/deadzone_share_step"], still[0]["quant/deadzone_share"]);
+    EXPECT_EQ(moving[0]["quant/deadzone_share"], 0.0) << "an int4 cell is about 0.01 wide";
+    EXPECT_GT(moving[0]["quant/deadzone_share_step"], 0.01);
+    EXPECT_LT(moving[0]["quant/deadzone_share_step"], 0.9);
+    EXPECT_EQ(still[2]["quant/oscillating_share"], 0.0);
+    double total = 0.0;
+    for (size_t i = 0; i < still.size(); i++) {
+        const double cells = still[i]["quant/learning_rate_in_cells"], drift = still[i]["quant/master_drift"];
+        total += cells;
+        EXPECT_NEAR(still[i]["quant/learning_rate_in_cells_total"], total, 1e-3 * total);
+        EXPECT_GT(drift, i ? (double)still[i - 1]["quant/master_drift"] : 0.0) << i;
+        EXPECT_LE(drift, 1.05 * total) << "Adam moves a weight by the rate";
+    }
+    EXPECT_LT(still[2]["quant/scale_drift"], 1e-3);
+    EXPECT_GT(moving[2]["quant/scale_drift"], 0.05);
+    EXPECT_GT(moving[2]["quant/master_drift"], still[2]["quant/master_drift"]);
+    EXPECT_GT(moving[2]["quant/oscillating_share"], 0.001);
+    // weights that lie evenly in their cells have the noise of that
+    EXPECT_NEAR(still[0]["quant/grid_noise_in_cells"], 1.0 / std::sqrt(12.0), 0.05);
+}
+
+// Weights are compared with the Q of the basis that they are quantized in
+TEST(TrainLoop, GridStatisticsAreOfTheQuantizedBasis) {
+    const std::vector<nlohmann::ordered_json> rotated = statistics_of_run(1e-7, "all");
+    EXPECT_LT(rotated[0]["quant/grid_noise"], 0.2);
+    EXPECT_NEAR(rotated[0]["quant/grid_noise_in_cells"], 1.0 / std::sqrt(12.0), 0.05);
+    EXPECT_LT(rotated[0]["quant/master_drift"], 1e-4);
+}
+
 TEST(TrainLoop, ColdStartEndsBelowItsTargetAndLeavesTheTrainerAsNew) {
     Model m;
     make_model(m, "int4:g16", 1);

@@ -82,7 +82,8 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
 }
 
 inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& objective, const LoopState& state,
-                                           const StepReport& r, double epoch, const Transfers& before) {
+                                           const StepReport& r, double epoch, const Transfers& before,
+                                           const std::vector<GridReport>& grids) {
     nlohmann::ordered_json j;
     j["step"] = r.step;
     j["loss"] = r.loss;
@@ -94,6 +95,9 @@ inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& ob
         j["quant/code_flip_rate"] = r.update.flip_rate;
         j["quant/code_flip_total"] = r.update.flip_total;
     }
+    if (!grids.empty())
+        for (const auto& [name, value] : grid_report_numbers(grid_reports_total(grids), t.statistics))
+            j[std::string("quant/") + name] = value;
     j["skipped_steps"] = t.skipped;
     j["epoch"] = epoch;
     j["num_tokens"] = state.num_tokens();
@@ -154,6 +158,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
     auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
     auto evaluates = [&](bool last) { return c.evaluate && due(c.eval_steps) && !last; };
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
+    const bool statistics = c.flips_counted && t.statistics.on();
     state.trainer = t;
     if (c.comm) check_ranks_agree(t.optimizer, *c.comm, t.step);
     if (!state.pending.is_null()) {  // it was stopped there, or its log could not be written
@@ -168,7 +173,15 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         flips.step(r);
         const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
         const double epoch = (double)state.step / (double)data.steps_per_epoch();
-        if (logs || evaluates(last)) state.pending = loop_metrics(t, objective, state, r, epoch, transfers_before);
+        if (logs || evaluates(last)) {
+            std::vector<GridReport> grids;
+            if (statistics)
+                grids = quant_statistics_measure(t.statistics, *t.model, t.optimizer.config, r.learning_rate,
+                                                 objective.iterations());
+            state.pending = loop_metrics(t, objective, state, r, epoch, transfers_before, grids);
+            if (logs && c.run && statistics)
+                c.run->quant_statistics.line(json_line(quant_statistics_line(t.statistics, grids, r.step)));
+        }
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);

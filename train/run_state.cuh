@@ -2,8 +2,8 @@
 //   trainer_state.json      counters (LoopState), the objective's own, and what the command adds
 //   optimizer.safetensors   formats/optimizer_file.h
 //   trainer.safetensors     masters, where the checkpoint's weights are not fp32; the quantizers' grids, what stands
-//                           behind them, learned scales, and codes at load (for the flip rates); arrays of the objective,
-//                           such as the reference model, and of methods
+//                           behind them, learned scales, codes at load (for the flip rates) and what else statistics
+//                           of grids look back to; arrays of the objective, such as the reference model, and of methods
 // All else is a function of these and of the flags: random numbers are keyed by step, data by step and seed, working
 // weights are made of masters and grids.
 #pragma once
@@ -26,6 +26,7 @@ inline std::vector<NamedArray> run_arrays(Trainer& t, Objective& objective, bool
     add_array(list, "scale_codes", m.scale_codes);
     add_array(list, "learned_scales", m.learned);
     add_array(list, "codes_at_load", m.initial);
+    for (const NamedArray& a : quant_statistics_arrays(t.statistics)) list.push_back(a);
     for (const NamedArray& a : objective.arrays()) list.push_back(a);
     for (const auto& method : t.methods.list)
         for (const NamedArray& a : method->arrays()) list.push_back(a);
@@ -89,6 +90,7 @@ inline void run_state_save(const std::string& folder, Trainer& t, Objective& obj
     j["loop"] = state_to_json(state);
     j["objective"] = nlohmann::ordered_json::object();
     objective.save(j["objective"]);
+    if (t.statistics.on()) j["quant_statistics"] = quant_statistics_save(t.statistics);
     for (const auto& item : command.items()) j[item.key()] = item.value();
     write_file_atomic(folder + "/trainer_state.json", json_line(j, 2) + "\n");
     st_write_index(folder);  // loaders that take every *.safetensors of a folder would read these as the model
@@ -128,6 +130,7 @@ inline LoopState run_state_load(const std::string& folder, const nlohmann::order
         fail("%s: its optimizer.safetensors is of another step than its trainer_state.json; take another checkpoint",
              folder.c_str());
     objective.load(j["objective"]);
+    if (t.statistics.on()) quant_statistics_load(t.statistics, j, folder + "/trainer_state.json");
     static_cast<TrainerCounters&>(t) = state.trainer;
     for (LinearPart* p : quantized_parts(m)) p->measured = true, p->given = p->restored = false;
     m.noise.step = (uint32_t)t.step;

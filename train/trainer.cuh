@@ -6,6 +6,7 @@
 #include "../kernels/global_norm.cuh"
 #include "../methods/training_methods.cuh"
 #include "../optimizers/optimizer.cuh"
+#include "quant_statistics.cuh"
 #include "scoring.cuh"
 
 // What it counts, all that a trainer is besides its arrays
@@ -22,6 +23,7 @@ struct Trainer : TrainerCounters {
     Buffer<float> scale_grads;  // of m.learned
     Optimizer optimizer;
     TrainingMethods methods;
+    QuantStatistics statistics;
     double progress = 0.0;  // share of the run that is done with the present step
     Activations acts;
     ScoreMemory score;
@@ -177,6 +179,7 @@ inline void optimizer_moved(Trainer& t, OptimizerResult& r, double learning_rate
     model_refresh(m, pass.quantized);
     for (size_t i = 0; i < methods.size() && pass.quantized; i++)
         if (methods[i]->after_refresh(info)) model_refresh(m, true, true);
+    if (pass.quantized) quant_statistics_update(t.statistics, m, learning_rate);
     r.flip_rate = code_flip_rate(m, false);
     r.flip_total = code_flip_rate(m, true);
 }
