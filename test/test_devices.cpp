@@ -184,6 +184,47 @@ TEST_F(Simulated, TwoRanksShareTheWorkOfOne) {
     for (size_t i = 0; i < x.size() / 2; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
 }
 
+// A sampler of its own, with stale weights and noise, is the same on all ranks, and a rank that did not save it goes on
+// with it
+TEST_F(Simulated, TwoRanksHaveOneSampler) {
+    const Args more = {"--device",
+                       "cuda",
+                       "--weights",
+                       "none",
+                       "--rollout_weights",
+                       "int4:g32",
+                       "--rollout_staleness",
+                       "1",
+                       "--noise_sigma_start",
+                       "0.2",
+                       "--noise_num_stages",
+                       "2",
+                       "--prompts_per_step",
+                       "4",
+                       "--num_generations",
+                       "4",
+                       "--eval_n",
+                       "1",
+                       "--max_steps",
+                       "3",
+                       "--save_steps",
+                       "1"};
+    const std::string one = fresh("one"), two = fresh("two"), rest = fresh("rest");
+    good(grpo(one, more));
+    run_on_two_ranks(grpo(two, more));
+    EXPECT_EQ(learning_curve(two), learning_curve(two + ".rank-1")) << "the ranks disagree";
+    const std::vector<json> x = read_lines(one + "/completions.jsonl"), y = read_lines(two + "/completions.jsonl");
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size() / 3; i++) EXPECT_EQ(x[i]["completion"], y[i]["completion"]) << "step 1, " << i;
+    EXPECT_GT(number(read_lines(two + "/metrics.jsonl")[0], "sampling/sampling_logp_difference/max"), 1e-4);
+    for (const char* rank : {"", ".rank-1"}) fs::copy(two + rank, rest + rank, fs::copy_options::recursive);
+    for (const char* step : {"2", "3"}) fs::remove_all(rest + "/checkpoint-" + step);
+    run_on_two_ranks({"grpo", "--output_dir", rest, "--resume_from_checkpoint", "last"});
+    EXPECT_EQ(learning_curve(two), learning_curve(rest));
+    EXPECT_TRUE(read_text(two + "/checkpoint-3/model.safetensors") ==
+                read_text(rest + "/checkpoint-3/model.safetensors"));
+}
+
 // the same ranks go on with the same bits; another number of them is a note
 TEST_F(Simulated, TwoRanksGoOnFromACheckpoint) {
     const std::string whole = fresh("whole"), died = fresh("died");
