@@ -152,7 +152,7 @@ static double difference(Model& policy, const std::vector<Completion>& done) {
     GrpoConfig c;
     c.num_generations = G, c.max_completion_length = COMPLETION, c.micro_batch_tokens = 256;
     const std::vector<float> a(done.size(), 1.0f);
-    return policy_pass(t, prompts, done, a, {}, c, false).logp_difference_max;
+    return policy_pass(t, prompts, done, {a}, c, false).logp_difference_max;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -565,8 +565,8 @@ TEST(Sampler, InTheObjective) {
         LoopState run;
         ASSERT_TRUE(objective.prepare(t, c, run));
         objective.loss(t, c, false);
-        EXPECT_EQ(objective.first.logp_difference_max > 0.0, *weights != 0);
-        EXPECT_EQ(objective.first.ratio_max == 1.0, *weights == 0);
+        EXPECT_EQ(objective.mismatch.tokens > 0 && objective.mismatch.difference.most > 0.0, *weights != 0);
+        EXPECT_EQ(objective.passes[0].ratio_max, 1.0) << "the old log-probabilities are the trainer's";
     }
 }
 
