@@ -232,7 +232,7 @@ TEST(SamplingOptions, TheRatioIsExactlyOneAtTheFirstPass) {
         c.num_generations = SAMPLES;
         c.temperature = p.temperature;
         c.max_completion_length = COMPLETION;
-        const PolicyPass pass = policy_pass(t, prompts(), done, std::vector<float>(done.size(), 1.0f), {}, c);
+        const PolicyPass pass = policy_pass(t, prompts(), done, {std::vector<float>(done.size(), 1.0f)}, c);
         EXPECT_EQ(pass.logp_difference_max, 0.0) << p.repetition_penalty;
         EXPECT_EQ(pass.ratio_min, 1.0) << p.repetition_penalty;
         EXPECT_EQ(pass.ratio_max, 1.0) << p.repetition_penalty;
