@@ -125,7 +125,7 @@ struct MadeUp {
                 const bool right = mixed.count(prompts[p][0]) && s % 2;
                 const std::string text = right ? "#### 1" : "#### 2";
                 Completion c;
-                c.prompt = (int)p, c.sample = s, c.finished = true;
+                c.prompt = (int)p, c.sample = s, c.finished = c.stop_token = true;
                 for (char letter : text) c.tokens.push_back((unsigned char)letter);
                 c.tokens.push_back(256);  // the stop token
                 c.logps.assign(c.tokens.size(), -(float)prompts[p][0]);
