@@ -313,8 +313,9 @@ struct GrpoObjective : Objective {
     std::string line(const StepReport& r) const override {
         const SampleLengths lengths = sample_length_statistics(samples, false);
         const PolicyPass pass = policy_pass_mean(passes);
-        std::string s = line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |",
-                                              advantages.reward_mean, advantages.reward_std, pass.loss, pass.entropy);
+        std::string s =
+            line_step(r) + format(" reward %.3f +- %.3f | loss %+.4f | entropy %.3f |", advantages.reward_mean,
+                                  advantages.reward_group_std, pass.loss, pass.entropy);
         if (config.beta > 0.0) s += format(" kl %.4f |", config.kl_in_reward ? kl_paid : pass.kl);
         if (sampler.differs() && mismatch.tokens)
             s += format(" off %.3f ess %.2f |", mismatch.difference.mean(), mismatch.sequence_sample_size);

@@ -144,14 +144,14 @@ OPT(std::string, loss_aggregation, "auto", "auto|seq-mean-token-mean|token-mean|
 OPT(double, epsilon, 0.2, "[0, 1]", IN_GRPO, "the ratio is clipped below 1 - epsilon") \
 OPT(double, epsilon_high, -1, "[0, 100]", IN_GRPO, "the ratio is clipped above 1 + epsilon_high, for cispo above epsilon_high itself; unset: epsilon, for cispo 5") \
 OPT(double, delta, -1, "(1, 1000]", IN_GRPO, "dual clip: the unclipped ratio counts as this at most; unset: no bound, for trust_band 1 + epsilon_high") \
-OPT(double, sapo_temperature_pos, 1.0, "(0, 100]", IN_GRPO, "sapo: steepness of the gate where the advantage is positive") \
-OPT(double, sapo_temperature_neg, 1.05, "(0, 100]", IN_GRPO, "sapo: where it is not") \
+OPT(double, sapo_temperature_pos, 1.0, "[1e-06, 100]", IN_GRPO, "sapo: steepness of the gate where the advantage is positive") \
+OPT(double, sapo_temperature_neg, 1.05, "[1e-06, 100]", IN_GRPO, "sapo: where it is not") \
 OPT(double, vespo_k_pos, 2.0, "[0, 100]", IN_GRPO, "vespo: exponent of the sequence's weight where the advantage is not negative") \
 OPT(double, vespo_lambda_pos, 3.0, "[0, 100]", IN_GRPO, "vespo: its decay there") \
 OPT(double, vespo_k_neg, 3.0, "[0, 100]", IN_GRPO, "vespo: exponent where the advantage is negative") \
 OPT(double, vespo_lambda_neg, 2.0, "[0, 100]", IN_GRPO, "vespo: decay there") \
-OPT(double, off_policy_mask_threshold, -1, "(0, 1000]", IN_GRPO, "completions with a negative advantage are left out once their tokens are on average this much less likely than when they were sampled, in nat; unset: never") \
-OPT(double, top_entropy_quantile, 1.0, "(0, 1]", IN_GRPO, "share of the tokens, those of the largest entropy, that the policy loss takes") \
+OPT(double, off_policy_mask_threshold, -1, "[1e-06, 1000]", IN_GRPO, "completions with a negative advantage are left out once their tokens are on average this much less likely than when they were sampled, in nat; unset: never") \
+OPT(double, top_entropy_quantile, 1.0, "[1e-06, 1]", IN_GRPO, "share of the tokens, those of the largest entropy, that the policy loss takes") \
 OPT(double, entropy_coef, 0.0, "[-10, 10]", IN_GRPO, "weight of the entropy bonus, the mean entropy of the tokens") \
 OPT(double, beta, 0.0, "[0, 100]", IN_GRPO, "weight of the KL divergence from the reference model; 0 keeps no reference") \
 OPT(std::string, kl_estimator, "k3", "k1|k2|k3", IN_GRPO, "estimate of the KL divergence from a token's log-ratio x = ref - logp: -x, x^2/2 or exp(x) - x - 1; in the loss k1 has a gradient of mean 0, unless it is corrected") \
@@ -173,8 +173,8 @@ OPT(std::string, rollout_activations, "", "", IN_GRPO, "the same of activations,
 OPT(std::string, rollout_kv_cache, "", "", IN_GRPO, "the same of keys and values, as --kv_cache has it; empty: the trainer's") \
 OPT(int, rollout_staleness, 0, "[0, 1000000]", IN_GRPO, "completions come from the trainer's weights of up to so many steps ago: the sampler takes them anew before every (n+1)-th step; 0: before each") \
 OPT(std::string, importance_sampling_mode, "token_truncate", "none|token_truncate|token_mask|sequence_truncate|sequence_mask", IN_GRPO, "what corrects for a sampler that differs: the probability ratio of the trainer before its update to the sampler, of a token or of its whole sequence, truncated at the bounds or 0 outside of them, times the policy loss (TRL's vllm_importance_sampling_mode); where nothing differs it is 1") \
-OPT(double, importance_sampling_clip_max, 2.0, "(0, 1e8]", IN_GRPO, "its upper bound") \
-OPT(double, importance_sampling_clip_min, 0, "[0, 1e8]", IN_GRPO, "its lower bound; 0: none") \
+OPT(double, importance_sampling_clip_max, 2.0, "[1e-06, 1e+08]", IN_GRPO, "its upper bound") \
+OPT(double, importance_sampling_clip_min, 0, "[0, 1e+08]", IN_GRPO, "its lower bound; 0: none") \
 OPT(bool, adaptive_clip, false, "", IN_GRPO, "QuRL: the upper end of the clipped range is raised for tokens whose ratio was truncated") \
 OPT(double, noise_sigma_start, 0, "[0, 1]", IN_GRPO, "adaptive quantization noise (QeRL): standard deviation of what is added to the sampler's norms, in the first stage that has any; 0: none") \
 OPT(double, noise_sigma_end, 1e-4, "[1e-12, 1]", IN_GRPO, "the same in the last stage") \
@@ -286,7 +286,15 @@ inline int option_index(const std::string& name) {
     return -1;
 }
 
-enum OptionsAction { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_MARKDOWN, OPTIONS_METHODS, OPTIONS_PTQ, OPTIONS_REWARDS, OPTIONS_VERSION };
+enum OptionsAction {
+    OPTIONS_RUN,
+    OPTIONS_HELP,
+    OPTIONS_MARKDOWN,
+    OPTIONS_METHODS,
+    OPTIONS_PTQ,
+    OPTIONS_REWARDS,
+    OPTIONS_VERSION
+};
 
 struct Options {
 #define GROUP(title)
@@ -582,8 +590,10 @@ inline Options parse_options(const std::vector<std::string>& args) {
     if (at < args.size() && args[at] == "help") {
         o.action = OPTIONS_HELP;
         at++;
-        for (const auto& [word, action] :
-             {std::pair("markdown", OPTIONS_MARKDOWN), {"methods", OPTIONS_METHODS}, {"ptq", OPTIONS_PTQ}, {"rewards", OPTIONS_REWARDS}})
+        for (const auto& [word, action] : {std::pair("markdown", OPTIONS_MARKDOWN),
+                                           {"methods", OPTIONS_METHODS},
+                                           {"ptq", OPTIONS_PTQ},
+                                           {"rewards", OPTIONS_REWARDS}})
             if (at < args.size() && args[at] == word) {
                 o.action = action;
                 return o;
@@ -702,24 +712,23 @@ inline std::string options_help(const Options& o) {
     return s + "\n";
 }
 
-// The values in force, one a line; "*" marks those that differ from the table's default.
+// What differs from the defaults, each with its default: `* learning_rate  5e-06  (default 1e-06)`
 inline std::string options_print(const Options& o) {
     Options defaults;
     resolve_options(defaults);
     std::string s = format("train_qrl %s %s\n", TRAIN_QRL_VERSION, command_rows[o.command].name);
+    auto show = [](const std::string& v) { return v.empty() ? std::string("\"\"") : printable(v, 200); };
+    int others = 0;
     for (int i : rows_for(1u << o.command)) {
         const OptionRow& r = option_rows[i];
-        if (!r.name) {
-            s += format("%s\n", r.help);
-            continue;
-        }
-        std::string value = option_text(o, i), normal = option_text(defaults, i);
-        bool changed = value != normal;
-        auto show = [](const std::string& v) { return v.empty() ? std::string("\"\"") : printable(v, 200); };
-        s += format("%c %-28s %s%s\n", changed ? '*' : ' ', r.name, show(value).c_str(),
-                    changed ? ("  (default " + show(normal) + ")").c_str() : "");
+        if (!r.name) continue;
+        const std::string value = option_text(o, i), normal = option_text(defaults, i);
+        if (value != normal)
+            s += format("* %-28s %s  (default %s)\n", r.name, show(value).c_str(), show(normal).c_str());
+        else others++;
     }
-    return s;
+    return s +
+           format("  %d others are at their defaults; %s --help tells of them\n", others, command_rows[o.command].name);
 }
 
 // Everything that applies to the command, in the table's order; --config FILE reads it back. Left out are --config itself,
