@@ -43,9 +43,14 @@ inline void sampler_note(const Sampler& s, Session& session) {
         session.notes.push_back("what --rollout_... ask for is what the trainer has: there is no second model");
 }
 
-// a correction that was asked for where there is nothing to correct
+// how a sampler that differs is corrected for; or that a correction was asked for where there is nothing to correct
 inline void correction_note(const Options& o, Session& s, bool sampler_differs) {
-    const std::string note = importance_sampling_note(importance_sampling(o), o.given("importance_sampling_mode"),
-                                                      o.adaptive_clip, sampler_differs);
+    const ImportanceSampling c = importance_sampling(o);
+    std::string note =
+        importance_sampling_note(c, o.given("importance_sampling_mode"), o.adaptive_clip, sampler_differs);
+    if (sampler_differs)
+        note = c.mode.corrects ? format("its samples are weighed by --importance_sampling_mode %s, at most %g%s",
+                                        c.mode.name, c.clip_max, o.adaptive_clip ? ", with an adaptive clip" : "")
+                               : "its samples are taken for the trainer's (--importance_sampling_mode none)";
     if (!note.empty()) s.notes.push_back(note);
 }

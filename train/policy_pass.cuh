@@ -293,9 +293,10 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
 // Of several updates, as TRL logs them: each number's mean
 inline PolicyPass policy_pass_mean(const std::vector<PolicyPass>& passes) {
     PolicyPass mean = passes.back();
-    for (double PolicyPass::*x : {&PolicyPass::loss, &PolicyPass::bonus, &PolicyPass::kl, &PolicyPass::entropy,
-                                  &PolicyPass::clip_low, &PolicyPass::clip_high, &PolicyPass::clip_low_min,
-                                  &PolicyPass::clip_high_max, &PolicyPass::coefficient, &PolicyPass::dropped}) {
+    using Number = double PolicyPass::*;
+    for (Number x : {&PolicyPass::loss, &PolicyPass::bonus, &PolicyPass::kl, &PolicyPass::entropy,
+                     &PolicyPass::clip_low, &PolicyPass::clip_high, &PolicyPass::clip_low_min,
+                     &PolicyPass::clip_high_max, &PolicyPass::coefficient, &PolicyPass::dropped}) {
         mean.*x = 0.0;
         for (const PolicyPass& p : passes) mean.*x += p.*x / (double)passes.size();
     }
