@@ -174,7 +174,7 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 # of many. Each can still be built alone: make build/test_golden@simt.
 UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats test_sampler
 UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise
-UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_basis test_efqat test_sampler
+UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32)
 TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_attention_cpu@portable test_packed@portable \

@@ -1,8 +1,8 @@
 // Codes of a packed weight into panels, compiled for each instruction set (each_isa.h). gemm_quantized.h says what for.
 //
 // AVX-512 makes 16 numbers of a word vector with a shift, a lookup in 16 entries (permutexvar), a multiplication and a
-// store; at 2 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain loop
-// does the same, and is what other instruction sets run.
+// store; below 4 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain
+// loop does the same, and is what other instruction sets run.
 //
 // The trap: a run of codes is a word's, 32 / b of them (16 at 3 bits); groups that do not divide into runs, and the
 // ends of rows, take the plain loop.
@@ -144,8 +144,10 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
     QuantizedGroup group;
     const bool integer = quant_is_integer(w.spec);
-    for (uint32_t u = 0; u < 16; u++)
-        group.table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
+    for (uint32_t u = 0; u < 16; u++) {
+        const uint32_t code = u & ((1 << BITS) - 1);
+        group.table[u] = integer ? (float)code : quantized_value(w.spec.format, code, 0.0f, 1.0f);
+    }
     if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
 #if ISA >= ISA_AVX512
     __m512 numbers = _mm512_load_ps(group.table);
