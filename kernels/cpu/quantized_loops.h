@@ -144,8 +144,10 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
     QuantizedGroup group;
     const bool integer = quant_is_integer(w.spec);
-    for (uint32_t u = 0; u < 16; u++)
-        group.table[u] = integer ? (float)(u & ((1 << BITS) - 1)) : quantized_value(w.spec.format, u, 0.0f, 1.0f);
+    for (uint32_t u = 0; u < 16; u++) {  // repeated below 4 bits: the vectors look up 4, the upper ones a neighbour's
+        const uint32_t code = u & ((1 << BITS) - 1);
+        group.table[u] = integer ? (float)code : quantized_value(w.spec.format, code, 0.0f, 1.0f);
+    }
     if (sizeof(floatX) == 2 && kc % 2) memset(dst + kc / 2 * width, 0, (size_t)width * 4);
 #if ISA >= ISA_AVX512
     __m512 numbers = _mm512_load_ps(group.table);
