@@ -25,13 +25,14 @@
 // edges as they are. A group of zeros whose scale is 0 has no cells and is left out of what is measured in them.
 //
 // Traffic in bytes, least and moved, for bf16: statistics 6 read a weight; history 11 read, 5 written where a code changed.
-// Launch: a block of 256 threads a piece of 8,192; one block adds the pieces.
+// Launch: a block of 64 threads a piece of 4,096; one block adds the pieces.
 #pragma once
 #include <algorithm>
 #include <vector>
 #include "fake_quant.cuh"
 
-static constexpr int64_t GRID_PIECE = 8192;
+static constexpr int GRID_BLOCK = 64;  // 6.6 KB of sums
+static constexpr int64_t GRID_PIECE = 4096;
 
 // Sums over weights; the last is a maximum
 struct GridSums {
@@ -261,9 +262,9 @@ inline GridSums grid_history_cpu(const GridHistory& h, const GridWeights& t, con
 #if HAS_KERNELS
 // Over the block in a fixed order; thread 0 gets it. All threads of the block must call it.
 __device__ inline GridSums grid_block_sums(GridSums s) {
-    __shared__ GridSums part[QUANT_BLOCK];
+    __shared__ GridSums part[GRID_BLOCK];
     part[threadIdx.x] = s;
-    for (int half = QUANT_BLOCK / 2; half > 0; half /= 2) {
+    for (int half = GRID_BLOCK / 2; half > 0; half /= 2) {
         __syncthreads();
         if ((int)threadIdx.x < half) grid_sums_join(part[threadIdx.x], part[threadIdx.x + half]);
     }
@@ -275,7 +276,7 @@ template <class Use>
 __device__ inline void grid_piece(const QuantGroups& shape, const Use& use) {
     const int64_t n = shape.groups * shape.group, start = (int64_t)blockIdx.x * GRID_PIECE;
     const int count = (int)(n - start < GRID_PIECE ? n - start : GRID_PIECE);
-    for (int i = threadIdx.x; i < count; i += QUANT_BLOCK) use(start + i, (start + i) / shape.group);
+    for (int i = threadIdx.x; i < count; i += GRID_BLOCK) use(start + i, (start + i) / shape.group);
 }
 
 // part: [CEIL_DIV(n, GRID_PIECE)] = grid
@@ -309,7 +310,7 @@ __global__ void grid_history_kernel(GridSums* part, GridHistory h, GridWeights t
 // One block
 __global__ void grid_sums_kernel(GridSums* sums, const GridSums* part, int64_t pieces) {
     GridSums s = {};
-    for (int64_t i = threadIdx.x; i < pieces; i += QUANT_BLOCK) grid_sums_join(s, part[i]);
+    for (int64_t i = threadIdx.x; i < pieces; i += GRID_BLOCK) grid_sums_join(s, part[i]);
     s = grid_block_sums(s);
     if (threadIdx.x == 0) grid_sums_join(*sums, s);
 }
@@ -329,8 +330,8 @@ inline void grid_statistics(GridSums* sums, const GridWeights& t, GridReach reac
         const int64_t pieces = CEIL_DIV(t.shape.groups * t.shape.group, GRID_PIECE);
         Scratch scratch((size_t)pieces * sizeof(GridSums) / sizeof(float), dev);
         GridSums* part = reinterpret_cast<GridSums*>(scratch.data);
-        LAUNCH(grid_statistics_kernel, (unsigned)pieces, QUANT_BLOCK, 0, dev.stream, part, t, reach, cells);
-        LAUNCH(grid_sums_kernel, 1, QUANT_BLOCK, 0, dev.stream, sums, part, pieces);
+        LAUNCH(grid_statistics_kernel, (unsigned)pieces, GRID_BLOCK, 0, dev.stream, part, t, reach, cells);
+        LAUNCH(grid_sums_kernel, 1, GRID_BLOCK, 0, dev.stream, sums, part, pieces);
         return;
     }
 #endif
@@ -350,8 +351,8 @@ inline void grid_history(GridSums* sums, const GridHistory& h, const GridWeights
         const int64_t pieces = CEIL_DIV(t.shape.groups * t.shape.group, GRID_PIECE);
         Scratch scratch(sums ? (size_t)pieces * sizeof(GridSums) / sizeof(float) : 0, dev);
         GridSums* part = sums ? reinterpret_cast<GridSums*>(scratch.data) : nullptr;
-        LAUNCH(grid_history_kernel, (unsigned)pieces, QUANT_BLOCK, 0, dev.stream, part, h, t, codes, cells);
-        if (sums) LAUNCH(grid_sums_kernel, 1, QUANT_BLOCK, 0, dev.stream, sums, part, pieces);
+        LAUNCH(grid_history_kernel, (unsigned)pieces, GRID_BLOCK, 0, dev.stream, part, h, t, codes, cells);
+        if (sums) LAUNCH(grid_sums_kernel, 1, GRID_BLOCK, 0, dev.stream, sums, part, pieces);
         return;
     }
 #endif

@@ -1,8 +1,8 @@
 // Codes of a packed weight into panels, compiled for each instruction set (each_isa.h). gemm_quantized.h says what for.
 //
 // AVX-512 makes 16 numbers of a word vector with a shift, a lookup in 16 entries (permutexvar), a multiplication and a
-// store; below 4 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain
-// loop does the same, and is what other instruction sets run.
+// store; at 2 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain loop
+// does the same, and is what other instruction sets run.
 //
 // The trap: a run of codes is a word's, 32 / b of them (16 at 3 bits); groups that do not divide into runs, and the
 // ends of rows, take the plain loop.
@@ -144,7 +144,7 @@ void quantized_expand(uint32_t* dst, const void* weight, int64_t n0, int width, 
     const int64_t spans = quantized_spans(w), blocks = quantized_row_blocks(w);
     QuantizedGroup group;
     const bool integer = quant_is_integer(w.spec);
-    for (uint32_t u = 0; u < 16; u++) {
+    for (uint32_t u = 0; u < 16; u++) {  // repeated below 4 bits: the vectors look up 4, the upper ones a neighbour's
         const uint32_t code = u & ((1 << BITS) - 1);
         group.table[u] = integer ? (float)code : quantized_value(w.spec.format, code, 0.0f, 1.0f);
     }
