@@ -1,8 +1,8 @@
 // Codes of a packed weight into panels, compiled for each instruction set (each_isa.h). gemm_quantized.h says what for.
 //
 // AVX-512 makes 16 numbers of a word vector with a shift, a lookup in 16 entries (permutexvar), a multiplication and a
-// store; at 2 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain loop
-// does the same, and is what other instruction sets run.
+// store; below 4 bits the table repeats, so that what is left of the neighbours' codes above does not matter. The plain
+// loop does the same, and is what other instruction sets run.
 //
 // The trap: a run of codes is a word's, 32 / b of them (16 at 3 bits); groups that do not divide into runs, and the
 // ends of rows, take the plain loop.
