@@ -167,7 +167,8 @@ KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_li
                 test_quantizers test_grid_statistics test_hadamard test_optimizers test_distill_kernels test_methods
 
 # the tests of test/simt itself
-SIMT_TESTS := test_simt test_simt_ptx test_simt_race test_simt_runtime test_cublaslt test_nccl
+UNITY_simulation := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
+SIMT_TESTS := $(UNITY_simulation) test_simt_race
 TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
@@ -176,20 +177,27 @@ UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_train te
 UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_train test_basis test_efqat
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
-UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32)
-TEST_BINARIES := $(UNITIES) $(addprefix $(BUILD)/,test_gemm@portable test_attention_cpu@portable test_packed@portable \
-                   $(filter-out $(KERNEL_TESTS) $(UNITY_cpu),$(TESTS)) $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS))))
+# small ones, whose headers of others take the time
+UNITY_host := test_json test_options test_plot test_rewards test_run_dir test_runtime test_dataset test_tokenizer
+UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host simulation)
+# those that run longest come first, or one of them is left for the end with a core that idles
+TEST_BINARIES := $(filter %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_devices test_cli_resume test_gemm@portable) \
+                 $(filter-out %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_attention_cpu@portable test_packed@portable \
+                   $(filter-out $(KERNEL_TESTS) $(UNITY_cpu) $(UNITY_host) $(UNITY_simulation) test_devices test_cli_resume,$(TESTS)) \
+                   $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS))))
 COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
-# those that read files or run the program: no loops to speak of, and compiled a quarter faster
-$(addprefix $(BUILD)/,bench_kernels@simt $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume dataset devices fuzz_corpus json options rewards run_dir tokenizer)): \
+# those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
+# quarter to a third faster; what runs for less than a second, not optimized
+$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume devices)): \
   TEST_OPTIMIZE := -Og
+$(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
 TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
 
 SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
-$(addprefix $(BUILD)/,$(SIMT_TESTS)): MORE := $(SIMT_FLAGS)
+$(addprefix $(BUILD)/,$(SIMT_TESTS) test_unity@simulation): MORE := $(SIMT_FLAGS)
 $(BUILD)/test_nvidia_dtypes: MORE := -isystem $(CUDA_HOME)/include
 $(BUILD)/test_fuzz_corpus: $(wildcard test/fuzz/*)
 $(BUILD)/test_devices: MORE := $(if $(USE_NVCC),-DPROGRAM_HAS_CUDA)

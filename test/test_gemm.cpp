@@ -214,6 +214,7 @@ TEST_P(Gemm, SeveralChunks) {
         Y.assign(Y.size(), bf16(99.0f));
         gemm_nt_packed(Y.data(), X.data(), packed, nullptr, M);
         expect_product(Y.data(), N, no_old, 0, X.data(), K, 1, W.data(), 1, K, none, M, N, K, true, "gemm_nt_packed");
+        if (!whole_set()) continue;
         // rows: 4500 rows of bf16 sums over K = 1100
         std::vector<bf16> Z((size_t)(N * M));
         gemm_nt(Z.data(), W.data(), X.data(), nullptr, N, M, K);
@@ -246,7 +247,8 @@ static void check_invariance(int64_t N, int64_t K) {
         set_threads(threads);
         SCOPED_TRACE(testing::Message() << "threads=" << threads);
         for (int64_t m : {1, 2, 3, 7, 16, 17, 64, 100}) {
-            for (int64_t from : {(int64_t)0, (M - m) / 2, M - m}) {
+            for (int64_t from : {(M - m) / 2, (int64_t)0, M - m}) {
+                if (from != (M - m) / 2 && !whole_set()) continue;
                 std::vector<TC> y((size_t)(m * N)), x((size_t)(m * K));
                 gemm_nt(y.data(), X.data() + from * K, W.data(), bias.data(), m, N, K);
                 ASSERT_TRUE(same_bits(y.data(), Y.data() + from * N, m * N)) << "gemm_nt rows " << from << "+" << m;

@@ -237,7 +237,7 @@ TEST(Lora, LogitsLossAndGradientsAgreeWithPeft) {
 // adapter, quantized as a model is whose weights are trained
 static void tiny_model(Model& m, const char* weights, Device dev, bool inside = false, double drop = 0.0,
                        bool plain = false, const std::string& grids = "") {
-    const ModelConfig c = tiny_config(2);
+    const ModelConfig c = tiny_config();
     m.dev = dev;
     LoraConfig lora;
     lora.r = 4, lora.alpha = 6, lora.dropout = drop, lora.inside_quantizer = inside;

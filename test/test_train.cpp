@@ -14,7 +14,7 @@ static constexpr double ROUNDING = sizeof(floatX) == 4 ? 1e-4 : 1e-2;
 
 static void make_model(Model& m, const std::string& weights, uint64_t seed) {
     m.dev = model_device();
-    model_allocate(m, tiny_config(2));
+    model_allocate(m, tiny_config());
     model_quantize(m, rules_of(weights), true);
     model_init_random(m, seed);
     model_refresh(m);
@@ -145,11 +145,11 @@ TEST(Packing, AFileSGridIsLookedAtOnce) {
     Model m;
     m.dev = model_device();
     m.codes_beyond = 0;
-    model_allocate(m, tiny_config(2));
+    model_allocate(m, tiny_config());
     model_quantize(m, rules_of("int4:g16", "all", ScaleMode::kept), true);
     model_init_random(m, 1);
     model_refresh(m);
-    Linear& l = m.layers[1].down;
+    Linear& l = m.layers.back().down;
     auto copies_of_packing = [&] {
         const int64_t before = transfers.to_host;
         model_pack(m);
@@ -478,7 +478,7 @@ TEST(TrainLoop, AStopLeavesNothingHalfDone) {
 static std::vector<nlohmann::ordered_json> statistics_of_run(double rate, const std::string& hadamard = "none") {
     Model m;
     m.dev = model_device();
-    model_allocate(m, tiny_config(2));
+    model_allocate(m, tiny_config());
     model_quantize(m, rules_of("int4:g16"), true);
     model_rotate(m, hadamard);
     model_init_random(m, 1);
@@ -607,7 +607,7 @@ TEST(Optimizers, OneMayLearnFromLossesAlone) {
     SftObjective o;
     TrainingData data = training_data(some_examples(), 10, 0);
     LoopConfig c;
-    c.steps = 60;
+    c.steps = 30;
     c.learning_rate = 1e-4;
     c.stop = [] { return false; };
     StepContext all;
@@ -617,7 +617,7 @@ TEST(Optimizers, OneMayLearnFromLossesAlone) {
     testing::internal::CaptureStdout();
     train_loop(t, o, data, c, state);
     testing::internal::GetCapturedStdout();
-    EXPECT_LT(o.loss(t, all, false).loss, before - 0.03);
+    EXPECT_LT(o.loss(t, all, false).loss, before - 0.015);
     EXPECT_EQ(squares(gradients(t)), 0.0);
-    EXPECT_EQ(t.step, 60);
+    EXPECT_EQ(t.step, 30);
 }

@@ -4,7 +4,14 @@
 #include "../model/parameters.cuh"
 #include "test_rules.h"
 
-inline ModelConfig tiny_config(int layers) {
+// where the depth is of no interest: simulated kernels take most of the time of the tests
+#if defined(TRAIN_QRL_SIMT)
+static constexpr int TINY_LAYERS = 1;
+#else
+static constexpr int TINY_LAYERS = 2;
+#endif
+
+inline ModelConfig tiny_config(int layers = TINY_LAYERS) {
     ModelConfig c;
     c.model_type = "qwen3";
     c.vocab_size = 101;
