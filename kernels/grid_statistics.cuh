@@ -268,7 +268,7 @@ __device__ inline GridSums grid_block_sums(GridSums s) {
         __syncthreads();
         if ((int)threadIdx.x < half) grid_sums_join(part[threadIdx.x], part[threadIdx.x + half]);
     }
-    return part[0];
+    return part[threadIdx.x];
 }
 
 // use(i, its group's index) for the numbers of the block's piece that are the thread's

@@ -53,8 +53,8 @@ static constexpr int COMPLETION = SIMULATED ? 9 : 14;
 
 // random weights, large enough for a policy with preferences
 static void tiny_model(Model& m, const char* weights, ScaleMode mode = ScaleMode::dynamic,
-                       SteRule ste = SteRule::identity) {
-    const ModelConfig c = tiny_config();
+                       SteRule ste = SteRule::identity, int layers = TINY_LAYERS) {
+    const ModelConfig c = tiny_config(layers);
     m.dev = model_device();
     model_allocate(m, c);
     model_init_random(m, 7);
@@ -361,7 +361,7 @@ TEST(PolicyPass, MicroBatchesChangeRoundingAlone) {
                                  LossAggregation::seq_mean_token_sum_norm, LossAggregation::token_mean})
         for (bool masked : {false, true}) {
             Model m;
-            tiny_model(m, "int4:g32:sym");
+            tiny_model(m, "int4:g32:sym", ScaleMode::dynamic, SteRule::identity, 2);  // whose samples clip at both ends
             if (SIMULATED && (type == LossAggregation::seq_mean_token_sum_norm || type == LossAggregation::token_mean))
                 continue;
             if (SIMULATED && masked != (type == LossAggregation::micro_batch_token_mean)) continue;
