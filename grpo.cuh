@@ -1,12 +1,13 @@
 // Group Relative Policy Optimization (Shao et al. 2024, DeepSeekMath, eq. 3) and its kin: one step is a generation of
 // completions, their rewards and advantages, and one or more updates from them.
 //
-//   advantage x policy loss x average: train/advantages.h, kernels/policy_losses/, train/loss_types.h, where TRL's loss types are
-//   combinations of the last two. The pass over the completions: train/policy_pass.cuh.
+//   advantage x policy loss x average: train/advantages.h, kernels/policy_losses/, train/loss_types.h, where TRL's loss
+//   types are combinations of the last two. The pass over the completions: train/policy_pass.cuh.
 //
 // Batches as in TRL: one batch is prompts_per_step prompts with num_generations completions each. A generation samples
-// steps_per_generation batches; an update takes gradient_accumulation_steps of them, so that a generation has updates_per_generation
-// slices, each of which is gone over num_iterations times, in turns. A step of the loop is a generation with all of its updates.
+// steps_per_generation batches; an update takes gradient_accumulation_steps of them, so that a generation has
+// updates_per_generation slices, each of which is gone over num_iterations times, in turns. A step of the loop is a
+// generation with all of its updates.
 #pragma once
 #include <string>
 #include <vector>
@@ -35,8 +36,9 @@ struct GrpoConfig : PolicyPassConfig {
     double ref_mixup_alpha = 0.6;  // that share
 };
 
-// The tokens whose entropy is among the largest `share` of those of completions first ... last - 1 that count (Wang et al. 2025, arXiv
-// 2506.01939); the threshold is the quantile as torch and numpy interpolate it. mask [N][n] of those completions
+// The tokens whose entropy is among the largest `share` of those of completions first ... last - 1 that count (Wang et
+// al. 2025, arXiv 2506.01939); the threshold is the quantile as torch and numpy interpolate it. mask [N][n] of those
+// completions
 inline void high_entropy_tokens(std::vector<std::vector<char>>& mask, const std::vector<std::vector<float>>& entropy,
                                 const std::vector<int>& lengths, double share, int first, int last) {
     std::vector<float> all;

@@ -169,9 +169,15 @@ inline void decode_step(Model& m, RolloutState& s, Batch& b, const RolloutConfig
         if (sampling_penalizes(config.sampling)) b.slots.resize(rows, -1);
         BatchView v = batch_view(s.decode, b, m.dev);
         v.most_keys = CEIL_DIV(v.most_keys, DecodeGraphs::keys_step) * DecodeGraphs::keys_step;
-        DecodeGraphKey key = {
-            v.T,           v.most_keys,     config.pass.packed && m.work_quantized, config.sampling, config.seed,
-            config.stream, config.n_allowed, config.pass.norms, rotated_linears(m)};
+        DecodeGraphKey key = {v.T,
+                              v.most_keys,
+                              config.pass.packed && m.work_quantized,
+                              config.sampling,
+                              config.seed,
+                              config.stream,
+                              config.n_allowed,
+                              config.pass.norms,
+                              rotated_linears(m)};
         decode_graph_run(s.graphs, key, m.dev, [&] { step(v); });
         return;
     }

@@ -358,7 +358,8 @@ inline std::vector<SftExample> load_sft(const std::string& path) {
 
 // Uniform in [0, n), n >= 1, without bias: Lemire 2019 (arXiv 1805.10941), multiply and reject. Draw (epoch, index,
 // try).
-inline uint32_t shuffle_draw(uint64_t seed, uint32_t epoch, uint32_t index, uint32_t n, RngStream stream = RNG_SHUFFLE) {
+inline uint32_t shuffle_draw(uint64_t seed, uint32_t epoch, uint32_t index, uint32_t n,
+                             RngStream stream = RNG_SHUFFLE) {
     uint32_t reject = (uint32_t)(-n) % n;  // 2^32 mod n
     for (uint32_t attempt = 0;; attempt++) {
         Philox4 r = rng_bits(seed, stream, epoch, index, attempt);

@@ -1,27 +1,27 @@
 // The policy loss of GRPO and its kin, its gradient for each token's log-probability, and what a step logs about both.
 //
 //   rho = exp(logp - old)                      old: the trainer's log-probability before its first update
-//         or, of a sequence of n tokens, exp(1/n sum (logp - old))            (GSPO, Zheng et al. 2025, arXiv 2507.18071, eq. 7)
+//         or, of a sequence of n tokens, exp(1/n sum (logp - old))     (GSPO, Zheng et al. 2025, arXiv 2507.18071, eq. 7)
 //   L   = sum over tokens of  weight (factor keep loss(rho, A) + beta kl) + bonus H
 //     loss    a row of POLICY_LOSSES; GRPO's is clip
 //     weight  the share of a token in the loss, the same in a sequence (train/loss_types.h)
 //     factor  what the sampler's correction and masks of tokens leave of it (1 unless there are any)
 //     keep    0 for a sequence with A < 0 that is farther from its sampler than drop_above: mean(sampler - logp), off-policy
 //             sequence masking (DeepSeek-V3.2, arXiv 2512.02556, eq. 9), else 1
-//     kl      k1 = -x,  k2 = x^2 / 2,  k3 = exp(x) - x - 1,  x = ref - logp      (Schulman 2020); times rho if asked for, whose
-//             gradient is that of the KL divergence also where old is not the policy (DeepSeek-V3.2, eq. 7)
+//     kl      k1 = -x,  k2 = x^2 / 2,  k3 = exp(x) - x - 1,  x = ref - logp      (Schulman 2020); times rho if asked for,
+//             whose gradient is that of the KL divergence also where old is not the policy (DeepSeek-V3.2, eq. 7)
 //     bonus   minus the coefficient of the entropy bonus, over the tokens that have it
-//   dlogp = dL/dlogp: a loss through rho gives weight factor keep slope to its token; through a sequence's rho every token of it gets
-//   the mean over the sequence. A detached loss (cispo, vespo) is of the token's own logp at either level.
+//   dlogp = dL/dlogp: a loss through rho gives weight factor keep slope to its token; through a sequence's rho every token
+//   of it gets the mean over the sequence. A detached loss (cispo, vespo) is of the token's own logp at either level.
 //
 // Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3 and 4. In double: the log-ratios are differences of nearly equal
 // numbers, and a sum over 10^5 tokens shall not depend on its partition in more than the last bits.
 //
 // Tokens come sequence by sequence; those of a sequence are together in one call. Sums accumulate over the calls of a
-// pass (its micro-batches), so that a pass brings one PolicySums back from the device. A block of POLICY_BLOCK threads takes
-// a sequence, in which thread i has tokens i, i + POLICY_BLOCK, ...; then one block adds up the sequences, in a fixed order.
-// Traffic: 32 bytes a token (logp, entropy, row, old, advantage, dlogp), 4 more for each of ref, factor, range and bonus in use, all
-// read or written once, logp and old twice at the level of the sequence.
+// pass (its micro-batches), so that a pass brings one PolicySums back from the device. A block of POLICY_BLOCK threads
+// takes a sequence, in which thread i has tokens i, i + POLICY_BLOCK, ...; then one block adds up the sequences, in a fixed
+// order. Traffic: 24 bytes a token (logp, entropy, row, old, advantage, dlogp), 4 more for each of ref, factor, range and
+// bonus in use, all read or written once, logp and old twice at the level of the sequence.
 //
 // The trap: PolicySums does not start at zero bytes (ratio_min, clip_low_min); policy_sums_reset starts it.
 #pragma once
@@ -411,7 +411,8 @@ inline void policy_loss(PolicySums* sums, const PolicyScores& scores, const Poli
 // The inputs that the host knows travel in one copy a micro-batch, the sums come back in one copy a pass:
 //   policy_sums_reset(m.sums.data, dev)
 //   for each micro-batch: PolicyInputs in = policy_inputs(m, use, dev), fill its sequences and tokens,
-//   in = policy_inputs_send(m, use, dev), policy_loss(m.sums.data, scores, in, ...); at the end copy_to_host(&sums, m.sums.data, ...)
+//   in = policy_inputs_send(m, use, dev), policy_loss(m.sums.data, scores, in, ...); at the end copy_to_host(&sums,
+//   m.sums.data, ...)
 
 // how many, and which of the arrays that may be null
 struct PolicyUse {

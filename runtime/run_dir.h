@@ -21,8 +21,8 @@
 #include "folders.h"
 #include "standard_files.h"
 
-static constexpr const char* run_dir_files[] = {"config.json", "metrics.jsonl", "completions.jsonl", "code_flips.jsonl",
-                                                "quant_statistics.jsonl", "summary.json"};
+static constexpr const char* run_dir_files[] = {"config.json",      "metrics.jsonl",          "completions.jsonl",
+                                                "code_flips.jsonl", "quant_statistics.jsonl", "summary.json"};
 
 struct RunDir {
     std::string path;

@@ -636,7 +636,8 @@ TEST(OutputDir, RefusedWhenItCannotBeUsed) {
 TEST(Grpo, StatisticsOfGridsNeedGridsThatChange) {
     for (const Args& flags : {Args{"--weights", "none"}, Args{"--weights", "nf4:g32", "--lora_r", "4"}}) {
         std::string out = fresh("run");
-        refused(2, grpo(out, flags + Args{"--quant_statistics", "history"}), {"--quant_statistics history", "leave it"});
+        refused(2, grpo(out, flags + Args{"--quant_statistics", "history"}),
+                {"--quant_statistics history", "leave it"});
         good(grpo(out, flags));
         EXPECT_FALSE(fs::exists(out + "/quant_statistics.jsonl"));
         EXPECT_FALSE(read_lines(out + "/metrics.jsonl")[0].contains("quant/grid_noise"));
@@ -845,11 +846,11 @@ TEST(Grpo, EmbeddedTaskWithAModel) {
 
     std::vector<json> rows = read_lines(out + "/metrics.jsonl");
     ASSERT_EQ(rows.size(), 2u);
-    check_metrics(rows, {"rewards/format/mean", "rewards/format/std", "rewards/overlong/mean", "rewards/overlong/std",
-                         "quant/code_flip_rate", "quant/code_flip_total", "quant/deadzone_share",
-                         "quant/deadzone_share_step", "quant/learning_rate_in_cells",
-                         "quant/learning_rate_in_cells_total", "quant/scale_bias", "quant/deadzone_truncation",
-                         "quant/grid_noise", "quant/grid_noise_in_cells", "quant/scale_drift"});
+    check_metrics(rows,
+                  {"rewards/format/mean", "rewards/format/std", "rewards/overlong/mean", "rewards/overlong/std",
+                   "quant/code_flip_rate", "quant/code_flip_total", "quant/deadzone_share", "quant/deadzone_share_step",
+                   "quant/learning_rate_in_cells", "quant/learning_rate_in_cells_total", "quant/scale_bias",
+                   "quant/deadzone_truncation", "quant/grid_noise", "quant/grid_noise_in_cells", "quant/scale_drift"});
     EXPECT_FALSE(rows[0].contains("quant/master_drift")) << "it takes memory";
     EXPECT_EQ(number(rows[0], "step"), 1);
     EXPECT_FALSE(rows[0].contains("kl"));

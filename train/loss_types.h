@@ -1,5 +1,6 @@
-// What --loss_type names: a policy loss, what its ratio is of, and how the losses of tokens are averaged. Each of the three can
-// be given by itself (--policy_loss, --importance_sampling_level, --loss_aggregation). Names of loss types are TRL's, those of averages verl's.
+// What --loss_type names: a policy loss, what its ratio is of, and how the losses of tokens are averaged. Each of the three
+// can be given by itself (--policy_loss, --importance_sampling_level, --loss_aggregation). Names of loss types are TRL's,
+// those of averages verl's.
 //
 //   aggregation             weight of a token of completion i (n_i tokens that count, N completions in the batch)
 //   seq-mean-token-mean     1 / (N n_i)                         each completion counts the same
@@ -33,7 +34,7 @@ struct LossType {
 };
 
 inline constexpr LossType loss_types[] = {
-    // GRPO (Shao et al. 2024), Dr. GRPO (Liu et al. 2025, arXiv 2503.20783), BNPO (Xiao et al. 2025), DAPO (Yu et al. 2025, eq. 8)
+    // GRPO (Shao et al. 2024), Dr. GRPO (Liu et al. 2025, arXiv 2503.20783), DAPO (Yu et al. 2025, eq. 8)
     {"grpo", PolicyLoss::clip, false, LossAggregation::seq_mean_token_mean},
     {"dr_grpo", PolicyLoss::clip, false, LossAggregation::seq_mean_token_sum_norm},
     {"bnpo", PolicyLoss::clip, false, LossAggregation::micro_batch_token_mean},
