@@ -61,7 +61,7 @@ HOST_DEVICE void oscillation_track_at(const Oscillation& o, int64_t i, float* w,
 
 HOST_DEVICE float dampening_of(float w, float q, Grid g, float low, float high) {
     const float x = w / g.scale + g.zero;
-    return (x >= low) & (x <= high) ? w - q : 0.0f;
+    return ((x >= low) & (x <= high)) ? w - q : 0.0f;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
