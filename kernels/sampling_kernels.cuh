@@ -80,7 +80,7 @@ __device__ inline Pack128<float> sample_load(const float* row, int i, int n, boo
 }
 __device__ inline Pack128<float> sample_load(const PenalizedRow& row, int i, int n, bool aligned) {
     Pack128<float> x = load_pack(row.logits, i, n, aligned);
-    if (!row.seen) return x;
+    if (!row.seen || i >= n) return x;  // behind the row there are no bits
     const uint32_t bits = row.seen[i / 32] >> i % 32;  // i is a multiple of the pack
     UNROLL
     for (int k = 0; k < Pack128<float>::size; k++)
