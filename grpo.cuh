@@ -25,7 +25,7 @@ struct GrpoConfig : PolicyPassConfig {
     int num_generations = 8;
     AdvantageEstimator advantage = advantage_estimators[0];
     RewardScale scale_rewards = RewardScale::group;
-    double beta = 0.0;                  // of the KL term
+    double beta = 0.0;                  // of the KL term, which policy.beta has in the loss
     bool kl_in_reward = false;          // the reward pays it, and not the loss
     double top_entropy_quantile = 1.0;  // share of the tokens, those of the largest entropy, that the loss takes
     int num_iterations = 1, updates_per_generation = 1;
@@ -145,7 +145,6 @@ struct GrpoObjective : Objective {
     // What the updates need to know of the completions before the first of them
     void assess(Trainer& t) {
         data = PolicyData();
-        config.policy.beta = config.kl_in_reward ? 0.0 : config.beta;
         if (sampler.differs() || config.top_entropy_quantile < 1.0) {
             CompletionScores own = completion_scores(t, *t.model, config.pass, prompts, samples, config);
             gather_completions(config.comm, own.logp, samples);
@@ -200,7 +199,7 @@ struct GrpoObjective : Objective {
         const ImportanceWeights w = importance_weights(config.correction, sampled, trained);
         mismatch = measure_mismatch(sampled, trained, entropy, config.correction, w);
         if (!config.correction.mode.corrects) return;
-        if (policy_loss_of_sequence(config.policy.kind)) {
+        if (policy_loss_traits(config.policy.kind).of_sequence) {
             data.log_correction = w.log_weight;
             return;
         }

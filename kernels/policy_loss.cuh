@@ -49,20 +49,14 @@
 enum class PolicyLoss { POLICY_LOSSES(POLICY_LOSS_ENUMERATOR) };
 #undef POLICY_LOSS_ENUMERATOR
 
-inline const char* policy_loss_name(PolicyLoss kind) {
 #define POLICY_LOSS_NAME(name, Loss) #name,
-    static constexpr const char* names[] = {POLICY_LOSSES(POLICY_LOSS_NAME)};
+inline constexpr const char* policy_loss_names[] = {POLICY_LOSSES(POLICY_LOSS_NAME)};
 #undef POLICY_LOSS_NAME
-    return names[(int)kind];
-}
-inline std::vector<std::string> policy_loss_names() {
-#define POLICY_LOSS_NAME(name, Loss) #name,
-    return {POLICY_LOSSES(POLICY_LOSS_NAME)};
-#undef POLICY_LOSS_NAME
-}
+
+inline const char* policy_loss_name(PolicyLoss kind) { return policy_loss_names[(int)kind]; }
 
 inline PolicyLoss policy_loss_named(const std::string& text) {
-    const std::vector<std::string> names = policy_loss_names();
+    const std::vector<std::string> names(std::begin(policy_loss_names), std::end(policy_loss_names));
     for (size_t i = 0; i < names.size(); i++)
         if (text == names[i]) return (PolicyLoss)i;
     fail_usage("--policy_loss %s: not one of %s%s", text.c_str(), join_words(names).c_str(),
@@ -77,20 +71,15 @@ HOST_DEVICE RatioLoss policy_ratio_loss(PolicyLoss kind, const PolicyRatio& r, c
 #undef POLICY_LOSS_CASE
     __builtin_unreachable();
 }
-// is it of the token's own log-probability, whatever the ratio is of?
-HOST_DEVICE bool policy_loss_detached(PolicyLoss kind) {
+
+struct PolicyLossTraits {
+    bool detached;     // it is of the token's own log-probability, whatever the ratio is of
+    bool of_sequence;  // it takes the weight of the whole sequence, and no ratio
+};
+HOST_DEVICE PolicyLossTraits policy_loss_traits(PolicyLoss kind) {
 #define POLICY_LOSS_CASE(name, Loss) \
     case PolicyLoss::name:           \
-        return Loss::detached;
-    switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
-#undef POLICY_LOSS_CASE
-    __builtin_unreachable();
-}
-// does it take the weight of the whole sequence, and no ratio?
-HOST_DEVICE bool policy_loss_of_sequence(PolicyLoss kind) {
-#define POLICY_LOSS_CASE(name, Loss) \
-    case PolicyLoss::name:           \
-        return Loss::of_sequence;
+        return {Loss::detached, Loss::of_sequence};
     switch (kind) { POLICY_LOSSES(POLICY_LOSS_CASE) }
 #undef POLICY_LOSS_CASE
     __builtin_unreachable();
@@ -170,7 +159,7 @@ HOST_DEVICE TokenLoss policy_token_loss(const PolicyToken& t, const PolicySequen
     const PolicyRatio r = {
         (double)t.logp, exp(log_ratio), (double)t.advantage, low, high, sums.log_ratio + of.log_correction};
     const RatioLoss l = policy_ratio_loss(c.kind, r, c);
-    const bool shared = c.sequence && !policy_loss_detached(c.kind);  // the gradient is the whole sequence's
+    const bool shared = c.sequence && !policy_loss_traits(c.kind).detached;  // the gradient is the whole sequence's
     const double keep = t.advantage < 0.0f && of.drift - mean > c.drop_above ? 0.0 : 1.0;
     TokenLoss out = {keep * (double)t.factor * l.loss,
                      0.0,
@@ -192,7 +181,7 @@ HOST_DEVICE TokenLoss policy_token_loss(const PolicyToken& t, const PolicySequen
 
 // does a token's loss depend on the log-probabilities of the others?
 HOST_DEVICE bool policy_reads_sequences(const PolicyConfig& c) {
-    return c.sequence || policy_loss_of_sequence(c.kind) || c.drop_above < 1e29;
+    return c.sequence || policy_loss_traits(c.kind).of_sequence || c.drop_above < 1e29;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

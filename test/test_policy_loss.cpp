@@ -368,7 +368,7 @@ static void check_combination(const LossCase& k, const GrpoConfig& c, const std:
 
 TEST(PolicyLoss, EveryCombinationIsItsFormula) {
     int combinations = 0;
-    for (const std::string& loss : policy_loss_names())
+    for (const std::string loss : policy_loss_names)
         for (bool sequence : {false, true})
             for (const char* aggregation : loss_aggregation_names)
                 for (int more = 0; more < 6; more++) {
