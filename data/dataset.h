@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -30,6 +31,10 @@ struct Problem {
     bool bare = false;                // a `question` or `problem` that does not say how to answer
     std::string source;               // path of the file
     int line = 0;                     // from 1
+    // what the row says of it; empty: nothing
+    std::string id, subject, level;
+    std::string reward_funcs;                           // a reward of its own, as in --reward_funcs
+    std::shared_ptr<const nlohmann::ordered_json> row;  // all of its fields, where they were asked for
 };
 
 // Plain text: `completion` is learnt after `prompt` (empty prompt: all of it is learnt). Conversation: messages[i] is

@@ -18,6 +18,7 @@ struct PromptConfig {
 struct Prompt {
     std::string text, gold;
     std::vector<int> tokens;
+    std::shared_ptr<const Problem> problem = {};  // what it was made of
 };
 
 // What a bare question is followed by, so that the answer comes in a form the `exact` reward can read
@@ -68,6 +69,7 @@ inline bool add_system_message(nlohmann::ordered_json& messages, const PromptCon
 inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const PromptConfig& c) {
     Prompt p;
     p.gold = problem.gold;
+    p.problem = std::make_shared<Problem>(problem);
     bool chat = use_chat(c);
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;

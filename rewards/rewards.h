@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 #include "../runtime/error.h"
+#include "../runtime/json.h"
 #include "../runtime/nearest.h"
 #include "../runtime/settings.h"
 #include "../runtime/words.h"
@@ -35,7 +36,8 @@ struct RewardInput {
     bool finished;                   // ended with a stop token, not truncated
     const std::vector<int>& tokens;  // with the stop token
     int max_completion_length;
-    TokenMeans means = {};  // if a reward needs them
+    TokenMeans means = {};                        // if a reward needs them
+    const nlohmann::ordered_json* row = nullptr;  // the fields of the problem's row; null: it comes from no file
 };
 
 // of one completion, or of the G completions of a prompt (r [G]); the other is null

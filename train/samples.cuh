@@ -83,8 +83,9 @@ inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& r
     for (size_t i = 0; i < n; i++) {
         const Completion& c = completions[i];
         const Prompt& p = batch[c.prompt].prompt;
-        in.push_back(
-            {p.text, r.texts[i], p.gold, c.finished, c.tokens, max_length, means.empty() ? TokenMeans() : means[i]});
+        in.push_back({p.text, r.texts[i], p.gold, c.finished, c.tokens, max_length,
+                      means.empty() ? TokenMeans() : means[i],
+                      p.problem && p.problem->row ? p.problem->row.get() : nullptr});
         prompt.push_back(c.prompt);
     }
     rewards_compute(r.total, r.each, rewards, in, prompt);
