@@ -27,6 +27,7 @@ struct RolloutConfig {
     uint64_t seed = 0;
     uint32_t stream = RNG_SAMPLE, step = 0;  // with prompt, sample and token: the key of a draw
     int first_prompt = 0;                    // number of the first prompt among those of all ranks
+    std::vector<int> prompt_numbers;         // of each prompt, where they do not follow one another; else empty
 };
 
 struct Completion {
@@ -204,7 +205,9 @@ struct RolloutSlots {
 
     DrawKey draw_key(int i, const RolloutConfig& config) const {
         const Completion& c = done[slot[i].completion];
-        return {config.step, (uint32_t)((config.first_prompt + c.prompt) * G + c.sample), (uint32_t)c.tokens.size()};
+        const int number =
+            config.prompt_numbers.empty() ? config.first_prompt + c.prompt : config.prompt_numbers[c.prompt];
+        return {config.step, (uint32_t)(number * G + c.sample), (uint32_t)c.tokens.size()};
     }
 };
 
@@ -317,7 +320,8 @@ inline void rollout_draw_first(Model& m, RolloutState& s, const RolloutSlots& r,
 // Appends what was drawn for the running and then the starting samples; slots and regions of those that end are free
 // again. False: on_token wants no more.
 inline bool rollout_take(RolloutSlots& r, const std::vector<int>& tokens, const std::vector<float>& logps,
-                         const RolloutConfig& config, const std::function<bool(int, int)>& on_token) {
+                         const RolloutConfig& config, const std::function<bool(int, int)>& on_token,
+                         const std::function<void(const Completion&)>& on_end) {
     std::vector<int> active = std::move(r.running);
     active.insert(active.end(), r.starting.begin(), r.starting.end());
     r.running.clear();
@@ -338,15 +342,17 @@ inline bool rollout_take(RolloutSlots& r, const std::vector<int>& tokens, const 
         }
         if (--r.region_left[slot.region] == 0) r.region_of[r.region_prompt[slot.region]] = -1;
         slot.completion = -1;
+        if (on_end) on_end(c);
     }
     return more;
 }
 
 // on_token(completion index, token) is called after each draw; returning false ends the rollout early (the completions
-// are then incomplete). prompts[p] must not be empty.
+// are then incomplete); on_end(completion) once it is complete. prompts[p] must not be empty.
 inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vector<std::vector<int>>& prompts, int G,
                                        const RolloutConfig& config, RolloutStats* stats = nullptr,
-                                       const std::function<bool(int, int)>& on_token = nullptr) {
+                                       const std::function<bool(int, int)>& on_token = nullptr,
+                                       const std::function<void(const Completion&)>& on_end = nullptr) {
     NVTX_RANGE("rollout");
     auto start_time = std::chrono::steady_clock::now();
     const int P = (int)prompts.size();
@@ -379,7 +385,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             rollout_draw_first(m, s, r, config);
             fetch_drawn(s, (int64_t)r.starting.size(), tokens, logps, m.dev);
         }
-        more = rollout_take(r, tokens, logps, config, on_token);
+        more = rollout_take(r, tokens, logps, config, on_token, on_end);
     }
     if (stats) {
         stats->prompt_tokens += r.stats.prompt_tokens;

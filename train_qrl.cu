@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
         const bool prints_result = s.o.plan || !((IN_FILES | IN_EXPORT) >> s.o.command & 1);
         if (!prints_result) signal(SIGPIPE, SIG_IGN);
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
-        if (IN_TRAIN >> s.o.command & 1) install_stop_handler();
+        if ((IN_TRAIN | IN_EVAL) >> s.o.command & 1) install_stop_handler();
         if (IN_TRAIN >> s.o.command & 1) session_resume(s, std::vector<std::string>(argv + 1, argv + argc));
         session_adapter(s);
         const int status = run_command(s);

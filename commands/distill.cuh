@@ -68,7 +68,7 @@ inline void distill_data(TrainingRun& r) {
     if (o.seq_kd || o.lmbda >= 1.0) r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
     else r.data = training_examples(r.s, per_step, sampled);
     if (sampled) training_whole_steps(r, "per_device_train_batch_size");
-    if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(r.s);
+    training_hold_out(r, (double)per_step);
 }
 
 // Log-loss of the held-out texts, and how far the student is from the teacher on them; null: stopped

@@ -1,8 +1,9 @@
-// eval: greedy and sampled accuracy of a model on held-out problems, and its log-loss on a text.
+// eval: accuracy of a model on sets of problems, greedy and sampled, and its log-loss on a text.
 #pragma once
 #include "../eval/log_loss.cuh"
+#include "../eval/rows.h"
 #include "../methods/calibration.cuh"
-#include "output.cuh"
+#include "resume.cuh"
 
 inline void fit_eval_text(Session& s) {
     if (!s.o.eval_text.empty()) fit_to_context(s, "eval_text_length", s.o.eval_text_length);
@@ -30,82 +31,255 @@ inline int64_t longest_text(const std::vector<ScoredText>& texts) {
     return (int64_t)n;
 }
 
-inline void log_samples(RunDir& run, const std::vector<Prompt>& prompts, const EvalResult& e) {
-    for (const std::vector<EvalSample>* samples : {&e.greedy_samples, &e.sampled})
-        for (const EvalSample& c : *samples) {
-            nlohmann::ordered_json j;
-            j["decoding"] = samples == &e.sampled ? "sampled" : "greedy";
-            j["prompt"] = prompts[c.problem].text;
-            j["completion"] = c.text;
-            j["gold"] = prompts[c.problem].gold;
-            j["strict"] = c.strict;
-            j["lenient"] = c.lenient;
-            j["finished"] = c.finished;
-            log_completion(run, j);
+// ---------------------------------------------------------------------------------------------------------------------
+// what is evaluated
+
+inline std::string data_set_name(const std::string& path) {  // TEMPORARY, until data lands
+    std::filesystem::path p(path);
+    return p.stem().string();
+}
+
+// the sets of --eval_data, or the task's problems
+inline std::vector<EvalSet> eval_sets(const Session& s) {
+    std::vector<EvalSet> sets;
+    const std::vector<std::string> named =
+        s.o.eval_data.empty() ? std::vector<std::string>{""} : split_words(s.o.eval_data, ",");
+    for (const std::string& name : named) {
+        EvalSet set;
+        set.source = name.empty() ? "task " + s.o.task : name;
+        set.name = name.empty() ? s.o.task : data_set_name(name);
+        set.prompts = eval_set_prompts(s, name, &set.available);
+        for (const EvalSet& other : sets)
+            if (other.name == set.name)
+                fail_usage("--eval_data: %s and %s are both called %s in the results; rename one", other.source.c_str(),
+                           set.source.c_str(), set.name.c_str());
+        sets.push_back(std::move(set));
+    }
+    return sets;
+}
+
+// The rewards of --reward_funcs; unless given, those of the run that wrote the model, as its mean reward is what papers
+// report
+inline RewardSet eval_reward_set(Session& s) {
+    Options& o = s.o;
+    const std::string state = o.model + "/trainer_state.json";
+    if (!o.given("reward_funcs") && file_exists(state)) {
+        const nlohmann::json j = json_parse(read_file(state, 1 << 26), state);
+        const nlohmann::json options = j.value("options", nlohmann::json::object());
+        if (options.contains("reward_funcs") && options["reward_funcs"].is_string()) {
+            o.reward_funcs = options["reward_funcs"];
+            if (options.contains("reward_weights") && options["reward_weights"].is_string())
+                o.reward_weights = options["reward_weights"];
+        }
+    }
+    const RewardSet all = rewards_parse(o.reward_funcs, o.reward_weights);
+    const RewardSet set = evaluated_rewards(all);
+    if (set.entries.size() < all.entries.size()) {
+        if (o.given("reward_funcs"))
+            fail_usage("--reward_funcs %s: entropy and self_certainty are of the policy that trains; leave them out",
+                       o.reward_funcs.c_str());
+        note_once("note: the run's rewards entropy and self_certainty are not measured by eval; the others are");
+    }
+    return set;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// going on
+
+// the rows of completions.jsonl, by set
+inline std::map<std::string, std::vector<std::pair<std::string, nlohmann::ordered_json>>> earlier_rows(
+    const std::string& folder) {
+    std::map<std::string, std::vector<std::pair<std::string, nlohmann::ordered_json>>> rows;
+    const std::string path = folder + "/completions.jsonl";
+    if (!file_exists(path) || read_file(path, (size_t)1 << 40).find('\n') == std::string::npos) return rows;
+    for_each_row(path, [&](const DatasetRow& row, int) {
+        if (!row.object.contains("set") || !row.object["set"].is_string())
+            fail("%s: not a row of an evaluation; give another --output_dir", row.where.c_str());
+        rows[row.object["set"]].push_back({row.where, row.object});
+    });
+    return rows;
+}
+
+// Of each set what an earlier part has; completions.jsonl is left with no more than that
+inline std::vector<EvalEarlier> eval_resume(const Session& s, const std::vector<EvalSet>& sets,
+                                            const std::vector<std::string>& names) {
+    std::vector<EvalEarlier> earlier(sets.size());
+    if (!s.o.resume) return earlier;
+    const std::string& folder = s.o.output_dir;
+    if (run_id_of(folder).empty())
+        fail_usage("--resume: %s holds no evaluation; name its folder with --output_dir", folder.c_str());
+    check_same_config(s.o,
+                      {"output_dir", "overwrite_output_dir", "resume", "threads", "rollout_batch", "micro_batch_tokens",
+                       "log_completions", "plan"},
+                      "holds an evaluation that was begun");
+    auto rows = earlier_rows(folder);
+    std::string kept;
+    for (size_t i = 0; i < sets.size(); i++) {
+        const std::vector<std::string> keys = problem_keys(sets[i].prompts);
+        earlier[i] = earlier_answers(rows[sets[i].name], sets[i].prompts, keys, s.o.eval_samples, names);
+        for (const auto* samples : {&earlier[i].answers.greedy, &earlier[i].answers.sampled})
+            for (const EvalSample& x : *samples)
+                kept += json_line(eval_row(sets[i].name, keys[x.problem], sets[i].prompts[x.problem], x, names)) + "\n";
+    }
+    write_file_atomic(folder + "/completions.jsonl", kept);
+    return earlier;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the work
+
+struct EvalWork {
+    std::vector<EvalSet> sets;
+    RewardSet rewards;
+    std::vector<std::string> reward_names;
+    RolloutState state;
+    RolloutStats stats;
+    std::vector<ScoredText> text;  // of --eval_text
+    LogLossMemory loss_memory;
+    LogLoss loss;
+    double start = wall_seconds();
+};
+
+// every set in turn, until the evaluation is stopped; rows go to completions.jsonl problem by problem
+inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<EvalEarlier>& earlier) {
+    EvalReporter report;
+    EvalProgress progress;
+    std::vector<EvalConfig> configs;
+    for (size_t i = 0; i < w.sets.size(); i++) {
+        EvalConfig c = eval_config(s, w.state, 0);
+        c.rewards = w.rewards;
+        for (bool greedy : {false, true}) c.have[greedy] = earlier[i].have[greedy];
+        c.progress = [&report](const EvalProgress& p) { report(p); };
+        const EvalProgress of = eval_progress((int)w.sets[i].prompts.size(), c);
+        progress.problems += of.problems, progress.completions += of.completions;
+        progress.max_completion_length = of.max_completion_length;
+        configs.push_back(std::move(c));
+    }
+    for (size_t i = 0; i < w.sets.size(); i++) {
+        EvalSet& set = w.sets[i];
+        const std::vector<std::string> keys = problem_keys(set.prompts);
+        configs[i].on_problem = [&](const std::vector<EvalSample>& samples) {
+            for (const EvalSample& x : samples)
+                log_completion(run, eval_row(set.name, keys[x.problem], set.prompts[x.problem], x, w.reward_names));
+        };
+        EvalAnswers a;
+        if (!stop_requested()) a = evaluate(s.m, w.state, s.tok, set.prompts, configs[i], progress);
+        else a.stopped = true;
+        set.stopped = a.stopped;
+        w.stats.completion_tokens += a.stats.completion_tokens;
+        w.stats.seconds += a.stats.seconds;
+        merge_answers(a, earlier[i].answers);
+        set.scores = eval_scores(a, set.prompts, w.reward_names);
+    }
+    report.end();
+}
+
+inline nlohmann::ordered_json eval_summary(const Session& s, const EvalWork& w) {
+    nlohmann::ordered_json j;
+    j["command"] = "eval";
+    j["seed"] = s.o.seed;
+    summary_quantizers(j, s);
+    j["model"] = s.o.model;
+    if (!w.text.empty())
+        j["log_loss"] = {{"tokens", w.loss.tokens}, {"mean", w.loss.mean}, {"perplexity", exp(w.loss.mean)}};
+    for (const EvalSet& set : w.sets) {
+        nlohmann::ordered_json e = eval_to_json(set.scores);
+        e["n"] = std::max(set.scores.problems, set.scores.greedy_problems);
+        e["samples"] = s.o.eval_samples;
+        if (w.sets.size() == 1) j["eval"] = e;
+        else j["eval"][set.name] = e;
+        if (set.stopped) j["partial"] = true;
+    }
+    if (!w.sets.empty()) {
+        j["tokens_generated"] = w.stats.completion_tokens;
+        j["generation_tokens_per_second"] = (double)w.stats.completion_tokens / std::max(w.stats.seconds, 1e-9);
+    }
+    j["wall_seconds"] = wall_seconds() - w.start;
+    j["peak_rss_bytes"] = peak_rss_bytes();
+    return j;
+}
+
+inline void print_results(const EvalWork& w, const std::string& folder, const Options& o) {
+    printf("\n%s", eval_table(w.sets).c_str());
+    printf("percent; +- is half of the 95 %% interval over problems; strict, and lenient beside it\n");
+    for (const EvalSet& set : w.sets) printf("%s", eval_details(set).c_str());
+    double garbled = 0.0, repeating = 0.0, disagreement = 0.0;
+    for (const EvalSet& set : w.sets) {
+        garbled = std::max(garbled, set.scores.garbled_ratio);
+        repeating = std::max(repeating, set.scores.repeating_ratio);
+        disagreement = std::max(disagreement, set.scores.disagreement);
+    }
+    printf(
+        "%.1f%% repeating, %.1f%% garbled, %.1f%% judged otherwise by strict and lenient grading (most of any set)\n",
+        100 * repeating, 100 * garbled, 100 * disagreement);
+    printf("weights %s; %s tok/s, %.1f s; results in %s, compare two of them with train_qrl compare\n",
+           policy_text(o).c_str(),
+           human_count((double)w.stats.completion_tokens / std::max(w.stats.seconds, 1e-9)).c_str(),
+           wall_seconds() - w.start, escape_controls(folder).c_str());
+    for (const EvalSet& set : w.sets)
+        if (set.stopped) {
+            printf(
+                "stopped before it was complete: what is above is of the problems that were; --resume true goes on\n");
+            break;
         }
 }
 
-inline void print_accuracy(const Session& s, const EvalResult& e, double seconds, const std::string& folder) {
-    printf("%d problems, weights %s\n", e.n, policy_text(s.o).c_str());
-    printf("  greedy   strict %5.1f%%  lenient %5.1f%%\n", 100 * e.greedy, 100 * e.greedy_lenient);
-    printf("  sampled  strict %5.1f%% +- %.1f  lenient %5.1f%%  (pass@1 over %d samples at temperature %g)\n",
-           100 * e.pass1, 100 * e.pass1_standard_error, 100 * e.pass1_lenient, e.samples, s.o.temperature);
-    printf("  length %.1f tokens, %.1f%% cut off, %.1f%% repeating, %.1f%% garbled; %s tok/s, %.1f s; details in %s\n",
-           e.mean_length, 100 * e.clipped_ratio, 100 * e.repeating_ratio, 100 * e.garbled_ratio,
-           human_count((double)e.stats.completion_tokens / e.stats.seconds).c_str(), seconds,
-           escape_controls(folder).c_str());
+// before anything is loaded
+inline void eval_check(Session& s) {
+    Options& o = s.o;
+    if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
+    if (!o.eval_greedy && o.eval_samples == 0)
+        fail_usage("--eval_samples 0 with --eval_greedy false leaves nothing to evaluate");
+    if (o.eval_data.empty() && !o.given("max_completion_length"))
+        o.max_completion_length = find_task(o.task).completion_length;
+    sampling_of_model(s);
+}
+
+// Everything that the evaluation needs. True: --plan, and nothing more is to be done
+inline bool eval_plan(Session& s, EvalWork& w) {
+    const Options& o = s.o;
+    micro_batch_grow(s, longest_text(w.text));
+    session_plan(s, false, [&] {
+        RolloutShape shape;
+        for (const EvalSet& set : w.sets) shape = rollout_larger(shape, eval_shape(s, set.prompts, o.rollout_batch));
+        if (!w.sets.empty()) rollout_allocate(w.state, s.m, shape);
+        if (!w.text.empty()) log_loss_allocate(w.loss_memory, s.m, o.micro_batch_tokens, longest_text(w.text));
+    });
+    return session_allocate(s);
 }
 
 inline int eval_command(Session& s) {
-    double start = wall_seconds();
+    EvalWork w;
     Options& o = s.o;
-    if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
+    eval_check(s);
+    w.rewards = eval_reward_set(s);
+    w.reward_names = reward_names(w.rewards);
     const bool problems = o.eval_text.empty() || !o.eval_data.empty() || o.given("task");
-    const Task& task = find_task(o.task);
     if (problems) session_task(o);
-    if (o.eval_data.empty() && !o.given("max_completion_length")) o.max_completion_length = task.completion_length;
     session_open(s);
-    std::vector<Prompt> prompts;
-    if (problems) prompts = eval_prompts(s);
+    if (problems) w.sets = eval_sets(s);
     fit_eval_text(s);
-    std::vector<ScoredText> text = eval_text_windows(s);
-    micro_batch_grow(s, longest_text(text));
-    RolloutState state;
-    LogLossMemory loss_memory;
-    session_plan(s, false, [&] {
-        if (problems) rollout_allocate(state, s.m, eval_shape(s, prompts, o.rollout_batch));
-        if (!text.empty()) log_loss_allocate(loss_memory, s.m, o.micro_batch_tokens, longest_text(text));
-    });
-    if (session_allocate(s)) return 0;
+    w.text = eval_text_windows(s);
+    if (eval_plan(s, w)) return 0;
     session_load_weights(s);
-    RunDir run = session_run_dir(o, {false, problems}, new_run_id());
+    std::vector<EvalEarlier> earlier = eval_resume(s, w.sets, w.reward_names);
+    RunDirSetting setting{false, problems};
+    setting.goes_on = o.resume;
+    RunDir run = session_run_dir(o, setting, new_run_id());
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     buffer_forget(s.m.master);  // nothing is trained
-    LogLoss loss;
-    if (!text.empty()) loss = log_loss(s.m, loss_memory, text);
-    EvalResult e;
-    if (problems) e = run_eval(s, state, prompts, 0);
-    log_samples(run, prompts, e);
-    nlohmann::ordered_json summary;
-    summary["command"] = "eval";
-    summary["seed"] = o.seed;
-    summary_quantizers(summary, s);
-    summary["model"] = o.model;
-    if (!text.empty()) summary["log_loss"] = {{"tokens", loss.tokens}, {"mean", loss.mean}};
+    if (!w.text.empty()) w.loss = log_loss(s.m, w.loss_memory, w.text);
     if (problems) {
-        summary["eval"] = eval_to_json(e);
-        summary["eval"]["n"] = e.n;
-        summary["eval"]["samples"] = e.samples;
-        summary["tokens_generated"] = e.stats.completion_tokens;
-        summary["generation_tokens_per_second"] = (double)e.stats.completion_tokens / e.stats.seconds;
+        evaluate_sets(s, w, run, earlier);
+        const nlohmann::ordered_json results = lm_eval_results(w.sets, options_to_json(o), wall_seconds() - w.start);
+        write_file_atomic(run.path + "/results.json", json_line(results, 2) + "\n");
     }
-    summary["wall_seconds"] = wall_seconds() - start;
-    summary["peak_rss_bytes"] = peak_rss_bytes();
-    close_run_dir(run, summary);
-    if (!text.empty())
-        printf("log-loss %.4f a token over %lld tokens of %s, weights %s\n", loss.mean, (long long)loss.tokens,
-               escape_controls(o.eval_text).c_str(), policy_text(o).c_str());
-    if (problems) print_accuracy(s, e, wall_seconds() - start, run.path);
-    return 0;
+    close_run_dir(run, eval_summary(s, w));
+    if (!w.text.empty())
+        printf("log-loss %.4f a token (perplexity %.4g) over %lld tokens of %s, weights %s\n", w.loss.mean,
+               exp(w.loss.mean), (long long)w.loss.tokens, escape_controls(o.eval_text).c_str(),
+               policy_text(o).c_str());
+    if (problems) print_results(w, run.path, o);
+    return stop_requested() ? stop_exit_code() : 0;
 }

@@ -111,7 +111,8 @@ inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
     if (o.dynamic_sampling && r.data.count == r.data.per_step)
         fail_usage("--dynamic_sampling has no other prompts to draw: each step has all %lld; lower --prompts_per_step",
                    (long long)r.data.count);
-    r.held_out = eval_prompts(r.s);
+    training_hold_out(r, (double)per_step * o.num_generations);
+    r.eval_rewards = evaluated_rewards(rewards);
 }
 
 inline int grpo_command(Session& s) {
@@ -152,8 +153,9 @@ inline int grpo_command(Session& s) {
         return 0;
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     training_start(r, true,
-                   format("%lld training prompts, %zu held out; first prompt \"%s\"", (long long)r.data.count,
-                          r.held_out.size(), one_line(r.data.example(0).prompt.text, 160).c_str()));
+                   format("%lld training prompts, %s; first prompt \"%s\"", (long long)r.data.count,
+                          held_out_text(r, (double)r.data.per_step * o.num_generations).c_str(),
+                          one_line(r.data.example(0).prompt.text, 160).c_str()));
     if (s.embedded_model) grpo_cold_start(r);
     return training_run(r, objective);
 }

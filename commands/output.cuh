@@ -1,6 +1,6 @@
 // What a run prints and leaves: its folder, the lines of its start and of its evaluations, quantizers in its summary.
 #pragma once
-#include "problems.cuh"
+#include "evaluation.cuh"
 
 // What the command reads must not lie in a folder or be a file that it replaces
 inline void check_inputs_outside(const Options& o, const std::string& replaced) {
@@ -35,6 +35,17 @@ inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::stri
     nlohmann::ordered_json config = options_to_json(o);
     config["run_id"] = run_id;
     return open_run_dir(o.output_dir, setting, config);
+}
+
+// Fails unless what is in --output_dir was begun with the same options, but for those in `free`. what: "holds ... begun"
+inline void check_same_config(const Options& o, const std::set<std::string>& free, const char* what) {
+    const std::string path = o.output_dir + "/config.json";
+    const nlohmann::json config = json_parse(read_file(path, 1 << 20), path), now = options_to_json(o);
+    for (const auto& item : now.items())
+        if (config.contains(item.key()) && config[item.key()] != item.value() && !free.count(item.key()))
+            fail("%s %s with another --%s (%s, now %s); give the same, or begin anew with --overwrite_output_dir",
+                 o.output_dir.c_str(), what, item.key().c_str(), printable(config[item.key()].dump()).c_str(),
+                 printable(item.value().dump()).c_str());
 }
 
 // the instructions of the products; those that multiply bf16 are of no use to an fp32 build
@@ -119,13 +130,23 @@ inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s
 // names one run: when it began, and by which process
 inline std::string new_run_id() { return format("%lld-%ld", (long long)time(nullptr), (long)getpid()); }
 
+// "70.2% +- 2.5 (greedy 75.4%)"
+inline std::string accuracy_text(const EvalScores& s) {
+    const std::string greedy = format("greedy %.1f%%", 100 * s.greedy.mean);
+    if (!s.samples) return greedy + format(" +- %.1f", 50 * (s.greedy.high - s.greedy.low));
+    return format("pass@1 %5.1f%% +- %.1f", 100 * s.pass1.mean, 50 * (s.pass1.high - s.pass1.low)) +
+           (s.greedy_problems ? " (" + greedy + ")" : "");
+}
+
+// behind +-: half of the 95 % interval over problems
 inline void print_eval(const char* when, const EvalResult& quantized, const EvalResult* full,
                        const std::string& weights) {
-    if (quantized.n == 0) return;  // stopped before it was complete
-    printf("held out %-7s| %-13s pass@1 %5.1f%% +- %.1f (greedy %.1f%%)", when, weights.c_str(), 100 * quantized.pass1,
-           100 * quantized.pass1_standard_error, 100 * quantized.greedy);
-    if (full) printf(" | full precision %5.1f%% (greedy %.1f%%)", 100 * full->pass1, 100 * full->greedy);
-    printf(" | %d problems x %d samples, length %.1f\n", quantized.n, quantized.samples, quantized.mean_length);
+    if (!quantized.complete) return;
+    const EvalScores& s = quantized.scores;
+    printf("held out %-7s| %-13s %s", when, weights.c_str(), accuracy_text(s).c_str());
+    if (full && full->complete) printf(" | full precision %s", accuracy_text(full->scores).c_str());
+    if (!s.rewards.empty()) printf(" | reward %.3f", s.reward.mean);
+    printf(" | %d problems x %d samples, length %.1f\n", s.problems, std::max(s.samples, 1), s.mean_length);
     fflush(stdout);
 }
 
@@ -137,10 +158,11 @@ inline std::string one_line(const std::string& text, size_t most) {
 }
 
 inline void print_samples(const char* when, const std::vector<Prompt>& prompts, const EvalResult& e) {
-    if (e.sampled.empty()) return;
+    const std::vector<EvalSample>& sampled = e.answers.sampled;
+    if (sampled.empty() || !e.complete) return;
     printf("samples %s\n", when);
-    for (int i = 0; i < 5 && i < (int)e.sampled.size() / std::max(e.samples, 1); i++) {
-        const EvalSample& c = e.sampled[(size_t)i * e.samples];
+    for (int i = 0; i < 5 && i < e.scores.problems; i++) {
+        const EvalSample& c = sampled[(size_t)i * e.scores.samples];
         printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong",
                one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
                one_line(prompts[c.problem].gold, 100).c_str());

@@ -1,7 +1,8 @@
-// Problems and examples of files and tasks, checked against the lengths that the run allows; and evaluation on them.
+// Problems and examples of files and tasks, checked against the lengths that the run allows.
 #pragma once
+#include "../data/examples.h"
 #include "../data/tasks/tasks.h"
-#include "../eval/pass_at_k.h"
+#include "../rewards/rewards.h"
 #include "memory.cuh"
 
 // A prompt of n tokens that completions are to be sampled for; source, line: where it stands
@@ -56,14 +57,21 @@ inline const Task& session_task(const Options& o) {
     return task;
 }
 
-// held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
-inline std::vector<Prompt> eval_prompts(const Session& s) {
-    std::vector<Problem> problems;
+// The problems of one set, the first --eval_n of them if that is given; name: a file, or empty for the task's.
+// available: how many there are
+inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, int* available = nullptr) {
     const Task& task = find_task(s.o.task);
-    if (!s.o.eval_data.empty()) problems = load_problems(s.o.eval_data);
-    else if (s.o.train_data.empty()) problems = task_problems(task, task_seed(s.o.seed, true), task.held_out, true);
+    std::vector<Problem> problems =
+        name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true) : load_problems(name);
+    if (available) *available = (int)problems.size();
     if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
     return make_prompts(s, problems);
+}
+
+// held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
+inline std::vector<Prompt> eval_prompts(const Session& s) {
+    if (s.o.eval_data.empty() && !s.o.train_data.empty()) return {};
+    return eval_set_prompts(s, s.o.eval_data);
 }
 
 // what is trained on: problems without their solutions. graded: each needs a gold answer
@@ -126,44 +134,4 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
     else
         for (uint32_t i = 0; i < task.train; i++) add(task_example(task, task_seed(s.o.seed, false), i, false));
     return training_data(std::move(all), per_step, s.o.seed);
-}
-
-// Room for an evaluation of these prompts. most: sequences decoded at once, where training has room for fewer than
-// --rollout_batch; how many there are changes no token
-inline RolloutShape eval_shape(const Session& s, const std::vector<Prompt>& prompts, int most) {
-    int64_t longest = 0;
-    for (const Prompt& p : prompts) longest = std::max(longest, (int64_t)p.tokens.size());
-    RolloutConfig c = rollout_config(s);
-    c.max_sequences = std::min(c.max_sequences, most);
-    return rollout_larger(rollout_shape((int)prompts.size(), 1, longest, c),
-                          rollout_shape((int)prompts.size(), std::max(s.o.eval_samples, 1), longest, c));
-}
-
-inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts, uint32_t index,
-                           const Pass& pass = Pass()) {
-    EvalConfig c;
-    c.rollout = rollout_config(s);
-    c.rollout.max_sequences = std::min(c.rollout.max_sequences, state.shape.slots);
-    c.rollout.pass = pass;
-    c.rollout.stream = RNG_EVAL;
-    c.rollout.step = index;
-    c.samples = s.o.eval_samples;
-    c.on_token = [](int, int) { return !stop_requested(); };
-    EvalAnnouncer announcer;
-    c.progress = [&announcer, start = wall_seconds()](const EvalProgress& p) {
-        const std::string line = announcer.line(p, wall_seconds() - start);
-        if (line.empty()) return;
-        printf("%s\n", line.c_str());
-        fflush(stdout);
-    };
-    return evaluate(s.m, state, s.tok, prompts, c);
-}
-
-// the same policy without its quantizer
-inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
-                                          uint32_t index) {
-    model_refresh(s.m, false);
-    EvalResult r = run_eval(s, state, prompts, index, full_precision());
-    model_refresh(s.m);
-    return r;
 }

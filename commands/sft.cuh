@@ -21,15 +21,16 @@ inline int sft_command(Session& s) {
     if (o.train_data.empty() && o.model.empty()) embedded_sft_defaults(o);
     training_open(r);
     r.data = training_examples(s, (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps);
-    if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(s);
+    training_hold_out(r, (double)r.data.per_step);
     micro_batch_grow(s, r.data.longest);
     SftObjective objective;
     objective.micro_batch_tokens = o.micro_batch_tokens;
     check_best(r);
     if (training_plan(r, objective, RolloutShape(), [] {})) return 0;
     session_load_weights(s);
-    training_start(r, false,
-                   format("%lld examples, %lld steps of up to %lld", (long long)r.data.count,
-                          (long long)training_steps(r), (long long)r.data.per_step));
+    training_start(
+        r, false,
+        format("%lld examples, %lld steps of up to %lld; %s", (long long)r.data.count, (long long)training_steps(r),
+               (long long)r.data.per_step, held_out_text(r, (double)r.data.per_step).c_str()));
     return training_run(r, objective);
 }

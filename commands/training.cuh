@@ -55,6 +55,39 @@ inline int64_t training_steps(const TrainingRun& r) {
     return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);
 }
 
+// Evaluations of all held-out problems in the whole run: before, after, after the best, every eval_steps; quantized and,
+// before and after, in full precision
+inline double planned_evaluations(const TrainingRun& r) {
+    const Options& o = r.s.o;
+    const bool quantized = o.weights != "none" || o.activations != "none";
+    double n = 2.0 * (1 + quantized);
+    if (o.load_best_model_at_end) n += 1 + quantized;
+    return o.eval_steps > 0 ? n + (double)(training_steps(r) / o.eval_steps) : n;
+}
+
+// The held-out problems; with --eval_n unset as many as held_out_count() gives, which a run that is resumed keeps.
+// rows: completions or examples that a step trains on
+inline void training_hold_out(TrainingRun& r, double rows) {
+    Options& o = r.s.o;
+    const ResumePoint& resume = r.s.resume;
+    if (o.eval_n < 0) {
+        const double trained = (double)training_steps(r) * rows;
+        o.eval_n = held_out_count(o, trained, planned_evaluations(r));
+        if (resume.on() && resume.state.contains("held_out")) o.eval_n = resume.state["held_out"];
+    }
+    r.held_out = eval_prompts(r.s);
+}
+
+// what is held out, and what that costs
+inline std::string held_out_text(const TrainingRun& r, double rows) {
+    if (r.held_out.empty()) return "0 held out";
+    const Options& o = r.s.o;
+    const double drawn = planned_evaluations(r) * (double)r.held_out.size() * (o.eval_samples + o.eval_greedy);
+    const double trained = std::max((double)training_steps(r) * rows, 1.0);
+    return format("%zu held out x %d completions, %.0f%% of what is trained on", r.held_out.size(),
+                  o.eval_samples + o.eval_greedy, 100.0 * drawn / trained);
+}
+
 // what a checkpoint knows of the command's own
 inline nlohmann::ordered_json training_state(const TrainingRun& r) {
     nlohmann::ordered_json j;
@@ -67,6 +100,7 @@ inline nlohmann::ordered_json training_state(const TrainingRun& r) {
     j["best"] = {{"step", r.checkpoints.best}, {"value", r.best_value}};
     j["build"] = build_json(r.s);
     j["inputs"] = r.inputs;
+    j["held_out"] = r.held_out.size();
     j["given"] = flags_json(r.s.o, true);
     j["options"] = flags_json(r.s.o, false);
     return j;
@@ -130,21 +164,6 @@ inline void check_later_checkpoints(const TrainingRun& r) {
                 checkpoint_folder(r.s.o.output_dir, later).c_str(), r.s.resume.folder.c_str());
 }
 
-// A run that died before its first checkpoint begins again, if it is the same run
-inline void check_same_start(const TrainingRun& r) {
-    const Options& o = r.s.o;
-    const nlohmann::json config = json_parse(read_file(o.output_dir + "/config.json", 1 << 20), o.output_dir);
-    nlohmann::json now = options_to_json(o);
-    for (const auto& item : now.items())
-        if (config.contains(item.key()) && config[item.key()] != item.value() && item.key() != "output_dir" &&
-            item.key() != "overwrite_output_dir")
-            fail(
-                "%s holds a run that has no checkpoint yet and was begun with another --%s (%s, now %s); give the "
-                "same, or begin anew with --overwrite_output_dir",
-                o.output_dir.c_str(), item.key().c_str(), printable(config[item.key()].dump()).c_str(),
-                printable(item.value().dump()).c_str());
-}
-
 // The run's folder, and what is printed before the first step. data: what is trained on
 inline void training_start(TrainingRun& r, bool samples, const std::string& data) {
     const ResumePoint& resume = r.s.resume;
@@ -158,7 +177,8 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
         }
     }
     if (resume.from_start && !o.overwrite_output_dir && file_exists(o.output_dir + "/config.json")) {
-        check_same_start(r);
+        check_same_config(o, {"output_dir", "overwrite_output_dir"},
+                          "holds a run that has no checkpoint yet and was begun");
         setting.overwrite = true;
     }
     r.dir = session_run_dir(r.s.o, setting, r.run_id);
@@ -177,6 +197,15 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the run
+
+// an evaluation on the way, in the line of its step
+inline void eval_metrics(nlohmann::ordered_json& metrics, const EvalScores& s) {
+    if (s.samples) metrics["eval_pass@1"] = s.pass1.mean;
+    if (s.greedy_problems) metrics["eval_greedy"] = s.greedy.mean;
+    if (s.rewards.empty()) return;
+    metrics["eval_reward"] = s.reward.mean;
+    for (const auto& [name, mean] : s.rewards) metrics["eval_rewards/" + name + "/mean"] = mean.mean;
+}
 
 inline LoopConfig loop_config(TrainingRun& r) {
     const Options& o = r.s.o;
@@ -202,10 +231,11 @@ inline LoopConfig loop_config(TrainingRun& r) {
             for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
         }
         if (!r.held_out.empty()) {
-            const EvalResult e = run_eval(r.s, r.rollouts, r.held_out, (uint32_t)step);
-            if (e.n == 0) return false;
-            metrics["eval_pass@1"] = e.pass1;
-            metrics["eval_greedy"] = e.greedy;
+            const double begun = wall_seconds();
+            const EvalResult e = run_eval(r.s, r.rollouts, r.held_out, r.eval_rewards, (uint32_t)step);
+            if (!e.complete) return false;
+            r.eval_seconds += wall_seconds() - begun;
+            eval_metrics(metrics, e.scores);
             print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
         }
         judge_best(r, metrics, "eval_", step);
@@ -230,6 +260,7 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     for (const auto& item : r.evaluated.items()) j["eval"][item.key()] = item.value();
     if (!r.measured.empty()) j["held_out_text"] = r.measured;
     j["wall_seconds"] = r.earlier_seconds + wall_seconds() - r.start;
+    j["eval_seconds"] = r.eval_seconds;
     auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
     if (state.generated.seconds > 0) {
         j["tokens_generated"] = state.generated.completion_tokens;
@@ -301,6 +332,9 @@ inline int training_finish(TrainingRun& r) {
     const std::string checkpoint = c.folder(model);
     const double seconds = wall_seconds() - r.start;
     close_run_dir(r.dir, training_summary(r, stopped, checkpoint));
+    if (!r.held_out.empty())
+        printf("evaluated   %zu problems, %.1f s in all (%.1f%% of the run)\n", r.held_out.size(), r.eval_seconds,
+               100.0 * r.eval_seconds / seconds);
     printf("saved       %lld checkpoint%s, %s in %.1f s (%.1f%% of the run)\n", (long long)c.count,
            c.count == 1 ? "" : "s", bytes_text((double)c.bytes).c_str(), c.seconds, 100.0 * c.seconds / seconds);
     printf("%s after %lld steps, %.1f s, peak memory %.0f MiB; results in %s, model in %s\n",

@@ -8,12 +8,14 @@ struct TrainingRun {
     Comm comm;
     TrainingData data;
     std::vector<Prompt> held_out;
+    RewardSet eval_rewards;  // what held-out completions are paid; none: nothing
     Trainer t;
     RolloutState rollouts;  // of evaluations, and of an objective that samples
     RunDir dir;
     LoopState state;
     Checkpoints checkpoints{s, dir, t, state};
     double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
+    double eval_seconds = 0.0;
     bool flips_counted = false, with_full_precision = false;
     bool in_its_folder = false;  // a run that is resumed goes on in the folder that it had
     std::string run_id = new_run_id();
@@ -39,14 +41,17 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
         if (!measured.is_null()) r.measured[when] = measured;
     }
     if (r.held_out.empty() || r.evaluated.contains(when)) return;
-    const EvalResult result = run_eval(r.s, r.rollouts, r.held_out, index);
+    const double begun = wall_seconds();
+    const EvalResult result = run_eval(r.s, r.rollouts, r.held_out, r.eval_rewards, index);
     EvalResult full;
-    if (r.with_full_precision) full = run_eval_full_precision(r.s, r.rollouts, r.held_out, index);
+    if (r.with_full_precision && result.complete)
+        full = run_eval_full_precision(r.s, r.rollouts, r.held_out, r.eval_rewards, index);
     print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
     print_samples(when, r.held_out, result);
-    if (!result.n || (r.with_full_precision && !full.n)) return;  // stopped
-    r.evaluated[when] = eval_to_json(result);
-    if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full);
+    if (!result.complete || (r.with_full_precision && !full.complete)) return;  // stopped
+    r.eval_seconds += wall_seconds() - begun;
+    r.evaluated[when] = eval_to_json(result.scores);
+    if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

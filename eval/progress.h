@@ -7,7 +7,7 @@
 #include "../runtime/error.h"
 
 struct EvalProgress {
-    int problems = 0, samples = 0;
+    int problems = 0;
     int64_t completions = 0, done = 0, tokens = 0;  // to be drawn, greedy ones too; that have ended; drawn so far
     int max_completion_length = 0;
 };
@@ -42,7 +42,23 @@ struct EvalAnnouncer {
                           (long long)p.completions, duration_text(left).c_str());
         if (left <= 20.0) return "";
         announced = true;
-        return format("evaluating  %d problems x %d samples, and greedily; about %s", p.problems, p.samples,
+        return format("evaluating  %lld completions of %d problems; about %s", (long long)p.completions, p.problems,
                       duration_text(elapsed + left).c_str());
+    }
+};
+
+// The same on a terminal, five times a second
+struct EvalBar {
+    double next = 0.2;
+    bool shown = false;
+
+    std::string line(const EvalProgress& p, double elapsed) {
+        if (elapsed < next || p.completions == 0) return "";
+        next = elapsed + 0.2;
+        shown = true;
+        const int width = 24, full = (int)(width * p.done / p.completions);
+        return format("evaluating  [%s%s] %lld/%lld, %.0f tok/s, %s left", std::string(full, '#').c_str(),
+                      std::string(width - full, '.').c_str(), (long long)p.done, (long long)p.completions,
+                      (double)p.tokens / elapsed, duration_text(eval_seconds_left(p, elapsed)).c_str());
     }
 };

@@ -79,12 +79,16 @@ inline float reward_exact(const RewardInput& in, const Settings& = {}) {
     return grade(in.gold, answer) == Verdict::correct ? 1.0f : 0.0f;
 }
 
-// 1 if the answer is right, wherever extract_answer finds it; for a letter also what extract_choice finds
+// the answer that `accuracy` reads: what extract_answer finds; for a gold letter without one, what extract_choice finds
+inline std::string found_answer(const RewardInput& in) {
+    const ExtractedAnswer answer = extract_answer(in.completion);
+    const bool choice = answer.rule == AnswerRule::none && in.gold.size() == 1 && is_ascii_letter(in.gold[0]);
+    return choice ? extract_choice(in.completion) : answer.text;
+}
+
+// 1 if the answer is right, wherever it is found
 inline float reward_accuracy(const RewardInput& in, const Settings& = {}) {
-    ExtractedAnswer answer = extract_answer(in.completion);
-    if (grade(in.gold, answer.text) == Verdict::correct) return 1;
-    bool choice = answer.rule == AnswerRule::none && in.gold.size() == 1 && is_ascii_letter(in.gold[0]);
-    return choice && grade(in.gold, extract_choice(in.completion)) == Verdict::correct ? 1.0f : 0.0f;
+    return grade(in.gold, found_answer(in)) == Verdict::correct ? 1.0f : 0.0f;
 }
 
 // 1 if the last \boxed is right, and 0.1 more if what it holds can be read: 0, 0.1 or 1.1 for a readable gold

@@ -91,7 +91,7 @@ GROUP("files") \
 OPT(std::string, model, "", "", IN_ALL & ~IN_BENCH, "Hugging Face folder or .gguf file; empty: the embedded model") \
 OPT(std::string, tokenizer, "", "", IN_ALL & ~IN_BENCH, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
-OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
+OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's; eval takes several, joined by commas") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
 OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
@@ -162,8 +162,8 @@ OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the pol
 OPT(int, ref_model_sync_steps, 512, "[1, 1000000000]", IN_GRPO, "steps between two syncs of the reference model") \
 OPT(std::string, advantage_estimator, "group", "group|rloo|batch|reinforce_plus_plus|reinforce_plus_plus_baseline", IN_GRPO, "what a reward is compared with: the mean of its group, the others of its group, the mean of the batch; the last two are whitened over the tokens of the batch") \
 OPT(std::string, scale_rewards, "auto", "auto|group|batch|none", IN_GRPO, "divide advantages by this standard deviation; auto: group, but for rloo none and for the others batch") \
-OPT(std::string, reward_funcs, "exact", "", IN_GRPO, "comma list of rewards, each with its settings, such as 'exact, overlong:cache=64'; train_qrl help rewards lists them") \
-OPT(std::string, reward_weights, "", "", IN_GRPO, "comma list of numbers, one for each reward; empty: 1 each") \
+OPT(std::string, reward_funcs, "exact", "", IN_GRPO | IN_EVAL, "comma list of rewards, each with its settings, such as 'exact, overlong:cache=64'; train_qrl help rewards lists them; eval, unless given: those of the run that wrote the model") \
+OPT(std::string, reward_weights, "", "", IN_GRPO | IN_EVAL, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
 OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
@@ -223,8 +223,11 @@ OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
 OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
-OPT(int, eval_n, 0, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all") \
-OPT(int, eval_samples, 1, "[1, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
+OPT(int, eval_n, -1, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all; unset: all, in training as many as take an eighth of the completions that it trains on, 32 at least") \
+OPT(int, eval_samples, 1, "[0, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
+OPT(bool, eval_greedy, true, "", IN_TRAIN | IN_EVAL, "also a greedy completion per held-out problem") \
+OPT(std::string, generation_config, "none", "none|model", IN_EVAL | IN_GENERATE, "model: sample as the model's generation_config.json recommends, where no flag says otherwise") \
+OPT(bool, resume, false, "", IN_EVAL, "go on with the evaluation in output_dir that was stopped") \
 OPT(int, save_steps, 0, "[0, 1000000000]", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
 OPT(int, save_total_limit, 0, "[0, 1000000000]", IN_TRAIN, "most checkpoints that are kept, the oldest go; 0: all") \
 OPT(bool, save_only_model, false, "", IN_TRAIN, "checkpoints without what a run resumes from") \

@@ -1,5 +1,5 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, and summary.json, which is there when the
+// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json, and summary.json, which is there when the
 // run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
@@ -22,7 +22,8 @@
 #include "standard_files.h"
 
 static constexpr const char* run_dir_files[] = {"config.json",      "metrics.jsonl",          "completions.jsonl",
-                                                "code_flips.jsonl", "quant_statistics.jsonl", "summary.json"};
+                                                "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",
+                                                "results.json"};
 
 struct RunDir {
     std::string path;
@@ -85,6 +86,7 @@ inline void cut_log(const std::string& path, int64_t step) {
 struct RunDirSetting {
     bool overwrite = false, completions = false, code_flips = false, quant_statistics = false;
     int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
+    bool goes_on = false;      // an evaluation: its logs are kept as they are
 };
 
 // Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
@@ -111,7 +113,7 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     make_folders(path);
     run.lock = FolderLock(path);
     repair_folders(path);
-    const bool resumes = setting.resume_step >= 0;
+    const bool resumes = setting.resume_step >= 0 || setting.goes_on;
     const std::string found = run_in_folder(path);
     if (!found.empty() && !setting.overwrite && !resumes)
         fail(
@@ -122,9 +124,9 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     mark_written(path, WrittenKind::run, {std::begin(run_dir_files), std::end(run_dir_files)});
     for (const std::string name : run_dir_files) {
         if (name == "config.json") continue;  // replaced as one
-        if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0)
-            cut_log(path + "/" + name, setting.resume_step);
-        else if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
+        if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0) {
+            if (!setting.goes_on) cut_log(path + "/" + name, setting.resume_step);
+        } else if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
             fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name.c_str(), strerror(errno));
     }
     write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
