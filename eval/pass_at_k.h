@@ -1,6 +1,4 @@
-// Accuracy on held-out problems.
-//   pass@k = 1 - C(n-c, k) / C(n, k)   (Chen et al. 2021, eq. 1), n samples of a problem of which c are right
-// pass@1 is then the mean share of right samples. Greedy decoding is measured beside it, and strict grading (a declared
+// Accuracy on held-out problems, from n samples of each (estimators.h). pass@1 is the mean share of right samples. Greedy decoding is measured beside it, and strict grading (a declared
 // final answer in a finished completion) beside lenient grading (any answer that can be found), because much of an RL
 // gain may be format.
 #pragma once
@@ -9,14 +7,8 @@
 #include <vector>
 #include "../data/prompts.h"
 #include "../train/samples.cuh"
+#include "estimators.h"
 #include "progress.h"
-
-inline double pass_at_k(int n, int c, int k) {
-    if (n - c < k) return 1.0;
-    double miss = 1.0;
-    for (int i = 0; i < k; i++) miss *= (double)(n - c - i) / (double)(n - i);
-    return 1.0 - miss;
-}
 
 struct EvalConfig {
     RolloutConfig rollout;
