@@ -2,10 +2,11 @@
 // problem's samples that is right.
 //   interval of a mean over problems   Jeffreys' with an effective number of problems (Korn and Graubard 1998):
 //       Beta(m e + 1/2, (1-m) e + 1/2),  e = m (1-m) / (s^2 / n) * (z / t_{n-1})^2, at least n, at most all samples
-//   paired tests over problems         McNemar; sign flips, exact for shares; bootstrap of the mean difference (BCa)
-//   several seeds of an arm            seeds and problems are both drawn, and crossed. V = s^2(D_p) / P + sum over arms of
-//       s^2(seed means) / S; Student's t with Satterthwaite's degrees of freedom
-//   many claims                        Holm; equality within a margin: two one-sided tests
+//   paired tests over problems         McNemar; sign flips, exact for shares; bootstrap of the mean difference
+//   several seeds of an arm            seeds and problems are both drawn, and crossed: each seed answers the same problems.
+//       V = s^2(D_p) / P + max(sum over arms of s^2(seed means) / S - s^2(residuals) / (S P), 0), D_p of a problem over
+//       seeds; residuals of seed + problem, which s^2(D_p) counts already. Student's t, Satterthwaite's degrees of freedom
+//   many claims                        Holm; equality within a margin: two one-sided tests, of Student or of Tango's score
 // Random numbers are Philox's with a fixed key, so the same values give the same bits.
 // The trap: runs of several seeds on one set are not so many times the problems. Both the problems and the seeds limit
 // what is known, and three seeds know little of how seeds differ (Student's t for 2 degrees of freedom is 4.3).
@@ -168,27 +169,6 @@ inline Confidence percentile_interval(const std::vector<double>& sorted, double 
     return {quantile_of(sorted, 0.5 - 0.5 * level), quantile_of(sorted, 0.5 + 0.5 * level)};
 }
 
-// Bias-corrected and accelerated (Efron 1987), of the mean of x; sorted: its bootstrap_means. The point itself where all
-// of x are equal
-inline Confidence bca_interval(const std::vector<double>& x, const std::vector<double>& sorted, double level = 0.95) {
-    const double mean = mean_of(x);
-    double squares = 0.0, cubes = 0.0;  // of the jackknife's means, which differ from theirs by (mean - x_i) / (n - 1)
-    for (const double v : x) squares += (mean - v) * (mean - v), cubes += std::pow(v - mean, 3.0);
-    if (squares == 0.0 || sorted.empty()) return {mean, mean};
-    const double acceleration = cubes / (6.0 * std::pow(squares, 1.5));
-    const double slack = 1e-12 * std::fabs(mean);  // sums in another order
-    const double below = (double)(std::lower_bound(sorted.begin(), sorted.end(), mean - slack) - sorted.begin());
-    const double up_to = (double)(std::upper_bound(sorted.begin(), sorted.end(), mean + slack) - sorted.begin());
-    const double share = 0.5 * (below + up_to) / (double)sorted.size();
-    if (share <= 0.0 || share >= 1.0) return percentile_interval(sorted, level);
-    const double z0 = normal_quantile(share);
-    auto end = [&](double p) {
-        const double z = z0 + normal_quantile(p);
-        return quantile_of(sorted, normal_cdf(z0 + z / (1.0 - acceleration * z)));
-    };
-    return {end(0.5 - 0.5 * level), end(0.5 + 0.5 * level)};
-}
-
 // Two-sided p of a mean difference of 0, if each problem's difference could as well have the other sign. Exact:
 // differences as whole numbers, at most 10^9 steps of work; ok = false where it would take more.
 inline double sign_flip_exact(const std::vector<int64_t>& differences, bool* ok) {
@@ -253,6 +233,21 @@ inline McNemar mcnemar(int64_t b, int64_t c) {
     return r;
 }
 
+// Tango's score (1998): b and c problems of n that only the first, only the second has right, against a difference of
+// rates b/n - c/n of `delta` in [0, 1). Its variance n (2 q + delta (1 - delta)) has for q, the rate of c, the likeliest
+// under that difference: the root of 2n q^2 + B q - c delta (1 - delta). So it is not 0 where b = c = 0.
+inline double tango_score(double n, double b, double c, double delta) {
+    const double half = 0.5 * ((2.0 * n - b + c) * delta - b - c), last = c * delta * (1.0 - delta);
+    const double q = (std::sqrt(half * half + 2.0 * n * last) - half) / (2.0 * n);
+    const double variance = n * (2.0 * q + delta * (1.0 - delta));
+    return variance > 0.0 ? (b - c - n * delta) / std::sqrt(variance) : 0.0;
+}
+
+// Two one-sided tests of -margin < difference of rates < margin, 0 < margin < 1
+inline double mcnemar_equality_p(double n, double b, double c, double margin) {
+    return normal_cdf(std::max(tango_score(n, b, c, margin), tango_score(n, c, b, margin)));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // several seeds
 
@@ -272,11 +267,8 @@ struct Estimate {
         if (error == 0.0) return value == 0.0 ? 1.0 : 0.0;
         return two_sided(value / error, df);
     }
-    // Two one-sided tests of -margin < value < margin (Schuirmann 1987); margin > 0
-    double equality_p(double margin) const {
-        if (error == 0.0) return std::fabs(value) < margin ? 0.0 : 1.0;
-        return student_cdf((std::fabs(value) - margin) / error, df);
-    }
+    // Two one-sided tests of -margin < value < margin (Schuirmann 1987); margin > 0, error > 0
+    double equality_p(double margin) const { return student_cdf((std::fabs(value) - margin) / error, df); }
 };
 
 // a problem's mean over the seeds
@@ -293,6 +285,22 @@ inline std::vector<double> differences_of(const Runs& a, const Runs& b) {
     return d;
 }
 
+// s^2 of x_sp - x_s - x_p + x, with (S-1)(P-1) degrees of freedom
+inline double residual_variance(const Runs& runs) {
+    const std::vector<double> problem = over_seeds(runs);
+    const double mean = mean_of(problem);
+    double sum = 0.0;
+    for (const auto& run : runs) {
+        const double seed = mean_of(run);
+        for (size_t i = 0; i < run.size(); i++) {
+            const double r = run[i] - seed - problem[i] + mean;
+            sum += r * r;
+        }
+    }
+    const double freedom = ((double)runs.size() - 1.0) * ((double)problem.size() - 1.0);
+    return freedom > 0.0 ? sum / freedom : 0.0;
+}
+
 // Of mean(b) - mean(a), problem by problem; a empty: of mean(b). An arm with one run adds nothing for its seeds: the
 // error is then over problems alone, for this run.
 inline Estimate seeds_estimate(const Runs& a, const Runs& b) {
@@ -300,23 +308,26 @@ inline Estimate seeds_estimate(const Runs& a, const Runs& b) {
     const double problems = (double)d.size();
     Estimate e;
     e.value = mean_of(d);
-    double variance = variance_of(d) / std::max(problems, 1.0);
-    double squares = variance * variance / std::max(problems - 1.0, 1.0);
+    double variance = variance_of(d) / std::max(problems, 1.0), between = 0.0, between_squares = 0.0;
+    double squares = variance * variance / std::max(problems - 1.0, 1.0);  // over degrees of freedom
     for (const Runs* runs : {&a, &b}) {
         if (runs->size() < 2) continue;
+        const double seeds = (double)runs->size();
         std::vector<double> means;
         for (const auto& run : *runs) means.push_back(mean_of(run));
-        const double part = variance_of(means) / (double)means.size();
-        variance += part;
-        squares += part * part / (double)(means.size() - 1);
+        const double part = variance_of(means) / seeds;
+        between += part - residual_variance(*runs) / (seeds * problems);
+        between_squares += part * part / (seeds - 1.0);
     }
+    if (between > 0.0) variance += between, squares += between_squares;
     e.error = std::sqrt(variance);
     e.df = squares > 0.0 ? variance * variance / squares : INFINITY;
     return e;
 }
 
-// The same by drawing the seeds of each arm, and the problems, anew: ascending. With few seeds its percentiles are too
-// near: S drawn of S differ by (S-1) / S of what seeds differ by.
+// The same by drawing the seeds of each arm, and the problems, anew: ascending. The trap: S seeds drawn of S vary by
+// (S-1) / S of what seeds vary by, so that with few seeds its percentiles hold the truth too seldom where seeds decide,
+// and where they do not, drawing cells twice over makes them too wide. docs/evaluation.md has the measured shares.
 inline std::vector<double> hierarchical_bootstrap(const Runs& a, const Runs& b, int resamples) {
     const size_t problems = b.empty() ? 0 : b[0].size();
     std::vector<double> means;
