@@ -1,6 +1,7 @@
 // train_qrl: reinforcement learning of quantized reasoning models.
 //   ./train_qrl [command] [--flag value ...]
 #include "commands/bench.cuh"        // bench_command: speed of the machine, operators, steps
+#include "commands/compare.cuh"      // compare_command: paired tests between evaluations
 #include "commands/distill.cuh"      // distill_command: learn from a teacher
 #include "commands/eval.cuh"         // eval_command: accuracy on held-out problems
 #include "commands/export.cuh"       // export_command: a file for other tools

@@ -42,6 +42,7 @@
     CMD(SFT, sft, true, "supervised fine-tuning on prompt and completion pairs")                 \
     CMD(DISTILL, distill, true, "a quantized student learns from an unquantized teacher")        \
     CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                           \
+    CMD(COMPARE, compare, false, "paired tests between evaluations")                             \
     CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")            \
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
@@ -69,6 +70,7 @@ static constexpr unsigned IN_SAMPLE = IN_TRAIN | IN_EVAL | IN_GENERATE | IN_QUAN
 static constexpr unsigned IN_FILES = IN_TRAIN | IN_EVAL | IN_QUANTIZE;        // reads data sets, writes --output_dir
 static constexpr unsigned IN_MODEL = IN_FILES | IN_GENERATE | IN_LOGPROBS;    // runs the model
 static constexpr unsigned IN_TEXT = IN_GENERATE | IN_TOKENIZE | IN_LOGPROBS;  // takes --prompt
+static constexpr unsigned IN_OPEN = IN_MODEL | IN_EXPORT | IN_TOKENIZE;       // takes --model
 static constexpr unsigned IN_ALL = (1u << COMMAND_COUNT) - 1;
 
 struct CommandRow {
@@ -82,14 +84,17 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 #undef CMD
 };
 
+// what a command takes beside its flags; "": nothing
+inline const char* arguments_text(Command c) { return c == COMMAND_COMPARE ? "EVALUATION EVALUATION ..." : ""; }
+
 // ---------------------------------------------------------------------------------------------------------------------
 // the table
 
 // clang-format off
 #define OPTION_TABLE(GROUP, OPT) \
 GROUP("files") \
-OPT(std::string, model, "", "", IN_ALL & ~IN_BENCH, "Hugging Face folder or .gguf file; empty: the embedded model") \
-OPT(std::string, tokenizer, "", "", IN_ALL & ~IN_BENCH, "folder or tokenizer.json; empty: the one beside the model") \
+OPT(std::string, model, "", "", IN_OPEN, "Hugging Face folder or .gguf file; empty: the embedded model") \
+OPT(std::string, tokenizer, "", "", IN_OPEN, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's; eval takes several, joined by commas") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
@@ -249,6 +254,13 @@ OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with
 OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message of the chat template; rows of messages that bring one keep it") \
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
+GROUP("comparison") \
+OPT(std::string, metric, "auto", "", IN_COMPARE, "of a problem: strict or lenient (share of its sampled completions that are right), pass@K (strict, of K samples), greedy or greedy_lenient; auto: strict, and greedy where an evaluation has no samples") \
+OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") \
+OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \
+OPT(double, margin, 0, "[0, 100)", IN_COMPARE, "points within which two evaluations count as equal, which two one-sided tests then test; 0: not tested") \
+OPT(int, bootstrap_samples, 10000, "[100, 1000000]", IN_COMPARE, "resamples of the bootstrap, and of the sign flips where an exact test would take too long") \
+OPT(std::string, output, "", "", IN_COMPARE, "JSON file for all that is printed and more; empty: none") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this") \
@@ -307,6 +319,7 @@ struct Options {
 #undef OPT
     Command command = COMMAND_GRPO;
     bool command_given = false;
+    std::vector<std::string> arguments;  // what stands beside the flags, for a command with arguments_text()
     OptionsAction action = OPTIONS_RUN;
     bool is_given[OPTION_ROWS] = {};  // on the command line or in --config
 
@@ -516,6 +529,7 @@ inline int option_row_of(const std::string& name, Command command, const std::st
 
 // Reads --config: one object whose keys are option names. null leaves the default. The keys "command", "version"
 // and "run_id", which config.json of a run has, are understood: the command is taken when the command line names none.
+// "arguments" is a list of what stands beside the flags.
 inline nlohmann::ordered_json read_config_file(const std::string& path) {
     const std::string file = printable(path, 400);
     std::string text;
@@ -536,6 +550,14 @@ inline nlohmann::ordered_json read_config_file(const std::string& path) {
     return j;
 }
 
+// the key "arguments" of a config file, unless the command line has some
+inline void config_arguments(Options& o, const nlohmann::ordered_json& list, const std::string& file) {
+    bool texts = list.is_array();
+    for (const auto& v : list) texts = texts && v.is_string();
+    if (!texts) fail_usage("%sarguments: not a list of texts", file.c_str());
+    if (o.arguments.empty()) o.arguments = list.get<std::vector<std::string>>();
+}
+
 inline void apply_config_file(Options& o, const std::string& path) {
     nlohmann::ordered_json j = read_config_file(path);
     std::string file = printable(path, 400) + ": ";
@@ -549,6 +571,10 @@ inline void apply_config_file(Options& o, const std::string& path) {
     }
     for (auto& item : j.items()) {
         if (item.key() == "command" || item.key() == "version" || item.key() == "run_id") continue;
+        if (item.key() == "arguments" && *arguments_text(o.command)) {
+            config_arguments(o, item.value(), file);
+            continue;
+        }
         std::string shown = file + "key " + printable(item.key());
         if (item.key() == "config") fail_usage("%s: a config file cannot name another", shown.c_str());
         int row = option_row_of(item.key(), o.command, shown, "");
@@ -583,6 +609,10 @@ inline void check_options(const Options& o) {
         fail_usage("--min_p %s does nothing at --temperature 0, which takes the likeliest token; leave one out",
                    double_text(o.min_p).c_str());
     stop_strings_parse(o.stop_strings);
+    if (o.command == COMMAND_COMPARE && o.arguments.size() < 2)
+        fail_usage(
+            "compare needs two evaluations at least, folders of train_qrl eval: train_qrl compare BASELINE OTHER ...; "
+            "seeds of one arm are joined by commas: a1,a2,a3");
 }
 
 // args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over
@@ -617,6 +647,10 @@ inline Options parse_options(const std::vector<std::string>& args) {
     std::set<std::string> seen;
     while (at < args.size()) {
         const std::string& arg = args[at++];
+        if (arg[0] != '-') {
+            o.arguments.push_back(arg);
+            continue;
+        }
         if (arg.size() < 3 || arg.compare(0, 2, "--") != 0)
             fail_usage("unexpected argument '%s': flags start with --, a value follows its flag",
                        printable(arg).c_str());
@@ -638,6 +672,9 @@ inline Options parse_options(const std::vector<std::string>& args) {
         if (o.config.empty()) fail_usage("--config needs a file name");
         apply_config_file(o, o.config);
     }
+    if (!o.arguments.empty() && !*arguments_text(o.command))
+        fail_usage("unexpected argument '%s': flags start with --, a value follows its flag",
+                   printable(o.arguments[0]).c_str());
     for (const auto& flag : flags) {
         int row = option_row_of(flag.first, o.command, "flag --" + printable(flag.first), "--");
         set_option(o, row, flag.second, "--" + flag.first + " " + printable(flag.second));
@@ -696,6 +733,9 @@ inline std::string options_help(const Options& o) {
     std::string s = "usage: train_qrl [command] [--flag value | --flag=value ...]\n\ncommands\n";
     for (int c = 0; c < COMMAND_COUNT; c++) s += format("  %-10s %s\n", command_rows[c].name, command_rows[c].help);
     s += format("  %-10s the flags of a command: train_qrl help sft\n", "help");
+    if (*arguments_text(o.command))
+        s += format("\nusage: train_qrl %s %s [--flag value ...]\n", command_rows[o.command].name,
+                    arguments_text(o.command));
     s += format("\nflags of %s, with their defaults", command_rows[o.command].name);
     Options defaults;
     for (int i : rows_for(1u << o.command)) {
@@ -740,6 +780,7 @@ inline nlohmann::ordered_json options_to_json(const Options& o) {
     nlohmann::ordered_json j;
     j["version"] = TRAIN_QRL_VERSION;
     j["command"] = command_rows[o.command].name;
+    if (*arguments_text(o.command)) j["arguments"] = o.arguments;
     for (int i = 0; i < OPTION_ROWS; i++) {
         const OptionRow& r = option_rows[i];
         const std::string name = r.name ? r.name : "config";

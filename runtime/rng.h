@@ -29,19 +29,21 @@ HOST_DEVICE Philox4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_
 
 // What a draw is for. Two streams never share a counter.
 enum RngStream : uint32_t {
-    RNG_INIT = 1,      // (tensor, index, 0)
-    RNG_SAMPLE = 2,    // (step, prompt * G + sample, token)
-    RNG_SHUFFLE = 3,   // (epoch, index, 0)
-    RNG_TASK = 4,      // (problem, draw, 0)
-    RNG_EVAL = 5,      // (evaluation, prompt * G + sample, token)
-    RNG_ROUND = 6,     // (step, tensor, index / 4)
-    RNG_LORA = 7,      // (tensor, index, 0)
-    RNG_DROPOUT = 8,   // (forward pass, product and column, row)
-    RNG_ROTATION = 9,  // (rotation, index, 0)
-    RNG_MOMENTS = 10,  // (step, tensor, index / 4)
-    RNG_DISTILL = 11,  // (step, 0, 0)
-    RNG_NORMS = 12,    // (step, norm, index)
-    RNG_REDRAW = 16,   // (step, index, try)
+    RNG_INIT = 1,        // (tensor, index, 0)
+    RNG_SAMPLE = 2,      // (step, prompt * G + sample, token)
+    RNG_SHUFFLE = 3,     // (epoch, index, 0)
+    RNG_TASK = 4,        // (problem, draw, 0)
+    RNG_EVAL = 5,        // (evaluation, prompt * G + sample, token)
+    RNG_ROUND = 6,       // (step, tensor, index / 4)
+    RNG_LORA = 7,        // (tensor, index, 0)
+    RNG_DROPOUT = 8,     // (forward pass, product and column, row)
+    RNG_ROTATION = 9,    // (rotation, index, 0)
+    RNG_MOMENTS = 10,    // (step, tensor, index / 4)
+    RNG_DISTILL = 11,    // (step, 0, 0)
+    RNG_NORMS = 12,      // (step, norm, index)
+    RNG_REDRAW = 16,     // (step, index, try)
+    RNG_BOOTSTRAP = 20,  // (resample, draw / 4, what is drawn)
+    RNG_SIGN_FLIP = 21,  // (resample, problem / 128, 0)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {
