@@ -42,6 +42,7 @@ enum RngStream : uint32_t {
     RNG_DISTILL = 11,  // (step, 0, 0)
     RNG_NORMS = 12,    // (step, norm, index)
     RNG_REDRAW = 16,   // (step, index, try)
+    RNG_OPTIONS = 17,  // (hash of the question, index, try)
 };
 
 HOST_DEVICE Philox4 rng_bits(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b, uint32_t c) {

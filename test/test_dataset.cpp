@@ -104,13 +104,13 @@ TEST(Problems, BadRows) {
     expect_error(good + "\n{\"prompt\": \"q\" \"answer\"}", ":3: not valid JSON at byte 23");
     expect_error(good + "{\"prompt\": \"q\", \"answer\": \"a\"", ":2:");  // the last line is torn
     expect_error("[" + good, ":1:");
-    expect_error("[1]", ":1: the line holds array, not an object");
+    expect_error("[1]", ":1: '1' where an object is expected, after row 0 of the list");
     expect_error("3", "holds number");
     expect_error(good + "{\"Prompt\": 1, \"answer\": 2}",
                  ":2: no `question`, `prompt` or `problem`; the row has: 'Prompt', 'answer'");
     expect_error("{}", "the row has: none");
     expect_error("{\"prompt\": \"q\"}", "no `answer`, `solution`, `ground_truth` or `label` beside `prompt`");
-    expect_error("{\"question\": \"q\", \"label\": \"1\"}", "no `answer` beside `question`");
+    expect_error("{\"question\": \"q\", \"label\": \"1\"}", "no `answer` or `solution` beside `question`, and what is graded needs its answer");
     expect_error("{\"question\": 1, \"answer\": \"#### 1\"}", "`question` is number, not text");
     expect_error("{\"question\": \" \", \"answer\": \"#### 1\"}", "`question` is empty");
     expect_error("{\"prompt\": 1, \"answer\": \"1\"}", "`prompt` is number, not a list of messages");
