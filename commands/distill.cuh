@@ -69,6 +69,7 @@ inline void distill_data(TrainingRun& r) {
     else r.data = training_examples(r.s, per_step, sampled);
     if (sampled) training_whole_steps(r, "per_device_train_batch_size");
     if (!o.eval_data.empty() || o.train_data.empty()) r.held_out = eval_prompts(r.s);
+    check_overlap(r.s, r.data, r.held_out);
 }
 
 // Log-loss of the held-out texts, and how far the student is from the teacher on them; null: stopped

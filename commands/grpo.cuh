@@ -112,6 +112,7 @@ inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
         fail_usage("--dynamic_sampling has no other prompts to draw: each step has all %lld; lower --prompts_per_step",
                    (long long)r.data.count);
     r.held_out = eval_prompts(r.s);
+    check_overlap(r.s, r.data, r.held_out);
 }
 
 inline int grpo_command(Session& s) {

@@ -17,6 +17,7 @@ struct SftExample {
     nlohmann::ordered_json messages;  // [{role, content}, ...], or null for plain text
     nlohmann::ordered_json tools;     // as in Problem
     int prompt_messages = 0;
+    std::string given;  // as in Problem
     std::string source;
     int line = 0;
 };
@@ -49,22 +50,25 @@ inline std::string mixed_kinds_text(const std::string& path, const std::vector<K
     return text;
 }
 
-// rows whose gold answer cannot be used
-struct BadGolds {
-    int rows = 0;
+// some of a file's rows
+struct SomeRows {
+    int count = 0;
     std::string first;  // "file:line: why"
+    void add(const std::string& where, const std::string& why) {
+        if (count++ == 0) first = where + ": " + why;
+    }
 };
 
 static constexpr double MOST_BAD_GOLDS = 0.01;  // of a file's rows
 
 // says what is left out of `rows`; too many are an error
-inline void judge_bad_golds(const std::string& path, const BadGolds& bad, int rows) {
-    if (bad.rows == 0) return;
-    if (bad.rows > MOST_BAD_GOLDS * rows)
+inline void judge_bad_golds(const std::string& path, const SomeRows& bad, int rows) {
+    if (bad.count == 0) return;
+    if (bad.count > MOST_BAD_GOLDS * rows)
         fail("%s; so it is with %d of the %d rows, and more than %g %% are not left out: correct or remove them",
-             bad.first.c_str(), bad.rows, rows, 100 * MOST_BAD_GOLDS);
+             bad.first.c_str(), bad.count, rows, 100 * MOST_BAD_GOLDS);
     note_once(format("note: %s: %d of %d problems are left out, for their answers cannot be used; the first: %s",
-                     escape_controls(path).c_str(), bad.rows, rows, escape_controls(bad.first).c_str()));
+                     escape_controls(path).c_str(), bad.count, rows, escape_controls(bad.first).c_str()));
 }
 
 // The problems of a file, in the order of its rows. Without how.gold_needed those without a usable answer are kept and
@@ -72,22 +76,25 @@ inline void judge_bad_golds(const std::string& path, const BadGolds& bad, int ro
 inline std::vector<Problem> load_problems(const std::string& path, const ProblemReading& how = {}) {
     std::vector<Problem> problems;
     std::vector<KindCount> kinds;
-    BadGolds bad;
+    SomeRows bad, spelled;
     int rows = 0;
     for_each_row(path, [&](const DatasetRow& row, int line) {
         rows++;
-        std::string fault;
-        Problem p = parse_problem(row, how, &fault);
         count_kind(kinds, problem_kind(row).name, line);
-        p.source = path;
-        p.line = line;
-        if (how.gold_needed && !fault.empty()) {
-            if (bad.rows++ == 0) bad.first = row.where + ": " + fault;
-            return;
-        }
-        problems.push_back(std::move(p));
+        ParsedProblem parsed = parse_problem(row, how);
+        if (how.gold_needed && !parsed.fault.empty()) return bad.add(row.where, parsed.fault);
+        if (!parsed.problem.gold.empty() && parsed.gold_read != GoldRead::as_answer)
+            spelled.add(row.where, shown(parsed.problem.gold));
+        parsed.problem.source = path;
+        parsed.problem.line = line;
+        problems.push_back(std::move(parsed.problem));
     });
     judge_bad_golds(path, bad, rows);
+    if (how.gold_needed && spelled.count > 0)
+        note_once(
+            format("note: %s: %d of %d gold answers are no mathematics, and only answers that are spelled like "
+                   "them are right; the first: %s",
+                   escape_controls(path).c_str(), spelled.count, rows, escape_controls(spelled.first).c_str()));
     const std::string mixed = mixed_kinds_text(path, kinds);
     if (!mixed.empty()) note_once("note: " + mixed);
     return problems;
@@ -142,11 +149,12 @@ inline SftExample parse_sft(const DatasetRow& row) {
 }
 
 // {"prompt", "completion"}: both text or both messages; {"question", "answer"}; {"problem", "solution"}; {"messages"},
-// of which the last one is learnt; {"text"}, learnt from its first token on
-inline std::vector<SftExample> load_sft(const std::string& path) {
+// of which the last one is learnt; {"text"}, learnt from its first token on. given: as in ProblemReading
+inline std::vector<SftExample> load_sft(const std::string& path, const std::string& given = "") {
     std::vector<SftExample> examples;
     for_each_row(path, [&](const DatasetRow& row, int line) {
         SftExample e = parse_sft(row);
+        if (!given.empty()) e.given = given_text(row, given);
         e.source = path;
         e.line = line;
         examples.push_back(std::move(e));

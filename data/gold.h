@@ -2,10 +2,19 @@
 // The trap: a gold answer that is wrong or empty is not an error anyone sees later, only a reward that never comes. So
 // what cannot be found is a fault with its reason, and load_problems() counts those.
 #pragma once
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <string>
 #include "rows.h"
+
+// what the grader makes of a gold answer
+enum class GoldRead {
+    not_at_all,   // it pays nothing, whatever is answered
+    by_spelling,  // only the same characters are right
+    by_words,     // only the same words are
+    as_answer
+};
 
 struct Gold {
     std::string text;   // empty: none
@@ -82,6 +91,7 @@ inline Gold gold_number(const DatasetRow& row, const char* name) {
     const nlohmann::ordered_json& v = row.object.at(name);
     if (!v.is_number_float()) return gold_field(row, name, GoldIn::answer);
     const double x = v.get<double>();
-    const bool whole = std::fabs(x) < EXACT_DOUBLE && x == std::floor(x);
-    return {whole ? format("%.0f", x == 0 ? 0.0 : x) : v.dump(), ""};
+    if (std::fabs(x) < EXACT_DOUBLE && x == std::floor(x)) return {format("%.0f", x == 0 ? 0.0 : x), ""};
+    char text[32];  // the fewest digits that are this number
+    return {std::string(text, std::to_chars(text, text + sizeof(text), x).ptr), ""};
 }

@@ -34,10 +34,11 @@ struct Problem {
 };
 
 struct ProblemReading {
-    bool gold_needed = true;                            // a row without an answer is an error
-    bool (*gold_parses)(const std::string&) = nullptr;  // what a gold answer must pass
-    uint64_t seed = 0;                                  // of the order of options
-    std::string given;                                  // --prompt_given
+    bool gold_needed = true;                              // a row without an answer is an error
+    GoldRead (*gold_read)(const std::string&) = nullptr;  // the grader's word; null: all are read
+    GoldRead gold_read_needed = GoldRead::by_words;       // what is read worse cannot be used
+    uint64_t seed = 0;                                    // of the order of options
+    std::string given;                                    // --prompt_given
 };
 
 static constexpr size_t MOST_OPTIONS = 10;  // A to J, the letters that the grader knows
@@ -222,6 +223,7 @@ inline Gold read_olympiadbench(const DatasetRow& row, const ProblemReading&, Pro
 
 // `prompt` of text or messages
 inline void read_prompt(const DatasetRow& row, Problem& p) {
+    p.tools = tools_field(row);
     if (row.object.at("prompt").is_string()) {
         p.question = text_field(row, "prompt");
         return;
@@ -232,7 +234,6 @@ inline void read_prompt(const DatasetRow& row, Problem& p) {
     for (const auto& message : p.messages)
         if (message_has_role(message, "user")) p.question = message["content"].get<std::string>();
     if (trim_field(p.question).empty()) fail("%s: `prompt` has no text of the user", row.where.c_str());
-    p.tools = tools_field(row);
 }
 
 // verl: {"prompt": messages, "reward_model": {"ground_truth", "style"}, "data_source", "extra_info": {"index"}}
@@ -316,15 +317,22 @@ inline const ProblemKind& problem_kind(const DatasetRow& row) {
     fail("%s: no `question`, `prompt` or `problem`; the row has: %s", row.where.c_str(), row_fields(row).c_str());
 }
 
-// The row as a problem, without its place. fault: why its answer cannot be used; empty: it can
-inline Problem parse_problem(const DatasetRow& row, const ProblemReading& how, std::string* fault) {
-    Problem p;
+struct ParsedProblem {
+    Problem problem;    // without its place
+    std::string fault;  // why its answer cannot be used; empty: it can
+    GoldRead gold_read = GoldRead::as_answer;
+};
+
+inline ParsedProblem parse_problem(const DatasetRow& row, const ProblemReading& how) {
+    ParsedProblem out;
+    Problem& p = out.problem;
     Gold gold = problem_kind(row).read(row, how, p);
-    if (gold.fault.empty() && !gold.text.empty() && how.gold_parses && !how.gold_parses(gold.text))
+    if (!gold.text.empty() && how.gold_read) out.gold_read = how.gold_read(gold.text);
+    if (out.gold_read < how.gold_read_needed)
         gold = {"", format("the gold answer %s cannot be read as an answer", shown(gold.text).c_str())};
-    *fault = gold.fault;
+    out.fault = gold.fault;
     p.gold = gold.text;
     read_labels(row, p);
     if (!how.given.empty()) p.given = given_text(row, how.given);
-    return p;
+    return out;
 }
