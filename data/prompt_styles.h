@@ -89,7 +89,7 @@ inline std::vector<Shot> load_shots(const std::string& path, int n) {
         if (e.prompt.empty() || !e.messages.is_null())
             fail("%s:%d: --fewshot_data takes rows of a question and its worked answer, such as GSM8K's", path.c_str(),
                  e.line);
-        shots.push_back({trim_field(e.prompt), trim_field(e.completion)});
+        shots.push_back({e.prompt, e.completion});
     }
     if ((int)shots.size() < n)
         fail("%s has %zu examples, and --num_fewshot asks for %d", path.c_str(), shots.size(), n);

@@ -424,7 +424,7 @@ TEST(PromptStyles, FewShotsOfLmEval) {
     const std::vector<Shot> shots = load_shots(train.path, 2);
     const Problem p = read_row(R"({"question": "q?", "answer": 4})"),
                   first = read_row(R"({"question": "Q1", "answer": 1})");
-    const std::string one = "Question: q1\nAnswer: w\n#### 1\n\n", two = "Question: q2\nAnswer: #### 2\n\n",
+    const std::string one = "Question: q1\nAnswer: w\n#### 1\n\n", two = "Question: q2 \nAnswer: #### 2\n\n",
                       three = "Question: q3\nAnswer: #### 3\n\n";
     EXPECT_EQ(asked(p, "lm_eval_gsm8k", false, 2, shots), one + two + "Question: q?\nAnswer:");
     EXPECT_EQ(asked(p, "lm_eval_gsm8k", true, 2, shots), turns("", one + two + "Question: q?\nAnswer:"));
@@ -441,12 +441,13 @@ TEST(PromptStyles, FewShotsOfLmEval) {
     EXPECT_EQ(cot.compare(0, 45, "Q: There are 15 trees in the grove. Grove wor", 45), 0);
     EXPECT_EQ(cot.substr(cot.size() - 47), " left. 23 - 15 is 8. The answer is 8.\n\nQ: q?\nA:");
     EXPECT_EQ(chain_of_thought_shots().size(), 8u);
-    // the sum of what lm-eval's file says: bytes of questions and answers, and the answers themselves
-    std::string golds;
+    // FNV-1a of the texts in lm-eval's gsm8k-cot.yaml at 4e7e0d47
+    std::string texts, golds;
     for (const Shot& shot : chain_of_thought_shots()) {
-        const std::string answer = extract_answer(shot.answer).text;
-        golds += answer + " ";
+        texts += shot.question + "\n" + shot.answer + "\n";
+        golds += extract_answer(shot.answer).text + " ";
     }
+    EXPECT_EQ(text_hash(texts), 0x606006120c169534u);
     EXPECT_EQ(golds, "6 5 39 8 9 29 33 8 ");
 }
 
