@@ -6,7 +6,7 @@
 inline std::vector<ScoredText> held_out_texts(const Session& s) {
     std::vector<ScoredText> texts = eval_text_windows(s);
     if (!texts.empty() || s.o.eval_data.empty()) return texts;
-    for (const SftExample& e : load_sft(s.o.eval_data)) {
+    for (const SftExample& e : load_sft(s.o.eval_data, given_option(s.o))) {
         if (s.o.eval_n > 0 && (int)texts.size() == s.o.eval_n) break;
         texts.push_back(scored_example(checked_example(s, e)));
     }
@@ -30,7 +30,7 @@ inline std::vector<std::vector<int>> calibration_of_problems(const Session& s) {
 
 inline std::vector<Prompt> calibration_prompts(const Session& s) {
     std::vector<Problem> all, some;
-    if (!s.o.train_data.empty()) all = load_problems(s.o.train_data);
+    if (!s.o.train_data.empty()) all = load_problems(s.o.train_data, problem_reading(s));
     else all = task_problems(find_task(s.o.task), task_seed(s.o.seed, false), s.o.calibration_samples, false);
     std::vector<int> order = epoch_order((int)all.size(), s.o.seed, 0);
     for (int i = 0; i < std::min((int)all.size(), s.o.calibration_samples); i++) some.push_back(all[order[i]]);

@@ -69,6 +69,7 @@ inline void distill_data(TrainingRun& r) {
     else r.data = training_examples(r.s, per_step, sampled);
     if (sampled) training_whole_steps(r, "per_device_train_batch_size");
     training_hold_out(r, (double)per_step);
+    check_overlap(r.s, r.data, r.held_out);
 }
 
 // Log-loss of the held-out texts, and how far the student is from the teacher on them; null: stopped

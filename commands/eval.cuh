@@ -34,11 +34,6 @@ inline int64_t longest_text(const std::vector<ScoredText>& texts) {
 // ---------------------------------------------------------------------------------------------------------------------
 // what is evaluated
 
-inline std::string data_set_name(const std::string& path) {  // TEMPORARY, until data lands
-    std::filesystem::path p(path);
-    return p.stem().string();
-}
-
 // the sets of --eval_data, or the task's problems
 inline std::vector<EvalSet> eval_sets(const Session& s) {
     std::vector<EvalSet> sets;

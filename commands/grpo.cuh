@@ -113,6 +113,7 @@ inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
                    (long long)r.data.count);
     training_hold_out(r, (double)per_step * o.num_generations);
     r.eval_rewards = evaluated_rewards(rewards);
+    check_overlap(r.s, r.data, r.held_out);
 }
 
 inline int grpo_command(Session& s) {

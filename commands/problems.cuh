@@ -21,22 +21,25 @@ inline void check_prompt_length(const Session& s, int n, const std::string& sour
 // Says what of the flags about prompts does not reach rows of messages, which are asked as they stand
 inline void note_messages(const PromptConfig& c, const nlohmann::ordered_json& messages, bool graded) {
     if (messages.is_null()) return;
-    if (!c.system_prompt.empty() && has_system_message(messages))
-        note_once("note: rows with a system message of their own keep it; --system_prompt is for the others");
-    if (!c.prompt_template.empty())
-        note_once("note: rows of messages are asked as they stand; --prompt_template is for rows of text");
+    const bool styled = c.style.ask || *c.style.system;
+    if (!system_message(c).empty() && has_system_message(messages))
+        note_once(format("note: rows with a system message of their own keep it; --%s is for the others",
+                         styled ? "prompt_style" : "system_prompt"));
+    if (!c.prompt_template.empty() || c.style.ask)
+        note_once(format("note: rows of messages are asked as they stand; --%s is for rows of text",
+                         styled ? "prompt_style" : "prompt_template"));
     else if (graded)
         note_once("note: rows of messages are asked as they stand; they say themselves in what form to answer");
 }
+
+// what load_problems() and load_sft() are to read for --prompt_given; empty: nothing
+inline std::string given_option(const Options& o) { return o.prompt_given == "none" ? "" : o.prompt_given; }
 
 inline Prompt checked_prompt(const Session& s, const Problem& problem) {
     if (!s.prompt.system_prompt.empty() && !use_chat(s.prompt))
         note_once("note: --system_prompt is a message of the chat template, and none is in use; prompts go without it");
     Prompt p = make_prompt(s.tok, problem, s.prompt);
     note_messages(s.prompt, problem.messages, true);
-    if (!problem.gold.empty() && !answer_parses(problem.gold))
-        fail("%s:%d: the gold answer '%s' cannot be read as an answer", problem.source.c_str(), problem.line,
-             printable(problem.gold).c_str());
     check_prompt_length(s, (int)p.tokens.size(), problem.source, problem.line);
     return p;
 }
@@ -57,12 +60,38 @@ inline const Task& session_task(const Options& o) {
     return task;
 }
 
-// The problems of one set, the first --eval_n of them if that is given; name: a file, or empty for the task's.
-// available: how many there are
+// what the grader makes of a gold answer
+inline GoldRead gold_read(const std::string& gold) {
+    if (answer_parses(gold)) return GoldRead::as_answer;
+    const ParsedAnswer a = parse_answer(gold);
+    return a.root < 0 ? GoldRead::not_at_all : is_wordy(a) ? GoldRead::by_words : GoldRead::by_spelling;
+}
+
+// how the problems of a file are read; graded: each needs a gold answer that can be read
+inline ProblemReading problem_reading(const Session& s, bool graded = true) {
+    ProblemReading how;
+    how.gold_needed = graded;
+    how.gold_read = gold_read;
+    how.seed = s.o.seed;
+    how.given = given_option(s.o);
+    return how;
+}
+
+// the problems of one set to evaluate on: a file, or a name of known_sets
+inline std::vector<Problem> held_out_set(const Session& s, const std::string& name) {
+    ProblemReading how = problem_reading(s);
+    how.gold_read_needed = GoldRead::by_spelling;  // a published set keeps its number of problems
+    std::vector<Problem> problems = load_problems(find_data_set(name), how);
+    note_duplicates(name, problems);
+    return problems;
+}
+
+// The problems of one set, the first --eval_n of them if that is given; name: a file, a name of known_sets, or empty for
+// the task's. available: how many there are
 inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, int* available = nullptr) {
     const Task& task = find_task(s.o.task);
     std::vector<Problem> problems =
-        name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true) : load_problems(name);
+        name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true) : held_out_set(s, name);
     if (available) *available = (int)problems.size();
     if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
     return make_prompts(s, problems);
@@ -80,7 +109,7 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     const Task& task = find_task(s.o.task);
     const std::vector<Problem> problems = s.o.train_data.empty()
                                               ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
-                                              : load_problems(s.o.train_data, graded);
+                                              : load_problems(s.o.train_data, problem_reading(s, graded));
     for (const Problem& p : problems) out.push_back({checked_prompt(s, p), {}});
     return out;
 }
@@ -101,6 +130,24 @@ inline TrainingData embedded_training_prompts(const Session& s, int64_t per_step
         return prompt(task_problem(task, task_seed(s.o.seed, false), (uint32_t)i, false));
     };
     return d;
+}
+
+// Held-out problems that are trained on, too, are refused unless --allow_overlap. Those of the task never are: its
+// generator keeps them apart.
+inline void check_overlap(const Session& s, const TrainingData& d, const std::vector<Prompt>& held_out) {
+    const Options& o = s.o;
+    if (o.train_data.empty() || held_out.empty()) return;
+    QuestionIndex trained;
+    for (int64_t i = 0; i < d.count; i++) trained.add(*d.example(i).prompt.problem);
+    Overlap both;
+    for (const Prompt& p : held_out) find_overlap(both, trained, *p.problem);
+    if (both.count == 0) return;
+    const std::string text = format("%d of the %zu held-out problems are trained on, too; the first: %s", both.count,
+                                    held_out.size(), both.first.c_str());
+    if (!o.allow_overlap)
+        fail("%s. Give other --eval_data or leave them out of --train_data; --allow_overlap true goes on all the same",
+             text.c_str());
+    note_once("note: " + escape_controls(text));
 }
 
 // The example as tokens, or an error where it is longer than it may be
@@ -130,7 +177,7 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
     };
     const Task& task = find_task(s.o.task);
     if (!s.o.train_data.empty())
-        for (const SftExample& e : load_sft(s.o.train_data)) add(e);
+        for (const SftExample& e : load_sft(s.o.train_data, given_option(s.o))) add(e);
     else
         for (uint32_t i = 0; i < task.train; i++) add(task_example(task, task_seed(s.o.seed, false), i, false));
     return training_data(std::move(all), per_step, s.o.seed);

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 #include <vector>
+#include "../data/known_sets.h"
 #include "../data/prompts.h"
 #include "../formats/export_model.h"
 #include "../formats/merged_adapter.h"
@@ -93,12 +94,36 @@ inline void session_threads(const Options& o) {
 #endif
 }
 
+// --prompt_style, --num_fewshot and --fewshot_data
+inline void prompt_style_options(const Options& o, PromptConfig& p) {
+    p.style = find_prompt_style(o.prompt_style);
+    const bool few = p.style.ask;
+    if (!few && (o.num_fewshot >= 0 || !o.fewshot_data.empty()))
+        fail_usage("--%s belongs to --prompt_style lm_eval_gsm8k", o.num_fewshot >= 0 ? "num_fewshot" : "fewshot_data");
+    if (o.prompt_style != "auto" && !o.prompt_template.empty())
+        fail_usage("--prompt_template: --prompt_style %s brings its own; leave one out", o.prompt_style.c_str());
+    if (*p.style.system && !o.system_prompt.empty())
+        fail_usage("--system_prompt: --prompt_style %s brings its own; leave one out", o.prompt_style.c_str());
+    if (!few) return;
+    p.num_shots = o.num_fewshot >= 0 ? o.num_fewshot : p.style.shots;
+    if (o.prompt_style == "lm_eval_gsm8k_cot") {
+        p.shots = chain_of_thought_shots();
+        if (!o.fewshot_data.empty()) fail_usage("--fewshot_data: lm_eval_gsm8k_cot has examples of its own");
+        if (p.num_shots > (int)p.shots.size())
+            fail_usage("--num_fewshot %d: lm_eval_gsm8k_cot has %zu examples", p.num_shots, p.shots.size());
+    } else if (p.num_shots > 0) {
+        p.shots = load_shots(find_data_set(o.fewshot_data.empty() ? "gsm8k" : o.fewshot_data, "fewshot_data", true),
+                             p.num_shots);
+    }
+}
+
 inline PromptConfig prompt_config(const Options& o) {
     PromptConfig p;
     p.prompt_template = o.prompt_template;
     p.system_prompt = o.system_prompt;
     p.chat_template = o.chat_template;
     p.enable_thinking = o.enable_thinking == "auto" ? -1 : o.enable_thinking == "true" ? 1 : 0;
+    prompt_style_options(o, p);
     return p;
 }
 
@@ -132,7 +157,10 @@ inline void session_open(Session& s) {
     if (world_size() > 1 && !(IN_TRAIN >> s.o.command & 1))
         fail_usage("WORLD_SIZE=%d: only %s take several ranks; start one", world_size(),
                    command_names(IN_TRAIN).c_str());
+    s.o.train_data = find_data_set(s.o.train_data, "train_data", true);
+    if (s.o.command != COMMAND_EVAL) s.o.eval_data = find_data_set(s.o.eval_data);  // eval takes several
     s.prompt = prompt_config(s.o);
+    s.o.set_default("stop_strings", s.o.stop_strings, std::string(s.prompt.style.stop_strings));
     s.embedded_model = s.o.model.empty();
     s.m.dev = open_device(s.o.device, world_size() > 1 ? local_rank() : 0, device_probe());
     s.m.dev.batch_invariant = s.o.batch_invariant;

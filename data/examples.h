@@ -17,14 +17,30 @@ inline void append_tokens(const Tokenizer& tok, const std::string& text, std::ve
     ids.insert(ids.end(), more.begin(), more.end());
 }
 
+// what an example asks
+inline std::shared_ptr<const Problem> example_problem(const SftExample& e) {
+    Problem p;
+    p.question = e.prompt;
+    p.bare = e.bare;
+    p.given = e.given;
+    p.source = e.source;
+    p.line = e.line;
+    for (int i = 0; i < e.prompt_messages; i++)
+        if (message_has_role(e.messages[(size_t)i], "user"))
+            p.question = e.messages[(size_t)i]["content"].get<std::string>();
+    return std::make_shared<const Problem>(std::move(p));
+}
+
 // Plain text is followed by the token `end` (-1: none); a conversation is rendered by the chat template, and the tokens
 // after the prompt's own rendering are the completion.
 inline Example make_example(const Tokenizer& tok, const SftExample& e, const PromptConfig& c, int end) {
     Example out;
     const bool chat = use_chat(c);
+    const std::shared_ptr<const Problem> problem = example_problem(e);
+    out.prompt.problem = problem;
     if (e.messages.is_null() && (!chat || e.prompt.empty())) {
         if (!e.prompt.empty()) {
-            out.prompt.text = problem_text(c, e.prompt, e.bare, chat);
+            out.prompt.text = problem_text(c, *problem, chat);
             append_tokens(tok, out.prompt.text, out.prompt.tokens);
         }
         append_tokens(tok, e.completion, out.completion);
@@ -37,16 +53,18 @@ inline Example make_example(const Tokenizer& tok, const SftExample& e, const Pro
     nlohmann::ordered_json messages = e.messages;
     int given = e.prompt_messages;
     if (messages.is_null()) {
-        messages = prompt_messages(problem_text(c, e.prompt, e.bare, chat), c);
+        messages = prompt_messages(problem_text(c, *problem, chat), c);
         given = (int)messages.size();
         messages.push_back({{"role", "assistant"}, {"content", e.completion}});
-    } else if (add_system_message(messages, c)) {
-        given++;
+    } else {
+        give_to_messages(messages, e.given, given);
+        given += add_system_message(messages, c);
     }
     nlohmann::ordered_json before(messages.begin(), messages.begin() + given);
     const std::string where = format("%s:%d", e.source.c_str(), e.line);
-    out.prompt.text = chat_render_row(where, c.chat, before, nullptr, true, c.enable_thinking);
-    std::string all = chat_render_row(where, c.chat, messages, nullptr, false, c.enable_thinking);
+    const nlohmann::ordered_json tools = rendered_tools(e.tools, c);
+    out.prompt.text = chat_render_row(where, c.chat, before, tools, true, c.enable_thinking);
+    std::string all = chat_render_row(where, c.chat, messages, tools, false, c.enable_thinking);
     if (all.compare(0, out.prompt.text.size(), out.prompt.text) != 0)
         fail(
             "%s:%d: the chat template renders the prompt differently once the answer follows; give prompt and "

@@ -1,10 +1,10 @@
-// From a problem to the tokens a model sees: prompt template, system message, chat template.
+// From a problem to the tokens a model sees: prompt style or template, system message, chat template.
 #pragma once
 #include <string>
 #include <vector>
 #include "../tokenizer.h"
 #include "chat_template.h"
-#include "dataset.h"
+#include "prompt_styles.h"
 
 struct PromptConfig {
     std::string prompt_template;  // "{question}" or "{prompt}" is replaced by the problem; empty: see problem_text
@@ -12,6 +12,9 @@ struct PromptConfig {
     std::string chat_template = "auto";      // auto: if the tokenizer brings one; on; off
     ChatTemplate chat = ChatTemplate::none;  // the one it brings: chat_template_detect(Tokenizer::chat_text)
     int enable_thinking = -1;                // -1: not passed to the template
+    PromptStyle style = prompt_styles[0];
+    std::vector<Shot> shots;  // examples to choose from
+    int num_shots = 0;
 };
 
 // What the policy is asked, ready to run
@@ -21,20 +24,27 @@ struct Prompt {
     std::shared_ptr<const Problem> problem = {};  // what it was made of
 };
 
-// What a bare question is followed by, so that the answer comes in a form the `exact` reward can read
-constexpr const char* ANSWER_INSTRUCTION =
-    "\nThink step by step, then give the final answer alone on the last line after ####.";
+inline std::string problem_question(const Problem& p) {
+    return p.given.empty() ? p.question : p.given + "\n\n" + p.question;
+}
 
-// The problem inside the template. Without one, a `prompt` row stands as it is, and a bare question is told how to
-// answer.
-inline std::string problem_text(const PromptConfig& c, const std::string& problem, bool bare, bool chat) {
-    if (c.prompt_template.empty()) return bare ? problem + ANSWER_INSTRUCTION + (chat ? "" : "\n") : problem;
+// The problem inside the template or the style. Without one, a `prompt` row stands as it is, and a bare question is told
+// how to answer.
+inline std::string problem_text(const PromptConfig& c, const Problem& problem, bool chat) {
+    const std::string question = problem_question(problem), end = chat ? "" : "\n";
+    if (c.style.ask) return few_shot_text(c.style, c.shots, c.num_shots, question, problem.question);
+    if (*c.style.system) return question + boxed_instruction(problem) + (chat ? "" : "\n" + (c.style.system + end));
+    if (c.prompt_template.empty()) return problem.bare ? question + hash_instruction(problem) + end : question;
     std::string out = c.prompt_template;
     for (const char* key : {"{question}", "{prompt}"}) {
         size_t at = out.find(key);
-        if (at != std::string::npos) return out.replace(at, strlen(key), problem);
+        if (at != std::string::npos) return out.replace(at, strlen(key), question);
     }
     fail_usage("--prompt_template: neither {question} nor {prompt} is in it");
+}
+
+inline std::string system_message(const PromptConfig& c) {
+    return c.system_prompt.empty() ? c.style.system : c.system_prompt;
 }
 
 inline bool use_chat(const PromptConfig& c) {
@@ -46,7 +56,8 @@ inline bool use_chat(const PromptConfig& c) {
 
 inline nlohmann::ordered_json prompt_messages(const std::string& text, const PromptConfig& c) {
     nlohmann::ordered_json messages = nlohmann::ordered_json::array();
-    if (!c.system_prompt.empty()) messages.push_back({{"role", "system"}, {"content", c.system_prompt}});
+    const std::string system = system_message(c);
+    if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
     messages.push_back({{"role", "user"}, {"content", text}});
     return messages;
 }
@@ -60,10 +71,35 @@ inline bool has_system_message(const nlohmann::ordered_json& messages) {
 // A row's conversation, with the system message of the configuration in front unless it brings one. true: it has one
 // message more
 inline bool add_system_message(nlohmann::ordered_json& messages, const PromptConfig& c) {
-    if (c.system_prompt.empty() || has_system_message(messages)) return false;
-    const nlohmann::ordered_json system = {{"role", "system"}, {"content", c.system_prompt}};
+    const std::string text = system_message(c);
+    if (text.empty() || has_system_message(messages)) return false;
+    const nlohmann::ordered_json system = {{"role", "system"}, {"content", text}};
     messages.insert(messages.begin(), system);
     return true;
+}
+
+// puts what is given before the last message of the user among the first n
+inline void give_to_messages(nlohmann::ordered_json& messages, const std::string& given, size_t n) {
+    if (given.empty()) return;
+    for (size_t i = n; i-- > 0;)
+        if (message_has_role(messages[i], "user")) {
+            messages[i]["content"] = given + "\n\n" + messages[i]["content"].get<std::string>();
+            return;
+        }
+}
+
+inline bool chat_takes_tools(ChatTemplate chat) {
+    return chat == ChatTemplate::qwen2_5 || chat == ChatTemplate::qwen2_5_math || chat == ChatTemplate::qwen3 ||
+           chat == ChatTemplate::qwen3_instruct;
+}
+
+// the tools of a row as far as they can be rendered; says where they cannot
+inline nlohmann::ordered_json rendered_tools(const nlohmann::ordered_json& tools, const PromptConfig& c) {
+    if (tools.is_null() || chat_takes_tools(c.chat)) return tools;
+    note_once(
+        "note: the rows' `tools` are not rendered: the chat template in use has no place for them (Qwen2.5's and "
+        "Qwen3's have)");
+    return nullptr;
 }
 
 inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const PromptConfig& c) {
@@ -73,17 +109,22 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
     bool chat = use_chat(c);
     if (chat) {
         nlohmann::ordered_json messages = problem.messages;
-        if (messages.is_null()) messages = prompt_messages(problem_text(c, problem.question, problem.bare, chat), c);
-        else add_system_message(messages, c);
-        p.text = chat_render_row(format("%s:%d", problem.source.c_str(), problem.line), c.chat, messages, nullptr, true,
-                                 c.enable_thinking);
+        if (messages.is_null()) {
+            messages = prompt_messages(problem_text(c, problem, chat), c);
+        } else {
+            give_to_messages(messages, problem.given, messages.size());
+            add_system_message(messages, c);
+        }
+        p.text = chat_render_row(format("%s:%d", problem.source.c_str(), problem.line), c.chat, messages,
+                                 rendered_tools(problem.tools, c), true, c.enable_thinking);
     } else if (!problem.messages.is_null()) {
         fail(
             "%s:%d: the prompt is a list of messages, but no chat template is in use; give a model that has one, or a "
             "prompt that is text",
             problem.source.c_str(), problem.line);
     } else {
-        p.text = problem_text(c, problem.question, problem.bare, chat);
+        if (!problem.tools.is_null()) note_once("note: the rows' `tools` are not rendered: no chat template is in use");
+        p.text = problem_text(c, problem, chat);
     }
     tokenizer_encode(tok, p.text, p.tokens);
     return p;

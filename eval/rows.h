@@ -10,21 +10,14 @@
 #include <vector>
 #include "evaluate.cuh"
 
-// FNV-1a, 64 bits
-inline std::string text_hash(const std::string& text) {
-    uint64_t h = 14695981039346656037ull;
-    for (unsigned char c : text) h = (h ^ c) * 1099511628211ull;
-    return format("%016llx", (unsigned long long)h);
-}
-
 // Of each problem: its id, else # and a hash of its question and gold answer; the second with the same gets "~2"
 inline std::vector<std::string> problem_keys(const std::vector<Prompt>& prompts) {
     std::vector<std::string> keys;
     std::map<std::string, int> seen;
     for (const Prompt& p : prompts) {
-        const bool named = p.problem && !p.problem->id.empty();
-        std::string key =
-            named ? p.problem->id : "#" + text_hash((p.problem ? p.problem->question : p.text) + "\n" + p.gold);
+        const std::string question = p.problem ? p.problem->question : p.text;
+        const std::string hash = format("#%016llx", (unsigned long long)text_hash(question + "\n" + p.gold));
+        const std::string key = p.problem && !p.problem->id.empty() ? p.problem->id : hash;
         const int n = ++seen[key];
         keys.push_back(n > 1 ? format("%s~%d", key.c_str(), n) : key);
     }

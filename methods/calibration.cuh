@@ -68,12 +68,14 @@ inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig
     p.source = source;
     p.line = line;
     const bool messages = name == "messages" || !row.object.at(kind).is_string();
-    if (messages) p.messages = messages_field(row, kind);
+    if (messages) p.messages = messages_field(row, kind), p.tools = tools_field(row);
     else p.question = text_field(row, kind);
     p.bare = name == "question" || name == "problem";
     if (name == "messages" && use_chat(config)) {  // a whole conversation: nothing is left to answer
-        tokenizer_encode(
-            tok, chat_render_row(row.where, config.chat, p.messages, nullptr, false, config.enable_thinking), ids);
+        tokenizer_encode(tok,
+                         chat_render_row(row.where, config.chat, p.messages, rendered_tools(p.tools, config), false,
+                                         config.enable_thinking),
+                         ids);
         return ids;
     }
     ids = make_prompt(tok, p, config).tokens;

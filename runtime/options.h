@@ -95,8 +95,9 @@ inline const char* arguments_text(Command c) { return c == COMMAND_COMPARE ? "EV
 GROUP("files") \
 OPT(std::string, model, "", "", IN_OPEN, "Hugging Face folder or .gguf file; empty: the embedded model") \
 OPT(std::string, tokenizer, "", "", IN_OPEN, "folder or tokenizer.json; empty: the one beside the model") \
-OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
-OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's; eval takes several, joined by commas") \
+OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL or JSON list to train on, or gsm8k as data/download fetched it; empty: the embedded task") \
+OPT(std::string, eval_data, "", "", IN_FILES, "JSONL or JSON list of held-out problems, or the name of a set that data/download fetched, such as gsm8k; empty: the embedded task's; eval takes several, joined by commas") \
+OPT(bool, allow_overlap, false, "", IN_TRAIN, "go on where held-out problems are trained on, too; they are counted and the first is named") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
 OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
@@ -250,6 +251,10 @@ OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
 GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
+OPT(std::string, prompt_style, "auto", "auto|boxed|lm_eval_gsm8k|lm_eval_gsm8k_cot", IN_FILES, "how problems are asked; auto: a bare question is told to answer after ####; boxed: Qwen2.5-Math's system message; lm_eval_*: lm-eval's few-shot prompts and stop strings") \
+OPT(int, num_fewshot, -1, "[0, 64]", IN_FILES, "worked examples before a question; unset: as the prompt style has it, 5 for lm_eval_gsm8k and 8 for lm_eval_gsm8k_cot") \
+OPT(std::string, fewshot_data, "", "", IN_FILES, "JSONL whose first rows are lm_eval_gsm8k's examples; empty: GSM8K's training set as data/download gsm8k writes it") \
+OPT(std::string, prompt_given, "none", "none|plan|knowledge|subproblems", IN_TRAIN | IN_EVAL, "what of a row is put before its question: SPARKLE's plan, knowledge or subproblems fields") \
 OPT(std::string, prompt_template, "", "", IN_FILES, "text around a problem, with {question} or {prompt} in it; empty: the problem, and for rows with a question field how to give the answer") \
 OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message of the chat template; rows of messages that bring one keep it") \
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \

@@ -42,6 +42,7 @@ enum RngStream : uint32_t {
     RNG_DISTILL = 11,    // (step, 0, 0)
     RNG_NORMS = 12,      // (step, norm, index)
     RNG_REDRAW = 16,     // (step, index, try)
+    RNG_OPTIONS = 17,    // (hash of the question, index, try)
     RNG_BOOTSTRAP = 20,  // (resample, draw / 4, what is drawn)
     RNG_SIGN_FLIP = 21,  // (resample, problem / 128, 0)
 };

@@ -48,7 +48,7 @@ static void expect_error(const std::string& text, const std::string& part) {
     EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks: " << part;
 }
 static void expect_sft_error(const std::string& text, const std::string& part) {
-    std::string what = error_of(load_sft, text);
+    std::string what = error_of([](const std::string& path) { load_sft(path); }, text);
     EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks: " << part;
 }
 
@@ -84,7 +84,10 @@ TEST(Problems, Gold) {
     EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": -0.5}"), "-0.5");
     EXPECT_EQ(gold_of("{\"question\": \"q\", \"answer\": 42}"), "42");
     EXPECT_EQ(gold_of("{\"prompt\": \"q\", \"answer\": \"\\\\boxed{\\\\{1\\\\}}\"}"), "\\{1\\}");
-    expect_error("{\"question\": \"q\", \"answer\": \"72\"}", ":1: no final answer in `answer`");
+    EXPECT_EQ(gold_of("{\"question\": \"q\", \"answer\": \" 72 \"}"), "72");  // AMC23's
+    expect_error("{\"question\": \"q\", \"answer\": \"9 * 8 = 72\"}", ":1: no final answer in `answer`");
+    expect_error("{\"question\": \"q\", \"answer\": \"She had 72\\nof them\"}", ":1: no final answer in `answer`");
+    expect_error("{\"question\": \"q\", \"answer\": \"" + std::string(65, '7') + "\"}", "no final answer in `answer`");
     expect_error("{\"question\": \"q\", \"answer\": \"so\\n####  \"}", ":1: the final answer in `answer` is empty");
     expect_error("{\"prompt\": \"q\", \"answer\": \" \"}", "`answer` is empty");
     expect_error("{\"prompt\": \"q\", \"answer\": \"\\\\boxed{ }\"}", "is empty");
@@ -104,13 +107,14 @@ TEST(Problems, BadRows) {
     expect_error(good + "\n{\"prompt\": \"q\" \"answer\"}", ":3: not valid JSON at byte 23");
     expect_error(good + "{\"prompt\": \"q\", \"answer\": \"a\"", ":2:");  // the last line is torn
     expect_error("[" + good, ":1:");
-    expect_error("[1]", ":1: the line holds array, not an object");
+    expect_error("[1]", ":1: '1' where an object is expected, after row 0 of the list");
     expect_error("3", "holds number");
     expect_error(good + "{\"Prompt\": 1, \"answer\": 2}",
                  ":2: no `question`, `prompt` or `problem`; the row has: 'Prompt', 'answer'");
     expect_error("{}", "the row has: none");
     expect_error("{\"prompt\": \"q\"}", "no `answer`, `solution`, `ground_truth` or `label` beside `prompt`");
-    expect_error("{\"question\": \"q\", \"label\": \"1\"}", "no `answer` beside `question`");
+    expect_error("{\"question\": \"q\", \"label\": \"1\"}",
+                 "no `answer` or `solution` beside `question`, and what is graded needs its answer");
     expect_error("{\"question\": 1, \"answer\": \"#### 1\"}", "`question` is number, not text");
     expect_error("{\"question\": \" \", \"answer\": \"#### 1\"}", "`question` is empty");
     expect_error("{\"prompt\": 1, \"answer\": \"1\"}", "`prompt` is number, not a list of messages");

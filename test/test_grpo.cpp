@@ -11,7 +11,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#include "../eval/pass_at_k.h"
+#include "../eval/evaluate.cuh"
 #include "../formats/checkpoint.h"
 #include "../grpo.cuh"
 #include "test_device.h"

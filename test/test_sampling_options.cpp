@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 #include <set>
-#include "../eval/pass_at_k.h"
+#include "../eval/evaluate.cuh"
 #include "../grpo.cuh"
 #include "../runtime/options.h"
 #include "test_device.h"

@@ -1,14 +1,31 @@
-// JSONL rows as problems and as examples, and both as what a model sees. Problems with an answer are problems without
-// one too; a file joined to itself has its rows twice; the tokens of a prompt and a completion are their text.
+// Rows, JSON lines or a JSON list, as problems and as examples, and both as what a model sees. Problems with an answer
+// are problems without one too; a file joined to itself has its rows twice; the tokens of a prompt and a completion are
+// their text.
 #include "../../data/examples.h"
 #include "fuzz.h"
 
-static std::vector<Problem> fuzz_problems(const std::string& path, bool gold_needed) {
+static std::vector<Problem> fuzz_problems(const std::string& path, bool gold_needed, const char* given = "") {
     std::vector<Problem> list;
-    fuzz_accepts([&] { list = load_problems(path, gold_needed); });
+    ProblemReading how;
+    how.gold_needed = gold_needed;
+    how.given = given;
+    fuzz_accepts([&] { list = load_problems(path, how); });
     for (const Problem& p : list)
-        fuzz_require(!trim_field(p.question).empty() && (!gold_needed || !p.gold.empty()), "a problem is one");
+        fuzz_require(!trim_field(p.question).empty() && (!gold_needed || !p.gold.empty()) &&
+                         p.given.empty() == (*given == 0) && (!p.choice || p.gold.size() < 2),
+                     "a problem is one");
     return list;
+}
+
+// rows with answers are rows, in the same order
+static void fuzz_same_rows(const std::vector<Problem>& with, const std::vector<Problem>& all) {
+    size_t k = 0;
+    for (const Problem& p : with) {
+        while (k < all.size() && (all[k].line != p.line || all[k].question != p.question || all[k].gold != p.gold)) k++;
+        fuzz_require(k < all.size(), "a row is read the same way twice");
+        k++;
+    }
+    for (size_t i = 1; i < all.size(); i++) fuzz_require(all[i].line >= all[i - 1].line, "lines are in order");
 }
 
 static int fuzz_dataset(const uint8_t* data, size_t size) {
@@ -17,11 +34,10 @@ static int fuzz_dataset(const uint8_t* data, size_t size) {
     const std::string text((const char*)data, size), path = folder / "rows.jsonl";
     folder.put("rows.jsonl", text);
     const std::vector<Problem> with = fuzz_problems(path, true), all = fuzz_problems(path, false);
-    fuzz_require(with.empty() || with.size() == all.size(), "rows with answers are rows");
-    for (size_t i = 0; i < with.size(); i++)
-        fuzz_require(with[i].gold == all[i].gold && with[i].question == all[i].question &&
-                         with[i].line == all[i].line && (i == 0 || with[i].line > with[i - 1].line),
-                     "a row is read the same way twice");
+    fuzz_same_rows(with, all);
+    std::vector<Problem> asked = all;
+    for (const char* given : {"plan", "knowledge", "subproblems"})
+        for (const Problem& p : fuzz_problems(path, false, given)) asked.push_back(p);
     folder.put("rows.jsonl", text + "\n" + text);
     const std::vector<Problem> twice = fuzz_problems(path, false);
     fuzz_require(twice.size() == 2 * all.size(), "joined files have the rows of both");
@@ -34,11 +50,16 @@ static int fuzz_dataset(const uint8_t* data, size_t size) {
     for (const ChatTemplate chat : {ChatTemplate::none, ChatTemplate::chatml, ChatTemplate::qwen3}) {
         PromptConfig c;
         c.chat = chat;
-        for (const Problem& p : all)
-            fuzz_accepts([&] {
-                const Prompt prompt = make_prompt(tok, p, c);
-                fuzz_require(tokenizer_decode(tok, prompt.tokens) == prompt.text, "a prompt's tokens are its text");
-            });
+        c.shots = chain_of_thought_shots();
+        c.num_shots = 1;
+        for (const PromptStyle& style : prompt_styles)
+            for (const Problem& p : asked)
+                fuzz_accepts([&] {
+                    c.style = style;
+                    const Prompt prompt = make_prompt(tok, p, c);
+                    fuzz_require(tokenizer_decode(tok, prompt.tokens) == prompt.text, "a prompt's tokens are its text");
+                });
+        c.style = prompt_styles[0];
         for (const SftExample& e : examples)
             fuzz_accepts([&] {
                 const Example x = make_example(tok, e, c, 258);

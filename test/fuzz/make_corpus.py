@@ -159,9 +159,26 @@ rows = {
                                {"role": "assistant", "content": "a"}]},
                  {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
                  {"text": "plain"}],
+    "published": [{"input": "q", "code": "def f():", "target": -1.5e+22},
+                  {"ID": "chal-1", "Body": "Six cats", "Question": "How many?", "Answer": 6.0, "Type": "Sum"},
+                  {"id": 7, "context": "c", "question": "q", "final_answer": ["$2$", "3"], "is_multiple_answer": True,
+                   "unit": "cm", "subfield": "Algebra"},
+                  {"Problem": "q", "Answer": 204, "ID": "2024-I-1"}, {"question": "q", "problem": "q", "answer": "27.0"},
+                  {"prompt": [{"role": "user", "content": "q"}], "data_source": "d", "extra_info": {"index": 3},
+                   "reward_model": {"style": "rule", "ground_truth": "72"}}],
+    "options": [{"Question": "q", "Correct Answer": "a", "Incorrect Answer 1": "b", "Incorrect Answer 2": "c",
+                 "Incorrect Answer 3": "d", "Subdomain": "s"},
+                {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"},
+                {"question": "q", "options": ["x", 5], "answer": "A"}],
+    "given": [{"problem": "q", "answer": "1", "planning": "p", "knowledge": {"fact": ["f", "g"]},
+               "subproblems": {"1q": "s", "1a": "t"}},
+              {"prompt": [{"role": "user", "content": "q"}], "answer": "1", "plan": ["p"], "knowledge": "k",
+               "sub_problems": [{"question": "s", "answer": "t"}], "tools": [{"type": "function"}]}],
 }
 for name, list_ in rows.items():
     seed("dataset", name, "\n".join(json.dumps(r) for r in list_) + "\n")
+for name in ("options", "published"):
+    seed("dataset", "list_" + name, "\ufeff" + json.dumps(rows[name], indent=1) + "\n[" + json.dumps(rows[name][0]) + "]")
 seed("dataset", "marks", "\ufeff" + json.dumps(rows["gsm8k"][0]) + "\r\n\n \t\n\ufeff" +
      json.dumps({"question": "caf\u00e9", "answer": "#### -1/2"}, ensure_ascii=False))
 
