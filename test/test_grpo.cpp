@@ -11,7 +11,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#include "../eval/evaluate.cuh"
+#include "../eval/scores.h"
 #include "../formats/checkpoint.h"
 #include "../grpo.cuh"
 #include "test_device.h"
@@ -269,18 +269,65 @@ TEST(Evaluate, CountsWhatIsDone) {
     c.rollout = rollout_config(1.0f);
     c.samples = 6;
     EvalProgress last;
-    int64_t calls = 0;
     c.progress = [&](const EvalProgress& p) {
-        EXPECT_EQ(p.tokens, ++calls);
+        EXPECT_GE(p.tokens, last.tokens);
         EXPECT_GE(p.done, last.done);
         last = p;
     };
-    const EvalResult r = evaluate(m, state, tokenizer_byte_level(), asked, c);
-    EXPECT_GT(r.clipped_ratio, 0.0);
-    EXPECT_LT(r.clipped_ratio, 1.0);
+    EvalProgress progress = eval_progress(4, c);
+    const EvalAnswers r = evaluate(m, state, tokenizer_byte_level(), asked, c, progress);
+    const EvalScores s = eval_scores(r, asked);
+    EXPECT_GT(s.clipped_ratio, 0.0);
+    EXPECT_LT(s.clipped_ratio, 1.0);
     EXPECT_EQ(last.tokens, r.stats.completion_tokens);
     EXPECT_EQ(last.completions, 4 * 7);
     EXPECT_EQ(last.done, 4 * 7);
+}
+
+static std::vector<std::string> texts(const std::vector<EvalSample>& samples) {
+    std::vector<std::string> out;
+    for (const EvalSample& s : samples) out.push_back(format("%d.%d ", s.problem, s.sample) + s.text);
+    return out;
+}
+
+// what is left of a stopped evaluation, drawn later, is what would have been drawn; and only whole problems count
+TEST(Evaluate, GoesOnWhereItStopped) {
+    Model m;
+    tiny_model(m, "none");
+    RolloutState state;
+    std::vector<Prompt> asked;
+    for (const std::vector<int>& tokens : prompts()) asked.push_back({"", "1", tokens});
+    EvalConfig c;
+    c.rollout = rollout_config(1.0f);
+    c.rollout.max_sequences = 3;
+    c.samples = 6;
+    EvalProgress progress = eval_progress(4, c);
+    const EvalAnswers whole = evaluate(m, state, tokenizer_byte_level(), asked, c, progress);
+    int calls = 0;
+    c.on_token = [&](int, int) { return ++calls < 140; };
+    std::vector<EvalSample> told;
+    c.on_problem = [&](const std::vector<EvalSample>& s) { told.insert(told.end(), s.begin(), s.end()); };
+    EvalAnswers part = evaluate(m, state, tokenizer_byte_level(), asked, c, progress);
+    EXPECT_TRUE(part.stopped);
+    EXPECT_EQ(told.size(), part.greedy.size() + part.sampled.size());
+    EXPECT_EQ(part.greedy.size(), 4u);
+    EXPECT_GT(part.sampled.size(), 0u);
+    EXPECT_LT(part.sampled.size(), 24u);
+    EXPECT_EQ(part.sampled.size() % 6, 0u);
+    EXPECT_EQ(eval_scores(part, asked).problems, (int)part.sampled.size() / 6);
+    for (bool greedy : {false, true}) {
+        c.have[greedy].assign(4, 0);
+        for (const EvalSample& s : greedy ? part.greedy : part.sampled) c.have[greedy][s.problem] = 1;
+    }
+    c.on_token = nullptr;
+    progress = eval_progress(4, c);
+    EXPECT_EQ(progress.completions, 24 - (int64_t)part.sampled.size());
+    EvalAnswers rest = evaluate(m, state, tokenizer_byte_level(), asked, c, progress);
+    EXPECT_EQ(rest.greedy.size(), 0u);
+    EXPECT_EQ(progress.done, progress.completions);
+    merge_answers(rest, part);
+    EXPECT_EQ(texts(rest.greedy), texts(whole.greedy));
+    EXPECT_EQ(texts(rest.sampled), texts(whole.sampled));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ TEST(Memory, APlanThatWrapsIsRefused) {
 }
 
 TEST(EvalProgress, TimeIsThatOfTheTokensToCome) {
-    EvalProgress p{10, 3, 40, 0, 0, 100};
+    EvalProgress p{10, 40, 0, 0, 100};
     EXPECT_EQ(eval_seconds_left(p, 5.0), 0.0);  // nothing is known yet
     p.tokens = 400;                             // none has ended: 40 of 100 tokens each
     EXPECT_DOUBLE_EQ(eval_seconds_left(p, 5.0), 45.0);
@@ -179,7 +179,7 @@ TEST(EvalProgress, TimeIsThatOfTheTokensToCome) {
 TEST(EvalProgress, LongOnesAreAnnouncedAndShortOnesSayNothing) {
     auto lines = [](double total) {  // of an evaluation that takes so many seconds, asked eight times a second
         EvalAnnouncer a;
-        EvalProgress p{256, 4, 1280, 0, 0, 50};
+        EvalProgress p{256, 1280, 0, 0, 50};
         std::string text;
         for (double t = 0.125; t < total; t += 0.125) {
             p.done = (int64_t)(1280 * t / total), p.tokens = 50 * p.done;

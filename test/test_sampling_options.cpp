@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 #include <set>
-#include "../eval/evaluate.cuh"
+#include "../eval/scores.h"
 #include "../grpo.cuh"
 #include "../runtime/options.h"
 #include "test_device.h"
@@ -321,14 +321,15 @@ TEST(SamplingOptions, EvaluateTakesThemAll) {
         EvalProgress last;
         c.progress = [&](const EvalProgress& p) { last = p; };
         RolloutState state;
-        const EvalResult r = evaluate(m, state, tok, asked, c);
+        EvalProgress progress = eval_progress(4, c);
+        const EvalAnswers r = evaluate(m, state, tok, asked, c, progress);
         EXPECT_EQ(last.done, 4 * (1 + SAMPLES));
-        EXPECT_LT(r.clipped_ratio, 1.0);
+        EXPECT_LT(eval_scores(r, asked).clipped_ratio, 1.0);
         RolloutConfig greedy = c.rollout;
         greedy.sampling = {0, 0, 1, false, 0, penalty};
         const std::vector<Completion> expected = rollout(m, state, prompts(), 1, greedy);
         for (size_t i = 0; i < expected.size(); i++)
-            EXPECT_EQ(r.greedy_samples[i].text, completion_text(tok, expected[i])) << penalty;
+            EXPECT_EQ(r.greedy[i].text, completion_text(tok, expected[i])) << penalty;
     }
 }
 
