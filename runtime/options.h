@@ -97,7 +97,7 @@ OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "wri
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
 OPT(std::string, against, "", "", IN_EVAL, "the reference: a Hugging Face folder or .gguf file with the same vocabulary, the full precision of --model as a rule; measured is how far --model is from it, by token, completion and layer") \
-OPT(std::string, traces, "", "", IN_EVAL, "with --against: JSONL with `prompt` and `completion`, such as the completions.jsonl of a run, whose completions are scored by both models") \
+OPT(std::string, traces, "", "", IN_EVAL, "with --against: JSONL with `prompt` and `completion`, such as the completions.jsonl of a run, whose completions are scored by both models; --eval_n: at most so many") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
