@@ -173,9 +173,9 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
 # of many. Each can still be built alone: make build/test_golden@simt.
-UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats test_sampler
+UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats test_sampler test_drift
 UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise
-UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler
+UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
 UNITY_host := test_json test_mismatch test_options test_plot test_rewards test_run_dir test_runtime test_statistics test_data_sets test_dataset test_tokenizer
@@ -190,7 +190,7 @@ SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVER
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
 # quarter to a third faster; what runs for less than a second, not optimized
-$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_grpo cli_methods cli_quantize cli_resume cli_sampler devices)): \
+$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_drift cli_grpo cli_methods cli_quantize cli_resume cli_sampler devices)): \
   TEST_OPTIMIZE := -Og
 $(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra

@@ -1,6 +1,6 @@
 // The text that a quantization is calibrated on, and the text that it is measured on.
 #pragma once
-#include "eval.cuh"
+#include "eval_text.cuh"
 
 // --eval_text in windows, or the answers of --eval_data given their prompts; empty if neither is there
 inline std::vector<ScoredText> held_out_texts(const Session& s) {

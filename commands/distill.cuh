@@ -45,21 +45,6 @@ inline ModelSource default_teacher(const Options& o) {
     return source;
 }
 
-// Teacher and student must mean the same by a token. A vocabulary padded to another size does no harm.
-inline void check_same_vocabulary(const Session& s, const std::string& teacher, const ModelConfig& config) {
-    const int n = tokenizer_vocab_size(s.tok);
-    const Tokenizer other = load_tokenizer(teacher);
-    const int theirs = tokenizer_vocab_size(other);
-    if (theirs != n || config.vocab_size < n)
-        fail("--teacher %s has a vocabulary of %d tokens, the student one of %d; distillation needs the same one",
-             teacher.c_str(), theirs, n);
-    for (int id = 0; id < n; id++)
-        if (tokenizer_token_bytes(s.tok, id) != tokenizer_token_bytes(other, id))
-            fail("--teacher %s has another vocabulary: its token %d is '%s', the student's '%s'", teacher.c_str(), id,
-                 printable(std::string(tokenizer_token_bytes(other, id))).c_str(),
-                 printable(std::string(tokenizer_token_bytes(s.tok, id))).c_str());
-}
-
 // what is trained on, as far as the completions are given: they are, unless each step samples its own
 inline void distill_data(TrainingRun& r) {
     const Options& o = r.s.o;
@@ -121,7 +106,8 @@ inline int distill_command(Session& s) {
     const bool sampled = o.lmbda > 0.0 || o.seq_kd;
     training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
     ModelConfig config = model_config(source.path);
-    check_same_vocabulary(s, source.path, config);
+    check_same_vocabulary(s.tok, "the student", load_tokenizer(source.path), config.vocab_size,
+                          "--teacher " + source.path, "distillation");
     if (policy_load(source.path).contains("weights"))
         fprintf(stderr, "note: %s is quantized; it teaches with %s\n", escape_controls(source.path).c_str(),
                 quantized_folder(source.path).container == Container::none ? "its unquantized weights"

@@ -33,10 +33,8 @@ inline int session_positions(const Session& s) {
                     s.m.config.max_position_embeddings);
 }
 
-// Plans the model with its quantizer and whatever `more` allocates. Nothing is allocated before session_allocate.
-inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
-    s.m.dev.arena = &s.arena;
-    if (s.m.dev.cuda) s.arena.reserve = DEVICE_RESERVE + (world_size() > 1 ? NCCL_RESERVE : 0);
+// Plans the model with its quantizers and its adapter, in s.m.dev.arena
+inline void session_plan_model(Session& s, bool track_flips) {
     LoraConfig lora = lora_from_options(s);
     const bool training = IN_TRAIN >> s.o.command & 1;
     if (lora.on() && !lora.inside_quantizer) {
@@ -50,6 +48,13 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
     model_quantize_kv(s.m, kv_rules(s.o), k_pre_bias(s.o));
     if (lora.on()) model_adapt(s.m, lora, s.o.seed, training);
     model_rotate(s.m, s.o.hadamard);
+}
+
+// Plans the model and whatever `more` allocates. Nothing is allocated before session_allocate.
+inline void session_plan(Session& s, bool track_flips, const std::function<void()>& more) {
+    s.m.dev.arena = &s.arena;
+    if (s.m.dev.cuda) s.arena.reserve = DEVICE_RESERVE + (world_size() > 1 ? NCCL_RESERVE : 0);
+    session_plan_model(s, track_flips);
     more();
     const Options& o = s.o;
     if (o.command != COMMAND_LOGPROBS) rope_reserve(s.m.rope, session_positions(s), s.m.dev);

@@ -5,9 +5,10 @@
 // What the command reads must not lie in a folder or be a file that it replaces
 inline void check_inputs_outside(const Options& o, const std::string& replaced) {
     const std::pair<const char*, const std::string*> inputs[] = {
-        {"model", &o.model},         {"tokenizer", &o.tokenizer},    {"adapter", &o.adapter},
-        {"teacher", &o.teacher},     {"train_data", &o.train_data},  {"eval_data", &o.eval_data},
-        {"eval_text", &o.eval_text}, {"calibration", &o.calibration}};
+        {"model", &o.model},         {"tokenizer", &o.tokenizer},     {"adapter", &o.adapter},
+        {"teacher", &o.teacher},     {"train_data", &o.train_data},   {"eval_data", &o.eval_data},
+        {"eval_text", &o.eval_text}, {"calibration", &o.calibration}, {"against", &o.against},
+        {"traces", &o.traces}};
     for (const auto& [flag, path] : inputs)
         if (!path->empty() && lies_within(*path, replaced))
             fail_usage("--%s %s would be replaced with %s; give another --output_dir", flag, path->c_str(),

@@ -149,22 +149,11 @@ inline void check_device_takes_model(const Session& s) {
              s.m.config.head_dim);
 }
 
-// Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
-// tokenizer.
-inline void session_open(Session& s) {
-    cpu_isa();  // of a TRAIN_QRL_CPU_ISA that this CPU has not we hear now
-    session_threads(s.o);
-    if (world_size() > 1 && !(IN_TRAIN >> s.o.command & 1))
-        fail_usage("WORLD_SIZE=%d: only %s take several ranks; start one", world_size(),
-                   command_names(IN_TRAIN).c_str());
-    s.o.train_data = find_data_set(s.o.train_data, "train_data", true);
-    if (s.o.command != COMMAND_EVAL) s.o.eval_data = find_data_set(s.o.eval_data);  // eval takes several
+// Tokenizer, and the model's configuration and quantizers, for s.m.dev
+inline void session_describe(Session& s) {
     s.prompt = prompt_config(s.o);
     s.o.set_default("stop_strings", s.o.stop_strings, std::string(s.prompt.style.stop_strings));
     s.embedded_model = s.o.model.empty();
-    s.m.dev = open_device(s.o.device, world_size() > 1 ? local_rank() : 0, device_probe());
-    s.m.dev.batch_invariant = s.o.batch_invariant;
-    s.arena.dev = s.m.dev;
     if (s.embedded_model) {
         s.m.config = embedded_config();
         s.tok = tokenizer_byte_level();  // without a template: it would cost more tokens than the task's plain prompts
@@ -190,6 +179,37 @@ inline void session_open(Session& s) {
         if (std::find(s.m.config.eos_token_ids.begin(), s.m.config.eos_token_ids.end(), id) ==
             s.m.config.eos_token_ids.end())
             s.m.config.eos_token_ids.push_back(id);
+}
+
+// Device, tokenizer and the model's configuration; no weights yet. Without --model: the embedded model and a byte-level
+// tokenizer.
+inline void session_open(Session& s) {
+    cpu_isa();  // of a TRAIN_QRL_CPU_ISA that this CPU has not we hear now
+    session_threads(s.o);
+    if (world_size() > 1 && !(IN_TRAIN >> s.o.command & 1))
+        fail_usage("WORLD_SIZE=%d: only %s take several ranks; start one", world_size(),
+                   command_names(IN_TRAIN).c_str());
+    s.o.train_data = find_data_set(s.o.train_data, "train_data", true);
+    if (s.o.command != COMMAND_EVAL) s.o.eval_data = find_data_set(s.o.eval_data);  // eval takes several
+    s.m.dev = open_device(s.o.device, world_size() > 1 ? local_rank() : 0, device_probe());
+    s.m.dev.batch_invariant = s.o.batch_invariant;
+    s.arena.dev = s.m.dev;
+    session_describe(s);
+}
+
+// Two models must mean the same by a token. A vocabulary padded to another size does no harm. who: the model with tok;
+// flag: what named the other, whose embeddings have `rows` rows; use: what needs this
+inline void check_same_vocabulary(const Tokenizer& tok, const char* who, const Tokenizer& other, int rows,
+                                  const std::string& flag, const char* use) {
+    const int n = tokenizer_vocab_size(tok), theirs = tokenizer_vocab_size(other);
+    if (theirs != n || rows < n)
+        fail("%s has a vocabulary of %d tokens, %s one of %d; %s needs the same one", flag.c_str(), theirs, who, n,
+             use);
+    for (int id = 0; id < n; id++)
+        if (tokenizer_token_bytes(tok, id) != tokenizer_token_bytes(other, id))
+            fail("%s has another vocabulary: its token %d is '%s', that of %s '%s'", flag.c_str(), id,
+                 printable(std::string(tokenizer_token_bytes(other, id))).c_str(), who,
+                 printable(std::string(tokenizer_token_bytes(tok, id))).c_str());
 }
 
 inline RolloutConfig rollout_config(const Session& s) {

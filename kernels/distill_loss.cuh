@@ -126,10 +126,12 @@ struct DistillSums {
     double loss = 0.0;                            // weighted
     double divergence = 0.0;                      // D without T^2
     double cross_entropy = 0.0;                   // of the target, at temperature 1
+    double teacher_cross_entropy = 0.0;           // the same of the teacher, at T
     double entropy = 0.0, teacher_entropy = 0.0;  // at T
     double rest_mass = 0.0;                       // the teacher's probability outside of the support
     double support = 0.0;                         // tokens of the vocabulary in the support
     double agree = 0.0;                           // tokens where student and teacher have the same likeliest one
+    double right = 0.0, teacher_right = 0.0;      // tokens that are the likeliest one
     double tokens = 0.0;
 };
 static constexpr int DISTILL_SUMS = sizeof(DistillSums) / sizeof(double);
@@ -191,10 +193,17 @@ HOST_DEVICE void distill_row_begin(DistillRow& r, const DistillSoftmax& s, doubl
     r.sum_q = r.rest_slope = 0.0f;
 }
 
-// Takes in the class of the rest; the token's sums but for agree
+// The likeliest tokens of both
+HOST_DEVICE void distill_likeliest(DistillSums& token, int64_t student, int64_t teacher, int64_t target) {
+    token.agree = student == teacher ? 1.0 : 0.0;
+    token.right = student == target ? 1.0 : 0.0;
+    token.teacher_right = teacher == target ? 1.0 : 0.0;
+}
+
+// Takes in the class of the rest; the token's sums but for what distill_likeliest says. Logits: of the target
 template <class D>
-HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, float target_logit, double weight, int64_t V,
-                                        const DistillConfig& c) {
+HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, float target_logit,
+                                        float target_teacher_logit, double weight, int64_t V, const DistillConfig& c) {
     if (s.rest_count > 0.0) {
         const float log_s = (float)log(s.rest), log_t = (float)log(s.teacher_rest);
         const double q = (double)D::q(log_s, log_t, (float)s.rest, (float)s.teacher_rest, r.beta);
@@ -208,6 +217,7 @@ HOST_DEVICE DistillSums distill_row_end(DistillRow& r, DistillClasses& s, float 
     token.cross_entropy = -(double)logit_logp(target_logit, 1.0f, r.lse_1);
     token.loss =
         weight * fma(c.alpha * c.temperature * c.temperature, token.divergence, (1.0 - c.alpha) * token.cross_entropy);
+    token.teacher_cross_entropy = -(double)distill_log_t(target_teacher_logit, r);
     token.entropy = (double)r.entropy;
     token.teacher_entropy = (double)r.teacher_entropy;
     token.rest_mass = s.teacher_rest;
@@ -316,8 +326,8 @@ inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const Disti
         distill_piece_cpu<D>(p, logits, teacher, v, (int)b.V, r);
         distill_classes_cpu<D, FULL>(classes, p, r);
     }
-    DistillSums token = distill_row_end<D>(r, classes, logits[target], weight, b.V, c);
-    token.agree = largest_index(logits, b.V) == largest_index(teacher, b.V) ? 1.0 : 0.0;
+    DistillSums token = distill_row_end<D>(r, classes, logits[target], teacher[target], weight, b.V, c);
+    distill_likeliest(token, largest_index(logits, b.V), largest_index(teacher, b.V), target);
     if (!b.dlogits.p) return token;
     for (int v = 0; v < (int)b.V; v += p.size) {
         distill_piece_cpu<D>(p, logits, teacher, v, (int)b.V, r);
@@ -327,15 +337,13 @@ inline DistillSums distill_row_cpu(const LogitBlock& b, int64_t row, const Disti
 }
 
 template <class D, bool FULL>
-inline void distill_loss_cpu(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens,
-                             const DistillConfig& c, const SampleConfig& support) {
-    std::vector<DistillSums> token(b.rows);
+inline void distill_tokens_cpu(DistillSums* token,  // [rows]
+                               const LogitBlock& b, const DistillTokens& tokens, const DistillConfig& c,
+                               const SampleConfig& support) {
     std::vector<LikeliestEdge> edges(b.rows, likeliest_all());
     if (!FULL) likeliest_edges_cpu(edges.data(), b.teacher, b.rows, support);
 #pragma omp parallel for schedule(dynamic, 1) if (worth_threads(b.rows * b.V))
     for (int64_t i = 0; i < b.rows; i++) token[i] = distill_row_cpu<D, FULL>(b, i, tokens, c, edges[i]);
-    for (const DistillSums& t : token)
-        distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -354,16 +362,16 @@ __device__ inline double distill_block_sum(double x) {
     return x;
 }
 
-// The sums over the classes, and whether both distributions have the same likeliest token
+// The sums over the classes, and the likeliest tokens
 template <class D, bool FULL>
 __device__ inline DistillClasses distill_classes(const float* logits, const float* teacher, int V, const DistillRow& r,
-                                                 bool* agree) {
+                                                 uint32_t* first, uint32_t* teacher_first) {
     constexpr int W = Pack128<float>::size;
     float value = 0.0f, q = 0.0f, rest = 0.0f, teacher_rest = 0.0f;
     int rest_count = 0;
     uint64_t best = ~(uint64_t)0, teacher_best = best;
-    for (int64_t first = threadIdx.x * W; first < V; first += LM_HEAD_BLOCK * W) {
-        const int i = (int)first;
+    for (int64_t at = threadIdx.x * W; at < V; at += LM_HEAD_BLOCK * W) {
+        const int i = (int)at;
         Pack128<float> z = load_pack(logits, i, V, true), u = load_pack(teacher, i, V, true);
         UNROLL
         for (int k = 0; k < W && i + k < V; k++) {
@@ -380,7 +388,7 @@ __device__ inline DistillClasses distill_classes(const float* logits, const floa
             teacher_best = teacher_candidate < teacher_best ? teacher_candidate : teacher_best;
         }
     }
-    *agree = (uint32_t)sample_block_min(best) == (uint32_t)sample_block_min(teacher_best);
+    *first = (uint32_t)sample_block_min(best), *teacher_first = (uint32_t)sample_block_min(teacher_best);
     DistillClasses c;
     c.value = distill_block_sum((double)value), c.q = distill_block_sum((double)q);
     if (FULL) return c;
@@ -431,11 +439,11 @@ __global__ void __launch_bounds__(LM_HEAD_BLOCK)
         if (!FULL) r.edge = edges[row];
     }
     __syncthreads();
-    bool agree;
-    DistillClasses classes = distill_classes<D, FULL>(logits, teacher, V, r, &agree);
+    uint32_t first, teacher_first;
+    DistillClasses classes = distill_classes<D, FULL>(logits, teacher, V, r, &first, &teacher_first);
     if (threadIdx.x == 0) {  // every thread has read r before the sums over the block
-        token[row] = distill_row_end<D>(r, classes, logits[target], weight, V, c);
-        token[row].agree = agree ? 1.0 : 0.0;
+        token[row] = distill_row_end<D>(r, classes, logits[target], teacher[target], weight, V, c);
+        distill_likeliest(token[row], first, teacher_first, target);
     }
     __syncthreads();
     if (b.dlogits.p) distill_dlogits<D, FULL>(b.dlogits.row(row), logits, teacher, V, r);
@@ -470,9 +478,10 @@ inline void distill_check(const LogitBlock& b, const DistillConfig& c) {
     if (!(c.top_p > 0.0 && c.top_p <= 1.0)) fail("distill_loss: top_p %g (must be in (0, 1])", c.top_p);
 }
 
-// For the rows of a block (lm_head_logits.cuh): its dlogits, unless that is null, and sums += (on the device)
-inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens, const DistillConfig& c,
-                         Device dev) {
+// For the rows of a block (lm_head_logits.cuh): its dlogits, unless that is null, and what each token adds to the sums:
+// token [rows], on the device
+inline void distill_tokens(DistillSums* token, const LogitBlock& b, const DistillTokens& tokens, const DistillConfig& c,
+                           Device dev) {
     NVTX_RANGE("distill_loss");
     distill_check(b, c);
     if (b.rows == 0) return;
@@ -482,9 +491,8 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
     if (dev.cuda) {
         if (!is_aligned16(b.logits) || !is_aligned16(b.teacher) || !is_aligned16(b.dlogits))
             fail("distill_loss: rows of logits must begin at multiples of 16 bytes (lm_head_logits.cuh pads them)");
-        Scratch scratch(b.rows * (sizeof(DistillSums) + sizeof(LikeliestEdge)) / sizeof(float), dev);
-        DistillSums* token = reinterpret_cast<DistillSums*>(scratch.data);
-        LikeliestEdge* edges = full ? nullptr : reinterpret_cast<LikeliestEdge*>(token + b.rows);
+        Scratch scratch(b.rows * sizeof(LikeliestEdge) / sizeof(float), dev);
+        LikeliestEdge* edges = full ? nullptr : reinterpret_cast<LikeliestEdge*>(scratch.data);
         if (!full) likeliest_edges(edges, b.teacher, b.rows, support, dev);
         divergence_visit(c.divergence, [&](auto divergence) {
             using D = decltype(divergence);
@@ -495,15 +503,34 @@ inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTo
                 LAUNCH((distill_loss_kernel<D, false>), (unsigned)b.rows, LM_HEAD_BLOCK, 0, dev.stream, token, b,
                        tokens, c, edges);
         });
-        LAUNCH(distill_sums_kernel, 1, DISTILL_SUMS, 0, dev.stream, reinterpret_cast<double*>(sums),
-               reinterpret_cast<const double*>(token), (int)b.rows);
         return;
     }
 #endif
     (void)dev;
     divergence_visit(c.divergence, [&](auto divergence) {
         using D = decltype(divergence);
-        if (full) distill_loss_cpu<D, true>(sums, b, tokens, c, support);
-        else distill_loss_cpu<D, false>(sums, b, tokens, c, support);
+        if (full) distill_tokens_cpu<D, true>(token, b, tokens, c, support);
+        else distill_tokens_cpu<D, false>(token, b, tokens, c, support);
     });
+}
+
+// The same, with sums += (on the device)
+inline void distill_loss(DistillSums* sums, const LogitBlock& b, const DistillTokens& tokens, const DistillConfig& c,
+                         Device dev) {
+    distill_check(b, c);
+    if (b.rows == 0) return;
+#if HAS_KERNELS
+    if (dev.cuda) {
+        Scratch scratch(b.rows * sizeof(DistillSums) / sizeof(float), dev);
+        DistillSums* token = reinterpret_cast<DistillSums*>(scratch.data);
+        distill_tokens(token, b, tokens, c, dev);
+        LAUNCH(distill_sums_kernel, 1, DISTILL_SUMS, 0, dev.stream, reinterpret_cast<double*>(sums),
+               reinterpret_cast<const double*>(token), (int)b.rows);
+        return;
+    }
+#endif
+    std::vector<DistillSums> token(b.rows);
+    distill_tokens(token.data(), b, tokens, c, dev);
+    for (const DistillSums& t : token)
+        distill_sums_add(reinterpret_cast<double*>(sums), reinterpret_cast<const double*>(&t));
 }

@@ -102,6 +102,8 @@ OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder
 OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
+OPT(std::string, against, "", "", IN_EVAL, "the reference: a Hugging Face folder or .gguf file with the same vocabulary, the full precision of --model as a rule; measured is how far --model is from it, by token, completion and layer") \
+OPT(std::string, traces, "", "", IN_EVAL, "with --against: JSONL with `prompt` and `completion`, such as the completions.jsonl of a run, whose completions are scored by both models; --eval_n: at most so many") \
 OPT(std::string, config, "", "", IN_ALL, "JSON file with the same keys as these flags; a flag wins over the file") \
 OPT(std::string, format, "", "", IN_EXPORT | IN_QUANTIZE, "what to write: hf, compressed-tensors, int-quantized, gptq, gptq_v2, awq, bnb-nf4; export also gguf, or gguf:TYPE such as gguf:Q4_0; quantize, unless given: what holds the quantizer best") \
 GROUP("quantization") \
@@ -613,6 +615,9 @@ inline void check_options(const Options& o) {
     if (o.temperature == 0 && o.min_p > 0)
         fail_usage("--min_p %s does nothing at --temperature 0, which takes the likeliest token; leave one out",
                    double_text(o.min_p).c_str());
+    if (!o.traces.empty() && o.against.empty())
+        fail_usage("--traces %s: two models score them; name the reference with --against",
+                   printable(o.traces).c_str());
     stop_strings_parse(o.stop_strings);
     if (o.command == COMMAND_COMPARE && o.arguments.size() < 2)
         fail_usage(

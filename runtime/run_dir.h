@@ -1,6 +1,6 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json, and summary.json, which is there when the
-// run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
+// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json or (--against) drift.json, and
+// summary.json, which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
 // and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
@@ -23,7 +23,7 @@
 
 static constexpr const char* run_dir_files[] = {"config.json",      "metrics.jsonl",          "completions.jsonl",
                                                 "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",
-                                                "results.json"};
+                                                "results.json",     "drift.json"};
 
 struct RunDir {
     std::string path;

@@ -212,7 +212,10 @@ static void expect_reference(const BlockInput& in, const DistillConfig& c, const
         ref.rest_mass += t.rest_mass, ref.support += t.support;
         for (double lp : log_softmax(doubles(z, in.V), c.temperature)) ref.entropy -= std::exp(lp) * lp;
         for (double lp : log_softmax(doubles(u, in.V), c.temperature)) ref.teacher_entropy -= std::exp(lp) * lp;
-        ref.agree += std::max_element(z, z + in.V) - z == std::max_element(u, u + in.V) - u;
+        const int64_t first = std::max_element(z, z + in.V) - z, teacher_first = std::max_element(u, u + in.V) - u;
+        ref.agree += first == teacher_first;
+        ref.right += first == in.targets[i], ref.teacher_right += teacher_first == in.targets[i];
+        ref.teacher_cross_entropy -= log_softmax(doubles(u, in.V), c.temperature)[in.targets[i]];
     }
     const double unit = 3e-6 * std::max(1.0, (double)scale) * (double)in.rows;  // an lse is known to its last place
     const DistillSums& s = got.sums;
@@ -224,6 +227,9 @@ static void expect_reference(const BlockInput& in, const DistillConfig& c, const
     EXPECT_NEAR(s.rest_mass, ref.rest_mass, unit) << what;
     EXPECT_EQ(s.support, ref.support) << what;
     EXPECT_EQ(s.agree, ref.agree) << what;
+    EXPECT_EQ(s.right, ref.right) << what;
+    EXPECT_EQ(s.teacher_right, ref.teacher_right) << what;
+    EXPECT_NEAR(s.teacher_cross_entropy, ref.teacher_cross_entropy, unit) << what;
     EXPECT_EQ(s.tokens, (double)in.rows) << what;
     if (got.dlogits.empty()) return;
     if (in.V == 1) {
@@ -241,6 +247,40 @@ TEST(Distill, LossAndGradientAgreeWithFloat64) {
         for (const Backend& run : all_backends()) {
             if (run.order > 0) continue;
             expect_reference(in, c, run_loss(in, c, run), 4.0f, text(c, run.name));
+        }
+}
+
+// each token's own numbers are those that a batch of it alone has
+TEST(Distill, TokensAloneAreWhatTheSumsAdd) {
+    BlockInput in = block_input(6, 67, 4.0f);
+    for (int i = 0; i < 6; i++) {  // two tokens that the student has right, three that the teacher has
+        const float *z = in.logits.data() + i * 67, *u = in.teacher.data() + i * 67;
+        if (i < 2) in.targets[i] = (int)(std::max_element(z, z + 67) - z);
+        else if (i < 5) in.targets[i] = (int)(std::max_element(u, u + 67) - u);
+    }
+    for (const DistillConfig& c : configs({{0, 1.0}, {5, 1.0}}, {2.0}, {0.5}))
+        for (const Backend& run : all_backends()) {
+            select_backend(run);
+            const int64_t stride = logit_stride(67);
+            TestBuffer<float> logits(padded(in.logits, 6, 67), run.dev), teacher(padded(in.teacher, 6, 67), run.dev);
+            TestBuffer<int> targets(in.targets, run.dev);
+            TestBuffer<double> weights(in.weights, run.dev);
+            TestBuffer<DistillSums> token(6, run.dev), sums(1, run.dev);
+            const DistillTokens tokens = {weights.data, targets.data};
+            distill_tokens(token.data, {0, 6, 67, {logits.data, stride}, {teacher.data, stride}, {}}, tokens, c,
+                           run.dev);
+            double right = 0.0, teacher_right = 0.0;
+            for (int i = 0; i < 6; i++) {
+                distill_sums_reset(sums.data, run.dev);
+                LogitBlock row = {i, 1, 67, {logits.data + i * stride, stride}, {teacher.data + i * stride, stride},
+                                  {}};
+                distill_loss(sums.data, row, tokens, c, run.dev);
+                const DistillSums got = token.get()[i], alone = sums.get()[0];
+                EXPECT_EQ(memcmp(&got, &alone, sizeof(DistillSums)), 0) << text(c, run.name) << ": token " << i;
+                right += got.right, teacher_right += got.teacher_right;
+            }
+            EXPECT_GE(right, 2.0) << text(c, run.name);
+            EXPECT_GE(teacher_right, 3.0) << text(c, run.name);
         }
 }
 
