@@ -127,6 +127,11 @@ struct AnswerParser {
                     kids.insert(kids.end(), nodes[k].kids.begin(), nodes[k].kids.end());
                     from_pm = true;
                 } else {
+                    const AnswerNode* last = kids.empty() ? nullptr : &nodes[kids.back()];
+                    if (last && last->kind == '=' && last->s == "#" && is_constant(k)) {  // x \ne 1, 2
+                        const std::string names = last->names;
+                        k = named_relation({last->kids[0], k}, "#", names);
+                    }
                     kids.push_back(k);
                 }
             }
@@ -418,9 +423,22 @@ struct AnswerParser {
         return strchr(")}]!a|c", last.kind) != nullptr;
     }
 
+    // one past \frac{\text{km}}{\text{h}^2} at token i; i: it is none
+    size_t unit_fraction_end(size_t i) const {
+        if (!is(i, end, 'c') || t[i].s != "frac") return i;
+        size_t q = i + 1;
+        for (int k = 0; k < 2; k++) {
+            if (!is(q, end, '{') || !(is(q + 1, end, 'w') || (is(q + 1, end, 'v') && t[q + 1].text))) return i;
+            if (find_top(q + 1, match[q], "+-*/=<>(") < match[q]) return i;
+            q = match[q] + 1;
+        }
+        return q;
+    }
+
     bool unit_here() const {
         if (p >= end) return false;
         const AnswerToken& k = t[p];
+        if (unit_fraction_end(p) > p) return true;
         if (k.kind == '(') return t[p + 1].kind == 'w' && find_top(p + 1, match[p], "n+-*/^vc") == match[p];
         return k.kind == 'w' || (k.kind == 'v' && k.text && k.s != "e" && k.s != "i");
     }
@@ -435,7 +453,9 @@ struct AnswerParser {
             else if (is(p + 1, end, '-') && is(p + 2, end, 'n')) p += 3;
         };
         while (p < end) {
-            if (unit_here()) {
+            if (unit_fraction_end(p) > p) {
+                p = unit_fraction_end(p);
+            } else if (unit_here()) {
                 p = t[p].kind == '(' ? match[p] + 1 : p + 1;
                 skip_power();
             } else if (strchr("/*.-", t[p].kind) && p + 1 < end &&
@@ -447,6 +467,15 @@ struct AnswerParser {
             }
         }
         return !(starts_factor() || is(p, end, 'n'));
+    }
+
+    // what the word at p multiplies the number before it with: 5 million; null: nothing
+    const char* scale_word() const {
+        static const std::map<std::string, const char*> scales = {
+            {"hundred", "100"}, {"thousand", "1000"}, {"million", "1e6"}, {"billion", "1e9"}, {"trillion", "1e12"}};
+        if (p == 0 || !is(p, end, 'w') || !strchr("nw", t[p - 1].kind)) return nullptr;
+        const auto known = scales.find(t[p].s);
+        return known == scales.end() ? nullptr : known->second;
     }
 
     int term() {
@@ -466,9 +495,14 @@ struct AnswerParser {
                     if (!units()) return -1;
                     break;
                 }
-                int k = power();
+                const bool function = is(p, end, 'v') && is(p + 1, end, '(') && !t[p + 1].space && !t[p].text &&
+                                      in_word_list(" f g h F G ", t[p].s);
+                int k = function ? unknown_function() : power();
                 if (k < 0) return -1;
                 kids.push_back(k);
+            } else if (scale_word()) {
+                kids.push_back(number(scale_word()));
+                p++;
             } else if (unit_here()) {
                 if (!units()) return -1;
                 break;
@@ -534,6 +568,16 @@ struct AnswerParser {
             entries.push_back(add('+', terms));
         }
         return add('M', entries, nodes[nodes[kids[0]].kind == '-' ? nodes[kids[0]].kids[0] : kids[0]].s);
+    }
+
+    // f(2x) is no product
+    int unknown_function() {
+        const std::string f = t[p++].s;
+        const int id = list(p + 1, match[p]);
+        p = match[p] + 1;
+        if (id < 0) return -1;
+        const std::vector<int> arguments = nodes[id].kind == ',' ? nodes[id].kids : std::vector<int>{id};
+        return add('f', arguments, "of " + f);
     }
 
     int argument() { return is(p, end, 'n') ? number(t[p++].s) : is(p, end, 'v') ? variable(t[p++].s) : primary(); }
@@ -686,7 +730,7 @@ struct AnswerParser {
                 int fraction = add('*', {number(t[p].s), add('/', {number(t[p + 2].s)})});
                 p += 3;
                 id = add('+', {id, fraction});
-            } else if (whole && is(p, end, 'c') && t[p].s == "frac") {  // 1\frac{3}{4}
+            } else if (whole && is(p, end, 'c') && t[p].s == "frac" && unit_fraction_end(p) == p) {  // 1\frac{3}{4}
                 int fraction = structure();
                 if (fraction < 0) return depth--, -1;
                 int inverse = nodes[fraction].kids[1];
@@ -741,6 +785,9 @@ struct AnswerParser {
                 p = k == 'o' ? p + 1 : is(p + 1, end, '{') ? match[p + 1] + 1 : p + 2;
                 if (is(p, end, 'v') && (t[p].s == "C" || t[p].s == "F")) p++;
                 if (trig > 0) id = add('*', {id, add('p', {}), add('/', {number("180")})});
+            } else if (k == 'w' && t[p - 1].kind == 'n' && (t[p].s == "squared" || t[p].s == "cubed")) {
+                if (exponent >= 0) return depth--, -1;
+                exponent = number(t[p++].s == "squared" ? "2" : "3");
             } else if (k == '^' || k == 'X') {
                 p++;
                 bool negative = false;
@@ -814,6 +861,17 @@ inline void mark_units_and_functions(std::vector<AnswerToken>& t, bool plain) {
     }
 }
 
+// 7:30 a.m. and 7:30 p.m. as words
+inline void join_half_of_day(std::vector<AnswerToken>& t) {
+    size_t n = t.size();
+    while (n > 0 && t[n - 1].kind == '.') n--;
+    if (n < 4 || t[n - 1].s != "m" || t[n - 2].kind != '.' || t[n - 4].kind != 'n') return;
+    if (t[n - 3].s != "a" && t[n - 3].s != "p") return;
+    t[n - 3].kind = 'w';
+    t[n - 3].s += "m";
+    t.resize(n - 2);
+}
+
 inline ParsedAnswer parse_answer(const std::string& text, bool list_commas = false) {
     ParsedAnswer a;
     if (text.size() > answer_max_bytes) return a;
@@ -827,6 +885,7 @@ inline ParsedAnswer parse_answer(const std::string& text, bool list_commas = fal
     a.bare_commas = lx.bare_commas;
     a.tokens = lx.tokens;
     std::vector<AnswerToken>& t = a.tokens;
+    join_half_of_day(t);
     a.plain = text.find_first_of("$\\") == std::string::npos;
     mark_units_and_functions(t, a.plain);
     AnswerParser parser(a.nodes);

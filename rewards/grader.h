@@ -31,11 +31,11 @@ inline bool equal_in_order(AnswerComparison& c, const std::vector<int>& g, const
 inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const std::vector<int>& p, bool counted) {
     if (counted && g.size() == p.size()) {
         std::vector<bool> used(p.size(), false);
+        auto take = [&](int x, size_t k) { return !used[k] && equal_answers(c, x, p[k]) && (used[k] = true); };
         for (size_t i = 0; i < g.size(); i++) {
-            size_t k = i;  // most lists come in the same order
-            for (size_t n = 0; n < p.size() && (used[k] || !equal_answers(c, g[i], p[k])); n++) k = n;
-            if (used[k] || !equal_answers(c, g[i], p[k])) return false;
-            used[k] = true;
+            bool found = take(g[i], i);  // most lists come in the same order
+            for (size_t k = 0; k < p.size() && !found; k++) found = k != i && take(g[i], k);
+            if (!found) return false;
         }
         return true;
     }
@@ -224,6 +224,8 @@ inline bool equal_answers(AnswerComparison& c, int gold, int pred) {
     if (g.kind == 'b' || p.kind == 'b') return g.kind == p.kind && g.s == p.s;
     if (strchr("UID", g.kind) || strchr("UID", p.kind)) {
         if (g.kind == 'D' && p.kind == 'D') return equal_in_order(c, g.kids, p.kids);
+        const AnswerNode& list = g.kind == ',' ? g : p;  // "x < 0 and x > 1" is nothing at all
+        if (list.s == "and" && c.nodes[list.kids[0]].kind == '=') return false;
         bool alike = g.kind == p.kind || (g.kind == 'U' && p.kind == ',') || (g.kind == ',' && p.kind == 'U');
         return alike && equal_as_sets(c, g.kids, p.kids, false);
     }
@@ -294,8 +296,14 @@ inline bool is_empty_set(const ParsedAnswer& a) {
                folded_words(a));
 }
 
-inline bool compare_parsed(const ParsedAnswer& gold, const ParsedAnswer& pred) {
+// what is left of `work` is the next comparison's
+inline bool compare_parsed(const ParsedAnswer& gold, const ParsedAnswer& pred, int64_t& work) {
     AnswerComparison c;
+    struct Rest {
+        int64_t &rest, &left;
+        ~Rest() { rest = left; }
+    } rest{work, c.work};
+    c.work = work;
     c.nodes = gold.nodes;
     int base = (int)gold.nodes.size();
     for (AnswerNode n : pred.nodes) {
@@ -315,7 +323,11 @@ inline bool compare_parsed(const ParsedAnswer& gold, const ParsedAnswer& pred) {
 // the letter of a choice: C, (C), "(C) 12", "C. twelve"; 0 if there is none
 inline char choice_letter(const ParsedAnswer& a, bool alone) {
     const std::vector<AnswerToken>& t = a.tokens;
-    size_t b = !t.empty() && t[0].kind == '(';
+    size_t b = 0;
+    while (!alone && b < t.size() && t[b].kind == 'w' &&
+           in_word_list(" the correct option choice answer is letter ", folded_letters(t[b].s)))
+        b++;
+    b += b < t.size() && t[b].kind == '(';
     if (b >= t.size() || t[b].kind != 'v' || t[b].s.size() != 1) return 0;
     char letter = (char)toupper((unsigned char)t[b].s[0]);
     size_t marks = b + 1;
@@ -326,13 +338,22 @@ inline char choice_letter(const ParsedAnswer& a, bool alone) {
     return letter <= 'J' && (all || (marked && !alone)) ? letter : 0;
 }
 
+// 'a' of 7:30 am, 'p' of 7:30 p.m., else 0
+inline char half_of_day(const ParsedAnswer& a) {
+    if (a.tokens.size() < 2 || a.tokens.back().kind != 'w' || a.tokens[0].kind != 'n') return 0;
+    const std::string last = folded_letters(a.tokens.back().s);
+    return last == "am" ? 'a' : last == "pm" ? 'p' : 0;
+}
+
 // `gold` and `prediction` are final answers, perhaps in $...$ or \boxed{...}: use extract_answer() on longer texts.
 inline Verdict grade(const std::string& gold, const std::string& prediction) {
+    int64_t work = answer_work;
     ParsedAnswer g = parse_answer(gold);
     if (g.root < 0) return Verdict::unparsable;
     ParsedAnswer p = parse_answer(prediction);
     if (p.root < 0) return Verdict::wrong;
-    if (g.spelling == p.spelling || compare_parsed(g, p)) return Verdict::correct;
+    if (half_of_day(g) && half_of_day(p) && half_of_day(g) != half_of_day(p)) return Verdict::wrong;
+    if (g.spelling == p.spelling || compare_parsed(g, p, work)) return Verdict::correct;
     if (is_empty_set(g) && is_empty_set(p)) return Verdict::correct;
     if (is_wordy(g) && is_wordy(p) && folded_words(g) == folded_words(p)) return Verdict::correct;
     char letter = choice_letter(g, true);
@@ -341,10 +362,9 @@ inline Verdict grade(const std::string& gold, const std::string& prediction) {
     for (const bool gold_side : {true, false}) {
         const ParsedAnswer &with = gold_side ? g : p, &other = gold_side ? p : g;
         if (!with.bare_commas || other.nodes[other.root].kind != ',') continue;
-        if (other.bare_commas && !gold_side) continue;
         const ParsedAnswer list = parse_answer(gold_side ? gold : prediction, true);
         if (list.root < 0 || list.nodes[list.root].kids.size() < 3) continue;
-        if (gold_side ? compare_parsed(list, p) : compare_parsed(g, list)) return Verdict::correct;
+        if (gold_side ? compare_parsed(list, p, work) : compare_parsed(g, list, work)) return Verdict::correct;
     }
     return Verdict::wrong;
 }

@@ -46,6 +46,7 @@
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
     CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                   \
+    CMD(GRADE, grade, false, "are these answers right? JSON lines in and out")                   \
     CMD(EXPORT, export, false, "a model as a file that other tools load")                        \
     CMD(BENCH, bench, false, "speed of this machine, of the operators and of whole steps")
 
@@ -88,8 +89,8 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 // clang-format off
 #define OPTION_TABLE(GROUP, OPT) \
 GROUP("files") \
-OPT(std::string, model, "", "", IN_ALL & ~IN_BENCH, "Hugging Face folder or .gguf file; empty: the embedded model") \
-OPT(std::string, tokenizer, "", "", IN_ALL & ~IN_BENCH, "folder or tokenizer.json; empty: the one beside the model") \
+OPT(std::string, model, "", "", IN_ALL & ~IN_BENCH & ~IN_GRADE, "Hugging Face folder or .gguf file; empty: the embedded model") \
+OPT(std::string, tokenizer, "", "", IN_ALL & ~IN_BENCH & ~IN_GRADE, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL to train on; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL of held-out problems; empty: the embedded task's") \
 OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
