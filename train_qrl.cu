@@ -6,6 +6,7 @@
 #include "commands/eval.cuh"         // eval_command: accuracy on held-out problems
 #include "commands/export.cuh"       // export_command: a file for other tools
 #include "commands/generate.cuh"     // generate_command: complete a prompt
+#include "commands/grade.cuh"        // grade_command: are these answers right?
 #include "commands/grpo.cuh"         // grpo_command: the main job
 #include "commands/quantize.cuh"     // quantize_command: post-training quantization
 #include "commands/sft.cuh"          // sft_command: supervised fine-tuning

@@ -6,6 +6,7 @@
 // The trap: a comma. It separates thousands (1,234), list items (1, 2), coordinates or decimals (2,74); see lex_number.
 // Every byte string has tokens; recursion is only into \text{...} and bounded.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <vector>
 #include "extract.h"
@@ -26,6 +27,7 @@ struct AnswerLexer {
     std::vector<AnswerToken> tokens;
     int brackets = 0, matrices = 0, nesting = 0;
     bool list_commas = false;  // read every comma as a separator
+    size_t list_end = 0;       // commas before here in the text being read separate items: 1,2,100
     bool bare_commas = false;  // out: a comma was read as part of a number
 };
 
@@ -81,12 +83,28 @@ inline void push_token(AnswerLexer& lx, char kind, const std::string& s, bool sp
     lx.tokens.push_back({kind, s, space, text});
 }
 
-// Groups of thousands from s[e] on, appended to number; returns one past them. Groups of three digits after "," (not
-// inside brackets, where it separates coordinates), "{,}", ",\!", "\,", "\!", "~" or one space; the first group has one
-// to three digits and is not 0.
-inline size_t lex_thousands(AnswerLexer& lx, const std::string& s, size_t e, std::string& number) {
+// One past 1,2,100 at s[i] if its commas cannot all separate thousands, or 0 if they can. A group such as 000 is no item
+// of a list, and then the others are not, either.
+inline size_t comma_list_end(const std::string& s, size_t i) {
+    size_t e = digits_end(s, i), first = s.find_first_not_of('0', i);
+    bool number = first < e && e - first <= 3;
+    while (e + 1 < s.size() && s[e] == ',' && is_ascii_digit(s[e + 1])) {
+        const size_t b = e + 1;
+        e = digits_end(s, b);
+        if (e - b == 3 && s[b] == '0') return 0;
+        number = number && e - b == 3;
+    }
+    return number ? 0 : e;
+}
+
+// Groups of thousands from s[e] on, appended to number, whose digits begin at s[i]; returns one past them. Groups of
+// three digits after "," (not inside brackets, where it separates coordinates), "{,}", ",\!", "\,", "\!", "~" or one
+// space; the first group has one to three digits and is not 0. Exponents and subscripts have none: 2^3 125.
+inline size_t lex_thousands(AnswerLexer& lx, const std::string& s, size_t i, size_t e, std::string& number) {
     size_t zeros = number.find_first_not_of('0');
+    if (i >= lx.list_end) lx.list_end = std::max(lx.list_end, comma_list_end(s, i));
     if (zeros == std::string::npos || number.size() - zeros > 3) return e;
+    if (!lx.tokens.empty() && strchr("^_X", lx.tokens.back().kind)) return e;
     for (;;) {
         size_t p = e;
         bool comma = p < s.size() && s[p] == ',', bare = false;
@@ -103,7 +121,7 @@ inline size_t lex_thousands(AnswerLexer& lx, const std::string& s, size_t e, std
             p += 2;
         }
         size_t q = digits_end(s, p);
-        if (p == e || q != p + 3 || (bare && (lx.brackets > 0 || lx.list_commas))) return e;
+        if (p == e || q != p + 3 || (bare && (lx.brackets > 0 || lx.list_commas || e < lx.list_end))) return e;
         if (!comma && q < s.size() && s[q] == '/') return e;  // 7 345/400
         lx.bare_commas = lx.bare_commas || bare;
         number += s.substr(p, 3);
@@ -135,7 +153,7 @@ inline size_t lex_decimals(const std::string& s, size_t e, std::string& number) 
 inline size_t lex_number(AnswerLexer& lx, const std::string& s, size_t i, bool space, bool text) {
     size_t e = digits_end(s, i);
     std::string number = s.substr(i, e - i);
-    e = lex_thousands(lx, s, e, number);
+    e = lex_thousands(lx, s, i, e, number);
     e = lex_decimals(s, e, number);
     if (number[0] == '.') number = "0" + number;
     if (e < s.size() && (s[e] == 'e' || s[e] == 'E') && number.find('r') == std::string::npos) {
@@ -175,6 +193,9 @@ inline bool is_math_function(const std::string& name) {
     return in_word_list(" sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt ", name);
 }
 
+// functions of a list: gcd(m, n), \max\{a, b\}
+inline bool is_list_function(const std::string& name) { return in_word_list(" gcd lcm max min floor ceil abs ", name); }
+
 inline void lex_letters(AnswerLexer& lx, const std::string& run, bool space, bool text) {
     std::string low = run;
     for (char& c : low)
@@ -185,7 +206,7 @@ inline void lex_letters(AnswerLexer& lx, const std::string& run, bool space, boo
     else if (is_math_function(run)) push_token(lx, 'c', run, space, text);
     else if (run == "pi") push_token(lx, 'c', "pi", space, text);
     else if (low == "infinity" || low == "inf") push_token(lx, 'c', "infty", space, text);
-    else if (text || looks_like_word(run)) push_token(lx, 'w', run, space, text);
+    else if (text || looks_like_word(run) || is_list_function(run)) push_token(lx, 'w', run, space, text);
     else
         for (size_t i = 0; i < run.size(); i++) push_token(lx, 'v', run.substr(i, 1), space && i == 0, text);
 }
@@ -237,7 +258,14 @@ inline void lex_group(AnswerLexer& lx, const std::string& s, size_t& p, const st
     std::string content;
     if (name == "R" || (name == "mathbb" && (text_at(s, p, "{R}") || text_at(s, p, " R")))) {
         if (name != "R") p += text_at(s, p, "{R}") ? 3 : 2;
-        lex_answer(lx, "(-\\infty,\\infty)", false);
+        const char* interval = "(-\\infty,\\infty)";
+        for (const char* positive : {"^+", "^{+}", "_+", "_{+}", "_{>0}", "_{> 0}"}) {
+            if (!text_at(s, p, positive)) continue;
+            p += strlen(positive);
+            interval = "(0,\\infty)";
+            break;
+        }
+        lex_answer(lx, interval, false);
     } else if (command_argument(s, p, content) && lx.nesting < 8) {
         bool words =
             !in_word_list(" mathbf mathit mathcal mathfrak boldsymbol pmb underline boxed fbox bm mathbb ", name);
@@ -294,8 +322,10 @@ inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool 
         push_token(lx, 'c', "binom", space, text);
     } else if (name == "emptyset" || name == "varnothing") {
         push_token(lx, 'c', "emptyset", space, text);
-    } else if (is_math_function(name) || in_word_list(" pi infty lfloor rfloor lceil rceil ", name)) {
+    } else if (is_math_function(name) || in_word_list(" pi infty lfloor rfloor lceil rceil gcd max min lcm ", name)) {
         push_token(lx, 'c', name, space, text);
+    } else if (in_word_list(" pmod bmod mod ", name)) {
+        push_token(lx, 'c', "mod", space, text);
     } else if (in_word_list(" overline bar vec hat widehat tilde dot ddot overrightarrow overarc widetilde ", name)) {
         bool braced = argument(content);
         push_token(lx, 'v', "\\" + name + (braced ? content : ""), space, text);
@@ -308,6 +338,8 @@ inline size_t lex_command(AnswerLexer& lx, const std::string& s, size_t i, bool 
 
 inline void lex_answer(AnswerLexer& lx, const std::string& s, bool text) {
     bool space = false;
+    const size_t outer_list = lx.list_end;
+    lx.list_end = 0;
     for (size_t i = 0; i < s.size();) {
         unsigned char c = (unsigned char)s[i];
         char next = i + 1 < s.size() ? s[i + 1] : 0;
@@ -348,4 +380,5 @@ inline void lex_answer(AnswerLexer& lx, const std::string& s, bool text) {
         }
         space = false;
     }
+    lx.list_end = outer_list;
 }

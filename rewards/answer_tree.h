@@ -115,9 +115,11 @@ struct AnswerParser {
         if (++depth > answer_max_depth) return depth--, -1;
         const char* separators = find_top(lo, hi, ";") < hi ? ";" : ",";
         std::vector<int> kids;
+        std::string joined;  // "or", "and", or else commas
         bool from_pm = false;
         for (size_t i = lo; i <= hi && kids.size() <= answer_max_items;) {
             size_t e = find_top(i, hi, separators);
+            if (e < hi && t[e].s.size() > 1) joined = t[e].s;
             if (e > i) {
                 int k = *separators == ';' ? list(i, e) : item(i, e);
                 if (k < 0) return depth--, -1;
@@ -125,6 +127,11 @@ struct AnswerParser {
                     kids.insert(kids.end(), nodes[k].kids.begin(), nodes[k].kids.end());
                     from_pm = true;
                 } else {
+                    const AnswerNode* last = kids.empty() ? nullptr : &nodes[kids.back()];
+                    if (last && last->kind == '=' && last->s == "#" && is_constant(k)) {  // x \ne 1, 2
+                        const std::string names = last->names;
+                        k = named_relation({last->kids[0], k}, "#", names);
+                    }
                     kids.push_back(k);
                 }
             }
@@ -133,7 +140,48 @@ struct AnswerParser {
         depth--;
         if (kids.empty() || kids.size() > answer_max_items) return -1;
         if (kids.size() == 1 && !from_pm) return kids[0];
-        return add(',', kids);
+        return add(',', kids, joined);
+    }
+
+    // The label (a), (b), ... or (i), (ii), ... or (1), (2), ... of a part at token i: its number from 1 on in the style
+    // of that letter, or 0
+    int part_label(size_t i, size_t hi, char style) const {
+        if (!is(i, hi, '(') || i + 2 >= hi) return 0;
+        std::string s;
+        for (size_t k = i + 1; k < match[i]; k++) s += t[k].s;
+        if (style == 'a') return s.size() == 1 && s[0] >= 'a' && s[0] <= 'h' ? s[0] - 'a' + 1 : 0;
+        if (style == '1') return s.size() == 1 && s[0] >= '1' && s[0] <= '9' ? s[0] - '0' : 0;
+        static const char* const roman[] = {"i", "ii", "iii", "iv", "v", "vi"};
+        for (int k = 0; k < 6; k++)
+            if (s == roman[k]) return k + 1;
+        return 0;
+    }
+
+    // "(a) 5 (b) 7" is the tuple (5, 7); -1: the tokens are no such parts
+    int parts(size_t lo, size_t hi) {
+        for (char style : {'a', 'i', '1'}) {
+            if (part_label(lo, hi, style) != 1) continue;
+            std::vector<int> kids;
+            size_t from = match[lo] + 1;
+            for (size_t i = from; i <= hi; i++) {
+                const bool next = i < hi && part_label(i, hi, style) == (int)kids.size() + 2;
+                if (next || i == hi) {
+                    size_t end_of_part = i;
+                    trim(from, end_of_part);
+                    const int k = from < end_of_part ? list(from, end_of_part) : -1;
+                    if (k < 0 || nodes[k].kind == 'T') return -1;
+                    kids.push_back(k);
+                    from = i < hi ? match[i] + 1 : hi;
+                }
+                if (i < hi && match[i] > i) i = match[i];
+            }
+            if (kids.size() < 2) continue;
+            const int tuple = add('(', kids);
+            nodes[tuple].open = '(';
+            nodes[tuple].close = ')';
+            return tuple;
+        }
+        return -1;
     }
 
     // Words without a meaning in front of an answer ("the answer is about", "USD") and stray marks at both ends.
@@ -147,11 +195,15 @@ struct AnswerParser {
                               " equals therefore so thus usd rs eur us inr hk ",
                               low);
             bool mark = strchr(".?*X:,;=", t[lo].kind) != nullptr;
-            if (!filler && !mark) break;
+            const bool label = t[lo].kind == 'w' && is(lo + 1, hi, ':') && lo + 2 < hi && strchr("n-", t[lo + 2].kind);
+            if (!filler && !mark && !label) break;
             if (filler && lo + 1 == hi) break;
             lo++;
         }
+        const size_t marked = hi;
         while (hi > lo && strchr(".?*X:,;", t[hi - 1].kind)) hi--;
+        const bool cut_off = hi + 2 <= marked && is(hi, marked, '.') && is(hi + 1, marked, '.');  // "2.74 a.."
+        if (cut_off && hi > lo + 1 && strchr("vw", t[hi - 1].kind) && t[hi - 1].space && is(hi - 2, hi, 'n')) hi--;
     }
 
     // One item: a relation, an expression, or text. \pm makes a list of two.
@@ -326,6 +378,22 @@ struct AnswerParser {
         return add('-', {id});
     }
 
+    // a \pmod{m}, or a (mod m): what follows a, which is `id`
+    int modulo(int id) {
+        const bool in_brackets =
+            is(p, end, '(') && p + 1 < end && (t[p + 1].s == "mod" || (is(p + 1, end, 'w') && t[p + 1].s == "modulo"));
+        if (id < 0 || !(in_brackets || (is(p, end, 'c') && t[p].s == "mod"))) return id;
+        const size_t last = in_brackets ? match[p] : 0;
+        p += in_brackets ? 2 : 1;
+        if (!in_brackets) {
+            const int m = argument();
+            return m < 0 ? -1 : add('f', {id, m}, "mod");
+        }
+        const int m = expr(p, last);
+        p = last + 1;
+        return m < 0 ? -1 : add('f', {id, m}, "mod");
+    }
+
     int sum() {
         std::vector<int> kids;
         do {
@@ -335,17 +403,42 @@ struct AnswerParser {
             if (k < 0) return -1;
             kids.push_back(negative ? negate(k) : k);
         } while (p < end && strchr("+-PM", t[p].kind));
-        return kids.size() == 1 ? kids[0] : add('+', kids);
+        return modulo(kids.size() == 1 ? kids[0] : matrix_sum(kids));
     }
 
     bool starts_factor() const {
-        return p < end &&
-               (strchr("v([{A|", t[p].kind) || (t[p].kind == 'c' && t[p].s != "rfloor" && t[p].s != "rceil"));
+        if (p >= end || (is(p, end, '(') && is(p + 1, end, 'w') && t[p + 1].s == "mod")) return false;
+        return strchr("v([{AB|", t[p].kind) || (t[p].kind == 'c' && !in_word_list(" rfloor rceil mod ", t[p].s));
+    }
+
+    // Is the number at p a factor of what stands before it? After a power, root, factorial, \pi or bracket it is; after
+    // a number, a percent or a degree sign it is not; after a variable (x2 may be x_2 or x^2) only with a space or if it
+    // has a power itself: n2^n.
+    bool number_is_factor(int before) const {
+        if (!is(p, end, 'n') || p == 0) return false;
+        const AnswerToken& last = t[p - 1];
+        if (is(p + 1, end, '\'')) return false;  // minutes of arc
+        if (last.kind == 'v') return nodes[before].kind == '^' || t[p].space || is(p + 1, end, '^');
+        if (last.kind == 'n') return nodes[before].kind == '^' || (nodes[before].kind == 'f' && t[p].space);
+        return strchr(")}]!a|c", last.kind) != nullptr;
+    }
+
+    // one past \frac{\text{km}}{\text{h}^2} at token i; i: it is none
+    size_t unit_fraction_end(size_t i) const {
+        if (!is(i, end, 'c') || t[i].s != "frac") return i;
+        size_t q = i + 1;
+        for (int k = 0; k < 2; k++) {
+            if (!is(q, end, '{') || !(is(q + 1, end, 'w') || (is(q + 1, end, 'v') && t[q + 1].text))) return i;
+            if (find_top(q + 1, match[q], "+-*/=<>(") < match[q]) return i;
+            q = match[q] + 1;
+        }
+        return q;
     }
 
     bool unit_here() const {
         if (p >= end) return false;
         const AnswerToken& k = t[p];
+        if (unit_fraction_end(p) > p) return true;
         if (k.kind == '(') return t[p + 1].kind == 'w' && find_top(p + 1, match[p], "n+-*/^vc") == match[p];
         return k.kind == 'w' || (k.kind == 'v' && k.text && k.s != "e" && k.s != "i");
     }
@@ -360,7 +453,9 @@ struct AnswerParser {
             else if (is(p + 1, end, '-') && is(p + 2, end, 'n')) p += 3;
         };
         while (p < end) {
-            if (unit_here()) {
+            if (unit_fraction_end(p) > p) {
+                p = unit_fraction_end(p);
+            } else if (unit_here()) {
                 p = t[p].kind == '(' ? match[p] + 1 : p + 1;
                 skip_power();
             } else if (strchr("/*.-", t[p].kind) && p + 1 < end &&
@@ -372,6 +467,15 @@ struct AnswerParser {
             }
         }
         return !(starts_factor() || is(p, end, 'n'));
+    }
+
+    // what the word at p multiplies the number before it with: 5 million; null: nothing
+    const char* scale_word() const {
+        static const std::map<std::string, const char*> scales = {
+            {"hundred", "100"}, {"thousand", "1000"}, {"million", "1e6"}, {"billion", "1e9"}, {"trillion", "1e12"}};
+        if (p == 0 || !is(p, end, 'w') || !strchr("nw", t[p - 1].kind)) return nullptr;
+        const auto known = scales.find(t[p].s);
+        return known == scales.end() ? nullptr : known->second;
     }
 
     int term() {
@@ -386,14 +490,19 @@ struct AnswerParser {
                 if (k < 0) return -1;
                 if (negative) k = add('-', {k});
                 kids.push_back(inverse ? add('/', {k}) : k);
-            } else if (first || starts_factor() || (is(p, end, 'n') && nodes[kids.back()].kind == '+')) {  // (n-2) 2^n
+            } else if (first || starts_factor() || number_is_factor(kids.back())) {
                 if (!first && unit_here()) {
                     if (!units()) return -1;
                     break;
                 }
-                int k = power();
+                const bool function = is(p, end, 'v') && is(p + 1, end, '(') && !t[p + 1].space && !t[p].text &&
+                                      in_word_list(" f g h F G ", t[p].s);
+                int k = function ? unknown_function() : power();
                 if (k < 0) return -1;
                 kids.push_back(k);
+            } else if (scale_word()) {
+                kids.push_back(number(scale_word()));
+                p++;
             } else if (unit_here()) {
                 if (!units()) return -1;
                 break;
@@ -401,7 +510,74 @@ struct AnswerParser {
                 break;
             }
         }
-        return kids.size() == 1 ? kids[0] : add('*', kids);
+        return kids.size() == 1 ? kids[0] : matrix_product(kids);
+    }
+
+    // The rows and columns of a matrix node (no determinant); false: it is none
+    bool shape(int id, int& rows, int& columns) const {
+        return nodes[id].kind == 'M' && sscanf(nodes[id].s.c_str(), "%dx%d", &rows, &columns) == 2;
+    }
+
+    // The product of matrices and numbers, multiplied out while it is small; without a matrix a product
+    int matrix_product(const std::vector<int>& kids) {
+        int id = kids[0], rows = 0, columns = 0, more_rows = 0, more_columns = 0;
+        bool any = false;
+        for (int k : kids) any = any || shape(k, rows, columns);
+        if (!any || kids.size() > 4) return add('*', kids);
+        for (size_t k = 1; k < kids.size(); k++) {
+            const bool left = shape(id, rows, columns), right = shape(kids[k], more_rows, more_columns);
+            if ((left && right && columns != more_rows) || nodes[kids[k]].kind == '/') return add('*', kids);
+            std::vector<int> entries;
+            if (left && right) {
+                if (rows * columns * more_columns > 64) return add('*', kids);
+                for (int r = 0; r < rows; r++)
+                    for (int c = 0; c < more_columns; c++) {
+                        std::vector<int> terms;
+                        for (int i = 0; i < columns; i++) {
+                            const int a = nodes[id].kids[(size_t)(r * columns + i)];
+                            terms.push_back(add('*', {a, nodes[kids[k]].kids[(size_t)(i * more_columns + c)]}));
+                        }
+                        entries.push_back(add('+', terms));
+                    }
+                columns = more_columns;
+            } else if (left || right) {
+                const std::vector<int> old = nodes[left ? id : kids[k]].kids;
+                for (int entry : old) entries.push_back(add('*', {left ? kids[k] : id, entry}));
+                if (right) rows = more_rows, columns = more_columns;
+            }
+            id = entries.empty() ? add('*', {id, kids[k]})
+                                 : add('M', entries, std::to_string(rows) + "x" + std::to_string(columns));
+        }
+        return id;
+    }
+
+    int matrix_sum(const std::vector<int>& kids) {
+        int rows = 0, columns = 0, r = 0, c = 0;
+        auto of = [&](int k, int& n, int& m) { return shape(nodes[k].kind == '-' ? nodes[k].kids[0] : k, n, m); };
+        if (!of(kids[0], rows, columns) || kids.size() > 8) return add('+', kids);
+        for (int k : kids)
+            if (!of(k, r, c) || r != rows || c != columns) return add('+', kids);
+        std::vector<int> entries;
+        for (size_t i = 0; i < (size_t)(rows * columns); i++) {
+            std::vector<int> terms;
+            for (int k : kids) {
+                const bool minus = nodes[k].kind == '-';
+                const int entry = nodes[minus ? nodes[k].kids[0] : k].kids[i];
+                terms.push_back(minus ? add('-', {entry}) : entry);
+            }
+            entries.push_back(add('+', terms));
+        }
+        return add('M', entries, nodes[nodes[kids[0]].kind == '-' ? nodes[kids[0]].kids[0] : kids[0]].s);
+    }
+
+    // f(2x) is no product
+    int unknown_function() {
+        const std::string f = t[p++].s;
+        const int id = list(p + 1, match[p]);
+        p = match[p] + 1;
+        if (id < 0) return -1;
+        const std::vector<int> arguments = nodes[id].kind == ',' ? nodes[id].kids : std::vector<int>{id};
+        return add('f', arguments, "of " + f);
     }
 
     int argument() { return is(p, end, 'n') ? number(t[p++].s) : is(p, end, 'v') ? variable(t[p++].s) : primary(); }
@@ -466,6 +642,7 @@ struct AnswerParser {
             if (b < 0) return -1;
             return f == "binom" ? add('f', {a, b}, "binom") : add('*', {a, add('/', {b})});
         }
+        if (is_list_function(f)) return list_function(f);
         if (f == "lfloor" || f == "lceil") {
             size_t close = p;
             while (close < end && t[close].s != (f == "lfloor" ? "rfloor" : "rceil")) close++;
@@ -474,6 +651,22 @@ struct AnswerParser {
             return x < 0 ? -1 : add('f', {x}, f == "lfloor" ? "floor" : "ceil");
         }
         return -1;
+    }
+
+    // gcd(m, n), \max\{a, b\}, floor(x)
+    int list_function(const std::string& f) {
+        if (p >= end || !strchr("({S[", t[p].kind)) return -1;
+        const size_t lo = p + 1, hi = match[p];
+        p = hi + 1;
+        std::vector<int> kids;
+        for (size_t i = lo, e; i <= hi; i = e + 1) {
+            e = find_top(i, hi, ",;");
+            const int k = expr(i, e);
+            if (k < 0 || kids.size() > 16) return -1;
+            kids.push_back(k);
+        }
+        const bool one = f == "floor" || f == "ceil" || f == "abs";
+        return one == (kids.size() == 1) ? add('f', kids, f) : -1;
     }
 
     int matrix(size_t lo, size_t hi, const std::string& type) {
@@ -537,7 +730,7 @@ struct AnswerParser {
                 int fraction = add('*', {number(t[p].s), add('/', {number(t[p + 2].s)})});
                 p += 3;
                 id = add('+', {id, fraction});
-            } else if (whole && is(p, end, 'c') && t[p].s == "frac") {  // 1\frac{3}{4}
+            } else if (whole && is(p, end, 'c') && t[p].s == "frac" && unit_fraction_end(p) == p) {  // 1\frac{3}{4}
                 int fraction = structure();
                 if (fraction < 0) return depth--, -1;
                 int inverse = nodes[fraction].kids[1];
@@ -592,6 +785,9 @@ struct AnswerParser {
                 p = k == 'o' ? p + 1 : is(p + 1, end, '{') ? match[p + 1] + 1 : p + 2;
                 if (is(p, end, 'v') && (t[p].s == "C" || t[p].s == "F")) p++;
                 if (trig > 0) id = add('*', {id, add('p', {}), add('/', {number("180")})});
+            } else if (k == 'w' && t[p - 1].kind == 'n' && (t[p].s == "squared" || t[p].s == "cubed")) {
+                if (exponent >= 0) return depth--, -1;
+                exponent = number(t[p++].s == "squared" ? "2" : "3");
             } else if (k == '^' || k == 'X') {
                 p++;
                 bool negative = false;
@@ -605,9 +801,11 @@ struct AnswerParser {
                 if (e < 0 || exponent >= 0) id = -1;
                 else exponent = negative ? add('-', {e}) : e;
             } else if (k == '!') {
-                id = add('!', {exponent >= 0 ? add('^', {id, exponent}) : id});
+                const bool twice = is(p + 1, end, '!') && !t[p + 1].space;  // 5!! = 5 * 3 * 1
+                if (twice && is(p + 2, end, '!') && !t[p + 2].space) return depth--, -1;
+                id = add('!', {exponent >= 0 ? add('^', {id, exponent}) : id}, twice ? "!!" : "");
                 exponent = -1;
-                p++;
+                p += twice ? 2 : 1;
             } else if (k == '%') {
                 id = add('%', {exponent >= 0 ? add('^', {id, exponent}) : id});
                 exponent = -1;
@@ -642,7 +840,37 @@ struct ParsedAnswer {
     int decimal_comma = -1;  // "2,74" read as 2.74
     std::string spelling;    // of the tokens: equal spellings are equal answers
     bool bare_commas = false;
+    bool plain = false;  // no $ and no command
 };
+
+// The m of "5 m" and of "2\sqrt{3} m" may be a unit (`weak`: it is dropped where the other answer has no variable); that
+// of "5 m^2" and "5 m/s" is one in plain text, but a variable in a formula (6 m^2) unless it was told apart by \text.
+// Words in front of a bracket that name a function become one.
+inline void mark_units_and_functions(std::vector<AnswerToken>& t, bool plain) {
+    for (size_t i = 0; i < t.size(); i++) {
+        const bool applied = i + 1 < t.size() && strchr("({S[", t[i + 1].kind);
+        if (t[i].kind == 'w' && applied && is_list_function(t[i].s)) t[i].kind = 'c';
+        if (i == 0) continue;
+        const bool last = i + 1 == t.size() || t[i + 1].kind == ',' || t[i + 1].kind == '.';
+        const bool unit = t[i].kind == 'v' && in_word_list(" m s g h L l N J W V K A C F ", t[i].s) && t[i].space &&
+                          (t[i - 1].kind == 'n' || strchr("})c", t[i - 1].kind));
+        t[i].weak = unit && last;
+        const bool composed = unit && i + 1 < t.size() && (t[i + 1].kind == '^' || t[i + 1].kind == '/');
+        if (composed && plain && t[i - 1].kind == 'n') t[i].text = true;
+        if (composed && !plain) t[i].weak = true;
+    }
+}
+
+// 7:30 a.m. and 7:30 p.m. as words
+inline void join_half_of_day(std::vector<AnswerToken>& t) {
+    size_t n = t.size();
+    while (n > 0 && t[n - 1].kind == '.') n--;
+    if (n < 4 || t[n - 1].s != "m" || t[n - 2].kind != '.' || t[n - 4].kind != 'n') return;
+    if (t[n - 3].s != "a" && t[n - 3].s != "p") return;
+    t[n - 3].kind = 'w';
+    t[n - 3].s += "m";
+    t.resize(n - 2);
+}
 
 inline ParsedAnswer parse_answer(const std::string& text, bool list_commas = false) {
     ParsedAnswer a;
@@ -657,14 +885,9 @@ inline ParsedAnswer parse_answer(const std::string& text, bool list_commas = fal
     a.bare_commas = lx.bare_commas;
     a.tokens = lx.tokens;
     std::vector<AnswerToken>& t = a.tokens;
-    for (size_t i = 1; i < t.size(); i++) {  // the m of "5 m"
-        bool last = i + 1 == t.size() || t[i + 1].kind == ',' || t[i + 1].kind == '.';
-        bool unit = t[i].kind == 'v' && in_word_list(" m s g h L l N J W V K A C F ", t[i].s) && t[i].space &&
-                    t[i - 1].kind == 'n';
-        t[i].weak = unit && last;
-        bool composed = unit && i + 1 < t.size() && (t[i + 1].kind == '^' || t[i + 1].kind == '/');
-        if (composed) t[i].text = true;
-    }
+    join_half_of_day(t);
+    a.plain = text.find_first_of("$\\") == std::string::npos;
+    mark_units_and_functions(t, a.plain);
     AnswerParser parser(a.nodes);
     parser.t = t;
     size_t lo = 0, hi = t.size();
@@ -673,8 +896,10 @@ inline ParsedAnswer parse_answer(const std::string& text, bool list_commas = fal
     for (size_t i = lo; i < hi; i++) content = content || strchr("nvwcS", t[i].kind);
     if (!content) return a;
     a.spelling = parser.spelling(lo, hi);
-    if (parser.match_brackets()) a.root = parser.list(lo, hi);
+    if (parser.match_brackets()) a.root = parser.parts(lo, hi);
+    if (a.root < 0 && parser.match_brackets()) a.root = parser.list(lo, hi);
     if (a.root < 0) a.root = parser.add('T', {}, a.spelling);
+    while (hi > lo + 3 && t[hi - 1].kind == 'w') hi--;  // 2,74 euros
     size_t n = lo + (lo < hi && t[lo].kind == '-');
     if (n + 3 == hi && t[n].kind == 'n' && t[n + 1].kind == ',' && t[n + 2].kind == 'n' && !t[n + 2].space &&
         t[n + 1].s != "and") {

@@ -99,6 +99,18 @@ inline ExactInt exact_mul(const ExactInt& a, const ExactInt& b) {
     return r;
 }
 
+// a *= k, in place
+inline void exact_scale(ExactInt& a, uint32_t k) {
+    uint64_t carry = 0;
+    for (uint32_t& limb : a.limb) {
+        carry += (uint64_t)limb * k;
+        limb = (uint32_t)(carry % exact_base);
+        carry /= exact_base;
+    }
+    if (carry) a.limb.push_back((uint32_t)carry);
+    exact_trim(a);
+}
+
 // 10^n
 inline ExactInt exact_power_of_ten(size_t n) { return exact_from_digits("1" + std::string(n, '0')); }
 

@@ -6,272 +6,17 @@
 // - x% equals x and x/100. Units, currency, degrees and \text{} after a number are ignored; "x = 5" equals 5.
 // - Lists and sets without order, tuples and intervals in order with their brackets; \pm is a list of two; unions
 //   without order; matrices by entry; an inequality equals the interval it describes.
-// - Other expressions by their values at a few points (complex doubles, relative 10^-9; where a root, power or
-//   logarithm leaves the real numbers the point does not count). Equations and inequalities up to a constant factor,
-//   likewise.
+// - Unions, inequalities and sets of real numbers by what they hold (answer_sets.h).
+// - Other expressions by their values at points (answer_values.h; where a root, power or logarithm leaves the real
+//   numbers the point does not count). Equations and inequalities up to a constant factor, likewise.
 // - Text by its letters, ignoring case.
 //
 // The trap: a gold answer that cannot be read is a data error. It is `unparsable`, and pays nothing, also when the
 // prediction is the same string. Time is bounded by `work`; nothing throws on any bytes.
 #pragma once
-#include <complex>
-#include "answer_tree.h"
+#include "answer_sets.h"
 
 enum class Verdict { wrong, correct, unparsable };
-
-typedef std::complex<double> Complex;
-
-struct AnswerComparison {
-    AnswerNodes nodes;        // of both answers
-    int64_t work = 20000000;  // limb products and visited nodes left
-    // of the evaluation in progress
-    int point = 0;
-    bool log_base_ten = false, saw_log = false;
-    bool left_reals = false, saw_infinity = false, saw_variable = false;
-    double scale = 0;  // largest intermediate value
-};
-
-// the value of a variable at a point: small at the first three, up to 13 at the next two (\lfloor x/5 \rfloor is not
-// 0), of both signs at the others
-inline double variable_value(const std::string& name, int point) {
-    uint64_t h = 1469598103934665603u + (uint64_t)point * 0x9e3779b97f4a7c15u;  // FNV-1a, then the splitmix64 finalizer
-    for (char c : name) h = (h ^ (unsigned char)c) * 1099511628211u;
-    h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
-    h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
-    h ^= h >> 31;
-    double u = (double)(h >> 12) * 0x1p-52;
-    if (point == 3 || point == 4) return 2 + 11 * u;
-    return (point > 4 && (h & 1) ? -1 : 1) * (0.3 + 1.9 * u);
-}
-
-// The exact value; false: it has none (variables, roots) or it is too long.
-inline bool exact_value(AnswerComparison& c, int id, ExactRatio& r) {
-    const AnswerNode& n = c.nodes[id];
-    ExactRatio a, b;
-    int v = 0, w = 0;
-    if (--c.work < 0) return false;
-    if (n.kind == 'n') {
-        r = n.q;
-        return true;
-    }
-    if (!strchr("-/+*:^!%f", n.kind) || n.kids.empty() || !exact_value(c, n.kids[0], a)) return false;
-    if (n.kind == '-') {
-        r = {exact_negate(a.n), a.d};
-        return true;
-    }
-    if (n.kind == '/') return ratio_inverse(a, r);
-    if (n.kind == '%') return ratio_mul(a, {exact_small(1), exact_small(100)}, r, c.work);
-    if (n.kind == '+' || n.kind == '*') {
-        for (size_t i = 1; i < n.kids.size(); i++) {
-            if (!exact_value(c, n.kids[i], b)) return false;
-            if (!(n.kind == '+' ? ratio_add(a, b, a, c.work) : ratio_mul(a, b, a, c.work))) return false;
-        }
-        r = a;
-        return true;
-    }
-    if (n.kind == '!') {
-        if (!ratio_to_int(a, 300, v) || v < 0) return false;
-        r = {exact_small(1), exact_small(1)};
-        for (int k = 2; k <= v; k++)
-            if (!ratio_mul(r, {exact_small((uint32_t)k), exact_small(1)}, r, c.work)) return false;
-        return true;
-    }
-    if (n.kind == 'f' && n.s == "abs") {
-        r = a;
-        r.n.neg = false;
-        return true;
-    }
-    if (n.kids.size() != 2 || !exact_value(c, n.kids[1], b)) return false;
-    if (n.kind == ':') return ratio_inverse(b, b) && ratio_mul(a, b, r, c.work);
-    if (n.kind == '^') return ratio_to_int(b, 4000, v) && ratio_power(a, v, r, c.work);
-    if (n.s != "binom" || !ratio_to_int(a, 1000, v) || !ratio_to_int(b, 1000, w) || w < 0 || v < w) return false;
-    r = {exact_small(1), exact_small(1)};
-    for (int k = 1; k <= w; k++)
-        if (!ratio_mul(r, {exact_small((uint32_t)(v - w + k)), exact_small((uint32_t)k)}, r, c.work)) return false;
-    return true;
-}
-
-inline Complex function_value(AnswerComparison& c, const AnswerNode& n, Complex x, Complex y) {
-    const double pi = 3.14159265358979323846;
-    const std::string& f = n.s;
-    bool real = x.imag() == 0;
-    if (real) x = x.real();  // +0: a negative zero takes the other branch of the square root
-    if (f == "sqrt" || f == "root") {
-        double index = f == "sqrt" ? 2 : y.real();
-        bool odd = std::fmod(index, 2) == 1;
-        if (real && x.real() < 0 && odd) return -std::pow(-x.real(), 1 / index);
-        c.left_reals = c.left_reals || (real && x.real() < 0);
-        if (f == "sqrt") return std::sqrt(x);
-        return real && x.real() >= 0 ? Complex(std::pow(x.real(), 1 / index)) : std::pow(x, 1 / index);
-    }
-    if (f == "exp") return std::exp(x);
-    if (f == "ln" || f == "lg" || f == "log") {
-        c.left_reals = c.left_reals || (real && x.real() < 0);
-        bool based = n.kids.size() == 2;
-        c.saw_log = c.saw_log || (f == "log" && !based);
-        Complex base = based ? std::log(y) : f == "lg" || (f == "log" && c.log_base_ten) ? std::log(10.0) : 1.0;
-        return (real && x.real() > 0 ? Complex(std::log(x.real())) : std::log(x)) / base;
-    }
-    if (f == "sin") return real ? std::sin(x.real()) : std::sin(x);
-    if (f == "cos") return real ? std::cos(x.real()) : std::cos(x);
-    if (f == "tan") return std::sin(x) / std::cos(x);
-    if (f == "cot") return std::cos(x) / std::sin(x);
-    if (f == "sec") return 1.0 / std::cos(x);
-    if (f == "csc") return 1.0 / std::sin(x);
-    if (f == "arcsin") return real ? Complex(std::asin(x.real())) : std::asin(x);
-    if (f == "arccos") return real ? Complex(std::acos(x.real())) : std::acos(x);
-    if (f == "arctan") return real ? Complex(std::atan(x.real())) : std::atan(x);
-    if (f == "arccot") return real ? Complex(pi / 2 - std::atan(x.real())) : std::atan(1.0 / x);
-    if (f == "arcsec") return std::acos(1.0 / x);
-    if (f == "arccsc") return std::asin(1.0 / x);
-    if (f == "sinh") return std::sinh(x);
-    if (f == "cosh") return std::cosh(x);
-    if (f == "tanh") return std::tanh(x);
-    if (f == "abs") return std::abs(x);
-    if (f == "floor") return std::floor(x.real());
-    if (f == "ceil") return std::ceil(x.real());
-    if (f == "binom")
-        return std::exp(std::lgamma(x.real() + 1) - std::lgamma(y.real() + 1) - std::lgamma(x.real() - y.real() + 1));
-    return NAN;
-}
-
-inline Complex power_value(AnswerComparison& c, Complex x, Complex y) {
-    if (x.imag() == 0) x = x.real();  // +0, as in function_value
-    if (x.imag() == 0 && y.imag() == 0) {
-        if (x.real() >= 0 || y.real() == std::floor(y.real())) return std::pow(x.real(), y.real());
-        c.left_reals = true;
-    } else if (y.imag() == 0 && y.real() == std::floor(y.real()) && std::abs(y.real()) <= 64) {  // i^2 is -1 exactly
-        Complex r = 1;
-        for (int k = (int)std::abs(y.real()); k > 0; k--) r *= x;
-        return y.real() < 0 ? 1.0 / r : r;
-    }
-    return std::pow(x, y);
-}
-
-// The value of an expression at c.point. NaN: it has none.
-inline Complex point_value(AnswerComparison& c, int id) {
-    const AnswerNode& n = c.nodes[id];
-    if (--c.work < 0) return NAN;
-    Complex v = NAN;
-    auto kid = [&](size_t k) { return point_value(c, n.kids[k]); };
-    switch (n.kind) {
-        case 'n':
-            v = ratio_to_double(n.q);
-            break;
-        case 'p':
-            v = 3.14159265358979323846;
-            break;
-        case 'e':
-            v = 2.71828182845904523536;
-            break;
-        case 'i':
-            v = Complex(0, 1);
-            break;
-        case 'v':
-            c.saw_variable = true;
-            v = variable_value(n.s, c.point);
-            break;
-        case 'o':
-            c.saw_infinity = true;
-            return INFINITY;
-        case '+':
-            v = 0;
-            for (size_t k = 0; k < n.kids.size(); k++) v += kid(k);
-            break;
-        case '*':
-            v = 1;
-            for (size_t k = 0; k < n.kids.size(); k++) v *= kid(k);
-            break;
-        case '-':
-            v = -kid(0);
-            break;
-        case '/':
-            v = 1.0 / kid(0);
-            break;
-        case ':':
-            if (n.kids.size() == 2) v = kid(0) / kid(1);
-            break;
-        case '%':
-            v = kid(0) / 100.0;
-            break;
-        case '!':
-            v = std::tgamma(kid(0).real() + 1);
-            break;
-        case '^':
-            v = power_value(c, kid(0), kid(1));
-            break;
-        case 'f':
-            v = function_value(c, n, kid(0), n.kids.size() > 1 ? kid(1) : 0);
-            break;
-        default:
-            break;
-    }
-    c.scale = std::max(c.scale, std::abs(v));
-    return v;
-}
-
-inline bool is_finite(Complex z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); }
-
-// a value at a point, without what earlier points left behind
-inline Complex fresh_value(AnswerComparison& c, int id, int point) {
-    c.point = point;
-    c.left_reals = c.saw_infinity = c.saw_variable = false;
-    c.scale = 0;
-    return point_value(c, id);
-}
-
-// Do two expressions agree at every point where both have a value? At least two such points are asked for if they have
-// variables. Where a value leaves the real numbers at a negative argument the point does not count.
-inline bool equal_at_points(AnswerComparison& c, int gold, int pred) {
-    double tolerance = c.nodes[gold].decimal || c.nodes[pred].decimal ? 1e-6 : 1e-9;
-    int agreed = 0;
-    for (int point = 0; point < 8; point++) {
-        Complex a = fresh_value(c, gold, point);
-        bool reals = !c.left_reals, variables = c.saw_variable, infinite = c.saw_infinity;
-        double scale = c.scale;
-        Complex b = fresh_value(c, pred, point);
-        scale = std::max(scale, c.scale);
-        reals = reals && !c.left_reals;
-        variables = variables || c.saw_variable;
-        if (!variables && infinite && c.saw_infinity) return std::isinf(a.real()) && a.real() == b.real();
-        if (!is_finite(a) || !is_finite(b) || !std::isfinite(scale)) {
-            if (variables) continue;
-            return false;
-        }
-        if (point >= 5 && !reals) continue;
-        double noise = std::min(1e-13 * scale, 1e-9);  // capped, or 100! would equal anything
-        if (!(std::abs(a - b) <= tolerance * std::max(std::abs(a), std::abs(b)) + noise)) return false;
-        if (!variables) return true;
-        agreed++;
-    }
-    return agreed >= 2;
-}
-
-inline bool equal_expressions(AnswerComparison& c, int gold, int pred) {
-    const AnswerNode &g = c.nodes[gold], &p = c.nodes[pred];
-    if (g.kind == '%' && p.kind == '%') return equal_expressions(c, g.kids[0], p.kids[0]);
-    if (g.kind == '%' && equal_expressions(c, g.kids[0], pred)) return true;
-    if (p.kind == '%' && equal_expressions(c, gold, p.kids[0])) return true;
-    ExactRatio a, b;
-    bool exact_gold = exact_value(c, gold, a), exact_pred = exact_value(c, pred, b);
-    if (exact_gold && exact_pred) {
-        c.work -= (int64_t)(a.n.limb.size() + a.d.limb.size() + 1) * (int64_t)(b.n.limb.size() + b.d.limb.size() + 1);
-        if (c.work < 0) return false;
-        if (ratio_equal(a, b)) return true;
-        if (g.decimal == p.decimal) return false;
-        int small = 0;
-        const ExactRatio &exact = g.decimal ? b : a, &decimal = g.decimal ? a : b;
-        bool integer = exact.d.limb.size() == 1 && exact.d.limb[0] == 1;
-        integer = integer || ratio_to_int(exact, 1000000000, small);
-        return ratio_near(decimal, exact, integer);
-    }
-    c.log_base_ten = c.saw_log = false;
-    if (equal_at_points(c, gold, pred)) return true;
-    c.log_base_ten = c.saw_log;
-    bool equal = c.log_base_ten && equal_at_points(c, gold, pred);
-    c.log_base_ten = false;
-    return equal;
-}
 
 inline bool equal_answers(AnswerComparison& c, int gold, int pred);
 
@@ -282,8 +27,18 @@ inline bool equal_in_order(AnswerComparison& c, const std::vector<int>& g, const
     return true;
 }
 
-// without order; a repeated item counts once
-inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const std::vector<int>& p) {
+// without order; a repeated item of a set counts once, of a list (`counted`) as often as it stands there
+inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const std::vector<int>& p, bool counted) {
+    if (counted && g.size() == p.size()) {
+        std::vector<bool> used(p.size(), false);
+        auto take = [&](int x, size_t k) { return !used[k] && equal_answers(c, x, p[k]) && (used[k] = true); };
+        for (size_t i = 0; i < g.size(); i++) {
+            bool found = take(g[i], i);  // most lists come in the same order
+            for (size_t k = 0; k < p.size() && !found; k++) found = k != i && take(g[i], k);
+            if (!found) return false;
+        }
+        return true;
+    }
     for (int pass = 0; pass < 2; pass++)
         for (int x : pass ? p : g) {
             bool found = false;
@@ -296,42 +51,12 @@ inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const 
 // ---------------------------------------------------------------------------------------------------------------------
 // Relations
 
-inline std::string part_name(const AnswerNode& relation, size_t part) {
-    size_t b = 0;
-    for (; part > 0; part--) b = relation.names.find('\n', b) + 1;
-    return relation.names.substr(b, relation.names.find('\n', b) - b);
-}
-
 inline bool is_assignment(const AnswerNode& n) { return n.kind == '=' && n.s == "=" && !part_name(n, 0).empty(); }
 
 // what a named answer is: 5 of "x = 5"
 inline int assigned_value(const AnswerComparison& c, int id) {
     const AnswerNode& n = c.nodes[id];
     return is_assignment(n) ? n.kids[1] : id;
-}
-
-struct AnswerInterval {
-    int lo = -1, hi = -1;  // nodes; -1 is infinite
-    bool open_lo = true, open_hi = true;
-    std::string name;
-};
-
-// x > 5, 5 < x, 2 <= x < 7 as intervals
-inline bool interval_of_inequality(const AnswerNode& n, AnswerInterval& v) {
-    if (n.kind != '=' || n.kids.size() > 3) return false;
-    bool up = n.s.find_first_not_of("<l") == std::string::npos, down = n.s.find_first_not_of(">g") == std::string::npos;
-    if (!up && !down) return false;
-    size_t middle = n.kids.size() == 3 ? 1 : part_name(n, 0).empty() ? 1 : 0;
-    v.name = part_name(n, middle);
-    if (v.name.empty()) return false;
-    for (size_t k = 0; k < n.kids.size(); k++) {
-        if (k == middle) continue;
-        char op = n.s[k < middle ? k : k - 1];
-        bool strict = op == '<' || op == '>', lower = (k < middle) == up;
-        (lower ? v.lo : v.hi) = n.kids[k];
-        (lower ? v.open_lo : v.open_hi) = strict;
-    }
-    return true;
 }
 
 inline bool equal_bounds(AnswerComparison& c, int a, int b, bool lower) {
@@ -353,6 +78,9 @@ inline bool equal_intervals(AnswerComparison& c, const AnswerInterval& a, const 
 inline bool proportional_differences(AnswerComparison& c, int g_lhs, int g_rhs, int p_lhs, int p_rhs, bool positive) {
     Complex factor = 0;
     int agreed = 0;
+    choose_points(c, g_lhs, p_lhs);
+    const bool whole = !c.variables.empty();
+    if (whole || (choose_points(c, g_rhs, p_rhs), !c.variables.empty())) return false;
     for (int point = 0; point < 8; point++) {
         Complex g = fresh_value(c, g_lhs, point), g2 = fresh_value(c, g_rhs, point);
         Complex p = fresh_value(c, p_lhs, point), p2 = fresh_value(c, p_rhs, point);
@@ -374,8 +102,9 @@ inline bool equal_relations(AnswerComparison& c, int gold, int pred) {
     const AnswerNode &g = c.nodes[gold], &p = c.nodes[pred];
     if (is_assignment(g) && is_assignment(p)) {
         std::string a = part_name(g, 0), b = part_name(p, 0);
-        bool variables = c.nodes[g.kids[0]].kind == 'v' && c.nodes[p.kids[0]].kind == 'v';
-        if ((a == b || !variables) && equal_answers(c, g.kids[1], p.kids[1])) return true;
+        const bool v = c.nodes[g.kids[0]].kind == 'v', w = c.nodes[p.kids[0]].kind == 'v';
+        const bool names = a == b || v != w || (!v && equal_answers(c, g.kids[0], p.kids[0]));  // y is f(x), not g(x)
+        if (names && equal_answers(c, g.kids[1], p.kids[1])) return true;
     }
     AnswerInterval a, b;
     if (interval_of_inequality(g, a) && interval_of_inequality(p, b) && a.name == b.name && equal_intervals(c, a, b))
@@ -406,62 +135,107 @@ inline std::string folded_letters(const std::string& s) {
     return out;
 }
 
+// The items of "y = 2, x = 1" as the coordinates of a point: in the order of `names` ("x,y"), else by their names. All
+// other lists as they are; empty: the names are not those of the list.
+inline std::vector<int> coordinates(const AnswerComparison& c, const AnswerNode& list, const std::string& names) {
+    std::map<std::string, int> by_name;
+    for (int k : list.kids)
+        if (is_assignment(c.nodes[k]) && c.nodes[c.nodes[k].kids[0]].kind == 'v')
+            by_name[part_name(c.nodes[k], 0)] = c.nodes[k].kids[1];
+    if (list.kind != ',' || by_name.size() != list.kids.size()) return list.kids;
+    std::vector<int> out;
+    if (names.find(',') == std::string::npos) {
+        for (const auto& [name, value] : by_name) out.push_back(value);
+        return out;
+    }
+    for (size_t b = 0, e; b <= names.size(); b = e + 1) {
+        e = std::min(names.find(',', b), names.size());
+        const auto found = by_name.find(names.substr(b, e - b));
+        if (found == by_name.end()) return {};
+        out.push_back(found->second);
+    }
+    return out;
+}
+
+// [[1,2],[3,4]] against a matrix
+inline bool equal_rows(AnswerComparison& c, const AnswerNode& matrix, const AnswerNode& rows, bool gold_is_matrix) {
+    std::vector<int> entries;
+    int n = 0, m = 0;
+    if (sscanf(matrix.s.c_str(), "%dx%d", &n, &m) != 2 || rows.open != '[' || (int)rows.kids.size() != n) return false;
+    for (int row : rows.kids) {
+        const AnswerNode& r = c.nodes[row];
+        if (r.kind != '(' || r.open != '[' || (int)r.kids.size() != m) return false;
+        entries.insert(entries.end(), r.kids.begin(), r.kids.end());
+    }
+    return gold_is_matrix ? equal_in_order(c, matrix.kids, entries) : equal_in_order(c, entries, matrix.kids);
+}
+
+// one of them is a tuple
+inline bool equal_tuples(AnswerComparison& c, const AnswerNode& g, const AnswerNode& p, const std::string& names) {
+    if (g.kind == p.kind) return g.open == p.open && g.close == p.close && equal_in_order(c, g.kids, p.kids);
+    if (g.kind == 'M' || p.kind == 'M')
+        return equal_rows(c, g.kind == 'M' ? g : p, g.kind == 'M' ? p : g, g.kind == 'M');
+    const AnswerNode &tuple = g.kind == '(' ? g : p, &other = g.kind == '(' ? p : g;  // "x = 1, y = 2" for (1,2)
+    return tuple.open == '(' && tuple.close == ')' && other.kind == ',' &&
+           equal_in_order(c, coordinates(c, g, names), coordinates(c, p, names));
+}
+
+inline bool equal_ratios(AnswerComparison& c, const AnswerNode& g, const AnswerNode& p) {
+    // 3:4 = 6:8; with a zero (12:00) only if all parts are equal
+    if (g.kids.size() != p.kids.size()) return false;
+    if (equal_in_order(c, g.kids, p.kids)) return true;
+    for (size_t i = 0; i < g.kids.size(); i++) {
+        Complex a0 = fresh_value(c, g.kids[0], 0), a = fresh_value(c, g.kids[i], 0);
+        Complex b0 = fresh_value(c, p.kids[0], 0), b = fresh_value(c, p.kids[i], 0);
+        const double size = std::abs(a * b0);
+        if (a == 0.0 || b == 0.0 || !std::isfinite(size) || !(std::abs(a * b0 - b * a0) <= 1e-9 * size)) return false;
+    }
+    return true;
+}
+
+// one of them is a relation, the other is none
+inline bool equal_to_relation(AnswerComparison& c, int gold, int pred) {
+    const AnswerNode &g = c.nodes[gold], &p = c.nodes[pred];
+    const AnswerNode &relation = g.kind == '=' ? g : p, &other = g.kind == '=' ? p : g;
+    if (is_assignment(relation)) {
+        const AnswerNode &a = c.nodes[assigned_value(c, gold)], &b = c.nodes[assigned_value(c, pred)];
+        if ((a.kind == '(') != (b.kind == '(')) return equal_tuples(c, a, b, part_name(relation, 0));
+        return equal_answers(c, assigned_value(c, gold), assigned_value(c, pred));
+    }
+    AnswerInterval a, b;
+    if (other.kind != '(' || other.kids.size() != 2 || !interval_of_inequality(relation, a)) return false;
+    b.lo = other.kids[0];
+    b.hi = other.kids[1];
+    b.open_lo = other.open == '(';
+    b.open_hi = other.close == ')';
+    return equal_intervals(c, a, b);
+}
+
 inline bool equal_answers(AnswerComparison& c, int gold, int pred) {
-    if (--c.work < 0) return false;
+    if ((c.work -= answer_node_work) < 0) return false;
     const AnswerNode &g = c.nodes[gold], &p = c.nodes[pred];
     if (g.kind == '=' && p.kind == '=') return equal_relations(c, gold, pred);
-    if (g.kind == '=' || p.kind == '=') {
-        if (is_assignment(g) || is_assignment(p))
-            return equal_answers(c, assigned_value(c, gold), assigned_value(c, pred));
-        const AnswerNode &relation = g.kind == '=' ? g : p, &other = g.kind == '=' ? p : g;
-        AnswerInterval a, b;
-        if (other.kind != '(' || other.kids.size() != 2 || !interval_of_inequality(relation, a)) return false;
-        b.lo = other.kids[0];
-        b.hi = other.kids[1];
-        b.open_lo = other.open == '(';
-        b.open_hi = other.close == ')';
-        return equal_intervals(c, a, b);
-    }
+    if (g.kind == '=' || p.kind == '=') return equal_to_relation(c, gold, pred);
     bool g_items = strchr(",{", g.kind), p_items = strchr(",{", p.kind);
-    if (g_items && p_items) return equal_as_sets(c, g.kids, p.kids);
-    if (g.kind == '(' || p.kind == '(') {
-        if (g.kind == p.kind) return g.open == p.open && g.close == p.close && equal_in_order(c, g.kids, p.kids);
-        const AnswerNode &tuple = g.kind == '(' ? g : p, &other = g.kind == '(' ? p : g;  // "x = 1, y = 2" for (1,2)
-        return tuple.open == '(' && tuple.close == ')' && other.kind == ',' && equal_in_order(c, g.kids, p.kids);
-    }
+    if (g_items && p_items) return equal_as_sets(c, g.kids, p.kids, g.kind == ',' && p.kind == ',');
+    if (g.kind == '(' || p.kind == '(') return equal_tuples(c, g, p, "");
     if (g.kind == 'T' || p.kind == 'T') return g.kind == p.kind && folded_letters(g.s) == folded_letters(p.s);
     if (g.kind == 'M' || p.kind == 'M') return g.kind == p.kind && g.s == p.s && equal_in_order(c, g.kids, p.kids);
     if (g.kind == 'b' || p.kind == 'b') return g.kind == p.kind && g.s == p.s;
     if (strchr("UID", g.kind) || strchr("UID", p.kind)) {
         if (g.kind == 'D' && p.kind == 'D') return equal_in_order(c, g.kids, p.kids);
+        const AnswerNode& list = g.kind == ',' ? g : p;  // "x < 0 and x > 1" is nothing at all
+        if (list.s == "and" && c.nodes[list.kids[0]].kind == '=') return false;
         bool alike = g.kind == p.kind || (g.kind == 'U' && p.kind == ',') || (g.kind == ',' && p.kind == 'U');
-        return alike && equal_as_sets(c, g.kids, p.kids);
+        return alike && equal_as_sets(c, g.kids, p.kids, false);
     }
     if (g_items || p_items) {  // a set of one is its element
         const AnswerNode& items = g_items ? g : p;
         if (items.kids.size() != 1) return false;
         return g_items ? equal_answers(c, items.kids[0], pred) : equal_answers(c, gold, items.kids[0]);
     }
-    if (g.kind == ':' && p.kind == ':') {  // 3:4 = 6:8; with a zero (12:00) only if all parts are equal
-        if (g.kids.size() != p.kids.size()) return false;
-        if (equal_in_order(c, g.kids, p.kids)) return true;
-        for (size_t i = 0; i < g.kids.size(); i++) {
-            Complex a0 = fresh_value(c, g.kids[0], 0), a = fresh_value(c, g.kids[i], 0);
-            Complex b0 = fresh_value(c, p.kids[0], 0), b = fresh_value(c, p.kids[i], 0);
-            const double size = std::abs(a * b0);
-            if (a == 0.0 || b == 0.0 || !std::isfinite(size) || !(std::abs(a * b0 - b * a0) <= 1e-9 * size))
-                return false;
-        }
-        return true;
-    }
+    if (g.kind == ':' && p.kind == ':') return equal_ratios(c, g, p);
     return equal_expressions(c, gold, pred);
-}
-
-// "5 m" against "5": the lone letter is a unit
-inline int without_weak_unit(const AnswerComparison& c, int id) {
-    const AnswerNode& n = c.nodes[id];
-    bool unit = n.kind == '*' && n.kids.size() == 2 && c.nodes[n.kids[1]].weak && c.nodes[n.kids[0]].kind != 'v';
-    return unit ? n.kids[0] : id;
 }
 
 inline bool has_variable(const AnswerComparison& c, int id) {
@@ -471,40 +245,27 @@ inline bool has_variable(const AnswerComparison& c, int id) {
     return false;
 }
 
-inline bool compare_parsed(const ParsedAnswer& gold, const ParsedAnswer& pred) {
-    AnswerComparison c;
-    c.nodes = gold.nodes;
-    int base = (int)gold.nodes.size();
-    for (AnswerNode n : pred.nodes) {
-        for (int& k : n.kids) k += base;
-        c.nodes.push_back(n);
-    }
-    int g = gold.root, p = pred.root + base;
-    if (equal_answers(c, g, p)) return true;
-    if (gold.decimal_comma >= 0 && c.nodes[p].decimal && equal_answers(c, gold.decimal_comma, p)) return true;
-    if (pred.decimal_comma >= 0 && c.nodes[g].decimal && equal_answers(c, g, pred.decimal_comma + base)) return true;
-    if (!has_variable(c, g)) return without_weak_unit(c, p) != p && equal_answers(c, g, without_weak_unit(c, p));
-    if (!has_variable(c, p)) return without_weak_unit(c, g) != g && equal_answers(c, without_weak_unit(c, g), p);
-    return false;
+// m, m^2 or 1/s^2, where the first has to be a lone letter behind a number (`weak`)
+inline bool is_weak_unit(const AnswerComparison& c, int id, bool first) {
+    const AnswerNode* n = &c.nodes[id];
+    if (!first && n->kind == '/') n = &c.nodes[n->kids[0]];
+    if (n->kind == '^' && c.nodes[n->kids[1]].kind == 'n') n = &c.nodes[n->kids[0]];
+    return n->kind == 'v' && (n->weak || (!first && n->s.size() == 1));
 }
 
-// the letter of a choice: C, (C), "(C) 12", "C. twelve"; 0 if there is none
-inline char choice_letter(const ParsedAnswer& a, bool alone) {
-    const std::vector<AnswerToken>& t = a.tokens;
-    size_t b = !t.empty() && t[0].kind == '(';
-    if (b >= t.size() || t[b].kind != 'v' || t[b].s.size() != 1) return 0;
-    char letter = (char)toupper((unsigned char)t[b].s[0]);
-    size_t marks = b + 1;
-    while (marks < t.size() && strchr(").:", t[marks].kind)) marks++;
-    bool marked = marks > b + 1, all = marks == t.size();
-    return letter <= 'J' && (all || (marked && !alone)) ? letter : 0;
-}
-
-// only words and single letters, perhaps in parentheses
-inline bool is_wordy(const ParsedAnswer& a) {
-    for (const AnswerToken& k : a.tokens)
-        if (!strchr("wv().", k.kind)) return false;
-    return true;
+// "5 m", "2\sqrt{3} m^2", "5 m/s" without what is a unit if it is no variable: the number, or `id` if there is none
+inline int without_weak_unit(AnswerComparison& c, int id) {
+    const std::vector<int> kids = c.nodes[id].kind == '*' ? c.nodes[id].kids : std::vector<int>();
+    size_t k = 0;
+    while (k < kids.size() && !has_variable(c, kids[k])) k++;
+    if (k == 0 || k == kids.size() || !is_weak_unit(c, kids[k], true)) return id;
+    for (size_t i = k + 1; i < kids.size(); i++)
+        if (!is_weak_unit(c, kids[i], false)) return id;
+    if (k == 1) return kids[0];
+    AnswerNode number = c.nodes[id];
+    number.kids.resize(k);
+    c.nodes.push_back(number);
+    return (int)c.nodes.size() - 1;
 }
 
 inline std::string folded_words(const ParsedAnswer& a) {
@@ -514,22 +275,96 @@ inline std::string folded_words(const ParsedAnswer& a) {
     return folded_letters(s);
 }
 
+// only words and single letters, perhaps in parentheses
+inline bool is_wordy(const ParsedAnswer& a) {
+    for (const AnswerToken& k : a.tokens)
+        if (!strchr("wv().", k.kind)) return false;
+    return true;
+}
+
+// \emptyset, \{\}, x \in \emptyset, or words that say that there is no solution
+inline bool is_empty_set(const ParsedAnswer& a) {
+    const AnswerNode* n = &a.nodes[a.root];
+    if (is_assignment(*n)) n = &a.nodes[n->kids[1]];
+    if (n->kind == '{' && n->kids.empty()) return true;
+    return is_wordy(a) &&
+           in_word_list(
+               " nosolution nosolutions norealsolution norealsolutions thereisnosolution therearenosolutions"
+               " thereisnorealsolution therearenorealsolutions none emptyset theemptyset nullset hasnosolution"
+               " hasnosolutions theequationhasnosolution theequationhasnosolutions norealroots norealroot nosuchnumber"
+               " nosuchnumbers ",
+               folded_words(a));
+}
+
+// what is left of `work` is the next comparison's
+inline bool compare_parsed(const ParsedAnswer& gold, const ParsedAnswer& pred, int64_t& work) {
+    AnswerComparison c;
+    struct Rest {
+        int64_t &rest, &left;
+        ~Rest() { rest = left; }
+    } rest{work, c.work};
+    c.work = work;
+    c.nodes = gold.nodes;
+    int base = (int)gold.nodes.size();
+    for (AnswerNode n : pred.nodes) {
+        for (int& k : n.kids) k += base;
+        c.nodes.push_back(n);
+    }
+    int g = gold.root, p = pred.root + base;
+    if (equal_answers(c, g, p) || RealSets(c).equal(g, p)) return true;
+    if (gold.decimal_comma >= 0 && c.nodes[p].decimal && equal_answers(c, gold.decimal_comma, p)) return true;
+    if (pred.decimal_comma >= 0 && c.nodes[g].decimal && equal_answers(c, g, pred.decimal_comma + base)) return true;
+    const bool g_variable = has_variable(c, g), p_variable = has_variable(c, p);
+    if (g_variable == p_variable || (g_variable && !gold.plain)) return false;
+    const int with = g_variable ? g : p, bare = without_weak_unit(c, with);
+    return bare != with && (g_variable ? equal_answers(c, bare, p) : equal_answers(c, g, bare));
+}
+
+// the letter of a choice: C, (C), "(C) 12", "C. twelve"; 0 if there is none
+inline char choice_letter(const ParsedAnswer& a, bool alone) {
+    const std::vector<AnswerToken>& t = a.tokens;
+    size_t b = 0;
+    while (!alone && b < t.size() && t[b].kind == 'w' &&
+           in_word_list(" the correct option choice answer is letter ", folded_letters(t[b].s)))
+        b++;
+    b += b < t.size() && t[b].kind == '(';
+    if (b >= t.size() || t[b].kind != 'v' || t[b].s.size() != 1) return 0;
+    char letter = (char)toupper((unsigned char)t[b].s[0]);
+    size_t marks = b + 1;
+    while (marks < t.size() && strchr(").:", t[marks].kind)) marks++;
+    bool marked = marks > b + 1, all = marks == t.size();
+    for (size_t i = marks; i + 2 < t.size(); i++)  // "(A) or (B)" is no choice
+        if (t[i].kind == '(' && t[i + 1].kind == 'v' && t[i + 1].s[0] <= 'J' && t[i + 2].kind == ')') return 0;
+    return letter <= 'J' && (all || (marked && !alone)) ? letter : 0;
+}
+
+// 'a' of 7:30 am, 'p' of 7:30 p.m., else 0
+inline char half_of_day(const ParsedAnswer& a) {
+    if (a.tokens.size() < 2 || a.tokens.back().kind != 'w' || a.tokens[0].kind != 'n') return 0;
+    const std::string last = folded_letters(a.tokens.back().s);
+    return last == "am" ? 'a' : last == "pm" ? 'p' : 0;
+}
+
 // `gold` and `prediction` are final answers, perhaps in $...$ or \boxed{...}: use extract_answer() on longer texts.
 inline Verdict grade(const std::string& gold, const std::string& prediction) {
+    int64_t work = answer_work;
     ParsedAnswer g = parse_answer(gold);
     if (g.root < 0) return Verdict::unparsable;
     ParsedAnswer p = parse_answer(prediction);
     if (p.root < 0) return Verdict::wrong;
-    if (g.spelling == p.spelling || compare_parsed(g, p)) return Verdict::correct;
+    if (half_of_day(g) && half_of_day(p) && half_of_day(g) != half_of_day(p)) return Verdict::wrong;
+    if (g.spelling == p.spelling || compare_parsed(g, p, work)) return Verdict::correct;
+    if (is_empty_set(g) && is_empty_set(p)) return Verdict::correct;
     if (is_wordy(g) && is_wordy(p) && folded_words(g) == folded_words(p)) return Verdict::correct;
     char letter = choice_letter(g, true);
     if (letter && letter == choice_letter(p, false)) return Verdict::correct;
-    // 100,200,300 as a list, if the other one is a list of as many
-    ParsedAnswer &with = g.bare_commas ? g : p, &other = g.bare_commas ? p : g;
-    if (with.bare_commas && with.nodes[with.root].kind != ',' && other.nodes[other.root].kind == ',' &&
-        other.nodes[other.root].kids.size() >= 3) {
-        with = parse_answer(g.bare_commas ? gold : prediction, true);
-        if (compare_parsed(g, p)) return Verdict::correct;
+    // 100,200,300 as a list, if the other one is a list
+    for (const bool gold_side : {true, false}) {
+        const ParsedAnswer &with = gold_side ? g : p, &other = gold_side ? p : g;
+        if (!with.bare_commas || other.nodes[other.root].kind != ',') continue;
+        const ParsedAnswer list = parse_answer(gold_side ? gold : prediction, true);
+        if (list.root < 0 || list.nodes[list.root].kids.size() < 3) continue;
+        if (gold_side ? compare_parsed(list, p, work) : compare_parsed(g, list, work)) return Verdict::correct;
     }
     return Verdict::wrong;
 }

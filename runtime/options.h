@@ -47,6 +47,7 @@
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
     CMD(LOGPROBS, logprobs, false, "log-probability of every token of a text")                   \
+    CMD(GRADE, grade, false, "are these answers right? JSON lines in and out")                   \
     CMD(EXPORT, export, false, "a model as a file that other tools load")                        \
     CMD(BENCH, bench, false, "speed of this machine, of the operators and of whole steps")
 

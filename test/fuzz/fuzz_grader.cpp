@@ -1,9 +1,41 @@
 // A gold answer and a completion, in any bytes. Nothing is thrown; an answer that can be read is right when it is
 // given; two answers that say what kind they are by themselves (no letter of a choice) are judged alike both ways;
-// rewards lie in their range.
+// rewards lie in their range; and no comparison takes more than 10 ms of an optimized program, whatever the bytes
+// (FUZZ_SHOW: says at the end how long the slowest took).
 #include <set>
 #include "../../rewards/rewards.h"
 #include "fuzz.h"
+
+// The slowest comparison so far
+struct SlowestGrade {
+    double milliseconds = 0.0;
+    std::string gold, prediction;
+    long count = 0;
+    ~SlowestGrade() {
+        if (!getenv("FUZZ_SHOW") || count == 0) return;
+        fprintf(stderr, "grade: %ld calls, the slowest took %.2f ms (this build may be %.0f times slow): %s | %s\n",
+                count, milliseconds, fuzz_slowness(), printable(gold, 400).c_str(), printable(prediction, 400).c_str());
+    }
+};
+
+static Verdict timed_grade(const std::string& gold, const std::string& prediction) {
+    static SlowestGrade slowest;
+    Verdict verdict = Verdict::wrong;
+    const double milliseconds = fuzz_milliseconds([&] { verdict = grade(gold, prediction); });
+    slowest.count++;
+    if (milliseconds > slowest.milliseconds)
+        slowest.milliseconds = milliseconds, slowest.gold = gold, slowest.prediction = prediction;
+    fuzz_require(milliseconds < 10.0 * fuzz_slowness(),
+                 format("%.1f ms to grade ", milliseconds) + gold + " | " + prediction);
+    return verdict;
+}
+
+// "6 m" in a formula is no 6 if it is the gold answer, and is if it is the prediction
+static bool has_weak_unit(const std::string& text) {
+    for (const AnswerToken& token : parse_answer(text).tokens)
+        if (token.weak) return true;
+    return false;
+}
 
 static int fuzz_grader(const uint8_t* data, size_t size) {
     FuzzFiles in = fuzz_files(data, size, "completion");
@@ -15,13 +47,14 @@ static int fuzz_grader(const uint8_t* data, size_t size) {
     strict_boxed(completion, boxed), strict_hash(completion, hash);
     fuzz_require(extract_choice(completion).size() <= 1, "a choice is a letter");
     for (const std::string& text : std::set<std::string>{gold, completion, lenient.text, boxed, hash}) {
-        const Verdict same = grade(text, text);
+        const Verdict same = timed_grade(text, text);
         fuzz_require(same != Verdict::wrong, "an answer equals itself: " + text);
-        fuzz_require((same == Verdict::unparsable) == (grade(text, "1") == Verdict::unparsable),
+        fuzz_require((same == Verdict::unparsable) == (timed_grade(text, "1") == Verdict::unparsable),
                      "whether a gold answer can be read is its own affair: " + text);
     }
-    const Verdict there = grade(gold, completion), back = grade(completion, gold);
-    if (choice_letter(parse_answer(gold), false) == 0 && choice_letter(parse_answer(completion), false) == 0)
+    const Verdict there = timed_grade(gold, completion), back = timed_grade(completion, gold);
+    if (choice_letter(parse_answer(gold), false) == 0 && choice_letter(parse_answer(completion), false) == 0 &&
+        !has_weak_unit(gold) && !has_weak_unit(completion))
         fuzz_require((there == Verdict::correct) == (back == Verdict::correct),
                      "equality has two directions: " + gold + " | " + completion);
     for (const bool finished : {true, false}) {

@@ -215,7 +215,13 @@ pairs = [("7", "3 + 4 = 7\n#### 7"), ("1/2", "So \\boxed{\\frac{1}{2}}."), ("0.5
          ("(-\\infty,0)\\cup(1,2)", "\\boxed{x<0 \\text{ or } 1<x<2}"), ("5!", "\\boxed{\\binom{10}{3}}"),
          ("0.\\overline{3}", "\u7b54\u6848\uff1a\u2153 1/3"), ("y = 2x + 1", "\\boxed{2x - y + 1 = 0}"),
          ("12:30", "#### 12:30"), ("\\log_2 8", "\\boxed{\\ln(e^3)}"), ("3\\text{ m}", "\\boxed{3 m}"),
-         ("10^{30}", "\\boxed{1e30}"), ("i", "\\boxed{\\sqrt{-1}}"), ("no solution", "\\boxed{\\text{No Solution}}")]
+         ("10^{30}", "\\boxed{1e30}"), ("i", "\\boxed{\\sqrt{-1}}"), ("no solution", "\\boxed{\\text{No Solution}}"),
+         ("\\lfloor(2n-1)/5\\rfloor", "\\boxed{\\lceil(2n-5)/5\\rceil}"), ("\\gcd(m,n)", "#### gcd(n, m)"),
+         ("1,2,100", "\\boxed{100, 2, 1}"), ("(a) 5 (b) 7", "\\boxed{5, 7}"), ("7!! - (-1)^n", "\\boxed{105-(-1)^{n+2}}"),
+         ("\\mathbb{R} \\setminus \\{0\\}", "\\boxed{x \\ne 0}"), ("2^2 3^4", "#### 324"),
+         ("2\\sqrt{3}\\text{ cm}^2", "\\boxed{\\sqrt{12}\\ \\frac{\\text{m}}{\\text{s}}}"),
+         ("2\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\boxed{\\begin{pmatrix}2\\\\4\\end{pmatrix}}"),
+         ("x \\equiv 1 \\pmod{3}", "\\boxed{4 (mod 3)}"), ("f(2x)", "\\boxed{2f(x), f(x+x)}")]
 for i, (gold, completion) in enumerate(pairs):
     seed("grader", "%02d" % i, files(completion=completion, gold=gold))
 
