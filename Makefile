@@ -245,7 +245,7 @@ test: deps-test
 	@$(MAKE) --no-print-directory -j2 WERROR=1 train_qrl train_qrl_simt tests $(BUILD)/bench_kernels@simt
 	@$(BUILD)/bench_kernels@simt --tiny >$(BUILD)/bench_kernels.log || { cat $(BUILD)/bench_kernels.log; exit 1; }
 	@COVERAGE="$(COVERAGE)" CXX="$(CXX)" CXX_FLAGS="$(BASE_FLAGS) $(MARCH_FLAG)" \
-	  test/run $(TEST_BINARIES) test/format_recipe test/rooms test/builds -- test/coverage
+	  test/run $(TEST_BINARIES) test/format_recipe test/rooms test/builds test/download -- test/coverage
 
 test-long: deps-test
 	@$(MAKE) --no-print-directory -j2 train_qrl $(BUILD)/test_cli_resume
