@@ -361,6 +361,8 @@ inline Args grpo(const std::string& out, const Args& more = {}) {
                 trained,
                 "--train_data",
                 problems,
+                "--allow_overlap",  // for tests that evaluate on them, too
+                "true",
                 "--max_steps",
                 "2",
                 "--prompts_per_step",

@@ -1120,7 +1120,7 @@ TEST(Grpo, DataFormats) {
     EXPECT_EQ(prompt.substr(prompt.size() - 3), "\nA:");
 
     out = fresh("trl");
-    good(args(jsonl("trl", trl), out) + Args{"--eval_data", problems, "--eval_n", "3"});
+    good(args(jsonl("trl", trl), out) + Args{"--eval_data", problems, "--eval_n", "3", "--allow_overlap", "true"});
     prompt = read_lines(out + "/completions.jsonl").at(0).value("prompt", "");
     EXPECT_EQ(prompt.size(), 6u) << prompt;
     EXPECT_EQ(prompt.substr(3), "=?\n");
@@ -1128,6 +1128,53 @@ TEST(Grpo, DataFormats) {
     EXPECT_EQ(summary["eval"]["n"], 3);
     number(summary["eval"]["before"], "pass@1");
     number(summary["eval"]["after"], "pass@1");
+}
+
+// what is trained on and held out at once, by every command that has both
+TEST(DataSets, OverlapIsRefusedUnlessAsked) {
+    const std::string out = fresh("overlap"), other = jsonl("other", "{\"prompt\": \"20+1=?\", \"answer\": \"21\"}\n"),
+                      first = "3 of the 3 held-out problems are trained on, too; the first: " + problems + ":1 is ";
+    const Args sets = {"--eval_data", problems, "--eval_n", "3", "--max_completion_length", "8", "--output_dir", out},
+               grpo_args = {"grpo", "--model", trained, "--train_data", problems},
+               sft_args = {"sft", "--model", trained, "--train_data", sums, "--max_steps", "0"},
+               distill_args = {"distill",      "--model", trained,    "--teacher", trained,
+                               "--train_data", problems,  "--seq_kd", "true"};
+    refused(1, grpo_args + sets, {first + problems + ":1, '0+0=?", "--allow_overlap true"});
+    refused(1, sft_args + sets, {first + sums + ":1"});
+    refused(1, distill_args + sets, {first + problems + ":1"});
+    EXPECT_FALSE(fs::exists(out));
+    Outcome r = good(sft_args + sets + Args{"--allow_overlap", "true"});
+    EXPECT_NE(r.err.find("note: " + first), std::string::npos) << r.err;
+    r = good(sft_args + Args{"--eval_data", other, "--max_completion_length", "8", "--output_dir", fresh("apart")});
+    EXPECT_EQ(r.err.find("held-out problems are trained on"), std::string::npos) << r.err;
+}
+
+TEST(DataSets, NamesGoldsAndStyles) {
+    const std::string out = fresh("styles"),
+                      shots = jsonl("shots",
+                                    "{\"question\": \"1+1=?\", \"answer\": \"#### 2\"}\n"
+                                    "{\"question\": \"2+2=?\", \"answer\": \"#### 4\"}\n"),
+                      set = jsonl("set", "{\"question\": \"3+3=?\", \"answer\": \"#### 6\"}\n"),
+                      empty = jsonl("empty", "{\"question\": \"3+3=?\", \"answer\": \"()\"}\n"),
+                      no_gold = jsonl("no_gold", "{\"question\": \"3+3=?\"}\n");
+    const Args eval = {"eval", "--model", trained, "--max_completion_length", "8", "--output_dir", out, "--eval_data"};
+    refused(2, eval + Args{"gsm8k"},
+            {"--eval_data gsm8k: data/sets/gsm8k/test.jsonl is not there", "data/download gsm8k"});
+    refused(2, eval + Args{"gsm9k"}, {"did you mean gsm8k?"});
+    refused(1, eval + Args{empty},
+            {empty + ":1: the gold answer '()' cannot be read as an answer; so it is with 1 of the 1"});
+    refused(1, eval + Args{no_gold}, {no_gold + ":1: no `answer`", "what is graded needs its answer"});
+    const Args few = eval + Args{set, "--prompt_style", "lm_eval_gsm8k", "--fewshot_data", shots};
+    refused(1, few, {shots + " has 2 examples, and --num_fewshot asks for 5"});
+    const Outcome r = good(few + Args{"--num_fewshot", "2"});
+    EXPECT_EQ(read_lines(out + "/completions.jsonl").at(0).value("prompt", ""),
+              "Question: 1+1=?\nAnswer: #### 2\n\nQuestion: 2+2=?\nAnswer: #### 4\n\nQuestion: 3+3=?\nAnswer:");
+    EXPECT_EQ(read_json(out + "/config.json").value("stop_strings", ""), "Question:,</s>,<|im_end|>");
+    refused(2, eval + Args{set, "--num_fewshot", "2"}, {"--num_fewshot belongs to --prompt_style lm_eval_gsm8k"});
+    refused(2, eval + Args{set, "--prompt_style", "boxed", "--prompt_template", "{prompt}"}, {"brings its own"});
+    refused(2, eval + Args{set, "--prompt_style", "boxed", "--system_prompt", "x"}, {"brings its own"});
+    refused(2, eval + Args{set, "--prompt_style", "lm_eval_gsm8k_cot", "--num_fewshot", "9"}, {"has 8 examples"});
+    refused(1, eval + Args{set, "--prompt_given", "plan"}, {set + ":1: --prompt_given plan: the row has no `plan`"});
 }
 
 TEST(Grpo, SavesAndLogsWhenAsked) {
@@ -1297,9 +1344,27 @@ TEST(Terminal, ControlCharactersAreEscaped) {
 
     const std::string data = root + "/escapes.jsonl";
     write_text(data, "{\"prompt\": \"1+1\\u001b[2J\\u009b\\u202e=?\", \"answer\": \"2\"}\n");
-    Outcome r = good({"grpo", "--model", trained, "--train_data", data, "--eval_data", data, "--eval_samples", "1",
-                      "--max_steps", "1", "--prompts_per_step", "1", "--num_generations", "2",
-                      "--max_completion_length", "16", "--output_dir", fresh("escapes")});
+    Outcome r = good({"grpo",
+                      "--model",
+                      trained,
+                      "--train_data",
+                      data,
+                      "--eval_data",
+                      data,
+                      "--eval_samples",
+                      "1",
+                      "--allow_overlap",
+                      "true",
+                      "--max_steps",
+                      "1",
+                      "--prompts_per_step",
+                      "1",
+                      "--num_generations",
+                      "2",
+                      "--max_completion_length",
+                      "16",
+                      "--output_dir",
+                      fresh("escapes")});
     EXPECT_NE(r.out.find("first prompt \"1+1\\x1B[2J\\x9B\\u202E=?\""), std::string::npos) << r.out;
     EXPECT_NE(r.out.find("  1+1\\x1B[2J\\x9B\\u202E=? -> "), std::string::npos) << r.out;
     EXPECT_EQ(escape_controls(r.out, "\n"), r.out);

@@ -351,6 +351,19 @@ TEST(KnownSets, NamesAreFilesOfTheCurrentFolder) {
     fs::remove_all(folder);
 }
 
+// data/download is a script with a table of its own: NAME|FILE|ROWS|...; GPQA's CSV becomes JSONL
+TEST(KnownSets, AreThoseOfTheDownload) {
+    if (!file_exists("data/download")) GTEST_SKIP() << "needs data/download in the current folder";
+    const std::string script = read_file("data/download");
+    for (const KnownSet& set : known_sets)
+        for (const char* file : {set.file, set.train}) {
+            if (!file) continue;
+            const std::string stem = std::filesystem::path(file).stem().string();
+            EXPECT_NE(script.find(format("\n%s|%s.", set.name, stem.c_str())), std::string::npos)
+                << set.name << " " << file;
+        }
+}
+
 TEST(KnownSets, ShortNames) {
     for (auto [path, name] : {std::pair("data/sets/gsm8k/test.jsonl", "gsm8k"),
                               {"svamp/SVAMP.json", "svamp"},
