@@ -66,13 +66,13 @@ inline std::vector<Prompt> eval_prompts(const Session& s) {
     return make_prompts(s, problems);
 }
 
-// what is trained on: problems without their solutions. graded: each needs a gold answer
-inline std::vector<Example> training_prompts(const Session& s, bool graded = true) {
+// what is trained on: problems without their solutions. graded: each needs a gold answer; keep_rows: with their rows
+inline std::vector<Example> training_prompts(const Session& s, bool graded = true, bool keep_rows = false) {
     std::vector<Example> out;
     const Task& task = find_task(s.o.task);
     const std::vector<Problem> problems = s.o.train_data.empty()
                                               ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
-                                              : load_problems(s.o.train_data, graded);
+                                              : load_problems(s.o.train_data, graded, keep_rows);
     for (const Problem& p : problems) out.push_back({checked_prompt(s, p), {}});
     return out;
 }

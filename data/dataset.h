@@ -287,10 +287,13 @@ inline Problem parse_problem(const DatasetRow& row, bool gold_needed) {
 // {"question", "answer": "... #### 72"}           GSM8K
 // {"prompt": text or messages, "answer" | "solution" | "ground_truth" | "label"}   TRL
 // {"problem", "answer" | "solution": "... \boxed{72}"}   MATH
-inline std::vector<Problem> load_problems(const std::string& path, bool gold_needed = true) {
+// keep_rows: with all fields of each row
+inline std::vector<Problem> load_problems(const std::string& path, bool gold_needed = true, bool keep_rows = false) {
     std::vector<Problem> problems;
     for_each_row(path, [&](const DatasetRow& row, int line) {
         Problem p = parse_problem(row, gold_needed);
+        if (first_field(row, {"reward_funcs"})) p.reward_funcs = text_field(row, "reward_funcs");
+        if (keep_rows) p.row = std::make_shared<nlohmann::ordered_json>(row.object);
         p.source = path;
         p.line = line;
         problems.push_back(std::move(p));
