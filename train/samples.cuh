@@ -90,7 +90,7 @@ inline bool reward_join(RewardedGroup& r, const std::vector<int>& rows, size_t r
     bool good = true;
     for (size_t k = 0; k < ranks; k++) {
         const int* row = rows.data() + k * width;
-        good = good && *row++ != 1;
+        good &= *row++ != 1;
         for (size_t f = 0; f < rewards; f++, row += part) {
             r.failed[f] += *row++;
             if (part) memcpy(r.each[f].data() + k * part, row, part * sizeof(float));
