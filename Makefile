@@ -82,7 +82,8 @@ STRICT := -Werror=switch
 # long. No result changes
 ERRNO := -fno-math-errno
 BASE_FLAGS := -std=c++17 $(STRICT) $(ERRNO) $(OPENMP) $(QUIET) $(GARBAGE)
-LIBS := -lutf8proc
+# dlopen of rewards lies in a library of its own with glibc before 2.34
+LIBS := -lutf8proc -ldl
 # NCCL is for several ranks; a build without it takes one
 NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
 CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)
@@ -178,7 +179,7 @@ UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train t
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
-UNITY_host := test_json test_mismatch test_options test_plot test_rewards test_run_dir test_runtime test_statistics test_data_sets test_dataset test_tokenizer
+UNITY_host := test_json test_mismatch test_options test_plot test_rewards test_run_dir test_runtime test_statistics test_data_sets test_dataset test_tokenizer test_user_rewards
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host simulation)
 # those that run longest come first, or one of them is left for the end with a core that idles
 TEST_BINARIES := $(filter %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_devices test_cli_resume test_gemm@portable) \
@@ -190,11 +191,11 @@ SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVER
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
 # quarter to a third faster; what runs for less than a second, not optimized
-$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_drift cli_grpo cli_methods cli_quantize cli_resume cli_sampler devices)): \
+$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_drift cli_grpo cli_methods cli_quantize cli_resume cli_rewards cli_sampler devices)): \
   TEST_OPTIMIZE := -Og
 $(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
-TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread
+TEST_LIBS := -lgtest -lgtest_main -lutf8proc -lpthread -ldl
 
 SIMT_FLAGS := -DTRAIN_QRL_SIMT -I test/simt
 $(addprefix $(BUILD)/,$(SIMT_TESTS) test_unity@simulation): MORE := $(SIMT_FLAGS)

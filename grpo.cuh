@@ -76,6 +76,7 @@ struct GrpoObjective : Objective {
     PolicyData data;
     Mismatch mismatch;     // of a sampler that differs
     double kl_paid = 0.0;  // mean over tokens, where the reward pays it
+    double reward_seconds = 0.0;
     RolloutStats generated;
     std::vector<PolicyPass> passes;  // its updates
     int silent = 0;                  // steps in a row whose groups were all equal
@@ -88,7 +89,7 @@ struct GrpoObjective : Objective {
 
     // of this step's samples
     virtual RewardedGroup reward() const {
-        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length, means);
+        return reward_completions(*tok, rewards, batch, samples, config.max_completion_length, means, config.comm);
     }
 
     // G completions of each of these prompts; number: that of the first one in the step
@@ -110,7 +111,7 @@ struct GrpoObjective : Objective {
         r.sample = [&](const std::vector<std::vector<int>>& asked, int number) { return sample(c, asked, number); };
         r.outcome = [&, outcome = outcome_rewards(rewards)](const std::vector<Example>& e,
                                                             const std::vector<Completion>& done) {
-            return completion_outcomes(*tok, outcome, e, done, config.max_completion_length);
+            return completion_outcomes(*tok, outcome, e, done, config.max_completion_length, c.comm);
         };
         const bool whole = redraw_groups(batch, samples, r, c, dynamic);
         for (size_t i = 0; i < batch.size(); i++) prompts[i] = batch[i].prompt.tokens;
@@ -137,7 +138,10 @@ struct GrpoObjective : Objective {
         passes.clear();
         if (rewards.traits() & (REWARD_ENTROPY | REWARD_SELF_CERTAINTY))
             means = token_means(t, c.pass, prompts, samples, config.temperature, config.micro_batch_tokens, c.comm);
+        const double asked = wall_seconds();
         rewarded = reward();
+        reward_seconds = wall_seconds() - asked;
+        if (rewards.has_own() && step_stop(c)) return false;
         assess(t);
         return true;
     }
@@ -246,14 +250,7 @@ struct GrpoObjective : Objective {
         j["reward_std"] = advantages.reward_std;
         j["reward_group_std"] = advantages.reward_group_std;
         j["frac_reward_zero_std"] = advantages.zero_std_share;
-        for (size_t f = 0; f < rewards.entries.size(); f++) {
-            const std::string name = std::string("rewards/") + rewards.entries[f].name;
-            const std::vector<float>& each = rewarded.each[f];
-            double mean = 0.0;
-            for (float r : each) mean += r / (double)each.size();
-            j[name + "/mean"] = mean;
-            j[name + "/std"] = sample_std(each.data(), (int)each.size(), mean);
-        }
+        reward_metrics(j, rewards, rewarded);
         length_metrics(j, samples);
         loop_ratios(j, samples, rewarded.texts);
         if (config.dynamic_batches > 1) dynamic_sampling_metrics(j, dynamic);
@@ -291,6 +288,7 @@ struct GrpoObjective : Objective {
 
     void timings(nlohmann::ordered_json& j, const StepReport& r) const override {
         j["timing_s/gen"] = generated.seconds;
+        j["timing_s/reward"] = reward_seconds;
         j["timing_s/update_actor"] = r.train_seconds;
         j["perf/gen_tokens_per_second"] = (double)generated.completion_tokens / generated.seconds;
         j["perf/train_tokens_per_second"] = (double)r.forward_tokens / r.train_seconds;

@@ -9,7 +9,7 @@
 // what is evaluated
 
 // the sets of --eval_data, or the task's problems
-inline std::vector<EvalSet> eval_sets(const Session& s) {
+inline std::vector<EvalSet> eval_sets(const Session& s, bool keep_rows) {
     std::vector<EvalSet> sets;
     const std::vector<std::string> named =
         s.o.eval_data.empty() ? std::vector<std::string>{""} : split_words(s.o.eval_data, ",");
@@ -17,7 +17,7 @@ inline std::vector<EvalSet> eval_sets(const Session& s) {
         EvalSet set;
         set.source = name.empty() ? "task " + s.o.task : name;
         set.name = name.empty() ? s.o.task : data_set_name(name);
-        set.prompts = eval_set_prompts(s, name, &set.available);
+        set.prompts = eval_set_prompts(s, name, keep_rows, &set.available);
         for (const EvalSet& other : sets)
             if (other.name == set.name)
                 fail_usage("--eval_data: %s and %s are both called %s in the results; rename one", other.source.c_str(),
@@ -27,20 +27,28 @@ inline std::vector<EvalSet> eval_sets(const Session& s) {
     return sets;
 }
 
-// The rewards of --reward_funcs; unless given, those of the run that wrote the model, as its mean reward is what papers
-// report
+// The rewards that a checkpoint's run was paid by, as its mean reward is what papers report. What of them is a program or
+// a library is not run because a checkpoint says so.
+inline void rewards_of_checkpoint(Options& o) {
+    const std::string path = o.model + "/trainer_state.json";
+    if (o.given("reward_funcs") || o.given("reward_weights") || !file_exists(path)) return;
+    const nlohmann::json options =
+        json_parse(read_file(path, 1 << 26), path).value("options", nlohmann::json::object());
+    auto text = [&](const char* key) {
+        return options.contains(key) && options[key].is_string() ? options[key].get<std::string>() : std::string();
+    };
+    const std::string funcs = text("reward_funcs");
+    if (funcs.empty()) return;
+    if (funcs.find('/') != std::string::npos)
+        return note_once(format("note: the run was paid by --reward_funcs %s; give it to run what is not built in",
+                                printable(funcs).c_str()));
+    o.reward_funcs = funcs;
+    o.reward_weights = text("reward_weights");
+}
+
 inline RewardSet eval_reward_set(Session& s) {
     Options& o = s.o;
-    const std::string state = o.model + "/trainer_state.json";
-    if (!o.given("reward_funcs") && file_exists(state)) {
-        const nlohmann::json j = json_parse(read_file(state, 1 << 26), state);
-        const nlohmann::json options = j.value("options", nlohmann::json::object());
-        if (options.contains("reward_funcs") && options["reward_funcs"].is_string()) {
-            o.reward_funcs = options["reward_funcs"];
-            if (options.contains("reward_weights") && options["reward_weights"].is_string())
-                o.reward_weights = options["reward_weights"];
-        }
-    }
+    rewards_of_checkpoint(o);
     const RewardSet all = rewards_parse(o.reward_funcs, o.reward_weights);
     const RewardSet set = evaluated_rewards(all);
     if (set.entries.size() < all.entries.size()) {
@@ -49,6 +57,7 @@ inline RewardSet eval_reward_set(Session& s) {
                        o.reward_funcs.c_str());
         note_once("note: the run's rewards entropy and self_certainty are not measured by eval; the others are");
     }
+    if (!o.plan) set.start();
     return set;
 }
 
@@ -138,7 +147,7 @@ inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<Eval
         w.stats.completion_tokens += a.stats.completion_tokens;
         w.stats.seconds += a.stats.seconds;
         merge_answers(a, earlier[i].answers);
-        set.scores = eval_scores(a, set.prompts, w.reward_names);
+        set.scores = eval_scores(a, set.prompts, w.rewards);
     }
     report.end();
 }
@@ -227,7 +236,7 @@ inline int eval_command(Session& s) {
     const bool problems = o.eval_text.empty() || !o.eval_data.empty() || o.given("task");
     if (problems) session_task(o);
     session_open(s);
-    if (problems) w.sets = eval_sets(s);
+    if (problems) w.sets = eval_sets(s, w.rewards.traits() & REWARD_ROW);
     fit_eval_text(s);
     w.text = eval_text_windows(s);
     if (eval_plan(s, w)) return 0;

@@ -103,7 +103,7 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
     r.answers = evaluate(s.m, state, s.tok, prompts, c, progress);
     report.end();
     r.complete = !r.answers.stopped;
-    if (r.complete) r.scores = eval_scores(r.answers, prompts, reward_names(rewards));
+    if (r.complete) r.scores = eval_scores(r.answers, prompts, rewards);
     return r;
 }
 

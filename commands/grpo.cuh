@@ -101,18 +101,43 @@ inline void grpo_check_dynamic_sampling(const Options& o, const RewardSet& rewar
             "--reward_funcs (train_qrl help rewards)");
 }
 
+// Each row names rewards of this run, if it names any, and has the gold answer that they read
+inline void grpo_check_rows(const std::vector<Example>& examples, const RewardSet& rewards, const Options& o) {
+    for (const Example& e : examples) {
+        const Problem& p = *e.prompt.problem;
+        std::string unknown, reader;
+        const std::vector<bool> applies = rewards_of_row(rewards, p.reward_funcs, &unknown);
+        if (!unknown.empty())
+            fail("%s:%d: `reward_funcs` names %s, which is not one of --reward_funcs %s", p.source.c_str(), p.line,
+                 shown(unknown).c_str(), printable(o.reward_funcs, 200).c_str());
+        if (!p.gold.empty()) continue;
+        for (size_t f = 0; f < applies.size(); f++)
+            if (applies[f] && rewards.entries[f].traits & REWARD_GOLD) reader = rewards.entries[f].name;
+        if (!reader.empty())
+            fail(
+                "%s:%d: the row has no gold answer, which its reward %s reads; give it one, or name other rewards in "
+                "its `reward_funcs`",
+                p.source.c_str(), p.line, reader.c_str());
+    }
+}
+
 inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
     const Options& o = r.s.o;
-    const bool graded = rewards.traits() & REWARD_GOLD;
     const int per_step = o.prompts_per_step * o.steps_per_generation;
-    r.data = r.s.embedded_model ? embedded_training_prompts(r.s, per_step)
-                                : training_data(training_prompts(r.s, graded), per_step, o.seed);
+    if (r.s.embedded_model) {
+        r.data = embedded_training_prompts(r.s, per_step);
+    } else {
+        std::vector<Example> examples =
+            training_prompts(r.s, rewards.traits() & REWARD_GOLD, rewards.traits() & REWARD_ROW);
+        grpo_check_rows(examples, rewards, o);
+        r.data = training_data(std::move(examples), per_step, o.seed);
+    }
     training_whole_steps(r, "prompts_per_step");
     if (o.dynamic_sampling && r.data.count == r.data.per_step)
         fail_usage("--dynamic_sampling has no other prompts to draw: each step has all %lld; lower --prompts_per_step",
                    (long long)r.data.count);
-    training_hold_out(r, (double)per_step * o.num_generations);
     r.eval_rewards = evaluated_rewards(rewards);
+    training_hold_out(r, (double)per_step * o.num_generations);
     check_overlap(r.s, r.data, r.held_out);
 }
 
@@ -129,6 +154,7 @@ inline int grpo_command(Session& s) {
     grpo_check_dynamic_sampling(o, objective.rewards);
     objective.config = grpo_config(o);
     objective.sampler.config = sampler_config(o);  // refuses a bad text before the long work
+    if (!o.plan) objective.rewards.start();
     training_open(r, "prompts_per_step", o.prompts_per_step);
     grpo_data(r, objective.rewards);
     micro_batch_grow(s, r.data.longest_prompt + o.max_completion_length);
@@ -158,5 +184,6 @@ inline int grpo_command(Session& s) {
                           held_out_text(r, (double)r.data.per_step * o.num_generations).c_str(),
                           one_line(r.data.example(0).prompt.text, 160).c_str()));
     if (s.embedded_model) grpo_cold_start(r);
+    objective.rewards.check();
     return training_run(r, objective);
 }

@@ -78,8 +78,9 @@ inline ProblemReading problem_reading(const Session& s, bool graded = true) {
 }
 
 // the problems of one set to evaluate on: a file, or a name of known_sets
-inline std::vector<Problem> held_out_set(const Session& s, const std::string& name) {
+inline std::vector<Problem> held_out_set(const Session& s, const std::string& name, bool keep_rows) {
     ProblemReading how = problem_reading(s);
+    how.keep_rows = keep_rows;
     how.gold_read_needed = GoldRead::by_spelling;  // a published set keeps its number of problems
     std::vector<Problem> problems = load_problems(find_data_set(name), how);
     note_duplicates(name, problems);
@@ -87,29 +88,33 @@ inline std::vector<Problem> held_out_set(const Session& s, const std::string& na
 }
 
 // The problems of one set, the first --eval_n of them if that is given; name: a file, a name of known_sets, or empty for
-// the task's. available: how many there are
-inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, int* available = nullptr) {
+// the task's. keep_rows: with all fields of their rows; available: how many there are
+inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, bool keep_rows = false,
+                                            int* available = nullptr) {
     const Task& task = find_task(s.o.task);
-    std::vector<Problem> problems =
-        name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true) : held_out_set(s, name);
+    std::vector<Problem> problems = name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true)
+                                                 : held_out_set(s, name, keep_rows);
     if (available) *available = (int)problems.size();
     if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
     return make_prompts(s, problems);
 }
 
 // held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
-inline std::vector<Prompt> eval_prompts(const Session& s) {
+inline std::vector<Prompt> eval_prompts(const Session& s, bool keep_rows = false) {
     if (s.o.eval_data.empty() && !s.o.train_data.empty()) return {};
-    return eval_set_prompts(s, s.o.eval_data);
+    return eval_set_prompts(s, s.o.eval_data, keep_rows);
 }
 
-// what is trained on: problems without their solutions. graded: each needs a gold answer
-inline std::vector<Example> training_prompts(const Session& s, bool graded = true) {
+// what is trained on: problems without their solutions. graded: each needs a gold answer; keep_rows: with their rows
+inline std::vector<Example> training_prompts(const Session& s, bool graded = true, bool keep_rows = false) {
     std::vector<Example> out;
     const Task& task = find_task(s.o.task);
+    ProblemReading how = problem_reading(s, graded);
+    how.keep_rows = keep_rows;
+    how.own_rewards = s.o.command == COMMAND_GRPO;
     const std::vector<Problem> problems = s.o.train_data.empty()
                                               ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
-                                              : load_problems(s.o.train_data, problem_reading(s, graded));
+                                              : load_problems(s.o.train_data, how);
     for (const Problem& p : problems) out.push_back({checked_prompt(s, p), {}});
     return out;
 }

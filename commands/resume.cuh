@@ -1,5 +1,6 @@
 // --resume_from_checkpoint: which checkpoint, the flags of the run that wrote it, and what differs from them now.
 #pragma once
+#include "../rewards/rewards.h"
 #include "../train/run_state.cuh"
 #include "output.cuh"
 
@@ -139,6 +140,9 @@ inline nlohmann::ordered_json input_files(const Session& s) {
     add("eval_data", o.eval_data);
     add("eval_text", o.eval_text);
     add("teacher", o.teacher);
+    if (o.command == COMMAND_GRPO)
+        for (const std::string& file : own_reward_files(o.reward_funcs))
+            add(("reward_funcs " + own_reward_name(file)).c_str(), file);
     if (o.lora_r > 0 || !o.adapter.empty()) add("model", o.model);
     return j;
 }

@@ -75,7 +75,7 @@ inline void training_hold_out(TrainingRun& r, double rows) {
         o.eval_n = held_out_count(o, trained, planned_evaluations(r));
         if (resume.on() && resume.state.contains("held_out")) o.eval_n = resume.state["held_out"];
     }
-    r.held_out = eval_prompts(r.s);
+    r.held_out = eval_prompts(r.s, r.eval_rewards.traits() & REWARD_ROW);
 }
 
 // what is held out, and what that costs

@@ -81,8 +81,13 @@ inline std::vector<Problem> load_problems(const std::string& path, const Problem
     for_each_row(path, [&](const DatasetRow& row, int line) {
         rows++;
         count_kind(kinds, problem_kind(row).name, line);
-        ParsedProblem parsed = parse_problem(row, how);
-        if (how.gold_needed && !parsed.fault.empty()) return bad.add(row.where, parsed.fault);
+        ProblemReading of_row = how;
+        const bool names_rewards = how.own_rewards && first_field(row, {"reward_funcs"});
+        if (names_rewards) of_row.gold_needed = false;  // they may read none
+        ParsedProblem parsed = parse_problem(row, of_row);
+        if (of_row.gold_needed && !parsed.fault.empty()) return bad.add(row.where, parsed.fault);
+        if (names_rewards) parsed.problem.reward_funcs = text_field(row, "reward_funcs");
+        if (how.keep_rows) parsed.problem.row = std::make_shared<nlohmann::ordered_json>(row.object);
         if (!parsed.problem.gold.empty() && parsed.gold_read != GoldRead::as_answer)
             spelled.add(row.where, shown(parsed.problem.gold));
         parsed.problem.source = path;

@@ -39,6 +39,8 @@ struct ProblemReading {
     GoldRead gold_read_needed = GoldRead::by_words;       // what is read worse cannot be used
     uint64_t seed = 0;                                    // of the order of options
     std::string given;                                    // --prompt_given
+    bool keep_rows = false;                               // Problem::row
+    bool own_rewards = false;                             // a row may name its rewards
 };
 
 static constexpr size_t MOST_OPTIONS = 10;  // A to J, the letters that the grader knows

@@ -21,7 +21,7 @@ struct EvalSample {
     AnswerFormat format = AnswerFormat::none;
     bool strict = false, lenient = false, finished = false, garbled = false, repeating = false;
     int length = 0;              // tokens, with the stop token
-    float reward = 0.0f;         // the weighted sum
+    float reward = 0.0f;         // the weighted sum; NaN: none applies
     std::vector<float> rewards;  // of each function; NaN: it does not apply
 };
 
@@ -74,7 +74,8 @@ inline std::vector<EvalSample> grade_completions(const Tokenizer& tok, const Pro
                       c.tokens,
                       config.rollout.max_completion_length,
                       {},
-                      p.problem ? p.problem->row.get() : nullptr});
+                      p.problem ? p.problem->row.get() : nullptr,
+                      p.problem ? &p.problem->reward_funcs : nullptr});
         EvalSample s;
         s.sample = c.sample;
         s.text = texts[i];

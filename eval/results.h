@@ -29,7 +29,7 @@ inline nlohmann::ordered_json eval_to_json(const EvalScores& s) {
         j["pass@1_lenient"] = s.pass1_lenient.mean;
         for (const EvalAt& at : s.at) j[format("pass@%d", at.k)] = at.pass;
         for (const EvalAt& at : s.at) j[format("maj@%d", at.k)] = at.majority;
-        if (!s.rewards.empty())
+        if (s.best)
             for (const EvalAt& at : s.at) j[format("best@%d", at.k)] = at.best;
     }
     j["completions/mean_length"] = s.mean_length;
@@ -73,7 +73,7 @@ inline nlohmann::ordered_json lm_eval_set(const EvalSet& set) {
         j[format("pass@%d,lenient", at.k)] = at.pass_lenient;
         j[format("maj@%d,strict", at.k)] = at.majority;
         j[format("maj@%d,lenient", at.k)] = at.majority_lenient;
-        if (!s.rewards.empty()) j[format("best@%d,strict", at.k)] = at.best;
+        if (s.best) j[format("best@%d,strict", at.k)] = at.best;
     }
     if (!s.rewards.empty()) lm_eval_metric(j, "reward", "none", s.reward);
     for (const auto& [name, mean] : s.rewards) lm_eval_metric(j, "rewards/" + name, "none", mean);
@@ -138,19 +138,20 @@ inline std::string percent_text(const MeanEstimate& m) {
 inline std::string eval_table(const std::vector<EvalSet>& sets) {
     size_t width = 3;
     int samples = 0;
-    bool greedy = false, rewards = false;
+    bool greedy = false, rewards = false, best = false;
     for (const EvalSet& set : sets) {
         width = std::max(width, set.name.size());
         samples = std::max(samples, set.scores.samples);
         greedy = greedy || set.scores.greedy_problems;
         rewards = rewards || !set.scores.rewards.empty();
+        best = best || set.scores.best;
     }
     std::string text = format("%-*s  problems", (int)width, "set");
     if (greedy) text += "  greedy         lenient";
     if (samples) text += "  pass@1         lenient";
     if (samples > 1)
         text += format("  %7s  %7s", format("pass@%d", samples).c_str(), format("maj@%d", samples).c_str());
-    if (samples > 1 && rewards) text += format("  %7s", format("best@%d", samples).c_str());
+    if (samples > 1 && best) text += format("  %7s", format("best@%d", samples).c_str());
     if (rewards) text += "  reward";
     text += "  length  cut off\n";
     for (const EvalSet& set : sets) {
@@ -160,7 +161,7 @@ inline std::string eval_table(const std::vector<EvalSet>& sets) {
         if (samples) text += format("  %s  %6.1f", percent_text(s.pass1).c_str(), 100 * s.pass1_lenient.mean);
         const EvalAt last = s.at.empty() ? EvalAt{} : s.at.back();
         if (samples > 1) text += format("  %7.1f  %7.1f", 100 * last.pass, 100 * last.majority);
-        if (samples > 1 && rewards) text += format("  %7.1f", 100 * last.best);
+        if (samples > 1 && best) text += format("  %7.1f", 100 * last.best);
         if (rewards) text += format("  %6.3f", s.reward.mean);
         text += format("  %6.1f  %6.1f%%%s\n", s.mean_length, 100 * s.clipped_ratio,
                        set.stopped ? format("  partial: of %zu problems", set.prompts.size()).c_str() : "");

@@ -46,10 +46,9 @@ inline nlohmann::ordered_json eval_row(const std::string& set, const std::string
     if (p.problem && !p.problem->subject.empty()) j["subject"] = p.problem->subject;
     if (p.problem && !p.problem->level.empty()) j["level"] = p.problem->level;
     if (names.empty()) return j;
-    j["reward"] = s.reward;
-    for (size_t f = 0; f < names.size(); f++)
-        j["rewards"][names[f]] =
-            std::isnan(s.rewards[f]) ? nlohmann::ordered_json() : nlohmann::ordered_json(s.rewards[f]);
+    auto paid = [](float r) { return std::isnan(r) ? nlohmann::ordered_json() : nlohmann::ordered_json(r); };
+    j["reward"] = paid(s.reward);
+    for (size_t f = 0; f < names.size(); f++) j["rewards"][names[f]] = paid(s.rewards[f]);
     return j;
 }
 
@@ -67,11 +66,9 @@ inline EvalSample eval_sample_of(const nlohmann::ordered_json& j, const std::vec
         s.strict = j.at("strict"), s.lenient = j.at("lenient"), s.finished = j.at("finished");
         s.garbled = j.at("garbled"), s.repeating = j.at("repeating");
         s.length = j.at("length");
-        if (!names.empty()) s.reward = j.at("reward");
-        for (const std::string& name : names) {
-            const nlohmann::ordered_json& r = j.at("rewards").at(name);
-            s.rewards.push_back(r.is_null() ? NAN : r.get<float>());
-        }
+        auto paid = [](const nlohmann::ordered_json& r) { return r.is_null() ? NAN : r.get<float>(); };
+        if (!names.empty()) s.reward = paid(j.at("reward"));
+        for (const std::string& name : names) s.rewards.push_back(paid(j.at("rewards").at(name)));
     } catch (const nlohmann::json::exception&) {
         fail("%s: not a row of this evaluation; give another --output_dir", where.c_str());
     }

@@ -202,10 +202,10 @@ inline void score_groups(EvalScores& s, const std::vector<EvalSample>& samples, 
                  [f](const EvalSample& x) { return (int)x.format == f ? answer_format_names[f] : ""; });
 }
 
-// names: of the rewards that the samples have
-inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& prompts,
-                              const std::vector<std::string>& names = {}) {
+// rewards: what the samples were paid by
+inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& prompts, const RewardSet& rewards = {}) {
     EvalScores s;
+    for (const RewardEntry& entry : rewards.entries) s.best = s.best || !(entry.traits & REWARD_GOLD);
     auto strict = [](const EvalSample& x) { return (double)x.strict; };
     auto lenient = [](const EvalSample& x) { return (double)x.lenient; };
     s.greedy_problems = (int)problem_spans(a.greedy).size();
@@ -221,9 +221,10 @@ inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& p
         s.pass1_lenient = mean_over_problems(a.sampled, true, lenient);
         score_at(s, a.sampled);
     }
-    for (size_t f = 0; f < names.size(); f++)
-        s.rewards.push_back(
-            {names[f], mean_over_problems(samples, false, [f](const EvalSample& x) { return (double)x.rewards[f]; })});
+    for (size_t f = 0; f < rewards.entries.size(); f++)
+        s.rewards.push_back({rewards.entries[f].name, mean_over_problems(samples, false, [f](const EvalSample& x) {
+                                 return (double)x.rewards[f];
+                             })});
     if (!names.empty())
         s.reward = mean_over_problems(samples, false, [](const EvalSample& x) { return (double)x.reward; });
     const double n = (double)samples.size();

@@ -11,9 +11,18 @@
 // The trap: paying for more than the task. `exact` looks only at a declared form in a completion that ended by itself;
 // `accuracy` finds answers anywhere and is meant for evaluation. Rewards without a gold answer pay a policy for agreeing
 // with itself, at which it gets better whether it is right or not.
+//
+// A name with a slash is a reward of the user's own: a shared library where it ends in .so or .dylib (library.h), else a
+// program (program.h). Its name in logs is the file's stem. rewards_parse starts and loads nothing.
+//
+// A row of a data set may name the rewards that apply to it in a field reward_funcs. A reward that does not apply is
+// REWARD_NONE, a completion to which none applies has no total.
 #pragma once
+#include <sys/stat.h>
+#include <unistd.h>
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 #include "../runtime/error.h"
@@ -22,28 +31,16 @@
 #include "../runtime/settings.h"
 #include "../runtime/words.h"
 #include "grader.h"
+#include "library.h"
+#include "program.h"
 #include "repetition.h"
-
-// Means over a completion's tokens, under the policy that sampled it (train/self_certainty.cuh)
-struct TokenMeans {
-    float entropy = 0.0f, self_certainty = 0.0f;  // nats
-};
-
-struct RewardInput {
-    const std::string& prompt;
-    const std::string& completion;  // text, special tokens removed
-    const std::string& gold;
-    bool finished;                   // ended with a stop token, not truncated
-    const std::vector<int>& tokens;  // with the stop token
-    int max_completion_length;
-    TokenMeans means = {};                        // if a reward needs them
-    const nlohmann::ordered_json* row = nullptr;  // the fields of the problem's row; null: it comes from no file
-};
+#include "reward_input.h"
 
 // of one completion, or of the G completions of a prompt (r [G]); the other is null
 struct RewardFn {
     float (*one)(const RewardInput& in, const Settings& s) = nullptr;
     void (*group)(float* r, const RewardInput* in, int G, const Settings& s) = nullptr;
+    RewardFn() = default;
     RewardFn(decltype(one) f) : one(f) {}
     RewardFn(decltype(group) f) : group(f) {}
 };
@@ -53,15 +50,17 @@ enum RewardTrait : unsigned {
     REWARD_GOLD = 2,     // reads the gold answer
     REWARD_ENTROPY = 4,  // needs that mean
     REWARD_SELF_CERTAINTY = 8,
+    REWARD_ROW = 16,  // is told the fields of the problem's row
 };
 
 struct RewardEntry {
-    const char* name;
+    std::string name;
     RewardFn fn;
     unsigned traits;
     const char* help;
     std::vector<SettingRow> settings = {};
-    const char* trl = nullptr;  // TRL's name of it, which in TRL goes on with _reward
+    const char* trl = nullptr;                 // TRL's name of it, which in TRL goes on with _reward
+    std::shared_ptr<OwnReward> own = nullptr;  // of the user's; it has no fn then
 };
 
 // part of max_completion_length in which `overlong` grows from 0 to -1 unless its cache is given (DAPO: 4096 of 20480)
@@ -216,6 +215,21 @@ struct RewardSet {
         for (const RewardEntry& entry : entries) all |= entry.traits;
         return all;
     }
+    bool has_own() const {
+        for (const RewardEntry& entry : entries)
+            if (entry.own) return true;
+        return false;
+    }
+    // Programs are started and libraries loaded, before the long work; without this at the first completion
+    void start() const {
+        for (const RewardEntry& entry : entries)
+            if (entry.own) entry.own->start();
+    }
+    // fails where a program has ended already, say because it found no module
+    void check() const {
+        for (const RewardEntry& entry : entries)
+            if (entry.own) entry.own->check();
+    }
 };
 
 inline const RewardEntry* find_reward(const std::string& name) {
@@ -225,42 +239,138 @@ inline const RewardEntry* find_reward(const std::string& name) {
     return nullptr;
 }
 
-// "exact,overlong:cache=64" and "1.0,0.1"; no weights: all 1. Wrong names, settings, counts and numbers are usage errors.
+// ---------------------------------------------------------------------------------------------------------------------
+// rewards of the user's own
+
+inline bool file_is_there(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
+
+inline bool is_own_reward(const std::string& name) { return name.find('/') != std::string::npos; }
+
+inline bool is_reward_library(const std::string& path) {
+    auto ends = [&](const std::string& end) {
+        return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
+    };
+    return ends(".so") || ends(".dylib");
+}
+
+// "./rewards/my_reward.py" -> "my_reward": a key of metrics.jsonl and of completions.jsonl
+inline std::string own_reward_name(const std::string& path) {
+    std::string stem = path.substr(path.rfind('/') + 1);
+    if (stem.rfind('.') != std::string::npos && stem.rfind('.') > 0) stem.resize(stem.rfind('.'));
+    const std::string file = printable(path);
+    bool plain = !stem.empty() && stem.size() <= 64;
+    for (char c : stem) plain = plain && (isalnum((unsigned char)c) || c == '_' || c == '-' || c == '.');
+    if (!plain)
+        fail_usage(
+            "--reward_funcs: %s is logged under its file's name without the ending: 1 to 64 of A-Z a-z 0-9 _ - .",
+            file.c_str());
+    for (const char* key : {"step", "prompt", "completion", "gold", "advantage", "finished"})
+        if (stem == key)
+            fail_usage("--reward_funcs: %s would be logged as '%s', which is taken; rename it", file.c_str(), key);
+    if (find_reward(stem))
+        fail_usage("--reward_funcs: %s has the name of the reward '%s'; rename it", file.c_str(), stem.c_str());
+    return stem;
+}
+
+// The file is there, and may be executed or loaded; nothing is done with it
+inline void check_own_reward(const std::string& path) {
+    const bool library = is_reward_library(path);
+    const char* what = library ? "shared library" : "program";
+    struct stat st;
+    if (path.size() > 4096 || stat(path.c_str(), &st) != 0)
+        fail_usage("--reward_funcs: there is no file %s; a name with a / is the path of a %s",
+                   printable(path, 200).c_str(), what);
+    if (!S_ISREG(st.st_mode))
+        fail_usage("--reward_funcs: %s is %s; give the file of a %s", printable(path, 200).c_str(),
+                   S_ISDIR(st.st_mode) ? "a folder" : "not a file", what);
+    if (!library && access(path.c_str(), X_OK) != 0)
+        fail_usage(
+            "--reward_funcs: %s may not be executed; chmod +x it, and let its first line say what runs it, such as "
+            "#!/usr/bin/env python3",
+            printable(path, 200).c_str());
+}
+
+// text: "./my_reward.py:timeout=10"
+inline RewardEntry own_reward(const std::string& path, const std::string& text, Settings* settings) {
+    const bool library = is_reward_library(path);
+    const std::vector<SettingRow>& rows = library ? library_settings() : program_settings();
+    RewardEntry entry = {own_reward_name(path), {}, REWARD_ROW, "a reward of the user's own", rows, nullptr, nullptr};
+    *settings = settings_of(text, rows, "reward_funcs");
+    check_own_reward(path);
+    if (settings->is("outcome", "true")) entry.traits |= REWARD_OUTCOME;
+    if (library) entry.own = std::make_shared<LibraryReward>(entry.name, *settings);
+    else entry.own = std::make_shared<ProgramReward>(entry.name, *settings);
+    return entry;
+}
+
+// the files of those in a text of --reward_funcs
+inline std::vector<std::string> own_reward_files(const std::string& names) {
+    std::vector<std::string> files;
+    for (const std::string& text : split_words(names))
+        if (is_own_reward(split_words(text, ":")[0])) files.push_back(split_words(text, ":")[0]);
+    return files;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the rewards of a run
+
+inline std::vector<float> reward_weights_parse(const std::string& weights, size_t n, const std::string& names) {
+    std::vector<float> list;
+    if (trim_text(weights).empty()) return std::vector<float>(n, 1.0f);
+    for (const std::string& part : split_words(weights)) {
+        char* end = nullptr;
+        float w = strtof(part.c_str(), &end);
+        if (part.empty() || *end != 0 || !(std::fabs(w) <= 1e6f))
+            fail_usage("--reward_weights: '%s' is not a number in [-1000000, 1000000]", printable(part).c_str());
+        list.push_back(w);
+    }
+    if (list.size() != n)
+        fail_usage("--reward_weights: %zu weights for %zu rewards in --reward_funcs %s; give one each", list.size(), n,
+                   printable(names, 200).c_str());
+    return list;
+}
+
+// "exact,overlong:cache=64,./my_reward.py" and "1.0,0.1,1"; no weights: all 1. Wrong names, settings, counts and numbers
+// are usage errors.
 inline RewardSet rewards_parse(const std::string& names, const std::string& weights) {
     RewardSet set;
     std::vector<std::string> known;
     for (const RewardEntry& entry : reward_table()) known.push_back(entry.name);
     const std::string list = join_words(known);
     for (const std::string& text : split_words(names)) {
-        const std::string name = split_words(text, ":")[0].substr(0, 64);
+        const std::string word = split_words(text, ":")[0], name = word.substr(0, 64);
         if (name.empty())
             fail_usage("--reward_funcs: an empty name in '%s'; rewards: %s", printable(names).c_str(), list.c_str());
         const RewardEntry* found = find_reward(name);
-        if (!found)
-            fail_usage("--reward_funcs: '%s' is not one of %s%s (train_qrl help rewards)", printable(name).c_str(),
-                       list.c_str(), did_you_mean(name, known).c_str());
-        for (const RewardEntry& entry : set.entries)
-            if (entry.name == found->name) fail_usage("--reward_funcs: '%s' is named twice", found->name);
-        set.entries.push_back(*found);
-        set.settings.push_back(settings_of(text, found->settings, "reward_funcs"));
+        if (!found && !is_own_reward(word))
+            fail_usage("--reward_funcs: '%s' is not one of %s%s (train_qrl help rewards)%s", printable(name).c_str(),
+                       list.c_str(), did_you_mean(name, known).c_str(),
+                       file_is_there(word) ? "; a file of that name is meant by a path with a /" : "");
+        Settings settings;
+        const RewardEntry entry = found ? *found : own_reward(word, text, &settings);
+        for (const RewardEntry& other : set.entries)
+            if (other.name == entry.name) fail_usage("--reward_funcs: '%s' is named twice", entry.name.c_str());
+        if (found) settings = settings_of(text, found->settings, "reward_funcs");
+        set.entries.push_back(entry);
+        set.settings.push_back(settings);
     }
-    if (trim_text(weights).empty()) {
-        set.weights.assign(set.entries.size(), 1.0f);
-        return set;
-    }
-    for (const std::string& part : split_words(weights)) {
-        char* end = nullptr;
-        float w = strtof(part.c_str(), &end);
-        if (part.empty() || *end != 0 || !(std::fabs(w) <= 1e6f))
-            fail_usage("--reward_weights: '%s' is not a number in [-1000000, 1000000]", part.c_str());
-        set.weights.push_back(w);
-    }
-    if (set.weights.size() != set.entries.size()) {
-        fail_usage("--reward_weights: %zu weights for %zu rewards in --reward_funcs %s; give one each",
-                   set.weights.size(), set.entries.size(), names.c_str());
-    }
+    set.weights = reward_weights_parse(weights, set.entries.size(), names);
     return set;
 }
+
+inline constexpr const char* own_rewards_help[] = {
+    "\nRewards of your own: a name with a / is a file, logged under its name without the ending\n\n"
+    "  ./NAME.py      a program in any language, started once (chmod +x; a first line such as #!/usr/bin/env "
+    "python3).\n"
+    "                 Each completion is a line of JSON on its standard input,\n"
+    "                   {\"prompt\": ..., \"completion\": ..., \"gold\": ..., \"finished\": true, \"tokens\": 14,\n"
+    "                    \"max_tokens\": 56, \"row\": {the fields of the problem's row, or null}}\n"
+    "                 and it prints a line: a number, null (the reward does not apply) or {\"reward\": either}\n",
+    "  ./NAME.so      a shared library with the functions of rewards/train_qrl_reward.h\n",
+    "\nExamples: rewards/examples/steps.py, rewards/examples/digits.c. They run with your rights; what they print on "
+    "standard\n"
+    "error is shown. A row of --train_data may say which of the rewards apply to it: \"reward_funcs\": "
+    "\"exact,NAME\"\n"};
 
 // help rewards
 inline std::string rewards_help() {
@@ -268,10 +378,12 @@ inline std::string rewards_help() {
         "--reward_funcs NAME[:SETTING=VALUE ...], several joined by commas, as in exact,overlong:cache=64\n"
         "(outcome): says right or wrong, which --dynamic_sampling goes by\n\n";
     for (const RewardEntry& r : reward_table()) {
-        text += format("  %-15s%s%s", r.name, r.help, r.traits & REWARD_OUTCOME ? " (outcome)" : "");
+        text += format("  %-15s%s%s", r.name.c_str(), r.help, r.traits & REWARD_OUTCOME ? " (outcome)" : "");
         if (r.trl) text += format("; TRL's %s_reward", r.trl);
         text += "\n" + settings_help(r.settings);
     }
+    text += std::string(own_rewards_help[0]) + settings_help(program_settings()) + own_rewards_help[1] +
+            settings_help(library_settings()) + own_rewards_help[2];
     return text;
 }
 
@@ -287,23 +399,78 @@ inline RewardSet outcome_rewards(const RewardSet& all) {
     return set;
 }
 
+// [rewards] which of them a row's field reward_funcs names: all where it is empty. unknown: the first name that is none of
+// them, if there is one
+inline std::vector<bool> rewards_of_row(const RewardSet& set, const std::string& names,
+                                        std::string* unknown = nullptr) {
+    const size_t F = set.entries.size();
+    if (trim_text(names).empty()) return std::vector<bool>(F, true);
+    std::vector<bool> applies(F, false);
+    for (const std::string& word : split_words(names)) {
+        const RewardEntry* entry = find_reward(word);
+        bool found = false;
+        for (size_t f = 0; f < F; f++)
+            if (set.entries[f].name == (entry ? entry->name : word)) applies[f] = found = true;
+        if (!found && unknown && unknown->empty()) *unknown = word.empty() ? "an empty name" : word;
+    }
+    return applies;
+}
+
+// Asks the user's own about the completions that they apply to. False: the run was asked to stop
+inline bool own_rewards_compute(std::vector<std::vector<float>>& each, const RewardSet& set,
+                                const std::vector<RewardInput>& in, const std::vector<int>& group,
+                                const std::vector<std::vector<bool>>& applies) {
+    for (size_t f = 0; f < set.entries.size(); f++) {
+        if (!set.entries[f].own) continue;
+        std::vector<RewardItem> items;
+        for (size_t i = 0, first = 0; i < in.size(); i++) {
+            if (group[i] != group[first]) first = i;
+            if (applies[i][f]) items.push_back({&in[i], group[i] + 1, (int)(i - first) + 1, &each[f][i]});
+        }
+        if (!set.entries[f].own->compute(items)) return false;
+    }
+    return true;
+}
+
+// [N] the weighted sum of the rewards that apply; REWARD_NONE where none does
+inline std::vector<float> reward_totals(const RewardSet& set, const std::vector<std::vector<float>>& each, size_t N) {
+    std::vector<float> total(N, 0.0f);
+    for (size_t i = 0; i < N; i++) {
+        bool any = each.empty();
+        for (size_t f = 0; f < each.size(); f++) {
+            if (!reward_applies(each[f][i])) continue;
+            total[i] += set.weights[f] * each[f][i];
+            any = true;
+        }
+        if (!any) total[i] = REWARD_NONE;
+    }
+    return total;
+}
+
 // Rewards of N completions: each [rewards][N], without weights; total [N], the weighted sums. group [N]: the prompts'
-// numbers; those of one stand together.
-inline void rewards_compute(std::vector<float>& total, std::vector<std::vector<float>>& each, const RewardSet& set,
+// numbers; those of one stand together. False: the run was asked to stop while a reward of the user's own was at work, and
+// the numbers mean nothing
+inline bool rewards_compute(std::vector<float>& total, std::vector<std::vector<float>>& each, const RewardSet& set,
                             const std::vector<RewardInput>& in, const std::vector<int>& group) {
     const size_t N = in.size(), F = set.entries.size();
+    static const std::string all;
+    std::vector<std::vector<bool>> applies(N);
+    for (size_t i = 0; i < N; i++) applies[i] = rewards_of_row(set, in[i].reward_funcs ? *in[i].reward_funcs : all);
     each.assign(F, std::vector<float>(N));
-    total.assign(N, 0.0f);
 #pragma omp parallel for schedule(dynamic, 4)
     for (size_t i = 0; i < N; i++)
         for (size_t f = 0; f < F; f++)
-            if (set.entries[f].fn.one) each[f][i] = set.entries[f].fn.one(in[i], set.settings[f]);
+            if (set.entries[f].fn.one && applies[i][f]) each[f][i] = set.entries[f].fn.one(in[i], set.settings[f]);
     for (size_t i = 0, end; i < N; i = end) {
         for (end = i + 1; end < N && group[end] == group[i];) end++;
         for (size_t f = 0; f < F; f++)
-            if (set.entries[f].fn.group)
+            if (set.entries[f].fn.group && applies[i][f])
                 set.entries[f].fn.group(each[f].data() + i, in.data() + i, (int)(end - i), set.settings[f]);
     }
+    const bool whole = own_rewards_compute(each, set, in, group, applies);
     for (size_t i = 0; i < N; i++)
-        for (size_t f = 0; f < F; f++) total[i] += set.weights[f] * each[f][i];
+        for (size_t f = 0; f < F; f++)
+            if (!applies[i][f]) each[f][i] = REWARD_NONE;
+    total = reward_totals(set, each, N);
+    return whole;
 }

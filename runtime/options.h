@@ -171,7 +171,7 @@ OPT(double, ref_model_mixup_alpha, 0.6, "[1e-06, 1]", IN_GRPO, "share of the pol
 OPT(int, ref_model_sync_steps, 512, "[1, 1000000000]", IN_GRPO, "steps between two syncs of the reference model") \
 OPT(std::string, advantage_estimator, "group", "group|rloo|batch|reinforce_plus_plus|reinforce_plus_plus_baseline", IN_GRPO, "what a reward is compared with: the mean of its group, the others of its group, the mean of the batch; the last two are whitened over the tokens of the batch") \
 OPT(std::string, scale_rewards, "auto", "auto|group|batch|none", IN_GRPO, "divide advantages by this standard deviation; auto: group, but for rloo none and for the others batch") \
-OPT(std::string, reward_funcs, "exact", "", IN_GRPO | IN_EVAL, "comma list of rewards, each with its settings, such as 'exact, overlong:cache=64'; train_qrl help rewards lists them; eval, unless given: those of the run that wrote the model") \
+OPT(std::string, reward_funcs, "exact", "", IN_GRPO | IN_EVAL, "comma list of rewards, each with its settings, such as 'exact, overlong:cache=64', or files of your own, as ./my_reward.py; train_qrl help rewards lists them; eval, unless given: those of the run that wrote the model") \
 OPT(std::string, reward_weights, "", "", IN_GRPO | IN_EVAL, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
 OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \

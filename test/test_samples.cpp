@@ -79,6 +79,43 @@ TEST(Loops, TokensThatGoRoundInCircles) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// rewards over ranks
+
+TEST(RewardsOverRanks, PartsJoinToTheWholeInTheSameBits) {
+    const RewardSet set = rewards_parse("exact,format,overlong:cache=3,majority", "1,0.5,0.25,2");
+    const std::string prompt = "1+1=?", gold = "2", rows[] = {"", "exact,overlong"};
+    const std::vector<std::string> texts = {"#### 2", "#### 3", "2", "#### 2", "#### 2", "", "#### 3", "#### 3"};
+    const std::vector<Ints> tokens = {{1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4}, {1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4}};
+    std::vector<RewardInput> in;
+    std::vector<int> group;
+    for (int i = 0; i < 8; i++) {
+        in.push_back({prompt, texts[i], gold, true, tokens[i], 5, {}, nullptr, &rows[i / 2 == 2]});
+        group.push_back(i / 2);
+    }
+    RewardedGroup whole, joined;
+    EXPECT_EQ(reward_part(whole, set, in, group, 0, 8), 0);
+    for (size_t world : {1, 2, 4}) {
+        std::vector<int> gathered;
+        for (size_t k = 0; k < world; k++) {
+            RewardedGroup part;
+            const int state = reward_part(part, set, in, group, 8 / world * k, 8 / world * (k + 1));
+            part.failed[1] = (int)k;
+            const std::vector<int> share = reward_share(part, state);
+            gathered.insert(gathered.end(), share.begin(), share.end());
+        }
+        EXPECT_TRUE(reward_join(joined, gathered, world, 8, 4));
+        EXPECT_EQ(joined.failed, (Ints{0, (int)(world * (world - 1) / 2), 0, 0}));
+        for (size_t f = 0; f < 4; f++)
+            EXPECT_EQ(memcmp(joined.each[f].data(), whole.each[f].data(), 8 * sizeof(float)), 0) << f;
+        EXPECT_EQ(memcmp(reward_totals(set, joined.each, 8).data(), whole.total.data(), 8 * sizeof(float)), 0);
+        for (const int state : {1, 2}) {
+            gathered[gathered.size() / world * (world - 1)] = state;
+            EXPECT_EQ(reward_join(joined, gathered, world, 8, 4), state != 1);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // dynamic sampling, with a sampler of made-up completions
 
 // Prompts whose gold answer is 1, by number; those in `mixed` are answered right by some samples, the others by none

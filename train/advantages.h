@@ -11,9 +11,12 @@
 // completion counts by its length, and its tokens have advantages of their own where the reward is paid by tokens, as
 // a KL term in the reward is (rewards to go, without discount). The others take the sum of such payments.
 //
+// A completion to which no reward applies (NaN) has advantage 0, and the others are compared without it, as in TRL.
+//
 // The trap: the mean of equal floats may differ from them by rounding, which a division by 1e-4 makes large: completions
 // that are compared with nothing but equals get exactly 0.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -59,19 +62,29 @@ struct Advantages {
     double zero_std_share = 0.0;    // of groups whose rewards are equal
 };
 
+// those of x [n] that are numbers
+inline std::vector<float> paid_rewards(const float* x, int n) {
+    std::vector<float> paid;
+    for (int i = 0; i < n; i++)
+        if (!std::isnan(x[i])) paid.push_back(x[i]);
+    return paid;
+}
+
 // statistics of the rewards; equal [N / G]: groups whose rewards are equal
 inline void reward_statistics(Advantages& out, std::vector<bool>& equal, const std::vector<float>& rewards, int G) {
-    const int n = (int)rewards.size(), groups = n / G;
-    for (float r : rewards) out.reward_mean += r;
-    out.reward_mean /= n;
-    out.reward_std = sample_std(rewards.data(), n, out.reward_mean);
+    const int groups = (int)rewards.size() / G;
+    const std::vector<float> all = paid_rewards(rewards.data(), (int)rewards.size());
+    const int n = (int)all.size();
+    for (float r : all) out.reward_mean += r;
+    out.reward_mean /= std::max(n, 1);
+    out.reward_std = sample_std(all.data(), n, out.reward_mean);
     for (int g = 0; g < groups; g++) {
-        const float* r = rewards.data() + (size_t)g * G;
+        const std::vector<float> r = paid_rewards(rewards.data() + (size_t)g * G, G);
         double mean = 0.0;
-        for (int i = 0; i < G; i++) mean += r[i] / (double)G;
-        out.reward_group_std += sample_std(r, G, mean) / groups;
+        for (float x : r) mean += x / (double)r.size();
+        out.reward_group_std += sample_std(r.data(), (int)r.size(), mean) / groups;
         bool same = true;
-        for (int i = 1; i < G; i++) same = same && r[i] == r[0];
+        for (float x : r) same = same && x == r[0];
         equal.push_back(same);
         out.zero_std_share += same ? 1.0 / groups : 0.0;
     }
@@ -83,7 +96,9 @@ inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths,
     auto each = [&](auto&& use) {
         for (size_t i = 0; i < out.a.size(); i++)
             for (int t = 0; t < (out.tokens.empty() ? 1 : lengths[i]); t++)
-                use(out.tokens.empty() ? out.a[i] : out.tokens[i][t], out.tokens.empty() ? (double)lengths[i] : 1.0);
+                if (!std::isnan(out.a[i]))
+                    use(out.tokens.empty() ? out.a[i] : out.tokens[i][t],
+                        out.tokens.empty() ? (double)lengths[i] : 1.0);
     };
     each([&](float& a, double times) { sum += times * a, tokens += times; });
     const double mean = tokens > 0.0 ? sum / tokens : 0.0;
@@ -98,7 +113,15 @@ inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths,
     }
 }
 
-// rewards [P*G]; lengths [P*G]: tokens, for the estimators over tokens; payments [P*G][n]: what is paid at each token besides
+inline void unpaid_as_zero(Advantages& out) {
+    for (size_t i = 0; i < out.a.size(); i++) {
+        if (!std::isnan(out.a[i])) continue;
+        out.a[i] = 0.0f;
+        if (!out.tokens.empty()) std::fill(out.tokens[i].begin(), out.tokens[i].end(), 0.0f);
+    }
+}
+
+// rewards [P*G], NaN where no reward applies; lengths [P*G]: tokens, for the estimators over tokens; payments [P*G][n]: what is paid at each token besides
 // the reward at the end, or empty
 inline Advantages compute_advantages(const std::vector<float>& rewards, int G, AdvantageEstimator e, RewardScale scale,
                                      const std::vector<int>& lengths = {},
@@ -115,28 +138,32 @@ inline Advantages compute_advantages(const std::vector<float>& rewards, int G, A
     std::vector<bool> same;
     reward_statistics(paid, same, r, G);
     bool all_equal = true;
-    for (float x : r) all_equal = all_equal && x == r[0];
+    const std::vector<float> all = paid_rewards(r.data(), n);
+    for (float x : all) all_equal = all_equal && x == all[0];
     for (int g = 0; g < n / G; g++) {
         const float* x = r.data() + (size_t)g * G;
+        const std::vector<float> mates = paid_rewards(x, G);
+        const int m = (int)mates.size();
         double sum = 0.0;
-        for (int i = 0; i < G; i++) sum += x[i];
-        const double std = sample_std(x, G, sum / G);
+        for (float y : mates) sum += y;
+        const double std = sample_std(mates.data(), m, sum / m);
         for (int i = 0; i < G; i++) {
-            const double baseline = e.baseline == Baseline::group    ? sum / G
-                                    : e.baseline == Baseline::others ? (G > 1 ? (sum - x[i]) / (G - 1) : (double)x[i])
+            const double baseline = e.baseline == Baseline::group    ? sum / m
+                                    : e.baseline == Baseline::others ? (m > 1 ? (sum - x[i]) / (m - 1) : (double)x[i])
                                     : e.baseline == Baseline::batch  ? paid.reward_mean
                                                                      : 0.0;
             const double divisor = e.of_tokens                   ? 1.0
                                    : scale == RewardScale::group ? std + 1e-4
                                    : scale == RewardScale::batch ? paid.reward_std + 1e-4
                                                                  : 1.0;
-            const bool nothing = e.baseline == Baseline::none    ? false
+            const bool nothing = std::isnan(x[i])                ? false  // stays NaN until the end
+                                 : e.baseline == Baseline::none  ? false
                                  : e.baseline == Baseline::batch ? all_equal
                                                                  : same[g];
             out.a.push_back(nothing ? 0.0f : (float)((x[i] - baseline) / divisor));
         }
     }
-    if (!e.of_tokens) return out;
+    if (!e.of_tokens) return unpaid_as_zero(out), out;
     if (!payments.empty()) {  // rewards to go
         out.tokens.resize(n);
         for (int i = 0; i < n; i++) {
@@ -146,6 +173,7 @@ inline Advantages compute_advantages(const std::vector<float>& rewards, int G, A
         }
     }
     whiten_over_tokens(out, lengths, scale == RewardScale::batch);
+    unpaid_as_zero(out);
     return out;
 }
 

@@ -27,14 +27,18 @@ inline void dynamic_sampling_metrics(nlohmann::ordered_json& j, const DynamicSam
     j["dynamic_sampling/batches"] = d.batches;
 }
 
-// [N] the outcome of each completion. rewards: outcome_rewards()
+// [N] the outcome of each completion; REWARD_NONE where no reward that says one applies, so that its group stays. rewards:
+// outcome_rewards()
 inline std::vector<float> completion_outcomes(const Tokenizer& tok, const RewardSet& rewards,
                                               const std::vector<Example>& batch,
-                                              const std::vector<Completion>& completions, int max_length) {
-    const RewardedGroup r = reward_completions(tok, rewards, batch, completions, max_length);
+                                              const std::vector<Completion>& completions, int max_length,
+                                              Comm* ranks = nullptr) {
+    const RewardedGroup r = reward_completions(tok, rewards, batch, completions, max_length, {}, ranks);
     std::vector<float> outcome(completions.size());
     for (size_t f = 0; f < rewards.entries.size(); f++)
         for (size_t i = 0; i < outcome.size(); i++) outcome[i] += rewards.weights[f] * (r.each[f][i] > 0.5f);
+    for (size_t i = 0; i < outcome.size(); i++)
+        if (!reward_applies(r.total[i])) outcome[i] = REWARD_NONE;
     return outcome;
 }
 
@@ -71,6 +75,7 @@ inline bool redraw_groups(std::vector<Example>& batch, std::vector<Completion>& 
                           const StepContext& c, DynamicSampling& count) {
     const int P = (int)batch.size();
     std::vector<int> missing = silent_groups(r.outcome(batch, samples), r.G);
+    if (step_stop(c)) return false;
     count = {P, 0, 0, 1};
     for (int drawn = 0; !missing.empty() && count.batches < r.max_batches; count.batches++) {
         std::vector<Example> further = c.more(drawn, (int64_t)missing.size());
@@ -82,6 +87,7 @@ inline bool redraw_groups(std::vector<Example>& batch, std::vector<Completion>& 
         std::vector<Completion> done = r.sample(prompts, P + drawn);
         if (step_stop(c)) return false;
         const std::vector<int> silent = silent_groups(r.outcome(further, done), r.G);
+        if (step_stop(c)) return false;
         auto place = missing.begin();
         for (int k = 0; k < n; k++)
             if (!std::binary_search(silent.begin(), silent.end(), k))

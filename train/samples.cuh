@@ -8,6 +8,7 @@
 #include "../rewards/rewards.h"
 #include "../rollout.cuh"
 #include "../runtime/comm.h"
+#include "advantages.h"
 #include "loops.h"
 
 inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
@@ -63,15 +64,80 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
 // rewards of N completions
 struct RewardedGroup {
     std::vector<float> total;              // [N]
-    std::vector<std::vector<float>> each;  // [rewards][N]
+    std::vector<std::vector<float>> each;  // [rewards][N]; REWARD_NONE where one does not apply
     std::vector<std::string> texts;        // [N]
+    std::vector<int> failed;               // [rewards] completions that one of the user's own failed on, and paid 0 for
 };
 
+// What one rank computed of its part, as ints to be gathered: state (0 done, 1 failed, 2 asked to stop), then of each
+// reward the failures and the bits of its numbers
+inline std::vector<int> reward_share(const RewardedGroup& part, int state) {
+    std::vector<int> row = {state};
+    for (size_t f = 0; f < part.each.size(); f++) {
+        row.push_back(part.failed[f]);
+        const size_t at = row.size();
+        row.resize(at + part.each[f].size());
+        if (!part.each[f].empty()) memcpy(row.data() + at, part.each[f].data(), part.each[f].size() * sizeof(float));
+    }
+    return row;
+}
+
+// the parts of all ranks, which are of equal size, one after another. False: one of them failed
+inline bool reward_join(RewardedGroup& r, const std::vector<int>& rows, size_t ranks, size_t n, size_t rewards) {
+    r.each.assign(rewards, std::vector<float>(n));
+    r.failed.assign(rewards, 0);
+    const size_t part = n / ranks, width = rows.size() / ranks;
+    bool good = true;
+    for (size_t k = 0; k < ranks; k++) {
+        const int* row = rows.data() + k * width;
+        good &= *row++ != 1;
+        for (size_t f = 0; f < rewards; f++, row += part) {
+            r.failed[f] += *row++;
+            if (part) memcpy(r.each[f].data() + k * part, row, part * sizeof(float));
+        }
+    }
+    return good;
+}
+
+// The rewards of the completions [begin, end), which are whole groups
+inline int reward_part(RewardedGroup& r, const RewardSet& rewards, const std::vector<RewardInput>& in,
+                       const std::vector<int>& prompt, size_t begin, size_t end) {
+    const bool whole = rewards_compute(r.total, r.each, rewards, {in.begin() + begin, in.begin() + end},
+                                       {prompt.begin() + begin, prompt.begin() + end});
+    r.failed.clear();
+    for (const RewardEntry& entry : rewards.entries) r.failed.push_back(entry.own ? (int)entry.own->failed : 0);
+    return whole ? 0 : 2;
+}
+
+// Each rank asks its own program about its part, and all get the same numbers, whatever the program answers: two of them
+// need not agree. A rank whose program fails tells the others before it leaves.
+inline void reward_over_ranks(RewardedGroup& r, Comm& comm, const RewardSet& rewards,
+                              const std::vector<RewardInput>& in, const std::vector<int>& prompt) {
+    const size_t n = in.size(), part = n / comm.world, begin = part * comm.rank;
+    const size_t F = rewards.entries.size();
+    RewardedGroup mine;
+    std::string failure;
+    int code = 1, state = 1;
+    try {
+        state = reward_part(mine, rewards, in, prompt, begin, begin + part);
+    } catch (const Error& e) {
+        failure = e.what(), code = e.exit_code;
+        mine.each.assign(F, std::vector<float>(part));
+        mine.failed.assign(F, 0);
+    }
+    const bool good = reward_join(r, comm_gather(comm, reward_share(mine, state)), comm.world, n, F);
+    if (!failure.empty()) throw Error(code, failure);
+    if (!good) fail("rank %d of %d: the reward of another rank failed; its message says why", comm.rank, comm.world);
+    r.total = reward_totals(rewards, r.each, n);
+}
+
 // Those of a prompt stand together. max_length: what a completion may have had; means: of each completion, if a reward
-// needs them
+// needs them; ranks: those that have the same completions, so that each asks rewards of the user's own about its part of
+// the prompts (null: this one about all). Where stop_requested() meanwhile, the numbers may mean nothing
 inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& rewards,
                                         const std::vector<Example>& batch, const std::vector<Completion>& completions,
-                                        int max_length, const std::vector<TokenMeans>& means = {}) {
+                                        int max_length, const std::vector<TokenMeans>& means = {},
+                                        Comm* ranks = nullptr) {
     RewardedGroup r;
     const size_t n = completions.size();
     r.texts.resize(n);
@@ -85,11 +151,29 @@ inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& r
         const Prompt& p = batch[c.prompt].prompt;
         in.push_back({p.text, r.texts[i], p.gold, c.finished, c.tokens, max_length,
                       means.empty() ? TokenMeans() : means[i],
-                      p.problem && p.problem->row ? p.problem->row.get() : nullptr});
+                      p.problem && p.problem->row ? p.problem->row.get() : nullptr,
+                      p.problem ? &p.problem->reward_funcs : nullptr});
         prompt.push_back(c.prompt);
     }
-    rewards_compute(r.total, r.each, rewards, in, prompt);
+    if (ranks && ranks->world > 1 && rewards.has_own()) reward_over_ranks(r, *ranks, rewards, in, prompt);
+    else reward_part(r, rewards, in, prompt, 0, n);
     return r;
+}
+
+// Mean and deviation of each reward over the completions that it applies to, under TRL's names; null where there are none
+inline void reward_metrics(nlohmann::ordered_json& j, const RewardSet& rewards, const RewardedGroup& r) {
+    for (size_t f = 0; f < rewards.entries.size(); f++) {
+        const std::string name = "rewards/" + rewards.entries[f].name;
+        std::vector<float> applied;
+        for (float x : r.each[f])
+            if (reward_applies(x)) applied.push_back(x);
+        double mean = 0.0;
+        for (float x : applied) mean += x / (double)applied.size();
+        j[name + "/mean"] = mean;
+        j[name + "/std"] = sample_std(applied.data(), (int)applied.size(), mean);
+        if (applied.empty()) j[name + "/mean"] = j[name + "/std"] = nullptr;
+        if (rewards.entries[f].own && rewards.entries[f].own->zero) j[name + "/failed"] = r.failed[f];
+    }
 }
 
 struct SampleLengths {
