@@ -51,6 +51,7 @@ struct EvalScores {
     int greedy_problems = 0;
     MeanEstimate greedy, greedy_lenient, pass1, pass1_lenient, reward;
     std::vector<std::pair<std::string, MeanEstimate>> rewards;
+    bool best = false;          // does a reward choose that does not read the gold answer?
     std::vector<EvalAt> at;     // k = 2, 4, ... and the number of samples
     double disagreement = 0.0;  // share of completions that strict and lenient judge differently
     double mean_length = 0.0, clipped_ratio = 0.0, garbled_ratio = 0.0, repeating_ratio = 0.0;
@@ -225,7 +226,7 @@ inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& p
         s.rewards.push_back({rewards.entries[f].name, mean_over_problems(samples, false, [f](const EvalSample& x) {
                                  return (double)x.rewards[f];
                              })});
-    if (!names.empty())
+    if (!rewards.entries.empty())
         s.reward = mean_over_problems(samples, false, [](const EvalSample& x) { return (double)x.reward; });
     const double n = (double)samples.size();
     for (const EvalSample& x : samples) {
