@@ -191,7 +191,7 @@ SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVER
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
 # quarter to a third faster; what runs for less than a second, not optimized
-$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_distill cli_drift cli_grpo cli_methods cli_quantize cli_resume cli_rewards cli_sampler devices)): \
+$(addprefix $(BUILD)/,test_unity@host test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_compare cli_distill cli_drift cli_eval cli_grade cli_grpo cli_methods cli_quantize cli_resume cli_rewards cli_sampler devices)): \
   TEST_OPTIMIZE := -Og
 $(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra

@@ -69,7 +69,7 @@ inline std::map<std::string, std::vector<std::pair<std::string, nlohmann::ordere
     const std::string& folder) {
     std::map<std::string, std::vector<std::pair<std::string, nlohmann::ordered_json>>> rows;
     const std::string path = folder + "/completions.jsonl";
-    if (!file_exists(path) || read_file(path, (size_t)1 << 40).find('\n') == std::string::npos) return rows;
+    if (!file_exists(path) || AppendFile(path).size == 0) return rows;  // which cuts a line that was being written
     for_each_row(path, [&](const DatasetRow& row, int) {
         if (!row.object.contains("set") || !row.object["set"].is_string())
             fail("%s: not a row of an evaluation; give another --output_dir", row.where.c_str());
@@ -112,6 +112,7 @@ struct EvalWork {
     std::vector<std::string> reward_names;
     RolloutState state;
     RolloutStats stats;
+    std::string rows;              // of completions.jsonl
     std::vector<ScoredText> text;  // of --eval_text
     LogLossMemory loss_memory;
     LogLoss loss;
@@ -147,9 +148,16 @@ inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<Eval
         w.stats.completion_tokens += a.stats.completion_tokens;
         w.stats.seconds += a.stats.seconds;
         merge_answers(a, earlier[i].answers);
+        for (const auto* samples : {&a.greedy, &a.sampled})
+            for (const EvalSample& x : *samples)
+                w.rows +=
+                    json_line(eval_row(set.name, keys[x.problem], set.prompts[x.problem], x, w.reward_names)) + "\n";
         set.scores = eval_scores(a, set.prompts, w.rewards);
     }
     report.end();
+    if (run.completions.fd < 0) return;
+    run.completions.close();  // in the order of the problems now, whatever ended first and whether it was stopped
+    write_file_atomic(run.path + "/completions.jsonl", w.rows);
 }
 
 inline nlohmann::ordered_json eval_summary(const Session& s, const EvalWork& w) {
@@ -210,6 +218,8 @@ inline void eval_check(Session& s) {
         fail_usage("--eval_samples 0 with --eval_greedy false leaves nothing to evaluate");
     if (o.eval_data.empty() && !o.given("max_completion_length"))
         o.max_completion_length = find_task(o.task).completion_length;
+    if (o.resume && !o.log_completions)
+        fail_usage("--resume goes on from completions.jsonl, which --log_completions false leaves out; give one");
     sampling_of_model(s);
 }
 
