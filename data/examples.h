@@ -25,9 +25,10 @@ inline std::shared_ptr<const Problem> example_problem(const SftExample& e) {
     p.given = e.given;
     p.source = e.source;
     p.line = e.line;
-    for (int i = 0; i < e.prompt_messages; i++)
-        if (message_has_role(e.messages[(size_t)i], "user"))
-            p.question = e.messages[(size_t)i]["content"].get<std::string>();
+    if (!e.messages.is_null())
+        p.messages = nlohmann::ordered_json(e.messages.begin(), e.messages.begin() + e.prompt_messages);
+    for (const auto& message : p.messages)
+        if (message_has_role(message, "user")) p.question = message["content"].get<std::string>();
     return std::make_shared<const Problem>(std::move(p));
 }
 

@@ -41,8 +41,8 @@ inline std::string find_data_set(const std::string& name, const char* flag = "ev
     const std::string short_name = folder ? std::filesystem::path(name + "/.").parent_path().filename().string() : name;
     const KnownSet* set = find_known_set(short_name);
     if (!set) {
-        if (folder) fail_usage("--%s %s is a folder; name a file in it", flag, printable(name).c_str());
-        if (name.find_first_of("/.") != std::string::npos) return name;  // a path, of which reading says what is wrong
+        if (folder || name.find_first_of("/.") != std::string::npos)
+            return name;  // a path, of which reading says what is wrong
         std::vector<std::string> names;
         for (const KnownSet& known : known_sets) names.push_back(known.name);
         fail_usage("--%s %s: there is no such file, and data/download knows no such set, but %s%s", flag,

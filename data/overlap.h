@@ -15,17 +15,27 @@ inline std::string normalized_question(const std::string& question) {
     return out;
 }
 
+// what is asked: the question, or all of a conversation but what the system says
+inline std::string normalized_problem(const Problem& p) {
+    if (p.messages.is_null()) return normalized_question(p.question);
+    std::string text;
+    for (const auto& message : p.messages)
+        if (!message_has_role(message, "system") && !message_has_role(message, "developer"))
+            text += message["content"].get_ref<const std::string&>();
+    return normalized_question(text);
+}
+
 // Questions by their hash; two of 10^5 have the same one with a probability of 3e-10
 struct QuestionIndex {
     std::unordered_map<uint64_t, std::pair<std::string, int>> places;  // file and line of the first such question
 
     // false: it was there
     bool add(const Problem& p) {
-        return places.emplace(text_hash(normalized_question(p.question)), std::pair(p.source, p.line)).second;
+        return places.emplace(text_hash(normalized_problem(p)), std::pair(p.source, p.line)).second;
     }
     // "file:line", or empty
-    std::string find(const std::string& question) const {
-        auto at = places.find(text_hash(normalized_question(question)));
+    std::string find(const Problem& p) const {
+        auto at = places.find(text_hash(normalized_problem(p)));
         return at == places.end() ? "" : format("%s:%d", at->second.first.c_str(), at->second.second);
     }
 };
@@ -41,7 +51,7 @@ inline void overlap_found(Overlap& o, const Problem& p, const std::string& place
 
 // counts p if it is trained on
 inline void find_overlap(Overlap& o, const QuestionIndex& trained, const Problem& p) {
-    const std::string place = trained.find(p.question);
+    const std::string place = trained.find(p);
     if (!place.empty()) overlap_found(o, p, place);
 }
 
@@ -50,7 +60,7 @@ inline Overlap find_duplicates(const std::vector<Problem>& problems) {
     Overlap o;
     QuestionIndex before;
     for (const Problem& p : problems)
-        if (!before.add(p)) overlap_found(o, p, before.find(p.question));
+        if (!before.add(p)) overlap_found(o, p, before.find(p));
     return o;
 }
 

@@ -512,7 +512,7 @@ TEST(BadData, Problems) {
     refuse(jsonl("utf8", row + "{\"question\": \"\xC3\x28\", \"answer\": \"#### 1\"}\n"), {"utf8.jsonl:2", "UTF-8"});
     refuse(jsonl("fields", "{\"input\": \"a\", \"output\": \"b\"}\n"), {"fields.jsonl:1", "`question`", "input"});
     refuse(jsonl("nogold", row + "{\"question\": \"a\"}\n"), {"nogold.jsonl:2", "`answer`"});
-    refuse(jsonl("nohash", row + "{\"question\": \"a\", \"answer\": \"2\"}\n"), {"nohash.jsonl:2", "####"});
+    refuse(jsonl("nohash", row + "{\"question\": \"a\", \"answer\": \"1+1=2\"}\n"), {"nohash.jsonl:2", "####"});
     refuse(jsonl("words", row + "{\"question\": \"a\", \"answer\": \"so #### abc\"}\n"), {"words.jsonl:2", "abc"});
     refuse(jsonl("none", row + "{\"question\": \"a\", \"answer\": \"so ####\"}\n"), {"none.jsonl:2"});
     refuse(jsonl("few", row), {"1 problems", "--prompts_per_step"});
@@ -1192,16 +1192,18 @@ TEST(Eval, RowsOfMessages) {
                      "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' "
                      "}}{% endif %}"}}
                    .dump());
-    const std::string user = "{\"role\": \"user\", \"content\": \"u\"}",
-                      own = "{\"role\": \"system\", \"content\": \"own\"}", tail = "], \"answer\": \"2\"}\n";
-    const std::string rows = jsonl("chat", "{\"prompt\": [" + user + tail + "{\"prompt\": [" + own + ", " + user +
-                                               tail + "{\"prompt\": [" + own + ", " + user + tail);
+    auto user = [](const char* text) { return format("{\"role\": \"user\", \"content\": \"%s\"}", text); };
+    const std::string own = "{\"role\": \"system\", \"content\": \"own\"}", tail = "], \"answer\": \"2\"}\n";
+    const std::string rows = jsonl("chat", "{\"prompt\": [" + user("u") + tail + "{\"prompt\": [" + own + ", " +
+                                               user("v") + tail + "{\"prompt\": [" + own + ", " + user("w") + tail);
     const Outcome r = good({"eval", "--model", m, "--eval_data", rows, "--max_completion_length", "4",
                             "--system_prompt", "given", "--prompt_template", "Q {question}", "--output_dir", out});
     const std::vector<json> samples = read_lines(out + "/completions.jsonl");
-    const std::string asked = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n";
-    EXPECT_EQ(samples.at(0).value("prompt", ""), "<|im_start|>system\ngiven<|im_end|>\n" + asked);
-    EXPECT_EQ(samples.at(1).value("prompt", ""), "<|im_start|>system\nown<|im_end|>\n" + asked);
+    auto asked = [](const std::string& text) {
+        return "<|im_start|>user\n" + text + "<|im_end|>\n<|im_start|>assistant\n";
+    };
+    EXPECT_EQ(samples.at(0).value("prompt", ""), "<|im_start|>system\ngiven<|im_end|>\n" + asked("u"));
+    EXPECT_EQ(samples.at(1).value("prompt", ""), "<|im_start|>system\nown<|im_end|>\n" + asked("v"));
     EXPECT_EQ(r.err,
               "note: rows of messages are asked as they stand; --prompt_template is for rows of text\n"
               "note: rows with a system message of their own keep it; --system_prompt is for the others\n");

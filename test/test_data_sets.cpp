@@ -299,6 +299,8 @@ TEST(MixedRows, AreReadEachByItselfAndSaid) {
 }
 
 TEST(OverlapOfSets, IsFoundWhateverTheCaseAndWhiteSpace) {
+    PromptConfig chatml;
+    chatml.chat = ChatTemplate::chatml;
     const SetFile train("{\"prompt\": \"What is  2 + 2?\", \"answer\": 4}\n{\"prompt\": \"x\", \"answer\": 1}\n",
                         "train"),
         test(
@@ -312,6 +314,19 @@ TEST(OverlapOfSets, IsFoundWhateverTheCaseAndWhiteSpace) {
     for (const Problem& p : held_out) find_overlap(both, trained, p);
     EXPECT_EQ(both.count, 2);
     EXPECT_EQ(both.first, test.path + ":2 is " + train.path + ":1, 'what is 2+\\n2?'");
+    // of a conversation all counts but the system message
+    auto talk = [](const char* system, const char* first) {
+        return format(R"({"prompt": [{"role": "system", "content": "%s"}, {"role": "user", "content": "%s"},
+            {"role": "assistant", "content": "a"}, {"role": "user", "content": "go on"}], "answer": "1"})",
+                      system, first);
+    };
+    EXPECT_EQ(find_duplicates(read_set("[" + talk("s", "u") + "," + talk("s", "v") + "]")).count, 0);
+    EXPECT_EQ(find_duplicates(read_set("[" + talk("s", "u") + "," + talk("t", "U ") + "]")).count, 1);
+    const SetFile example(R"({"messages": [{"role": "user", "content": "y"}, {"role": "assistant", "content": "a"}]})",
+                          "sft");
+    QuestionIndex examples;
+    examples.add(*make_example(tokenizer_byte_level(), load_sft(example.path)[0], chatml, -1).prompt.problem);
+    EXPECT_EQ(examples.find(held_out[0]), example.path + ":1");
     const Overlap twice = find_duplicates(held_out);
     EXPECT_EQ(twice.count, 1);
     EXPECT_EQ(twice.first, test.path + ":4 is " + test.path + ":1, 'Y'");
@@ -344,7 +359,7 @@ TEST(KnownSets, NamesAreFilesOfTheCurrentFolder) {
     EXPECT_EQ(find_data_set("no/such.jsonl"), "no/such.jsonl");  // of which reading says what is wrong
     expect_refused([] { find_data_set("aime24", "train_data", true); }, {"has no training problems"}, 2);
     expect_refused([] { find_data_set("gms8k"); }, {"data/download knows no such set", "did you mean gsm8k?"}, 2);
-    expect_refused([] { find_data_set("plain"); }, {"plain is a folder; name a file in it"}, 2);
+    EXPECT_EQ(find_data_set("plain"), "plain");
     std::ofstream("gsm8k") << "x";  // a file of the user's own
     EXPECT_EQ(find_data_set("gsm8k"), "gsm8k");
     fs::current_path(before);
