@@ -163,8 +163,8 @@ inline std::string error_text(double standard_error, const char* number) {
 inline void print_drift_parts(const char* what, const std::vector<DriftPart>& parts, const char* number) {
     std::string line;
     for (const DriftPart& p : parts)
-        line +=
-            (line.empty() ? "" : ", ") + format(number, p.low) + "-" + format(number, p.high) + format(": %.4f", p.kl);
+        line += (line.empty() ? "" : ", ") + format(number, p.low) +
+                (p.low < p.high ? "-" + format(number, p.high) : "") + format(": %.4f", p.kl);
     printf("            KL by %s %s\n", what, line.c_str());
 }
 
