@@ -1,6 +1,6 @@
-// Accuracy on held-out problems, from n samples of each (estimators.h). pass@1 is the mean share of right samples. Greedy decoding is measured beside it, and strict grading (a declared
-// final answer in a finished completion) beside lenient grading (any answer that can be found), because much of an RL
-// gain may be format.
+// Accuracy on held-out problems, from n samples of each (estimators.h): pass@1 is the mean share of right samples.
+// Greedy decoding is measured beside it, and strict grading (a declared final answer in a finished completion) beside
+// lenient grading (any answer that can be found), because much of an RL gain may be format.
 #pragma once
 #include <cmath>
 #include <string>
