@@ -20,8 +20,9 @@ inline std::string points_text(const Confidence& c, bool sign) {
 // "0.0321", "2e-05"
 inline std::string p_text(double p) { return format(p >= 0.0001 ? "%.4f" : "%.0e", p); }
 
-// rows of cells as columns, two blanks between them; the first `left` columns begin at the left
-inline void print_columns(const std::vector<std::vector<std::string>>& rows, size_t left) {
+// rows of cells as columns, two blanks between them: numbers end at the right, text (the first column, and with `words`
+// the last) begins at the left
+inline void print_columns(const std::vector<std::vector<std::string>>& rows, bool words) {
     std::vector<size_t> width;
     for (const auto& row : rows)
         for (size_t i = 0; i < row.size(); i++) {
@@ -32,8 +33,9 @@ inline void print_columns(const std::vector<std::vector<std::string>>& rows, siz
         std::string line;
         for (size_t i = 0; i < row.size(); i++) {
             const std::string blanks(width[i] - row[i].size(), ' ');
-            const bool last = i + 1 == row.size();
-            line += "  " + (i < left || last ? row[i] + (last ? "" : blanks) : blanks + row[i]);
+            if (i == 0) line += "  " + row[i] + blanks;
+            else if (words && i + 1 == row.size()) line += "  " + row[i];
+            else line += "  " + blanks + row[i];
         }
         print_result(line);
     }
@@ -52,7 +54,7 @@ inline std::string paths_text(const Arm& arm) {
 
 inline void print_arms(const std::vector<Arm>& arms, const SetComparison& c) {
     std::vector<std::vector<std::string>> rows = {{"", "problems", "runs", "samples", c.metric.name(), "95 % interval",
-                                                   "strict", "lenient", "greedy", "lenient", "disagree"}};
+                                                   "strict", "lenient", "greedy strict", "greedy lenient", "disagree"}};
     for (size_t i = 0; i < arms.size(); i++) {
         const ArmResult& a = c.arms[i];
         if (a.problems == 0) continue;
@@ -61,13 +63,13 @@ inline void print_arms(const std::vector<Arm>& arms, const SetComparison& c) {
                         percent_text(a.lenient), percent_text(a.greedy), percent_text(a.greedy_lenient),
                         percent_text(a.differ)});
     }
-    print_columns(rows, 1);
+    print_columns(rows, false);
 }
 
 inline void print_pairs(const std::vector<Arm>& arms, const SetComparison& c, double margin) {
     std::vector<std::vector<std::string>> rows = {
         {"", "problems", "points", "95 % interval", "p", "Holm's p", "wins", "losses", "ties", "greedy", "verdict"}};
-    if (margin > 0.0) rows[0].insert(rows[0].begin() + 6, "p of equality");
+    if (margin > 0.0) rows[0].insert(rows[0].begin() + 6, "Holm's p, equal");
     for (const PairResult& r : c.pairs) {
         rows.push_back({arms[r.b].name + " - " + arms[r.a].name, std::to_string(r.problems),
                         format("%+.1f", 100 * r.estimate.value), points_text(r.interval, true), p_text(r.p),
@@ -76,7 +78,7 @@ inline void print_pairs(const std::vector<Arm>& arms, const SetComparison& c, do
                         verdict_of(r, margin, arms[r.b].name)});
         if (margin > 0.0) rows.back().insert(rows.back().begin() + 6, p_text(r.equality_holm));
     }
-    print_columns(rows, 1);
+    print_columns(rows, true);
 }
 
 // what the p and the interval of a pair are of

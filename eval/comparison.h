@@ -437,7 +437,7 @@ inline void note_pair(SetComparison& c, const std::vector<Arm>& arms, const Pair
     const ArmResult &a = c.arms[r.a], &b = c.arms[r.b];
     const char *first = arms[r.a].name.c_str(), *second = arms[r.b].name.c_str();
     if (r.problems == 0) {
-        if (a.problems + b.problems > 0)
+        if (a.problems > 0 && b.problems > 0)
             c.notes.push_back(format("%s has %d problems and %s %d, and they share none: not compared", first,
                                      a.problems, second, b.problems));
         return;

@@ -211,7 +211,7 @@ TEST(CliCompare, RefusesWhatIsNoEvaluation) {
     refused(2, {"compare", a}, {"two evaluations"});
     refused(2, {"compare", a, a}, {"given twice"});
     refused(2, {"compare", a, a + "/."}, {"given twice"});
-    refused(2, {"compare", a, a + "x,"}, {});
+    refused(2, {"compare", a, evaluation(greedy_cells(3, 0, 2)) + ","}, {"empty name"});
     refused(2, {"compare", a, "b", "--metric", "stric"}, {"--metric stric", "did you mean strict?"});
     refused(1, {"compare", a, root + "/nowhere"}, {"/nowhere", "no such file or folder"});
     refused(1, {"compare", a, root}, {"holds no completions.jsonl", "--log_completions"});

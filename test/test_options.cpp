@@ -90,6 +90,25 @@ TEST(Options, EveryRowIsSound) {
     for (int c = 0; c < COMMAND_COUNT; c++) EXPECT_FALSE(rows_for(1u << c).empty());
 }
 
+TEST(Options, ArgumentsBesideFlagsAreOfCompareAlone) {
+    const Options o = parse_options(Args{"compare", "a", "--margin", "2", "b,c", "--pairs=all", "d"});
+    EXPECT_EQ(o.command, COMMAND_COMPARE);
+    EXPECT_EQ(o.arguments, (Args{"a", "b,c", "d"}));
+    EXPECT_EQ(o.margin, 2.0);
+    EXPECT_EQ(options_to_json(o)["arguments"].size(), 3u);
+    EXPECT_FALSE(options_to_json(parse_options(Args{})).contains("arguments"));
+    expect_error({"compare"}, {"two evaluations"});
+    expect_error({"compare", "a"}, {"two evaluations"});
+    expect_error({"compare", "a", "b", "-c"}, {"unexpected argument '-c'"});
+    expect_error({"eval", "a", "--no_such_flag", "1"}, {"unexpected argument 'a'"});
+    expect_error({"compare", "a", "b", "--model", "m"}, {"not used by compare"});
+    const ConfigFile config(R"({"command": "compare", "arguments": ["x", "y"], "margin": 3})");
+    EXPECT_EQ(parse_options(Args{"--config", config.path}).arguments, (Args{"x", "y"}));
+    EXPECT_EQ(parse_options(Args{"compare", "p", "q", "--config", config.path}).arguments, (Args{"p", "q"}));
+    const ConfigFile other(R"({"command": "eval", "arguments": ["x", "y"]})");
+    expect_error({"--config", other.path}, {"arguments is unknown"});
+}
+
 TEST(Options, DefaultsAreTrls) {
     Options o = parse_options(Args{});
     EXPECT_EQ(o.command, COMMAND_GRPO);
@@ -105,9 +124,9 @@ TEST(Options, DefaultsAreTrls) {
 }
 
 TEST(Options, ReadsBothForms) {
-    Options o = parse_options(Args{"sft", "--learning_rate=5e-6", "--max_steps", "-1",
-                                   "--gradient_checkpointing", "--train_data", "", "--seed", "18446744073709551615",
-                                   "--system_prompt=--a=b", "--quantize_layers", "q, down"});
+    Options o = parse_options(Args{"sft", "--learning_rate=5e-6", "--max_steps", "-1", "--gradient_checkpointing",
+                                   "--train_data", "", "--seed", "18446744073709551615", "--system_prompt=--a=b",
+                                   "--quantize_layers", "q, down"});
     EXPECT_EQ(o.command, COMMAND_SFT);
     EXPECT_EQ(o.learning_rate, 5e-6);
     EXPECT_EQ(o.max_steps, -1);
