@@ -221,7 +221,8 @@ TEST(CliCompare, RefusesWhatIsNoEvaluation) {
         refused(1, {"compare", a, e}, Args{e + "/completions.jsonl"} + parts);
     };
     wrong("", {"no rows"});
-    wrong("[]\n", {":1", "not an object"});
+    wrong("[]\n", {"no rows"});
+    wrong("7\n", {":1", "not an object"});
     wrong(row + "{\"set\": \n", {":2", "not valid JSON"});
     wrong(row + row, {":2", "greedy sample 0 twice"});
     for (const char* field : {"set", "problem", "decoding", "sample", "gold", "strict", "lenient"}) {

@@ -672,7 +672,7 @@ TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
 TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
     NEEDS_FILE_SIZE_LIMIT();
     const std::string whole = fresh("whole");
-    // logs of less than 4096 bytes
+    // logs of less than 8192 bytes
     good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false", "--quant_statistics", "none"}));
     const std::string died = died_after_two(whole);
     const std::string model = read_text(died + "/checkpoint-2/model.safetensors");
@@ -691,7 +691,7 @@ TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
     expect_same(whole, died, "after a full disk");
 
     const std::string none = died_after_two(whole);
-    limit.file_size = 4096;
+    limit.file_size = 8192;
     r = run(resume("grpo", none), limit);
     EXPECT_EQ(r.status, 1) << shown_run({}, r);
     EXPECT_NE(r.err.find("the weights of step 4 are lost: they could be written neither to "), std::string::npos)
