@@ -179,7 +179,7 @@ UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train t
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
-UNITY_host := test_json test_mismatch test_options test_plot test_rewards test_run_dir test_runtime test_statistics test_data_sets test_dataset test_tokenizer test_user_rewards
+UNITY_host := test_json test_mismatch test_options test_plot test_rewards test_grader test_run_dir test_runtime test_statistics test_data_sets test_dataset test_tokenizer test_user_rewards
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host simulation)
 # those that run longest come first, or one of them is left for the end with a core that idles
 TEST_BINARIES := $(filter %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_devices test_cli_resume test_gemm@portable) \
@@ -267,7 +267,7 @@ races: deps-test
 # memory: valgrind, for reads of what nobody has written (most of an hour). The simulated GPU's fibers are known to AddressSanitizer alone.
 SANITIZER ?= address
 SANITIZE_DIR := $(BUILD)/$(SANITIZER)
-SANITIZE_CPU := test_unity@cpu test_gemm test_json test_tokenizer test_rewards test_dataset test_options test_run_dir
+SANITIZE_CPU := test_unity@cpu test_gemm test_json test_tokenizer test_rewards test_grader test_dataset test_options test_run_dir
 SANITIZE_CLI := $(filter test_cli%,$(TESTS))
 ifeq ($(SANITIZER),address)
   SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all

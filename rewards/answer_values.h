@@ -11,7 +11,7 @@
 #pragma once
 #include <complex>
 #include <numeric>
-#include "answer_tree.h"
+#include "answer_text.h"
 
 typedef std::complex<double> Complex;
 
@@ -370,6 +370,21 @@ inline double whole_point_value(const AnswerComparison& c, const std::string& na
     return NAN;
 }
 
+inline Complex point_value(AnswerComparison& c, int id);
+
+// of a function's node
+inline Complex applied_value(AnswerComparison& c, const AnswerNode& n) {
+    const bool list = n.s == "gcd" || n.s == "lcm" || n.s == "max" || n.s == "min", unknown = n.s[0] == 'o';
+    if (!list && !unknown) {
+        const Complex x = point_value(c, n.kids[0]);
+        return function_value(c, n, x, n.kids.size() > 1 ? point_value(c, n.kids[1]) : 0);
+    }
+    c.work -= answer_power_work * (int64_t)n.kids.size();
+    std::vector<Complex> x;
+    for (int k : n.kids) x.push_back(point_value(c, k));
+    return list ? list_value(n.s, x) : unknown_value(n.s, x);
+}
+
 // The value of an expression at c.point. NaN: it has none.
 inline Complex point_value(AnswerComparison& c, int id) {
     const AnswerNode& n = c.nodes[id];
@@ -423,14 +438,7 @@ inline Complex point_value(AnswerComparison& c, int id) {
             v = power_value(c, kid(0), kid(1));
             break;
         case 'f':
-            if (n.s == "gcd" || n.s == "lcm" || n.s == "max" || n.s == "min" || n.s[0] == 'o') {
-                c.work -= answer_power_work * (int64_t)n.kids.size();
-                std::vector<Complex> x;
-                for (size_t k = 0; k < n.kids.size(); k++) x.push_back(kid(k));
-                v = n.s[0] == 'o' ? unknown_value(n.s, x) : list_value(n.s, x);
-                break;
-            }
-            v = function_value(c, n, kid(0), n.kids.size() > 1 ? kid(1) : 0);
+            v = applied_value(c, n);
             break;
         default:
             break;
@@ -498,8 +506,7 @@ inline bool equal_expressions(AnswerComparison& c, int gold, int pred) {
     ExactRatio a, b;
     bool exact_gold = exact_value(c, gold, a), exact_pred = exact_value(c, pred, b);
     if (exact_gold && exact_pred) {
-        c.work -=
-            2 * (int64_t)(a.n.limb.size() + a.d.limb.size() + 1) * (int64_t)(b.n.limb.size() + b.d.limb.size() + 1);
+        c.work -= 2 * (int64_t)(a.n.limb.size() * b.d.limb.size() + b.n.limb.size() * a.d.limb.size());
         if (c.work < 0) return false;
         if (ratio_equal(a, b)) return true;
         if (g.decimal == p.decimal) return false;

@@ -388,7 +388,7 @@ TEST(Grader, Garbage) {
 
 static const char cases_path[] = "../shared/data/grader-cases.jsonl";
 
-// Level 1 in full; of levels 2 and 3 at least what was reached when this was written (95 of 95, 86 of 88).
+// all of them: 127 of level 1, 95 of level 2, 88 of level 3
 TEST(Grader, SharedCases) {
     std::ifstream file(cases_path);
     if (!file) GTEST_SKIP() << cases_path << " is missing";
@@ -404,14 +404,11 @@ TEST(Grader, SharedCases) {
         bool ok = (grade(gold, answer) == Verdict::correct) == row["expected"].get<bool>();
         rows[level]++;
         right[level] += ok;
-        EXPECT_TRUE(ok || level > 1) << row["id"] << " " << gold << "  |  " << pred;
+        EXPECT_TRUE(ok) << row["id"] << " " << gold << "  |  " << pred;
     }
     printf("grader cases: level 1 %d of %d, level 2 %d of %d, level 3 %d of %d\n", right[1], rows[1], right[2], rows[2],
            right[3], rows[3]);
     ASSERT_GT(rows[1], 0);
-    EXPECT_EQ(right[1], rows[1]);
-    EXPECT_GE(right[2] * 95, rows[2] * 95);
-    EXPECT_GE(right[3] * 88, rows[3] * 86);
 }
 
 static float reward_of(const char* name, const std::string& completion, const std::string& gold, bool finished = true,

@@ -21,7 +21,9 @@ struct SlowestGrade {
 static Verdict timed_grade(const std::string& gold, const std::string& prediction) {
     static SlowestGrade slowest;
     Verdict verdict = Verdict::wrong;
-    const double milliseconds = fuzz_milliseconds([&] { verdict = grade(gold, prediction); });
+    double milliseconds = 1e9;
+    for (int again = 0; again < 3 && milliseconds > 1.0; again++)  // a page fault or a table made once is not it
+        milliseconds = std::min(milliseconds, fuzz_milliseconds([&] { verdict = grade(gold, prediction); }));
     slowest.count++;
     if (milliseconds > slowest.milliseconds)
         slowest.milliseconds = milliseconds, slowest.gold = gold, slowest.prediction = prediction;
