@@ -186,7 +186,7 @@ TEST(OwnRewards, ProgramsThatNeverWork) {
     } table[] = {
         {"dies at start", "echo no module named torch >&2; exit 1",
          "exit status 1, after the line 'no module named torch'"},
-        {"prints before it is asked", "echo ready; cat >/dev/null", "'ready'"},
+        {"prints before it is asked", "echo ready; cat >/dev/null", "printed 'ready"},
         {"prints without an end", "while :; do echo 1; done", ""},
         {"does not read", "sleep 1000", "it gave no answer within 0.3 s"},
     };
@@ -433,6 +433,22 @@ TEST(OwnRewards, AdvantagesWithoutThoseThatWerePaidNothing) {
     for (const AdvantageEstimator& e : advantage_estimators)
         for (float x : compute_advantages(Floats(8, none), 4, e, e.scale, std::vector<int>(8, 2)).a)
             EXPECT_EQ(x, 0.0f) << e.name;
+}
+
+// entropy of a model that has diverged: not finite is not the same as not applicable
+TEST(OwnRewards, NumbersThatAreNotFiniteAreNotLeftOut) {
+    Floats total;
+    std::vector<Floats> each;
+    const std::string s = "#### 1";
+    const std::vector<int> tokens = {1};
+    const RewardInput good = {s, s, s, true, tokens, 9, {0.5f, 2.0f}};
+    const RewardInput bad = {s, s, s, true, tokens, 9, {std::nanf(""), 2.0f}};
+    rewards_compute(total, each, rewards_parse("exact,entropy", ""), {good, bad}, {0, 0});
+    EXPECT_FALSE(std::isfinite(total[1]) || std::isnan(total[1]));
+    for (const AdvantageEstimator& e : advantage_estimators) {
+        const Floats a = compute_advantages(total, 2, e, e.scale, {1, 1}).a;
+        EXPECT_FALSE(std::isfinite(a[0]) && std::isfinite(a[1])) << e.name;
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
