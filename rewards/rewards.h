@@ -467,6 +467,9 @@ inline bool rewards_compute(std::vector<float>& total, std::vector<std::vector<f
             if (set.entries[f].fn.group && applies[i][f])
                 set.entries[f].fn.group(each[f].data() + i, in.data() + i, (int)(end - i), set.settings[f]);
     }
+    for (std::vector<float>& list : each)
+        for (float& r : list)
+            if (std::isnan(r)) r = INFINITY;  // a model that has diverged: the step is to fail, and not to do without
     const bool whole = own_rewards_compute(each, set, in, group, applies);
     for (size_t i = 0; i < N; i++)
         for (size_t f = 0; f < F; f++)

@@ -186,7 +186,7 @@ TEST(OwnRewards, ProgramsThatNeverWork) {
     } table[] = {
         {"dies at start", "echo no module named torch >&2; exit 1",
          "exit status 1, after the line 'no module named torch'"},
-        {"prints before it is asked", "echo ready; cat >/dev/null", "'ready'"},
+        {"prints before it is asked", "echo ready; cat >/dev/null", "printed 'ready"},
         {"prints without an end", "while :; do echo 1; done", ""},
         {"does not read", "sleep 1000", "it gave no answer within 0.3 s"},
     };
@@ -205,15 +205,14 @@ TEST(OwnRewards, ProgramsThatNeverWork) {
     const std::string hasty = script(folder, "hasty.sh", "read -r l; echo 1; sleep 0.1; echo 2; sleep 1000");
     notes_of([&] {
         Asked many({"a", "b"});
-        expect_has(error_of([&] { many.of(hasty); }), "it printed '2' before it had read");
+        expect_has(error_of([&] { many.of(hasty); }), "printed '2");
         const RewardSet set = rewards_parse(hasty, "");
         Asked one({"a"});
         one.of(set), usleep(300000);
         expect_has(error_of([&] { one.of(set); }), "it had printed '2\\n', which nobody asked for");
     });
     const std::string blind = script(folder, "blind.sh", "sleep 0.2; echo 1; sleep 1000") + ":timeout=5";
-    notes_of(
-        [&] { expect_has(error_of([&] { large.of(blind); }), "it printed '1' before it had read what it was asked"); });
+    notes_of([&] { expect_has(error_of([&] { large.of(blind); }), "printed '1"); });
 }
 
 TEST(OwnRewards, EndsAfterSomeLinesAndIsStartedAnew) {
@@ -434,6 +433,22 @@ TEST(OwnRewards, AdvantagesWithoutThoseThatWerePaidNothing) {
     for (const AdvantageEstimator& e : advantage_estimators)
         for (float x : compute_advantages(Floats(8, none), 4, e, e.scale, std::vector<int>(8, 2)).a)
             EXPECT_EQ(x, 0.0f) << e.name;
+}
+
+// entropy of a model that has diverged: not finite is not the same as not applicable
+TEST(OwnRewards, NumbersThatAreNotFiniteAreNotLeftOut) {
+    Floats total;
+    std::vector<Floats> each;
+    const std::string s = "#### 1";
+    const std::vector<int> tokens = {1};
+    const RewardInput good = {s, s, s, true, tokens, 9, {0.5f, 2.0f}};
+    const RewardInput bad = {s, s, s, true, tokens, 9, {std::nanf(""), 2.0f}};
+    rewards_compute(total, each, rewards_parse("exact,entropy", ""), {good, bad}, {0, 0});
+    EXPECT_FALSE(std::isfinite(total[1]) || std::isnan(total[1]));
+    for (const AdvantageEstimator& e : advantage_estimators) {
+        const Floats a = compute_advantages(total, 2, e, e.scale, {1, 1}).a;
+        EXPECT_FALSE(std::isfinite(a[0]) && std::isfinite(a[1])) << e.name;
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

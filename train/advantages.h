@@ -11,7 +11,8 @@
 // completion counts by its length, and its tokens have advantages of their own where the reward is paid by tokens, as
 // a KL term in the reward is (rewards to go, without discount). The others take the sum of such payments.
 //
-// A completion to which no reward applies (NaN) has advantage 0, and the others are compared without it, as in TRL.
+// A completion to which no reward applies (NaN) has advantage 0, and the others are compared without it, as in TRL. An
+// infinite reward makes its group's advantages NaN, so that the step is skipped.
 //
 // The trap: the mean of equal floats may differ from them by rounding, which a division by 1e-4 makes large: completions
 // that are compared with nothing but equals get exactly 0.
@@ -90,13 +91,14 @@ inline void reward_statistics(Advantages& out, std::vector<bool>& equal, const s
     }
 }
 
-// Mean and deviation over all tokens, each of which has the advantage of its completion or its own
-inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths, bool divide) {
+// Mean and deviation over all tokens of completions that were paid, each of which has the advantage of its completion or its own
+inline void whiten_over_tokens(Advantages& out, const std::vector<float>& rewards, const std::vector<int>& lengths,
+                               bool divide) {
     double sum = 0.0, squares = 0.0, tokens = 0.0;
     auto each = [&](auto&& use) {
         for (size_t i = 0; i < out.a.size(); i++)
             for (int t = 0; t < (out.tokens.empty() ? 1 : lengths[i]); t++)
-                if (!std::isnan(out.a[i]))
+                if (!std::isnan(rewards[i]))
                     use(out.tokens.empty() ? out.a[i] : out.tokens[i][t],
                         out.tokens.empty() ? (double)lengths[i] : 1.0);
     };
@@ -104,7 +106,7 @@ inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths,
     const double mean = tokens > 0.0 ? sum / tokens : 0.0;
     each([&](float& a, double times) { squares += times * (a - mean) * (a - mean); });
     const double divisor = divide ? (tokens > 1.0 ? sqrt(squares / (tokens - 1.0)) : 0.0) + 1e-4 : 1.0;
-    each([&](float& a, double) { a = squares > 0.0 ? (float)((a - mean) / divisor) : 0.0f; });
+    each([&](float& a, double) { a = squares == 0.0 ? 0.0f : (float)((a - mean) / divisor); });
     if (out.tokens.empty()) return;
     for (size_t i = 0; i < out.a.size(); i++) {  // what is logged of a completion
         double total = 0.0;
@@ -113,9 +115,9 @@ inline void whiten_over_tokens(Advantages& out, const std::vector<int>& lengths,
     }
 }
 
-inline void unpaid_as_zero(Advantages& out) {
+inline void unpaid_as_zero(Advantages& out, const std::vector<float>& rewards) {
     for (size_t i = 0; i < out.a.size(); i++) {
-        if (!std::isnan(out.a[i])) continue;
+        if (!std::isnan(rewards[i])) continue;
         out.a[i] = 0.0f;
         if (!out.tokens.empty()) std::fill(out.tokens[i].begin(), out.tokens[i].end(), 0.0f);
     }
@@ -163,7 +165,7 @@ inline Advantages compute_advantages(const std::vector<float>& rewards, int G, A
             out.a.push_back(nothing ? 0.0f : (float)((x[i] - baseline) / divisor));
         }
     }
-    if (!e.of_tokens) return unpaid_as_zero(out), out;
+    if (!e.of_tokens) return unpaid_as_zero(out, rewards), out;
     if (!payments.empty()) {  // rewards to go
         out.tokens.resize(n);
         for (int i = 0; i < n; i++) {
@@ -172,8 +174,8 @@ inline Advantages compute_advantages(const std::vector<float>& rewards, int G, A
             for (int t = (int)payments[i].size() - 1; t >= 0; t--) out.tokens[i][t] = (float)(to_go += payments[i][t]);
         }
     }
-    whiten_over_tokens(out, lengths, scale == RewardScale::batch);
-    unpaid_as_zero(out);
+    whiten_over_tokens(out, rewards, lengths, scale == RewardScale::batch);
+    unpaid_as_zero(out, rewards);
     return out;
 }
 
