@@ -191,7 +191,7 @@ TEST(EvalProgress, LongOnesAreAnnouncedAndShortOnesSayNothing) {
     EXPECT_EQ(lines(19.0), "");
     EXPECT_EQ(lines(29.0), "");
     EXPECT_EQ(lines(170.0),
-              "10: evaluating  256 problems x 4 samples, and greedily; about 3 min\n"
+              "10: evaluating  1280 completions of 256 problems; about 3 min\n"
               "70: evaluating  527 of 1280 completions, about 2 min to go\n"
               "130: evaluating  978 of 1280 completions, about 40 s to go\n");
 }
