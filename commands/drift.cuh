@@ -73,7 +73,7 @@ inline std::vector<ScoredText> trace_texts(const Session& s) {
 // What is read, and room for the longest of it
 inline void drift_texts(DriftRun& r, bool problems) {
     Session& s = r.s;
-    if (problems) r.prompts = eval_prompts(s);
+    if (problems) r.prompts = eval_prompts(s, s.o.eval_n);
     fit_eval_text(s);
     r.text = eval_text_windows(s);
     r.traces = trace_texts(s);

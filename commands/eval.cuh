@@ -16,8 +16,9 @@ inline std::vector<EvalSet> eval_sets(const Session& s, bool keep_rows) {
     for (const std::string& name : named) {
         EvalSet set;
         set.source = name.empty() ? "task " + s.o.task : name;
+        set.shots = s.prompt.num_shots;
         set.name = name.empty() ? s.o.task : data_set_name(name);
-        set.prompts = eval_set_prompts(s, name, keep_rows, &set.available);
+        set.prompts = eval_set_prompts(s, name, s.o.eval_n, keep_rows, &set.available);
         for (const EvalSet& other : sets)
             if (other.name == set.name)
                 fail_usage("--eval_data: %s and %s are both called %s in the results; rename one", other.source.c_str(),

@@ -87,22 +87,22 @@ inline std::vector<Problem> held_out_set(const Session& s, const std::string& na
     return problems;
 }
 
-// The problems of one set, the first --eval_n of them if that is given; name: a file, a name of known_sets, or empty for
-// the task's. keep_rows: with all fields of their rows; available: how many there are
-inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, bool keep_rows = false,
+// The problems of one set, the first `most` of them (0: all); name: a file, a name of known_sets, or empty for the task's.
+// keep_rows: with all fields of their rows; available: how many there are
+inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, int most, bool keep_rows = false,
                                             int* available = nullptr) {
     const Task& task = find_task(s.o.task);
     std::vector<Problem> problems = name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true)
                                                  : held_out_set(s, name, keep_rows);
     if (available) *available = (int)problems.size();
-    if (s.o.eval_n > 0 && (int)problems.size() > s.o.eval_n) problems.resize(s.o.eval_n);
+    if (most > 0 && (int)problems.size() > most) problems.resize(most);
     return make_prompts(s, problems);
 }
 
 // held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
-inline std::vector<Prompt> eval_prompts(const Session& s, bool keep_rows = false) {
+inline std::vector<Prompt> eval_prompts(const Session& s, int most, bool keep_rows = false) {
     if (s.o.eval_data.empty() && !s.o.train_data.empty()) return {};
-    return eval_set_prompts(s, s.o.eval_data, keep_rows);
+    return eval_set_prompts(s, s.o.eval_data, most, keep_rows);
 }
 
 // what is trained on: problems without their solutions. graded: each needs a gold answer; keep_rows: with their rows

@@ -68,14 +68,12 @@ inline double planned_evaluations(const TrainingRun& r) {
 // The held-out problems; with --eval_n unset as many as held_out_count() gives, which a run that is resumed keeps.
 // rows: completions or examples that a step trains on
 inline void training_hold_out(TrainingRun& r, double rows) {
-    Options& o = r.s.o;
+    const Options& o = r.s.o;
     const ResumePoint& resume = r.s.resume;
-    if (o.eval_n < 0) {
-        const double trained = (double)training_steps(r) * rows;
-        o.eval_n = held_out_count(o, trained, planned_evaluations(r));
-        if (resume.on() && resume.state.contains("held_out")) o.eval_n = resume.state["held_out"];
-    }
-    r.held_out = eval_prompts(r.s, r.eval_rewards.traits() & REWARD_ROW);
+    int n = o.eval_n;
+    if (n < 0 && resume.on() && resume.state.contains("held_out")) n = resume.state["held_out"];
+    else if (n < 0) n = held_out_count(o, (double)training_steps(r) * rows, planned_evaluations(r));
+    r.held_out = eval_prompts(r.s, n, r.eval_rewards.traits() & REWARD_ROW);
 }
 
 // what is held out, and what that costs

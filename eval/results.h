@@ -10,6 +10,7 @@
 struct EvalSet {
     std::string name, source;  // source: the file or the task
     std::vector<Prompt> prompts;
+    int shots = 0;      // examples in a prompt
     int available = 0;  // problems of the source; prompts may be its first
     EvalScores scores;
     bool stopped = false;
@@ -116,7 +117,7 @@ inline nlohmann::ordered_json lm_eval_results(const std::vector<EvalSet>& sets, 
                                   {"dataset_path", set.source},
                                   {"output_type", "generate_until"},
                                   {"repeats", s.samples}};
-        j["n-shot"][set.name] = 0;
+        j["n-shot"][set.name] = set.shots;
         for (const char* metric : {"greedy", "pass@1"}) j["higher_is_better"][set.name][metric] = true;
         j["breakdown"][set.name] = groups_json(s);
     }

@@ -170,7 +170,7 @@ TEST(CliEval, SamplesAsTheModelRecommends) {
 TEST(CliEval, TrainingHoldsOutWhatItCanAfford) {
     const std::string out = fresh("run");
     const Outcome r = good(grpo(out, {"--max_steps", "2", "--eval_data", problems, "--max_completion_length", "4"}));
-    EXPECT_EQ(read_json(out + "/config.json")["eval_n"], 32);
+    EXPECT_EQ(read_json(out + "/summary.json")["eval"]["n"], 32);
     EXPECT_NE(r.out.find("32 held out x 2 completions"), std::string::npos) << r.out;
     EXPECT_NE(r.out.find("evaluated   32 problems"), std::string::npos) << r.out;
     number(read_json(out + "/summary.json"), "eval_seconds");
