@@ -217,11 +217,17 @@ inline void eval_check(Session& s) {
     if (o.model.empty()) fail_usage("eval needs --model: a Hugging Face folder (a run's checkpoint-N) or a .gguf file");
     if (!o.eval_greedy && o.eval_samples == 0)
         fail_usage("--eval_samples 0 with --eval_greedy false leaves nothing to evaluate");
+    sampling_of_model(s);
+    if (o.temperature == 0.0 && o.eval_samples > 0) {
+        if (!o.eval_greedy)
+            fail_usage("--temperature 0 with --eval_greedy false: greedy completions are all there are");
+        s.notes.push_back("at --temperature 0 all samples are the greedy completion, so none are drawn");
+        o.eval_samples = 0;
+    }
     if (o.eval_data.empty() && !o.given("max_completion_length"))
         o.max_completion_length = find_task(o.task).completion_length;
     if (o.resume && !o.log_completions)
         fail_usage("--resume goes on from completions.jsonl, which --log_completions false leaves out; give one");
-    sampling_of_model(s);
 }
 
 // Everything that the evaluation needs. True: --plan, and nothing more is to be done

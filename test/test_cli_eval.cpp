@@ -81,6 +81,10 @@ TEST(CliEval, SeveralSets) {
     EXPECT_EQ(number(read_json(greedy + "/summary.json")["eval"][names[0]], "greedy"),
               number(summary["eval"][names[0]], "greedy"));
     EXPECT_FALSE(read_json(greedy + "/summary.json")["eval"][names[0]].contains("pass@1"));
+    const Outcome cold =
+        good(eval_args(problems, fresh("eval"), more + Args{"--temperature", "0", "--eval_samples", "3"}));
+    EXPECT_NE(cold.out.find("so none are drawn"), std::string::npos) << cold.out;
+    EXPECT_EQ(cold.out.find("pass@"), std::string::npos) << cold.out;
     const Outcome compared = good({"compare", out, greedy});
     EXPECT_NE(compared.out.find(names[1]), std::string::npos) << compared.out;
 }

@@ -616,6 +616,22 @@ TEST(Rewards, ByName) {
     EXPECT_NE(usage_error("exact,exact", "").find("named twice"), std::string::npos);
 }
 
+// docs/rewards.md has a row for each: its name, what it pays, what it reads
+TEST(RewardsPage, HasEveryRewardAndWhatItPays) {
+    std::ifstream file("docs/rewards.md");
+    std::string page, line;
+    while (std::getline(file, line)) page += line + "\n";
+    for (size_t at; (at = page.find("\\<")) != std::string::npos;) page.erase(at, 1);
+    for (const RewardEntry& r : reward_table()) {
+        std::vector<std::string> traits;
+        if (r.traits & REWARD_OUTCOME) traits.push_back("outcome");
+        if (r.traits & REWARD_GOLD) traits.push_back("gold");
+        if (r.trl) traits.push_back(std::string("[") + r.trl + "]");
+        const std::string row = "| `" + r.name + "` | " + r.help + " | " + join_words(traits) + " |\n";
+        EXPECT_NE(page.find(row), std::string::npos) << row;
+    }
+}
+
 // every answer of the two GSM8K splits is read, and equals itself with thousands commas and cents, but not plus one
 TEST(Rewards, Gsm8kSplits) {
     int rows = 0;
