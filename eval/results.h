@@ -158,8 +158,8 @@ inline std::string eval_table(const std::vector<EvalSet>& sets) {
     for (const EvalSet& set : sets) {
         const EvalScores& s = set.scores;
         text += format("%-*s  %8d", (int)width, set.name.c_str(), std::max(s.problems, s.greedy_problems));
-        if (greedy) text += format("  %s  %6.1f", percent_text(s.greedy).c_str(), 100 * s.greedy_lenient.mean);
-        if (samples) text += format("  %s  %6.1f", percent_text(s.pass1).c_str(), 100 * s.pass1_lenient.mean);
+        if (greedy) text += format("  %s  %7.1f", percent_text(s.greedy).c_str(), 100 * s.greedy_lenient.mean);
+        if (samples) text += format("  %s  %7.1f", percent_text(s.pass1).c_str(), 100 * s.pass1_lenient.mean);
         const EvalAt last = s.at.empty() ? EvalAt{} : s.at.back();
         if (samples > 1) text += format("  %7.1f  %7.1f", 100 * last.pass, 100 * last.majority);
         if (samples > 1 && best) text += format("  %7.1f", 100 * last.best);

@@ -33,6 +33,8 @@ TEST(CliEval, CountsAndKeeps) {
     EXPECT_GE(number(summary["eval"], "pass@3"), number(summary["eval"], "pass@1"));
     for (const char* said : {"pass@3", "maj@3", "greedy", "by format", "% repeating, ", "half of the 95 % interval"})
         EXPECT_NE(r.out.find(said), std::string::npos) << said << "\n" << r.out;
+    const size_t head = r.out.find("\nset ") + 1, row = r.out.find('\n', head) + 1;
+    EXPECT_EQ(row - 1 - head, r.out.find('\n', row) - row) << "columns end below their names\n" << r.out;
     good(eval_args(problems, again, more));
     EXPECT_EQ(read_text(out + "/completions.jsonl"), read_text(again + "/completions.jsonl"));
     good(eval_args(problems, fresh("eval"), more + Args{"--weights", "int4:g32"}));
