@@ -68,14 +68,14 @@ inline std::vector<std::vector<std::string>> told_columns(const std::vector<std:
 inline void print_arms(const std::vector<Arm>& arms, const SetComparison& c) {
     std::vector<std::vector<std::string>> rows = {{"", "problems", "runs", "samples", c.metric.name(), "95 % interval",
                                                    "pass@1 strict", "pass@1 lenient", "greedy strict", "greedy lenient",
-                                                   "disagree"}};
+                                                   "disagree", "length", "cut off"}};
     for (size_t i = 0; i < arms.size(); i++) {
         const ArmResult& a = c.arms[i];
         if (a.problems == 0) continue;
         rows.push_back({arms[i].name, std::to_string(a.problems), std::to_string(arms[i].runs.size()), samples_text(a),
                         percent_text(a.value), points_text(a.interval, false), percent_text(a.strict),
                         percent_text(a.lenient), percent_text(a.greedy), percent_text(a.greedy_lenient),
-                        percent_text(a.differ)});
+                        percent_text(a.differ), format("%.1f", a.length), percent_text(a.cut_off)});
     }
     print_columns(told_columns(rows), false);
 }
@@ -122,7 +122,7 @@ inline std::string values_text(const std::vector<Arm>& arms, const std::vector<s
 inline void print_comparison(const std::vector<Arm>& arms, const std::vector<SetComparison>& sets,
                              const CompareConfig& config) {
     for (const Arm& arm : arms) {
-        print_result(arm.name + "  " + paths_text(arm));
+        print_result(arm.name + "  " + paths_text(arm) + (&arm == &arms[0] && !config.all_pairs ? "  (baseline)" : ""));
         for (const Evaluation& run : arm.runs)
             if (!run.unended.empty()) print_result("   " + printable(run.path, 400) + ": " + run.unended);
     }
@@ -188,7 +188,9 @@ inline nlohmann::ordered_json set_json(const std::vector<Arm>& arms, const SetCo
                              {"lenient", a.lenient},
                              {"greedy", a.greedy},
                              {"greedy_lenient", a.greedy_lenient},
-                             {"disagreement", a.differ}});
+                             {"disagreement", a.differ},
+                             {"mean_length", a.length},
+                             {"clipped_ratio", a.cut_off}});
     }
     j["pairs"] = nlohmann::ordered_json::array();
     for (const PairResult& r : c.pairs) j["pairs"].push_back(pair_json(arms, r, margin));

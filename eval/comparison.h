@@ -29,6 +29,8 @@
 
 struct Graded {
     int samples = 0, strict = 0, lenient = 0, differ = 0;  // completions; right by either; graded differently
+    int cut_off = 0;                                       // that did not end by themselves
+    double length = 0.0;                                   // tokens of all
 };
 
 struct ProblemResult {
@@ -90,8 +92,12 @@ inline void read_result(Evaluation& e, const DatasetRow& row) {
         fail("%s: problem %s has its %s sample %d twice; two evaluations in one file?", row.where.c_str(),
              shown(problem).c_str(), decoding.c_str(), sample.get<int>());
     const bool strict = result_bool(row, "strict"), lenient = result_bool(row, "lenient");
+    const nlohmann::ordered_json& length = result_field(row, "length");
+    if (!length.is_number_integer() || length.get<double>() < 0)
+        fail("%s: `length` is %s, not a count of tokens", row.where.c_str(), printable(length.dump()).c_str());
     Graded& g = greedy ? r.greedy : r.sampled;
     g.samples++, g.strict += strict, g.lenient += lenient, g.differ += strict != lenient;
+    g.cut_off += !result_bool(row, "finished"), g.length += length.get<double>();
 }
 
 // What results.json beside the completions says: the options, and whether there are fewer completions than were asked for
@@ -273,6 +279,7 @@ struct ArmResult {
     Confidence interval;
     // beside it, over the same problems; NaN: it has none
     double strict = NAN, lenient = NAN, greedy = NAN, greedy_lenient = NAN, differ = NAN;
+    double length = NAN, cut_off = NAN;  // tokens of a completion; share that did not end by itself
 };
 
 // mean over problems and runs of a share of completions; NaN where a problem has none
@@ -311,6 +318,8 @@ inline ArmResult arm_result(const Arm& arm, const std::string& set, const Metric
     a.greedy = mean_share(arm, set, problems, false, [](const Graded& g) { return g.strict; });
     a.greedy_lenient = mean_share(arm, set, problems, false, [](const Graded& g) { return g.lenient; });
     a.differ = mean_share(arm, set, problems, metric.sampled, [](const Graded& g) { return g.differ; });
+    a.length = mean_share(arm, set, problems, metric.sampled, [](const Graded& g) { return g.length; });
+    a.cut_off = mean_share(arm, set, problems, metric.sampled, [](const Graded& g) { return g.cut_off; });
     return a;
 }
 

@@ -18,7 +18,7 @@ static std::string row_text(const std::string& set, const Cell& c, const char* d
                 {"gold", c.gold},
                 {"strict", grade == 1},
                 {"lenient", grade != 0},
-                {"finished", true},
+                {"finished", sample != 3},
                 {"length", 3},
                 {"subject", ""},
                 {"level", ""},
@@ -111,6 +111,8 @@ TEST(CliCompare, SamplesGreedyAndDisagreement) {
     EXPECT_NEAR(set["arms"][0]["lenient"].get<double>(), 90.0 / 160, 1e-12);
     EXPECT_NEAR(set["arms"][0]["disagreement"].get<double>(), 0.25, 1e-12);
     EXPECT_NEAR(set["arms"][1]["greedy"].get<double>(), 22.0 / 40, 1e-12);
+    EXPECT_EQ(set["arms"][0]["mean_length"], 3.0);
+    EXPECT_EQ(set["arms"][0]["clipped_ratio"], 0.25);
     EXPECT_NEAR(pair["greedy_difference"].get<double>(), 2.0 / 40, 1e-12);
     EXPECT_EQ(pair["test"], "sign flips, exact");
     EXPECT_EQ(pair["wins"], 18);  // 8 by the last sample, 10 by the second one
@@ -233,11 +235,11 @@ TEST(CliCompare, ColumnsThatHoldSomething) {
         return out.substr(at, out.find('\n', at) - at);
     };
     EXPECT_EQ(header(cells, greedy_cells(30, 0, 21)),
-              "     problems  runs  samples  greedy strict  95 % interval  greedy lenient  disagree");
+              "     problems  runs  samples  greedy strict  95 % interval  greedy lenient  disagree  length  cut off");
     EXPECT_EQ(
         header(both, both),
         "     problems  runs  samples  pass@1 strict  95 % interval  pass@1 lenient  greedy strict  greedy lenient  "
-        "disagree");
+        "disagree  length  cut off");
 }
 
 TEST(CliCompare, RefusesWhatIsNoEvaluation) {
@@ -261,7 +263,8 @@ TEST(CliCompare, RefusesWhatIsNoEvaluation) {
     wrong("7\n", {":1", "not an object"});
     wrong(row + "{\"set\": \n", {":2", "not valid JSON"});
     wrong(row + row, {":2", "greedy sample 0 twice"});
-    for (const char* field : {"set", "problem", "decoding", "sample", "gold", "strict", "lenient"}) {
+    for (const char* field :
+         {"set", "problem", "decoding", "sample", "gold", "strict", "lenient", "finished", "length"}) {
         json less = json::parse(row), other = less;
         less.erase(field);
         wrong(less.dump() + "\n", {":1", std::string("no `") + field + "`"});
