@@ -121,7 +121,7 @@ def main():
             print(f"problem {n}: token {at} of {len(ids)}: {tokenizer.decode([chosen])!r} here, "
                   f"{tokenizer.decode([runner_up])!r} second, logits {high:.6f} and {second:.6f}, gap {gap:.2e}; ours "
                   f"{'takes the second' if ours_second else 'takes neither'}: {'a tie' if explained else 'NOT EXPLAINED'}"
-                  f"; answers {mine!r} and {other!r}")
+                  f"; answers {mine!r} and {other!r}", flush=True)
         print(f"  {min(begin + a.batch, len(rows))} of {len(rows)}", file=sys.stderr)
     print(f"{len(rows)} problems: {answers} answers equal, {texts} texts equal, {unexplained} differences not explained; "
           f"right: ours {right_ours}, transformers {right_theirs}, both {right_both}; "
