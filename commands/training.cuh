@@ -70,9 +70,10 @@ inline double planned_evaluations(const TrainingRun& r) {
 inline void training_hold_out(TrainingRun& r, double rows) {
     const Options& o = r.s.o;
     const ResumePoint& resume = r.s.resume;
+    r.planned_evaluations = planned_evaluations(r);
     int n = o.eval_n;
     if (n < 0 && resume.on() && resume.state.contains("held_out")) n = resume.state["held_out"];
-    else if (n < 0) n = held_out_count(o, (double)training_steps(r) * rows, planned_evaluations(r));
+    else if (n < 0) n = held_out_count(o, (double)training_steps(r) * rows, r.planned_evaluations);
     r.held_out = eval_prompts(r.s, n, r.eval_rewards.traits() & REWARD_ROW);
 }
 
@@ -80,7 +81,7 @@ inline void training_hold_out(TrainingRun& r, double rows) {
 inline std::string held_out_text(const TrainingRun& r, double rows) {
     if (r.held_out.empty()) return "0 held out";
     const Options& o = r.s.o;
-    const double drawn = planned_evaluations(r) * (double)r.held_out.size() * (o.eval_samples + o.eval_greedy);
+    const double drawn = r.planned_evaluations * (double)r.held_out.size() * (o.eval_samples + o.eval_greedy);
     const double trained = std::max((double)training_steps(r) * rows, 1.0);
     return format("%zu held out x %d completions, %.0f%% of what is trained on", r.held_out.size(),
                   o.eval_samples + o.eval_greedy, 100.0 * drawn / trained);
