@@ -59,9 +59,10 @@ inline int64_t training_steps(const TrainingRun& r) {
 // before and after, in full precision
 inline double planned_evaluations(const TrainingRun& r) {
     const Options& o = r.s.o;
-    const bool quantized = o.weights != "none" || o.activations != "none";
-    double n = 2.0 * (1 + quantized);
-    if (o.load_best_model_at_end) n += 1 + quantized;
+    const bool frozen = o.lora_r > 0 || !o.adapter.empty();  // there is nothing but the base's codes
+    const bool in_full_precision = !frozen && (o.weights != "none" || o.activations != "none");
+    double n = 2.0 * (1 + in_full_precision);
+    if (o.load_best_model_at_end) n += 1 + in_full_precision;
     return o.eval_steps > 0 ? n + (double)(training_steps(r) / o.eval_steps) : n;
 }
 
