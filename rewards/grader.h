@@ -29,7 +29,8 @@ inline bool equal_in_order(AnswerComparison& c, const std::vector<int>& g, const
 
 // without order; a repeated item of a set counts once, of a list (`counted`) as often as it stands there
 inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const std::vector<int>& p, bool counted) {
-    if (counted && g.size() == p.size()) {
+    if (counted && g.size() != p.size()) return false;
+    if (counted) {
         std::vector<bool> used(p.size(), false);
         auto take = [&](int x, size_t k) { return !used[k] && equal_answers(c, x, p[k]) && (used[k] = true); };
         for (size_t i = 0; i < g.size(); i++) {
