@@ -52,9 +52,23 @@ inline std::string paths_text(const Arm& arm) {
     return printable(s, 400);
 }
 
+// without the columns that hold nothing, and without those that the first of their name has already
+inline std::vector<std::vector<std::string>> told_columns(const std::vector<std::vector<std::string>>& rows) {
+    std::vector<std::vector<std::string>> told(rows.size());
+    std::set<std::string> names;
+    for (size_t i = 0; i < rows[0].size(); i++) {
+        bool empty = rows.size() > 1;
+        for (size_t r = 1; r < rows.size(); r++) empty = empty && rows[r][i] == "-";
+        if (empty || !names.insert(rows[0][i]).second) continue;
+        for (size_t r = 0; r < rows.size(); r++) told[r].push_back(rows[r][i]);
+    }
+    return told;
+}
+
 inline void print_arms(const std::vector<Arm>& arms, const SetComparison& c) {
     std::vector<std::vector<std::string>> rows = {{"", "problems", "runs", "samples", c.metric.name(), "95 % interval",
-                                                   "strict", "lenient", "greedy strict", "greedy lenient", "disagree"}};
+                                                   "pass@1 strict", "pass@1 lenient", "greedy strict", "greedy lenient",
+                                                   "disagree"}};
     for (size_t i = 0; i < arms.size(); i++) {
         const ArmResult& a = c.arms[i];
         if (a.problems == 0) continue;
@@ -63,22 +77,23 @@ inline void print_arms(const std::vector<Arm>& arms, const SetComparison& c) {
                         percent_text(a.lenient), percent_text(a.greedy), percent_text(a.greedy_lenient),
                         percent_text(a.differ)});
     }
-    print_columns(rows, false);
+    print_columns(told_columns(rows), false);
 }
 
 inline void print_pairs(const std::vector<Arm>& arms, const SetComparison& c, double margin) {
     std::vector<std::vector<std::string>> rows = {
         {"", "problems", "points", "95 % interval", "p", "Holm's p", "wins", "losses", "ties", "greedy", "verdict"}};
     if (margin > 0.0) rows[0].insert(rows[0].begin() + 6, "Holm's p, equal");
+    const bool same = !c.metric.sampled && c.metric.strict;  // the points are those of greedy answers
     for (const PairResult& r : c.pairs) {
         rows.push_back({arms[r.b].name + " - " + arms[r.a].name, std::to_string(r.problems),
                         format("%+.1f", 100 * r.estimate.value), points_text(r.interval, true), p_text(r.p),
                         p_text(r.p_holm), std::to_string(r.wins), std::to_string(r.losses), std::to_string(r.ties),
-                        std::isnan(r.greedy) ? "-" : format("%+.1f", 100 * r.greedy),
+                        same || std::isnan(r.greedy) ? "-" : format("%+.1f", 100 * r.greedy),
                         verdict_of(r, margin, arms[r.b].name)});
         if (margin > 0.0) rows.back().insert(rows.back().begin() + 6, p_text(r.equality_holm));
     }
-    print_columns(rows, true);
+    print_columns(told_columns(rows), true);
 }
 
 // what the p and the interval of a pair are of
@@ -92,6 +107,18 @@ inline std::string method_text(const std::vector<Arm>& arms, const PairResult& r
     return s + "; bootstrap over problems";
 }
 
+// "A none; B int8:channel; C 1, 2, 3"
+inline std::string values_text(const std::vector<Arm>& arms, const std::vector<std::vector<std::string>>& values) {
+    std::vector<std::string> of_arms;
+    for (size_t i = 0; i < arms.size(); i++) {
+        std::vector<std::string> own;
+        for (const std::string& v : values[i])
+            if (std::find(own.begin(), own.end(), v) == own.end()) own.push_back(v);
+        of_arms.push_back(arms[i].name + " " + printable(join_words(own), 200));
+    }
+    return join_words(of_arms, "; ");
+}
+
 inline void print_comparison(const std::vector<Arm>& arms, const std::vector<SetComparison>& sets,
                              const CompareConfig& config) {
     for (const Arm& arm : arms) {
@@ -99,6 +126,8 @@ inline void print_comparison(const std::vector<Arm>& arms, const std::vector<Set
         for (const Evaluation& run : arm.runs)
             if (!run.unended.empty()) print_result("   " + printable(run.path, 400) + ": " + run.unended);
     }
+    for (const auto& [name, values] : differing_options(arms))
+        print_result("--" + printable(name) + ": " + values_text(arms, values));
     size_t pairs = 0;
     bool one_run = false;
     for (const SetComparison& c : sets) {
@@ -178,6 +207,8 @@ inline nlohmann::ordered_json comparison_json(const Options& o, const std::vecto
             a["runs"].push_back({{"path", run.path}, {"partial", !run.unended.empty()}});
         j["arms"].push_back(a);
     }
+    for (const auto& [name, values] : differing_options(arms))
+        for (size_t i = 0; i < arms.size(); i++) j["differing_options"][name][arms[i].name] = values[i];
     for (const SetComparison& c : sets) j["sets"].push_back(set_json(arms, c, o.margin));
     return j;
 }

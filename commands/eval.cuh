@@ -196,9 +196,9 @@ inline void print_results(const EvalWork& w, const std::string& folder, const Op
         repeating = std::max(repeating, set.scores.repeating_ratio);
         disagreement = std::max(disagreement, set.scores.disagreement);
     }
-    printf(
-        "%.1f%% repeating, %.1f%% garbled, %.1f%% judged otherwise by strict and lenient grading (most of any set)\n",
-        100 * repeating, 100 * garbled, 100 * disagreement);
+    printf("%.1f%% repeating, %.1f%% garbled, %.1f%% judged otherwise by strict and lenient grading%s\n",
+           100 * repeating, 100 * garbled, 100 * disagreement, w.sets.size() > 1 ? " (most of any set)" : "");
+    for (const EvalSet& set : w.sets) fputs(cut_off_note(set, o.max_completion_length).c_str(), stdout);
     printf("weights %s; %s tok/s, %.1f s; results in %s, compare two of them with train_qrl compare\n",
            policy_text(o).c_str(),
            human_count((double)w.stats.completion_tokens / std::max(w.stats.seconds, 1e-9)).c_str(),

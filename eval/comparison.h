@@ -42,8 +42,9 @@ struct ProblemResult {
 typedef std::map<std::string, ProblemResult> SetResult;  // by problem
 
 struct Evaluation {
-    std::string path;     // as it was given
-    std::string unended;  // why it may be less than all; "": it ended
+    std::string path;       // as it was given
+    std::string unended;    // why it may be less than all; "": it ended
+    nlohmann::json config;  // its options; null: they are not known
     std::map<std::string, SetResult> sets;
 };
 
@@ -101,14 +102,18 @@ inline void read_result(Evaluation& e, const DatasetRow& row) {
     g.right.push_back(strict);
 }
 
-// The reason that results.json beside the completions gives for fewer of them than were asked for; "": none
-inline std::string unended_reason(const std::string& folder, bool needed) {
+// What results.json beside the completions says: the options, and whether there are fewer completions than were asked for
+inline void read_results_json(Evaluation& e, const std::string& folder, bool needed) {
     const std::string path = folder + "/results.json";
-    if (!file_exists(path)) return needed ? "it has no results.json, so it did not end" : "";
+    if (!file_exists(path)) {
+        if (needed) e.unended = "it has no results.json, so it did not end";
+        return;
+    }
     const nlohmann::json j = json_parse(read_file(path, 256u << 20), path);
-    const bool partial =
-        j.is_object() && j.contains("partial") && j["partial"].is_boolean() && j["partial"].get<bool>();
-    return partial ? "its results.json says that it is partial" : "";
+    if (!j.is_object()) return;
+    if (j.contains("partial") && j["partial"].is_boolean() && j["partial"].get<bool>())
+        e.unended = "its results.json says that it is partial";
+    if (j.contains("config") && j["config"].is_object()) e.config = j["config"];
 }
 
 // path: the folder of an evaluation, or its completions.jsonl
@@ -126,7 +131,7 @@ inline Evaluation load_evaluation(const std::string& path) {
     for (auto& set : e.sets)
         for (auto& problem : set.second) problem.second.seen.clear();
     const fs::path parent = fs::path(file).parent_path();
-    e.unended = unended_reason(parent.empty() ? "." : parent.string(), folder);
+    read_results_json(e, parent.empty() ? "." : parent.string(), folder);
     return e;
 }
 
@@ -158,6 +163,38 @@ inline std::vector<Arm> load_arms(const std::vector<std::string>& arguments) {
         arms.push_back(std::move(arm));
     }
     return arms;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what they were asked differently
+
+// Of each option that is not the same in all evaluations: its values in the runs of each arm. An option that one of them
+// does not know is left out, as are those that change no completion.
+inline std::map<std::string, std::vector<std::vector<std::string>>> differing_options(const std::vector<Arm>& arms) {
+    static const std::set<std::string> free = {
+        "version",         "command",   "output_dir",       "overwrite_output_dir",
+        "resume",          "threads",   "rollout_batch",    "micro_batch_tokens",
+        "log_completions", "plan",      "eval_n",           "reward_funcs",
+        "reward_weights",  "eval_text", "eval_text_length", "traces",
+        "against"};
+    std::map<std::string, std::vector<std::vector<std::string>>> differing;
+    for (const auto& item : arms[0].runs[0].config.items()) {
+        std::vector<std::vector<std::string>> values;
+        std::set<std::string> kinds;
+        bool known = !free.count(item.key());
+        for (const Arm& arm : arms) {
+            values.emplace_back();
+            for (const Evaluation& run : arm.runs) {
+                known = known && run.config.contains(item.key());
+                if (!known) break;
+                const nlohmann::json& v = run.config[item.key()];
+                values.back().push_back(v.is_string() ? v.get<std::string>() : v.is_null() ? "unset" : json_line(v));
+                kinds.insert(values.back().back());
+            }
+        }
+        if (known && kinds.size() > 1) differing[item.key()] = values;
+    }
+    return differing;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

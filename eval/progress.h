@@ -12,14 +12,31 @@ struct EvalProgress {
     int max_completion_length = 0;
 };
 
-// Of the rest of an evaluation that has taken `elapsed` seconds. Tokens of a completion: all that were drawn over the
-// number that ended, which counts those that are still at work; the most there can be, before one has ended
-inline double eval_seconds_left(const EvalProgress& p, double elapsed) {
-    if (p.tokens == 0 || p.done == p.completions) return 0.0;
-    double length = p.max_completion_length;
-    if (p.done) length = std::min(length, (double)p.tokens / (double)p.done);
-    return elapsed * std::max((double)p.completions * length / (double)p.tokens - 1.0, 0.0);
-}
+// The pace of an evaluation: tokens since its first ones came. Reading the prompts goes before them and is done once, so
+// that its time is not multiplied by what is left.
+struct EvalPace {
+    double first = -1.0, latest = 0.0;  // seconds
+    int64_t at_first = 0;               // tokens of the first step, which come together
+
+    void see(const EvalProgress& p, double elapsed) {
+        if (p.tokens == 0) return;
+        if (first < 0.0) first = elapsed;
+        if (elapsed - first < 0.05) at_first = p.tokens;
+        latest = elapsed;
+    }
+    // is there enough to tell a pace by?
+    bool known(const EvalProgress& p) const { return p.tokens > at_first && latest - first >= 5.0; }
+
+    // Tokens of a completion: all that were drawn over the number that ended, which counts those that are still at work;
+    // the most there can be, before one has ended
+    double seconds_left(const EvalProgress& p) const {
+        if (p.tokens <= at_first || p.done == p.completions) return 0.0;
+        double length = p.max_completion_length;
+        if (p.done) length = std::min(length, (double)p.tokens / (double)p.done);
+        const double rest = std::max((double)p.completions * length - (double)p.tokens, 0.0);
+        return (latest - first) * rest / (double)(p.tokens - at_first);
+    }
+};
 
 // "40 s", "38 min", "2.5 h"
 inline std::string duration_text(double seconds) {
@@ -29,13 +46,15 @@ inline std::string duration_text(double seconds) {
 
 // The lines of one evaluation: from its tenth second on, if there is more to come than twenty; then one a minute
 struct EvalAnnouncer {
+    EvalPace pace;
     double next = 10.0;
     bool announced = false;
 
     // what is to be said now; "": nothing
     std::string line(const EvalProgress& p, double elapsed) {
-        if (elapsed < next) return "";
-        const double left = eval_seconds_left(p, elapsed);
+        pace.see(p, elapsed);
+        if (elapsed < next || !pace.known(p)) return "";
+        const double left = pace.seconds_left(p);
         next = elapsed + (announced || left > 20.0 ? 60.0 : 10.0);
         if (announced)
             return format("evaluating  %lld of %lld completions, about %s to go", (long long)p.done,
@@ -49,16 +68,20 @@ struct EvalAnnouncer {
 
 // The same on a terminal, five times a second
 struct EvalBar {
+    EvalPace pace;
     double next = 0.2;
     bool shown = false;
 
     std::string line(const EvalProgress& p, double elapsed) {
+        pace.see(p, elapsed);
         if (elapsed < next || p.completions == 0) return "";
         next = elapsed + 0.2;
         shown = true;
         const int width = 24, full = (int)(width * p.done / p.completions);
-        return format("evaluating  [%s%s] %lld/%lld, %.0f tok/s, %s left", std::string(full, '#').c_str(),
+        std::string left;
+        if (pace.known(p)) left = ", " + duration_text(pace.seconds_left(p)) + " left";
+        return format("evaluating  [%s%s] %lld/%lld, %.0f tok/s%s", std::string(full, '#').c_str(),
                       std::string(width - full, '.').c_str(), (long long)p.done, (long long)p.completions,
-                      (double)p.tokens / elapsed, duration_text(eval_seconds_left(p, elapsed)).c_str());
+                      (double)p.tokens / elapsed, left.c_str());
     }
 };

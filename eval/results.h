@@ -158,8 +158,8 @@ inline std::string eval_table(const std::vector<EvalSet>& sets) {
     for (const EvalSet& set : sets) {
         const EvalScores& s = set.scores;
         text += format("%-*s  %8d", (int)width, set.name.c_str(), std::max(s.problems, s.greedy_problems));
-        if (greedy) text += format("  %s  %6.1f", percent_text(s.greedy).c_str(), 100 * s.greedy_lenient.mean);
-        if (samples) text += format("  %s  %6.1f", percent_text(s.pass1).c_str(), 100 * s.pass1_lenient.mean);
+        if (greedy) text += format("  %s  %7.1f", percent_text(s.greedy).c_str(), 100 * s.greedy_lenient.mean);
+        if (samples) text += format("  %s  %7.1f", percent_text(s.pass1).c_str(), 100 * s.pass1_lenient.mean);
         const EvalAt last = s.at.empty() ? EvalAt{} : s.at.back();
         if (samples > 1) text += format("  %7.1f  %7.1f", 100 * last.pass, 100 * last.majority);
         if (samples > 1 && best) text += format("  %7.1f", 100 * last.best);
@@ -170,7 +170,7 @@ inline std::string eval_table(const std::vector<EvalSet>& sets) {
     return text;
 }
 
-// A set's answers by subject, level, length and form: the share of each, and what is right in it
+// A set's answers by subject, level, length and form: what is right in each, and its share
 inline std::string eval_details(const EvalSet& set) {
     const EvalScores& s = set.scores;
     std::string text, by;
@@ -184,10 +184,21 @@ inline std::string eval_details(const EvalSet& set) {
         }
         if (++shown == 13) text += " ...";
         if (shown > 12) continue;
-        text += format("%s %s %.0f%%: %.1f", shown > 1 ? " |" : "", printable(g.name, 32).c_str(), 100 * g.share,
-                       100 * g.right.mean);
+        text += format("%s %s %.1f (%.0f%%)", shown > 1 ? " |" : "", printable(g.name, 32).c_str(), 100 * g.right.mean,
+                       100 * g.share);
     }
     if (!text.empty())
-        text = set.name + ", share of the completions and what is right of them (strict, in percent)\n" + text + "\n";
+        text = set.name + ", strictly right in percent, and in brackets the share of the completions\n" + text + "\n";
     return text;
+}
+
+// A limit that cuts many completions off is what their number measures
+constexpr double CUT_OFF_TOLD = 0.1;
+
+// "": few were
+inline std::string cut_off_note(const EvalSet& set, int max_completion_length) {
+    if (set.scores.clipped_ratio <= CUT_OFF_TOLD) return "";
+    return format(
+        "note: %s: %.0f%% of the completions were cut off at --max_completion_length %d, and are strictly wrong\n",
+        printable(set.name).c_str(), 100 * set.scores.clipped_ratio, max_completion_length);
 }

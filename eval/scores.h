@@ -158,6 +158,7 @@ inline void group_by_length(EvalScores& s, const std::vector<EvalSample>& sample
         const int end = lengths[lengths.size() * q / 4 - (q == 4 || lengths.size() * q / 4 > 0)];
         if (ends.empty() || end > ends.back()) ends.push_back(end);
     }
+    if (ends.size() < 2) return;  // most were cut off at one length
     std::vector<std::string> names;
     for (size_t q = 0; q < ends.size(); q++)
         names.push_back(format("%d-%d", q ? ends[q - 1] + 1 : lengths.front(), ends[q]));
@@ -210,12 +211,14 @@ inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& p
         s.reward = mean_over_problems(samples, false, [](const EvalSample& x) { return (double)x.reward; });
     const double n = (double)samples.size();
     for (const EvalSample& x : samples) {
-        s.mean_length += x.length / n;
-        s.clipped_ratio += !x.finished / n;
-        s.garbled_ratio += x.garbled / n;
-        s.repeating_ratio += x.repeating / n;
-        s.disagreement += (x.strict != x.lenient) / n;
+        s.mean_length += x.length;
+        s.clipped_ratio += !x.finished;
+        s.garbled_ratio += x.garbled;
+        s.repeating_ratio += x.repeating;
+        s.disagreement += x.strict != x.lenient;
     }
+    for (double* share : {&s.mean_length, &s.clipped_ratio, &s.garbled_ratio, &s.repeating_ratio, &s.disagreement})
+        *share /= n;
     score_groups(s, samples, prompts);
     return s;
 }

@@ -204,6 +204,42 @@ TEST(CliCompare, SaysWhatDidNotEnd) {
     refused(1, {"compare", a, partial}, {"results.json", "not valid JSON"});
 }
 
+// the options of both, where they differ and may change a completion
+TEST(CliCompare, SaysWhatDiffers) {
+    const std::string a = evaluation(greedy_cells(30, 0, 20)), b = evaluation(greedy_cells(30, 0, 25));
+    json config = {{"weights", "none"}, {"temperature", 0.5}, {"num_fewshot", nullptr}, {"output_dir", "a"}};
+    auto configure = [](const std::string& folder, const json& options) {
+        write_text(folder + "/results.json", json{{"config", options}}.dump());
+    };
+    configure(a, config);
+    EXPECT_EQ(good({"compare", a, b}).out.find("--weights"), std::string::npos) << "of b nothing is known";
+    config["weights"] = "int8\x1b[2J", config["output_dir"] = "b", config["num_fewshot"] = 5;
+    configure(b, config);
+    const std::string said = good({"compare", a, b}).out;
+    expect_part(said, "--weights: A none; B int8\\x1B[2J\n");
+    expect_part(said, "--num_fewshot: A unset; B 5\n");
+    EXPECT_EQ(said.find("--output_dir"), std::string::npos) << said;
+    EXPECT_EQ(said.find("--temperature"), std::string::npos) << said;
+    EXPECT_EQ(compared({a, b})["differing_options"]["num_fewshot"], json({{"A", {"unset"}}, {"B", {"5"}}}));
+}
+
+// no column of blanks, none twice
+TEST(CliCompare, ColumnsThatHoldSomething) {
+    std::vector<Cell> cells = greedy_cells(30, 0, 20), both = cells;
+    for (Cell& c : both) c.sampled = {1, 0};
+    auto header = [](const std::vector<Cell>& all, const std::vector<Cell>& others) {
+        const std::string out = good({"compare", evaluation(all), evaluation(others)}).out;
+        const size_t at = out.find("\n     problems  runs") + 1;
+        return out.substr(at, out.find('\n', at) - at);
+    };
+    EXPECT_EQ(header(cells, greedy_cells(30, 0, 21)),
+              "     problems  runs  samples  greedy strict  95 % interval  greedy lenient  disagree");
+    EXPECT_EQ(
+        header(both, both),
+        "     problems  runs  samples  pass@1 strict  95 % interval  pass@1 lenient  greedy strict  greedy lenient  "
+        "disagree");
+}
+
 TEST(CliCompare, RefusesWhatIsNoEvaluation) {
     const std::string a = evaluation(greedy_cells(30, 0, 20)),
                       row = row_text("sums", {"p0", "7", 1, {}}, "greedy", 0, 1);

@@ -33,6 +33,15 @@ TEST(CliEval, CountsAndKeeps) {
     EXPECT_GE(number(summary["eval"], "pass@3"), number(summary["eval"], "pass@1"));
     for (const char* said : {"pass@3", "maj@3", "greedy", "by format", "% repeating, ", "half of the 95 % interval"})
         EXPECT_NE(r.out.find(said), std::string::npos) << said << "\n" << r.out;
+    const size_t head = r.out.find("\nset ") + 1, row = r.out.find('\n', head) + 1;
+    EXPECT_EQ(row - 1 - head, r.out.find('\n', row) - row) << "columns end below their names\n" << r.out;
+    const double cut = number(summary["eval"], "completions/clipped_ratio");
+    EXPECT_EQ(r.out.find("were cut off at --max_completion_length 12") != std::string::npos, cut > 0.1) << r.out;
+    Args brief = eval_args(problems, fresh("eval"), {"--eval_n", "10"});
+    brief[6] = "1";  // --max_completion_length
+    EXPECT_NE(
+        good(brief).out.find("100% of the completions were cut off at --max_completion_length 1, and are strictly"),
+        std::string::npos);
     good(eval_args(problems, again, more));
     EXPECT_EQ(read_text(out + "/completions.jsonl"), read_text(again + "/completions.jsonl"));
     good(eval_args(problems, fresh("eval"), more + Args{"--weights", "int4:g32"}));

@@ -164,13 +164,24 @@ TEST(Memory, APlanThatWrapsIsRefused) {
 
 TEST(EvalProgress, TimeIsThatOfTheTokensToCome) {
     EvalProgress p{10, 40, 0, 0, 100};
-    EXPECT_EQ(eval_seconds_left(p, 5.0), 0.0);  // nothing is known yet
-    p.tokens = 400;                             // none has ended: 40 of 100 tokens each
-    EXPECT_DOUBLE_EQ(eval_seconds_left(p, 5.0), 45.0);
-    p.tokens = 500, p.done = 10;  // one in 50 tokens ends
-    EXPECT_DOUBLE_EQ(eval_seconds_left(p, 5.0), 15.0);
+    EvalPace pace;
+    auto left = [&](double elapsed) {
+        pace.see(p, elapsed);
+        return pace.seconds_left(p);
+    };
+    EXPECT_EQ(left(5.0), 0.0);  // nothing is known yet
+    p.tokens = 1;               // the prompts took 200 s, which is not to be multiplied by 4,000 tokens
+    EXPECT_EQ(left(200.0), 0.0);
+    p.tokens = 40;  // all of the first step
+    EXPECT_EQ(left(200.01), 0.0);
+    EXPECT_FALSE(pace.known(p));
+    p.tokens = 440;  // none has ended: 44 of 100 tokens each
+    EXPECT_DOUBLE_EQ(left(205.0), 44.5);
+    EXPECT_TRUE(pace.known(p));
+    p.tokens = 540, p.done = 10;  // one in 54 tokens ends
+    EXPECT_DOUBLE_EQ(left(205.0), 16.2);
     p.tokens = 4000, p.done = 40;
-    EXPECT_EQ(eval_seconds_left(p, 5.0), 0.0);
+    EXPECT_EQ(left(205.0), 0.0);
     EXPECT_EQ(duration_text(40.0), "40 s");
     EXPECT_EQ(duration_text(38.4 * 60), "38 min");
     EXPECT_EQ(duration_text(9000.0), "2.5 h");
