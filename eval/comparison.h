@@ -20,6 +20,7 @@
 #include "../runtime/json.h"
 #include "../runtime/options.h"
 #include "../runtime/printable.h"
+#include "../runtime/run_dir.h"
 #include "../runtime/words.h"
 #include "estimators.h"
 #include "statistics.h"
