@@ -30,8 +30,9 @@
 
 struct Graded {
     int samples = 0, strict = 0, lenient = 0, differ = 0;  // completions; right by either; graded differently
-    std::vector<int> votes;  // of completions that have one, and whether they are right, strictly: what maj@K takes
-    std::vector<char> right;
+    std::vector<int> votes =
+        {};  // of completions that have one, and whether they are right, strictly: what maj@K takes
+    std::vector<char> right = {};
 };
 
 struct ProblemResult {
