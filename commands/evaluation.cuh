@@ -117,12 +117,13 @@ inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const
 }
 
 // How many held-out problems a training run evaluates on unless --eval_n says: as many as its evaluations then draw an
-// eighth of the completions that it trains on (`trained`; for sft and distill rows), 32 at least. evaluations: of all
-// problems, in all.
+// eighth of the completions that it trains on (`trained`; for sft and distill rows), 32 at least; 0: all, for a run of no
+// steps only measures. evaluations: of all problems, in all.
 constexpr double EVAL_SHARE = 0.125;
 constexpr int EVAL_LEAST = 32;
 
 inline int held_out_count(const Options& o, double trained, double evaluations) {
+    if (trained <= 0.0) return 0;
     const double each = evaluations * (o.eval_samples + o.eval_greedy);
     return (int)std::min(std::max(EVAL_SHARE * trained / std::max(each, 1.0), (double)EVAL_LEAST), 1e9);
 }

@@ -59,9 +59,10 @@ inline int64_t training_steps(const TrainingRun& r) {
 // before and after, in full precision
 inline double planned_evaluations(const TrainingRun& r) {
     const Options& o = r.s.o;
-    const bool quantized = o.weights != "none" || o.activations != "none";
-    double n = 2.0 * (1 + quantized);
-    if (o.load_best_model_at_end) n += 1 + quantized;
+    const bool frozen = o.lora_r > 0 || !o.adapter.empty();  // there is nothing but the base's codes
+    const bool in_full_precision = !frozen && (o.weights != "none" || o.activations != "none");
+    double n = 2.0 * (1 + in_full_precision);
+    if (o.load_best_model_at_end) n += 1 + in_full_precision;
     return o.eval_steps > 0 ? n + (double)(training_steps(r) / o.eval_steps) : n;
 }
 
@@ -70,9 +71,10 @@ inline double planned_evaluations(const TrainingRun& r) {
 inline void training_hold_out(TrainingRun& r, double rows) {
     const Options& o = r.s.o;
     const ResumePoint& resume = r.s.resume;
+    r.planned_evaluations = planned_evaluations(r);
     int n = o.eval_n;
     if (n < 0 && resume.on() && resume.state.contains("held_out")) n = resume.state["held_out"];
-    else if (n < 0) n = held_out_count(o, (double)training_steps(r) * rows, planned_evaluations(r));
+    else if (n < 0) n = held_out_count(o, (double)training_steps(r) * rows, r.planned_evaluations);
     r.held_out = eval_prompts(r.s, n, r.eval_rewards.traits() & REWARD_ROW);
 }
 
@@ -80,7 +82,7 @@ inline void training_hold_out(TrainingRun& r, double rows) {
 inline std::string held_out_text(const TrainingRun& r, double rows) {
     if (r.held_out.empty()) return "0 held out";
     const Options& o = r.s.o;
-    const double drawn = planned_evaluations(r) * (double)r.held_out.size() * (o.eval_samples + o.eval_greedy);
+    const double drawn = r.planned_evaluations * (double)r.held_out.size() * (o.eval_samples + o.eval_greedy);
     const double trained = std::max((double)training_steps(r) * rows, 1.0);
     return format("%zu held out x %d completions, %.0f%% of what is trained on", r.held_out.size(),
                   o.eval_samples + o.eval_greedy, 100.0 * drawn / trained);

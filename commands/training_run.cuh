@@ -16,6 +16,7 @@ struct TrainingRun {
     Checkpoints checkpoints{s, dir, t, state};
     double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
     double eval_seconds = 0.0;
+    double planned_evaluations = 0.0;  // of all held-out problems, in the whole run
     bool flips_counted = false, with_full_precision = false;
     bool in_its_folder = false;  // a run that is resumed goes on in the folder that it had
     std::string run_id = new_run_id();
@@ -49,7 +50,11 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
     print_samples(when, r.held_out, result);
     if (!result.complete || (r.with_full_precision && !full.complete)) return;  // stopped
-    r.eval_seconds += wall_seconds() - begun;
+    const double seconds = wall_seconds() - begun;
+    if (r.evaluated.empty())
+        printf("evaluation  %.1f s, in all about %s of this run\n", seconds,
+               duration_text(r.planned_evaluations * seconds / (1 + r.with_full_precision)).c_str());
+    r.eval_seconds += seconds;
     r.evaluated[when] = eval_to_json(result.scores);
     if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
 }

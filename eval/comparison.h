@@ -20,6 +20,7 @@
 #include "../runtime/json.h"
 #include "../runtime/options.h"
 #include "../runtime/printable.h"
+#include "../runtime/run_dir.h"
 #include "../runtime/words.h"
 #include "estimators.h"
 #include "statistics.h"
@@ -29,8 +30,11 @@
 
 struct Graded {
     int samples = 0, strict = 0, lenient = 0, differ = 0;  // completions; right by either; graded differently
-    int cut_off = 0;                                       // that did not end by themselves
-    double length = 0.0;                                   // tokens of all
+    std::vector<int> votes =
+        {};  // of completions that have one, and whether they are right, strictly: what maj@K takes
+    std::vector<char> right = {};
+    int cut_off = 0;      // that did not end by themselves
+    double length = 0.0;  // tokens of all
 };
 
 struct ProblemResult {
@@ -98,6 +102,12 @@ inline void read_result(Evaluation& e, const DatasetRow& row) {
     Graded& g = greedy ? r.greedy : r.sampled;
     g.samples++, g.strict += strict, g.lenient += lenient, g.differ += strict != lenient;
     g.cut_off += !result_bool(row, "finished"), g.length += length.get<double>();
+    const auto vote = row.object.find("vote");
+    if (vote == row.object.end()) return;
+    if (!vote->is_number_integer() || vote->get<double>() < -1 || vote->get<double>() >= RESULT_MAX_SAMPLES)
+        fail("%s: `vote` is %s, not a whole number from -1 on", row.where.c_str(), printable(vote->dump()).c_str());
+    g.votes.push_back(vote->get<int>());
+    g.right.push_back(strict);
 }
 
 // What results.json beside the completions says: the options, and whether there are fewer completions than were asked for
@@ -200,17 +210,22 @@ inline std::map<std::string, std::vector<std::vector<std::string>>> differing_op
 
 struct Metric {
     bool sampled = true, strict = true;
-    int k = 1;  // of pass@k
+    int k = 1;              // of pass@k
+    bool majority = false;  // maj@k
 
     std::string name() const {
         const char* grading = strict ? "strict" : "lenient";
+        if (majority) return format("maj@%d strict", k);
         return sampled ? format("pass@%d %s", k, grading) : format("greedy %s", grading);
     }
     const Graded& of(const ProblemResult& r) const { return sampled ? r.sampled : r.greedy; }
-    bool covers(const ProblemResult& r) const { return of(r).samples >= k; }
+    bool covers(const ProblemResult& r) const {
+        return of(r).samples >= k && (!majority || (int)of(r).votes.size() == of(r).samples);
+    }
     double value(const ProblemResult& r) const {
         const Graded& g = of(r);
         const int right = strict ? g.strict : g.lenient;
+        if (majority) return maj_at_k(g.votes, g.right, k);
         return k == 1 ? (double)right / g.samples : pass_at_k(g.samples, right, k);
     }
 };
@@ -223,7 +238,9 @@ inline Metric metric_named(const std::string& text, bool sampled) {
     int k = 0;
     if (text.rfind("pass@", 0) == 0 && parse_whole(text.substr(5), &k) && k >= 1 && k <= RESULT_MAX_SAMPLES)
         return {true, true, k};
-    fail_usage("--metric %s: not one of auto, strict, lenient, greedy, greedy_lenient, pass@K%s",
+    if (text.rfind("maj@", 0) == 0 && parse_whole(text.substr(4), &k) && k >= 1 && k <= RESULT_MAX_SAMPLES)
+        return {true, true, k, true};
+    fail_usage("--metric %s: not one of auto, strict, lenient, greedy, greedy_lenient, pass@K, maj@K%s",
                printable(text).c_str(),
                did_you_mean(text, {"auto", "strict", "lenient", "greedy", "greedy_lenient"}).c_str());
 }

@@ -7,6 +7,7 @@
 // short ones, so that what has been drawn of the others when an evaluation is stopped would favour short answers.
 #pragma once
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 #include "../train/samples.cuh"
@@ -21,6 +22,7 @@ struct EvalSample {
     AnswerFormat format = AnswerFormat::none;
     bool strict = false, lenient = false, finished = false, garbled = false, repeating = false;
     int length = 0;              // tokens, with the stop token
+    int vote = -1;               // which of the problem's declared answers is its own, -1: none (answer_classes)
     float reward = 0.0f;         // the weighted sum; NaN: none applies
     std::vector<float> rewards;  // of each function; NaN: it does not apply
 };
@@ -58,6 +60,29 @@ inline void merge_answers(EvalAnswers& a, const EvalAnswers& earlier) {
     sort_samples(a.sampled);
 }
 
+// Samples by the answer they vote for, as maj_at_k() takes them: the number of the first answer that grade() calls equal,
+// -1 for none
+inline std::vector<int> answer_classes(const EvalSample* samples, int n, bool lenient) {
+    std::vector<std::string> answers;
+    std::vector<int> classes;
+    std::map<std::string, int> seen;  // most samples of a problem repeat one another to the letter
+    for (int i = 0; i < n; i++) {
+        const std::string& answer = lenient ? samples[i].answer : samples[i].declared;
+        auto known = seen.find(answer);
+        int k = -1;
+        if (known != seen.end()) {
+            k = known->second;
+        } else if (!answer.empty()) {
+            k = 0;
+            while (k < (int)answers.size() && grade(answers[k], answer) != Verdict::correct) k++;
+            if (k == (int)answers.size()) answers.push_back(answer);
+            seen[answer] = k;
+        }
+        classes.push_back(k);
+    }
+    return classes;
+}
+
 // the completions of one problem
 inline std::vector<EvalSample> grade_completions(const Tokenizer& tok, const Prompt& p,
                                                  const std::vector<Completion>& completions, const EvalConfig& config) {
@@ -90,6 +115,8 @@ inline std::vector<EvalSample> grade_completions(const Tokenizer& tok, const Pro
         s.length = (int)c.tokens.size();
         out.push_back(std::move(s));
     }
+    const std::vector<int> votes = answer_classes(out.data(), (int)out.size(), false);
+    for (size_t i = 0; i < out.size(); i++) out[i].vote = votes[i];
     if (config.rewards.entries.empty()) return out;
     std::vector<float> total;
     std::vector<std::vector<float>> each;

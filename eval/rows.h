@@ -43,6 +43,7 @@ inline nlohmann::ordered_json eval_row(const std::string& set, const std::string
     j["garbled"] = s.garbled;
     j["repeating"] = s.repeating;
     j["length"] = s.length;
+    j["vote"] = s.vote;
     if (p.problem && !p.problem->subject.empty()) j["subject"] = p.problem->subject;
     if (p.problem && !p.problem->level.empty()) j["level"] = p.problem->level;
     if (names.empty()) return j;
@@ -66,6 +67,7 @@ inline EvalSample eval_sample_of(const nlohmann::ordered_json& j, const std::vec
         s.strict = j.at("strict"), s.lenient = j.at("lenient"), s.finished = j.at("finished");
         s.garbled = j.at("garbled"), s.repeating = j.at("repeating");
         s.length = j.at("length");
+        s.vote = j.at("vote");
         auto paid = [](const nlohmann::ordered_json& r) { return r.is_null() ? NAN : r.get<float>(); };
         if (!names.empty()) s.reward = paid(j.at("reward"));
         for (const std::string& name : names) s.rewards.push_back(paid(j.at("rewards").at(name)));

@@ -88,29 +88,6 @@ MeanEstimate mean_over_problems(const std::vector<EvalSample>& samples, bool sha
     return mean_estimate(means, shares, (double)samples.size());
 }
 
-// Samples by the answer they vote for, as maj_at_k() takes them: the number of the first answer that grade() calls equal,
-// -1 for none
-inline std::vector<int> answer_classes(const EvalSample* samples, int n, bool lenient) {
-    std::vector<std::string> answers;
-    std::vector<int> classes;
-    std::map<std::string, int> seen;  // most samples of a problem repeat one another to the letter
-    for (int i = 0; i < n; i++) {
-        const std::string& answer = lenient ? samples[i].answer : samples[i].declared;
-        auto known = seen.find(answer);
-        int k = -1;
-        if (known != seen.end()) {
-            k = known->second;
-        } else if (!answer.empty()) {
-            k = 0;
-            while (k < (int)answers.size() && grade(answers[k], answer) != Verdict::correct) k++;
-            if (k == (int)answers.size()) answers.push_back(answer);
-            seen[answer] = k;
-        }
-        classes.push_back(k);
-    }
-    return classes;
-}
-
 // 2, 4, 8, ... below n, and n
 inline std::vector<int> sample_counts(int n) {
     std::vector<int> ks;
@@ -133,7 +110,10 @@ inline void score_at(EvalScores& s, const std::vector<EvalSample>& samples) {
                 right.push_back(lenient ? samples[i].lenient : samples[i].strict);
                 c += right.back();
             }
-            const std::vector<int> classes = answer_classes(&samples[b], n, lenient);
+            std::vector<int> classes;
+            if (lenient) classes = answer_classes(&samples[b], n, true);
+            else
+                for (size_t i = b; i < e; i++) classes.push_back(samples[i].vote);
             for (EvalAt& at : s.at) {
                 (lenient ? at.pass_lenient : at.pass) += pass_at_k(n, c, at.k) / (double)spans.size();
                 (lenient ? at.majority_lenient : at.majority) += maj_at_k(classes, right, at.k) / (double)spans.size();

@@ -28,6 +28,7 @@ struct AnswerComparison {
     int point = 0;
     bool log_base_ten = false, saw_log = false;
     bool left_reals = false, saw_infinity = false, saw_variable = false;
+    bool too_large = false;                 // for a step function's argument to be told from its neighbours
     double scale = 0;                       // largest intermediate value
     std::vector<AnswerVariable> variables;  // empty: the few points of variable_value
     std::vector<double> constants;          // whole numbers that the two expressions hold
@@ -248,7 +249,8 @@ inline bool exact_value(AnswerComparison& c, int id, ExactRatio& r) {
 
 // A step function's argument within 10^-7 of an integer is that integer: \log_2 8 is no double. Larger arguments have
 // too few bits behind the point for that.
-inline double step_value(Complex x, bool up) {
+inline double step_value(AnswerComparison& c, Complex x, bool up) {
+    c.too_large = c.too_large || std::abs(x.real()) >= 1e7;
     if (x.imag() != 0 || !(std::abs(x.real()) < 1e7)) return NAN;
     const double near = std::round(x.real());
     if (std::abs(x.real() - near) < 1e-7) return near;
@@ -335,7 +337,7 @@ inline Complex function_value(AnswerComparison& c, const AnswerNode& n, Complex 
     if (f == "cosh") return std::cosh(x);
     if (f == "tanh") return std::tanh(x);
     if (f == "abs") return std::abs(x);
-    if (f == "floor" || f == "ceil") return step_value(x, f == "ceil");
+    if (f == "floor" || f == "ceil") return step_value(c, x, f == "ceil");
     if (f == "binom") return binomial_value(c, x.real(), y.real());
     return NAN;
 }
@@ -452,26 +454,36 @@ inline bool is_finite(Complex z) { return std::isfinite(z.real()) && std::isfini
 // a value at a point, without what earlier points left behind
 inline Complex fresh_value(AnswerComparison& c, int id, int point) {
     c.point = point;
-    c.left_reals = c.saw_infinity = c.saw_variable = false;
+    c.left_reals = c.saw_infinity = c.saw_variable = c.too_large = false;
     c.scale = 0;
     return point_value(c, id);
 }
 
+inline bool distinct_variables(const AnswerComparison& c) {
+    for (size_t i = 0; i < c.variables.size(); i++)
+        for (size_t k = 0; k < i; k++)
+            if (c.variables[i].value == c.variables[k].value) return false;
+    return true;
+}
+
 // Do two expressions agree at every point where both have a value? At least two such points are asked for if they have
-// variables, of whole ones eight. Where a value leaves the real numbers at a negative argument the point does not count.
+// variables. Where a value leaves the real numbers at a negative argument the point does not count.
 inline bool equal_at_points(AnswerComparison& c, int gold, int pred) {
     double tolerance = c.nodes[gold].decimal || c.nodes[pred].decimal ? 1e-6 : 1e-9;
     const bool whole = !c.variables.empty();
-    int agreed = 0;
+    int agreed = 0, distinct = 0, of_gold = 0, of_pred = 0;  // points where both have a value, and each
     for (int point = 0; point < (whole ? answer_whole_points : 8); point++) {
         if (whole) set_whole_point(c, point);
         Complex a = fresh_value(c, gold, point);
-        bool reals = !c.left_reals, variables = c.saw_variable, infinite = c.saw_infinity;
+        bool reals = !c.left_reals, variables = c.saw_variable, infinite = c.saw_infinity, large = c.too_large;
         double scale = c.scale;
+        const bool gold_has = reals && is_finite(a) && std::isfinite(scale);
         Complex b = fresh_value(c, pred, point);
+        const bool pred_has = !c.left_reals && is_finite(b) && std::isfinite(c.scale);
         scale = std::max(scale, c.scale);
         reals = reals && !c.left_reals;
         variables = variables || c.saw_variable;
+        if (!(large || c.too_large)) of_gold += gold_has, of_pred += pred_has;
         if (!variables && infinite && c.saw_infinity) return std::isinf(a.real()) && a.real() == b.real();
         if (!is_finite(a) || !is_finite(b) || !std::isfinite(scale)) {
             if (variables) continue;
@@ -482,8 +494,10 @@ inline bool equal_at_points(AnswerComparison& c, int gold, int pred) {
         if (!(std::abs(a - b) <= tolerance * std::max(std::abs(a), std::abs(b)) + noise)) return false;
         if (!variables) return c.work >= 0;
         agreed++;
+        distinct += distinct_variables(c);  // d!/(d-k)! and k!/(k-d)! have only d = k in common
     }
-    return agreed >= (whole ? 8 : 2) && c.work >= 0;
+    if (c.work < 0) return false;
+    return whole ? distinct >= 8 && 8 * agreed >= std::max(of_gold, of_pred) : agreed >= 2;
 }
 
 // a \pmod{m} of both: the same residues. Without a residue class on both sides nothing is equal to one.

@@ -27,8 +27,13 @@ inline bool equal_in_order(AnswerComparison& c, const std::vector<int>& g, const
     return true;
 }
 
-// without order; a repeated item of a set counts once, of a list (`counted`) as often as it stands there
+// without order; a repeated item of a set counts once, one of a list (`counted`) as often as it stands in the gold answer;
+// whoever says the same twice where the gold answer does not is right
 inline bool equal_as_sets(AnswerComparison& c, const std::vector<int>& g, const std::vector<int>& p, bool counted) {
+    if (counted && g.size() > p.size()) return false;
+    for (size_t i = 0; counted && p.size() > g.size() && i < g.size(); i++)
+        for (size_t k = 0; k < i; k++)
+            if (equal_answers(c, g[i], g[k])) return false;
     if (counted && g.size() == p.size()) {
         std::vector<bool> used(p.size(), false);
         auto take = [&](int x, size_t k) { return !used[k] && equal_answers(c, x, p[k]) && (used[k] = true); };

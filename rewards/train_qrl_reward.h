@@ -19,7 +19,7 @@ extern "C" {
 #define TRAIN_QRL_REWARD_NONE (-1.7976931348623157e308)
 
 typedef struct {
-    const char *text;
+    const char* text;
     size_t bytes;
 } TrainQrlText;
 
@@ -36,7 +36,7 @@ int train_qrl_reward_abi(void);
 
 /* out [n]: the rewards of n completions, in [-1e9, 1e9] or TRAIN_QRL_REWARD_NONE. 0: done; anything else: it failed, which
  * ends the run or pays 0 for all n, as on_error says. Called by one thread at a time */
-int train_qrl_reward(const TrainQrlRewardInput *in, size_t n, double *out);
+int train_qrl_reward(const TrainQrlRewardInput* in, size_t n, double* out);
 
 /* Where the library has them: before the first call and after the last one; open returns 0 if all is well */
 int train_qrl_reward_open(void);

@@ -263,7 +263,7 @@ OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message 
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("comparison") \
-OPT(std::string, metric, "auto", "", IN_COMPARE, "of a problem: strict or lenient (share of its sampled completions that are right), pass@K (strict, of K samples), greedy or greedy_lenient; auto: strict, and greedy where an evaluation has no samples") \
+OPT(std::string, metric, "auto", "", IN_COMPARE, "of a problem: strict or lenient (share of its sampled completions that are right), pass@K and maj@K (strict, of K samples), greedy or greedy_lenient; auto: strict, and greedy where an evaluation has no samples") \
 OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") \
 OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \
 OPT(double, margin, 0, "[0, 100)", IN_COMPARE, "points within which two evaluations count as equal, which two one-sided tests then test; 0: not tested") \

@@ -309,7 +309,7 @@ def same_list(a, b, test=equal):
 
 
 def latex(e):
-    return sp.latex(e, ln_notation=False)
+    return sp.latex(e, ln_notation=True)  # \\log may be to base ten
 
 
 def reversed_sum(e):
@@ -547,6 +547,8 @@ def rewritings(items, text, rng):
     for kind in kinds * 2:
         if len(found) == 5:
             break
+        if kind is percent and "%" in text:
+            continue
         order = items[:]
         rng.shuffle(order)
         parts = [item_text(item, rng, kind) for item in order]

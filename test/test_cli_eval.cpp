@@ -47,6 +47,25 @@ TEST(CliEval, CountsAndKeeps) {
     good(eval_args(problems, fresh("eval"), more + Args{"--weights", "int4:g32"}));
 }
 
+// what compare makes of the rows is what eval made of the samples
+TEST(CliEval, CompareReadsTheSameNumbers) {
+    const std::string a = fresh("eval"), b = fresh("eval"), json_file = fresh("comparison") + ".json";
+    const Args more = {"--eval_n", "12", "--eval_samples", "5", "--temperature", "1.3"};
+    good(eval_args(problems, a, more));
+    good(eval_args(problems, b, more + Args{"--weights", "int3:g32"}));
+    const std::pair<const char*, const char*> metrics[] = {
+        {"strict", "pass@1"}, {"pass@2", "pass@2"}, {"maj@2", "maj@2"}, {"maj@5", "maj@5"}, {"greedy", "greedy"}};
+    for (const auto& [metric, key] : metrics) {
+        fs::remove(json_file);
+        good({"compare", a, b, "--metric", metric, "--output", json_file});
+        const json arms = read_json(json_file)["sets"][0]["arms"];
+        for (int i = 0; i < 2; i++)
+            EXPECT_NEAR(number(arms[i], "value"), number(read_json((i ? b : a) + "/summary.json")["eval"], key), 1e-9)
+                << metric;
+    }
+    refused(2, {"compare", a, b, "--metric", "maj@0"}, {"--metric maj@0", "maj@K"});
+}
+
 // two sets, one with subjects and levels, in lm-eval's shape; and compared with another evaluation of them
 TEST(CliEval, SeveralSets) {
     std::string math;

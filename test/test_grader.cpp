@@ -61,7 +61,7 @@ static const std::vector<Kind> kinds = {
      {
          {"2,2,3", "2,3,3"}, {"1,2,100", "1,2,101"}, {"1,2,100", "1, 2100"}, {"1,2100", "1, 2, 100"}, {"5, 7", "57"},
          {"1, 2", "(a) 1"}, {"[-2,7]", "(-2,7)"}, {"100, 200, 300", "300,200,101"}, {"1000, 2000", "2,000 and 1,001"},
-         {"1,2,100", "1,2,10"}, {"1,2,100", "12100"}, {"12,345", "12, 345"}, {"1,234", "1.234"}, {"1,1,2", "1,2,2"},
+         {"1,2,100", "1,2,10"}, {"1,2,100", "12100"}, {"12,345", "12, 345"}, {"1,234", "1.234"}, {"1,1,2", "1,2,2"}, {"16,3,1,1", "16,3,1"}, {"16,3,1,1", "16,3,3,1,1"},
      }},
     {"units",
      {
@@ -119,7 +119,7 @@ static const std::vector<Kind> kinds = {
          {R"(\lfloor n/2017 \rfloor)", R"(\lfloor (n+1)/2017 \rfloor)"}, {R"(\gcd(m,n))", "mn"},
          {R"(\gcd(m,n))", R"(\gcd(m,n+1))"}, {R"(\gcd(m,n))", "1"}, {R"(\gcd(m,n))", R"(\operatorname{lcm}(m,n))"},
          {"(-1)^n", "(-1)^{n+1}"}, {"(-1)^n", "1"}, {R"(\binom{n}{2})", R"(\frac{n(n+1)}{2})"},
-         {R"(\binom{n}{k})", R"(\binom{k}{n})"}, {R"(\binom{n}{k})", R"(\binom{n}{k+1})"},
+         {R"(\frac{d !}{2 k(d-k) !})", R"(\frac{k!}{2 d(k-d)!})"}, {R"(\binom{n}{k})", R"(\binom{k}{n})"}, {R"(\binom{n}{k})", R"(\binom{n}{k+1})"},
          {R"(\lfloor n/3\rfloor)", R"(\lfloor (n+1)/3\rfloor)"}, {R"(\lfloor n/3\rfloor)", R"(\lceil n/3\rceil - 1)"},
          {R"(\lfloor (m+n)/7\rfloor)", R"(\lfloor (m+n+1)/7\rfloor)"},
          {R"(\lfloor n/365\rfloor)", R"(\lfloor n/366\rfloor)"}, {R"(\lfloor mn/2\rfloor)", R"(\lceil mn/2\rceil)"},

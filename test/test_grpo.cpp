@@ -258,16 +258,26 @@ TEST(Rollout, RefusesWhatDoesNotFitAndStopsWhenAsked) {
     EXPECT_EQ(stats.prompt_tokens, 16);
 }
 
+static std::vector<Prompt> asked_prompts() {
+    std::vector<Prompt> asked;
+    for (const std::vector<int>& tokens : prompts()) asked.push_back({"", "1", tokens});
+    return asked;
+}
+
+static EvalConfig six_samples() {
+    EvalConfig c;
+    c.rollout = rollout_config(1.0f);
+    c.samples = 6;
+    return c;
+}
+
 // every completion that ends is counted, by a stop token or by its length
 TEST(Evaluate, CountsWhatIsDone) {
     Model m;
     tiny_model(m, "none");
     RolloutState state;
-    std::vector<Prompt> asked;
-    for (const std::vector<int>& tokens : prompts()) asked.push_back({"", "1", tokens});
-    EvalConfig c;
-    c.rollout = rollout_config(1.0f);
-    c.samples = 6;
+    const std::vector<Prompt> asked = asked_prompts();
+    EvalConfig c = six_samples();
     EvalProgress last;
     c.progress = [&](const EvalProgress& p) {
         EXPECT_GE(p.tokens, last.tokens);
@@ -295,12 +305,9 @@ TEST(Evaluate, GoesOnWhereItStopped) {
     Model m;
     tiny_model(m, "none");
     RolloutState state;
-    std::vector<Prompt> asked;
-    for (const std::vector<int>& tokens : prompts()) asked.push_back({"", "1", tokens});
-    EvalConfig c;
-    c.rollout = rollout_config(1.0f);
+    const std::vector<Prompt> asked = asked_prompts();
+    EvalConfig c = six_samples();
     c.rollout.max_sequences = 3;
-    c.samples = 6;
     EvalProgress progress = eval_progress(4, c);
     const EvalAnswers whole = evaluate(m, state, tokenizer_byte_level(), asked, c, progress);
     int calls = 0;

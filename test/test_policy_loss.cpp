@@ -512,9 +512,13 @@ TEST(Advantages, SmallGroupsAndNaN) {
     Advantages two = group_advantages({0.0f, 1.0f}, 2, RewardScale::group);
     EXPECT_NEAR(two.a[1], 0.5 / (std::sqrt(0.5) + 1e-4), 1e-6);
     EXPECT_FLOAT_EQ(two.a[0], -two.a[1]);
-    Advantages bad = group_advantages({0.0f, NAN, 1.0f, 2.0f}, 2, RewardScale::group);
-    EXPECT_TRUE(std::isnan(bad.a[0]) && std::isnan(bad.a[1]));  // its own group, and no other
+    Advantages bad = group_advantages({0.0f, INFINITY, 1.0f, 2.0f}, 2, RewardScale::group);
+    EXPECT_FALSE(std::isfinite(bad.a[0]) || std::isfinite(bad.a[1]));  // its own group, and no other
     EXPECT_TRUE(std::isfinite(bad.a[2]) && std::isfinite(bad.a[3]));
+    // NaN: no reward applies to the completion, and the others of its group are compared without it
+    Advantages none = group_advantages({0.0f, NAN, 1.0f, 3.0f, 5.0f, NAN}, 3, RewardScale::none);
+    EXPECT_EQ(none.a, (std::vector<float>{-0.5f, 0.0f, 0.5f, -1.0f, 1.0f, 0.0f}));
+    EXPECT_NEAR(none.reward_mean, 9.0 / 4, 1e-7);
 }
 
 // by hand, from the papers' formulas

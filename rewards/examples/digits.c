@@ -10,25 +10,25 @@
 #include "train_qrl_reward.h"
 
 /* the digits of a whole number within blanks; 0: it is none */
-static size_t digits_of(const char *s, const char *end, const char **first, int *negative) {
+static size_t digits_of(const char* s, const char* end, const char** first, int* negative) {
     while (s < end && (*s == ' ' || *s == '\n')) s++;
     while (end > s && (end[-1] == ' ' || end[-1] == '\n' || end[-1] == '.')) end--;
     *negative = s < end && *s == '-';
     s += *negative;
     *first = s;
-    for (const char *p = s; p < end; p++)
+    for (const char* p = s; p < end; p++)
         if (*p < '0' || *p > '9') return 0;
     return (size_t)(end - s);
 }
 
 /* behind the last ####; null: there is none */
-static const char *declared(TrainQrlText t) {
+static const char* declared(TrainQrlText t) {
     for (size_t i = t.bytes; i >= 4; i--)
         if (memcmp(t.text + i - 4, "####", 4) == 0) return t.text + i;
     return NULL;
 }
 
-static double reward(const TrainQrlRewardInput *in) {
+static double reward(const TrainQrlRewardInput* in) {
     const char *gold, *said, *answer = declared(in->completion);
     int gold_negative, said_negative;
     size_t n = digits_of(in->gold.text, in->gold.text + in->gold.bytes, &gold, &gold_negative), m, same = 0;
@@ -42,7 +42,7 @@ static double reward(const TrainQrlRewardInput *in) {
 
 int train_qrl_reward_abi(void) { return TRAIN_QRL_REWARD_ABI; }
 
-int train_qrl_reward(const TrainQrlRewardInput *in, size_t n, double *out) {
+int train_qrl_reward(const TrainQrlRewardInput* in, size_t n, double* out) {
     for (size_t i = 0; i < n; i++) out[i] = reward(&in[i]);
     return 0;
 }

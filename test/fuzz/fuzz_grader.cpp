@@ -32,10 +32,14 @@ static Verdict timed_grade(const std::string& gold, const std::string& predictio
     return verdict;
 }
 
-// "6 m" in a formula is no 6 if it is the gold answer, and is if it is the prediction
-static bool has_weak_unit(const std::string& text) {
-    for (const AnswerToken& token : parse_answer(text).tokens)
+// Where the two directions differ: "6 m" in a formula is no 6 if it is the gold answer, and is if it is the prediction; a
+// list may repeat an item in the prediction, but not leave one out of the gold answer's
+static bool has_direction(const std::string& text) {
+    const ParsedAnswer a = parse_answer(text);
+    for (const AnswerToken& token : a.tokens)
         if (token.weak) return true;
+    for (const AnswerNode& node : a.nodes)
+        if (node.kind == ',') return true;
     return false;
 }
 
@@ -56,7 +60,7 @@ static int fuzz_grader(const uint8_t* data, size_t size) {
     }
     const Verdict there = timed_grade(gold, completion), back = timed_grade(completion, gold);
     if (choice_letter(parse_answer(gold), false) == 0 && choice_letter(parse_answer(completion), false) == 0 &&
-        !has_weak_unit(gold) && !has_weak_unit(completion))
+        !has_direction(gold) && !has_direction(completion))
         fuzz_require((there == Verdict::correct) == (back == Verdict::correct),
                      "equality has two directions: " + gold + " | " + completion);
     for (const bool finished : {true, false}) {
