@@ -188,7 +188,7 @@ inline nlohmann::ordered_json eval_summary(const Session& s, const EvalWork& w) 
 
 inline void print_results(const EvalWork& w, const std::string& folder, const Options& o) {
     printf("\n%s", eval_table(w.sets).c_str());
-    printf("percent; +- is half of the 95 %% interval over problems; strict, and lenient beside it\n");
+    printf("percent, in brackets the 95 %% interval over problems; strict, and lenient beside it\n");
     for (const EvalSet& set : w.sets) printf("%s", eval_details(set).c_str());
     double garbled = 0.0, repeating = 0.0, disagreement = 0.0;
     for (const EvalSet& set : w.sets) {

@@ -153,6 +153,7 @@ inline void check_device_takes_model(const Session& s) {
 inline void session_describe(Session& s) {
     s.prompt = prompt_config(s.o);
     s.o.set_default("stop_strings", s.o.stop_strings, std::string(s.prompt.style.stop_strings));
+    if (s.prompt.num_shots > 0) s.o.set_default("max_prompt_length", s.o.max_prompt_length, 2048);  // with its examples
     s.embedded_model = s.o.model.empty();
     if (s.embedded_model) {
         s.m.config = embedded_config();

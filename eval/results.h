@@ -130,9 +130,9 @@ inline nlohmann::ordered_json lm_eval_results(const std::vector<EvalSet>& sets, 
 // ---------------------------------------------------------------------------------------------------------------------
 // text
 
-// "61.2 +- 2.6": percent, and half of the 95 % interval
+// " 61.2 [58.5, 63.9]", 19 columns: percent, and the 95 % interval
 inline std::string percent_text(const MeanEstimate& m) {
-    return format("%5.1f +- %-4.1f", 100 * m.mean, 50 * (m.high - m.low));
+    return format("%5.1f %-13s", 100 * m.mean, format("[%.1f, %.1f]", 100 * m.low, 100 * m.high).c_str());
 }
 
 // A row a set: what greedy decoding and n samples of each problem give, in percent
@@ -148,8 +148,8 @@ inline std::string eval_table(const std::vector<EvalSet>& sets) {
         best = best || set.scores.best;
     }
     std::string text = format("%-*s  problems", (int)width, "set");
-    if (greedy) text += "  greedy         lenient";
-    if (samples) text += "  pass@1         lenient";
+    if (greedy) text += "  greedy               lenient";
+    if (samples) text += "  pass@1               lenient";
     if (samples > 1)
         text += format("  %7s  %7s", format("pass@%d", samples).c_str(), format("maj@%d", samples).c_str());
     if (samples > 1 && best) text += format("  %7s", format("best@%d", samples).c_str());

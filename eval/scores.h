@@ -7,6 +7,7 @@
 // The trap: samples of a problem are not independent of one another, so n problems with 8 samples each are n
 // observations, and not 8 n.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -19,8 +20,10 @@ struct MeanEstimate {
     double mean = 0.0, standard_error = 0.0, low = 0.0, high = 0.0;  // 95 %
 };
 
-// of one value a problem. shares: they are in [0, 1], over `samples` completions in all; else Student's interval
-inline MeanEstimate mean_estimate(const std::vector<double>& values, bool shares, double samples) {
+// of one value a problem, over `samples` completions in all. Values that are shares, in [0, 1], have the interval of
+// shares; others Student's
+inline MeanEstimate mean_estimate(const std::vector<double>& values, double samples) {
+    const bool shares = std::all_of(values.begin(), values.end(), [](double v) { return v >= 0.0 && v <= 1.0; });
     MeanEstimate m;
     if (values.empty()) return m;
     const double n = (double)values.size();
@@ -72,7 +75,7 @@ inline std::vector<std::pair<size_t, size_t>> problem_spans(const std::vector<Ev
 
 // mean over problems of the mean over a problem's completions; those for which value is NaN do not count
 template <class Value>
-MeanEstimate mean_over_problems(const std::vector<EvalSample>& samples, bool shares, Value value) {
+MeanEstimate mean_over_problems(const std::vector<EvalSample>& samples, Value value) {
     std::vector<double> means;
     for (auto [b, e] : problem_spans(samples)) {
         double sum = 0.0;
@@ -85,7 +88,7 @@ MeanEstimate mean_over_problems(const std::vector<EvalSample>& samples, bool sha
         }
         if (n) means.push_back(sum / n);
     }
-    return mean_estimate(means, shares, (double)samples.size());
+    return mean_estimate(means, (double)samples.size());
 }
 
 // 2, 4, 8, ... below n, and n
@@ -142,7 +145,7 @@ void group_by(EvalScores& s, const char* by, const std::vector<EvalSample>& samp
     for (const std::string& part : order) {
         EvalGroup g{by, part, of_problems ? (int)problems[part].size() : (int)parts[part].size()};
         g.share = (double)parts[part].size() / (double)samples.size();
-        g.right = mean_over_problems(parts[part], true, [](const EvalSample& x) { return (double)x.strict; });
+        g.right = mean_over_problems(parts[part], [](const EvalSample& x) { return (double)x.strict; });
         s.groups.push_back(g);
     }
 }
@@ -191,24 +194,23 @@ inline EvalScores eval_scores(const EvalAnswers& a, const std::vector<Prompt>& p
     auto strict = [](const EvalSample& x) { return (double)x.strict; };
     auto lenient = [](const EvalSample& x) { return (double)x.lenient; };
     s.greedy_problems = (int)problem_spans(a.greedy).size();
-    s.greedy = mean_over_problems(a.greedy, true, strict);
-    s.greedy_lenient = mean_over_problems(a.greedy, true, lenient);
+    s.greedy = mean_over_problems(a.greedy, strict);
+    s.greedy_lenient = mean_over_problems(a.greedy, lenient);
     const std::vector<EvalSample>& samples = a.sampled.empty() ? a.greedy : a.sampled;
     const auto spans = problem_spans(samples);
     s.problems = (int)spans.size();
     if (samples.empty()) return s;
     if (!a.sampled.empty()) {
         s.samples = (int)(spans[0].second - spans[0].first);
-        s.pass1 = mean_over_problems(a.sampled, true, strict);
-        s.pass1_lenient = mean_over_problems(a.sampled, true, lenient);
+        s.pass1 = mean_over_problems(a.sampled, strict);
+        s.pass1_lenient = mean_over_problems(a.sampled, lenient);
         score_at(s, a.sampled);
     }
     for (size_t f = 0; f < rewards.entries.size(); f++)
-        s.rewards.push_back({rewards.entries[f].name, mean_over_problems(samples, false, [f](const EvalSample& x) {
-                                 return (double)x.rewards[f];
-                             })});
+        s.rewards.push_back({rewards.entries[f].name,
+                             mean_over_problems(samples, [f](const EvalSample& x) { return (double)x.rewards[f]; })});
     if (!rewards.entries.empty())
-        s.reward = mean_over_problems(samples, false, [](const EvalSample& x) { return (double)x.reward; });
+        s.reward = mean_over_problems(samples, [](const EvalSample& x) { return (double)x.reward; });
     const double n = (double)samples.size();
     for (const EvalSample& x : samples) {
         s.mean_length += x.length;
