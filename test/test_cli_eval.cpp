@@ -31,7 +31,8 @@ TEST(CliEval, CountsAndKeeps) {
         EXPECT_TRUE(share >= 0 && share <= 1) << key;
     }
     EXPECT_GE(number(summary["eval"], "pass@3"), number(summary["eval"], "pass@1"));
-    for (const char* said : {"pass@3", "maj@3", "greedy", "by format", "% repeating, ", "in brackets the 95 % interval"})
+    for (const char* said :
+         {"pass@3", "maj@3", "greedy", "by format", "% repeating, ", "in brackets the 95 % interval"})
         EXPECT_NE(r.out.find(said), std::string::npos) << said << "\n" << r.out;
     const size_t head = r.out.find("\nset ") + 1, row = r.out.find('\n', head) + 1;
     EXPECT_EQ(row - 1 - head, r.out.find('\n', row) - row) << "columns end below their names\n" << r.out;
