@@ -203,12 +203,10 @@ inline void print_results(const EvalWork& w, const std::string& folder, const Op
            policy_text(o).c_str(),
            human_count((double)w.stats.completion_tokens / std::max(w.stats.seconds, 1e-9)).c_str(),
            wall_seconds() - w.start, escape_controls(folder).c_str());
-    for (const EvalSet& set : w.sets)
-        if (set.stopped) {
-            printf(
-                "stopped before it was complete: what is above is of the problems that were; --resume true goes on\n");
-            break;
-        }
+    const bool stopped = std::any_of(w.sets.begin(), w.sets.end(), [](const EvalSet& set) { return set.stopped; });
+    if (stopped)
+        printf("stopped before it was complete: what is above is of the problems that were%s\n",
+               o.log_completions ? "; --resume true goes on" : "");
 }
 
 // before anything is loaded
