@@ -179,6 +179,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
     const ResumePoint& resume = r.s.resume;
     const Options& o = r.s.o;
     RunDirSetting setting = {false, samples, r.flips_counted, r.t.statistics.on(), !r.held_out.empty() || r.measure};
+    setting.samples = samples && o.command == COMMAND_GRPO;
     if (resume.on()) {
         check_later_checkpoints(r);
         if (r.in_its_folder) {
