@@ -74,8 +74,9 @@ struct GrpoObjective : Objective {
     std::vector<TokenMeans> means;  // if a reward needs them
     DynamicSampling dynamic;
     PolicyData data;
-    Mismatch mismatch;     // of a sampler that differs
-    double kl_paid = 0.0;  // mean over tokens, where the reward pays it
+    Mismatch mismatch;        // of a sampler that differs
+    TokenRows token_entropy;  // of each token, where it is needed before the first update
+    double kl_paid = 0.0;     // mean over tokens, where the reward pays it
     double reward_seconds = 0.0;
     RolloutStats generated;
     std::vector<PolicyPass> passes;  // its updates
@@ -148,13 +149,14 @@ struct GrpoObjective : Objective {
 
     // What the updates need to know of the completions before the first of them
     void assess(Trainer& t) {
-        data = PolicyData();
+        data = PolicyData(), token_entropy.clear();
         if (sampler.differs() || config.top_entropy_quantile < 1.0) {
             CompletionScores own = completion_scores(t, *t.model, config.pass, prompts, samples, config);
             gather_completions(config.comm, own.logp, samples);
             gather_completions(config.comm, own.entropy, samples);
             if (sampler.differs()) correct(own);
             if (config.top_entropy_quantile < 1.0) keep_high_entropy(own.entropy);
+            token_entropy = std::move(own.entropy);
         }
         std::vector<std::vector<float>> payments;
         if (config.beta != 0.0) payments = refer(t);
@@ -307,6 +309,11 @@ struct GrpoObjective : Objective {
             j["finished"] = samples[i].finished;
             log_completion(run, j);
         }
+    }
+
+    void token_samples(RunDir& run, int64_t step) const override {
+        const TokenSamples s{*tok, batch, samples, rewards, rewarded, data, token_entropy, config.num_generations};
+        run.samples.line(json_line(token_samples_line(s, step)));
     }
 
     std::string line(const StepReport& r) const override {

@@ -32,7 +32,7 @@ inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::stri
         o.output_dir = "out-" + std::to_string(i);
     setting.overwrite |= o.overwrite_output_dir;
     if (setting.overwrite) check_inputs_outside_run(o);
-    setting.completions &= o.log_completions;
+    setting.completions &= o.log_completions, setting.samples &= o.log_completions;
     nlohmann::ordered_json config = options_to_json(o);
     config["run_id"] = run_id;
     return open_run_dir(o.output_dir, setting, config);

@@ -96,6 +96,7 @@ inline nlohmann::ordered_json training_state(const TrainingRun& r) {
     j["wall_seconds"] = r.earlier_seconds + wall_seconds() - r.start;
     j["evaluated"] = r.evaluated;
     j["measured"] = r.measured;
+    j["latest_evaluation"] = r.latest_evaluation;
     j["checkpoints"] = r.checkpoints.kept;
     j["best"] = {{"step", r.checkpoints.best}, {"value", r.best_value}};
     j["build"] = build_json(r.s);
@@ -164,16 +165,28 @@ inline void check_later_checkpoints(const TrainingRun& r) {
                 checkpoint_folder(r.s.o.output_dir, later).c_str(), r.s.resume.folder.c_str());
 }
 
+// the last evaluation that a checkpoint knows of; null: none
+inline nlohmann::ordered_json saved_evaluation(const nlohmann::ordered_json& state) {
+    if (!state.contains("latest_evaluation")) return nullptr;
+    const nlohmann::ordered_json& j = state["latest_evaluation"];
+    const bool whole = j.is_object() && j.contains("step") && j["step"].is_number_integer() && j.contains("when") &&
+                       j["when"].is_string();
+    return whole ? j : nlohmann::ordered_json();
+}
+
 // The run's folder, and what is printed before the first step. data: what is trained on
 inline void training_start(TrainingRun& r, bool samples, const std::string& data) {
     const ResumePoint& resume = r.s.resume;
     const Options& o = r.s.o;
-    RunDirSetting setting = {false, samples, r.flips_counted, r.t.statistics.on()};
+    RunDirSetting setting = {false, samples, r.flips_counted, r.t.statistics.on(), !r.held_out.empty() || r.measure};
+    setting.samples = samples && o.command == COMMAND_GRPO;
     if (resume.on()) {
         check_later_checkpoints(r);
         if (r.in_its_folder) {
             r.run_id = resume.state["run_id"];
             setting.resume_step = resume.step();
+            const nlohmann::ordered_json latest = saved_evaluation(resume.state);
+            if (!latest.is_null()) setting.last_evaluation = evaluation_start(latest["step"], latest["when"]);
         }
     }
     if (resume.from_start && !o.overwrite_output_dir && file_exists(o.output_dir + "/config.json")) {
@@ -225,8 +238,9 @@ inline LoopConfig loop_config(TrainingRun& r) {
     if (r.held_out.empty() && !r.measure) return c;
     c.evaluate = [&r](int64_t step, nlohmann::ordered_json& metrics) {
         const std::string when = format("step %lld", (long long)step);
+        nlohmann::ordered_json measured, scores;
         if (r.measure) {
-            const nlohmann::ordered_json measured = r.measure(when.c_str());
+            measured = r.measure(when.c_str());
             if (measured.is_null()) return false;
             for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
         }
@@ -236,8 +250,10 @@ inline LoopConfig loop_config(TrainingRun& r) {
             if (!e.complete) return false;
             r.eval_seconds += wall_seconds() - begun;
             eval_metrics(metrics, e.scores);
+            scores = eval_to_json(e.scores);
             print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
         }
+        log_evaluation(r, step, when, scores, measured);
         judge_best(r, metrics, "eval_", step);
         return true;
     };
@@ -287,6 +303,9 @@ inline void training_resume(TrainingRun& r) {
     r.earlier_seconds = j["wall_seconds"];
     if (j["evaluated"].contains("before")) r.evaluated["before"] = j["evaluated"]["before"];
     if (j["measured"].contains("before")) r.measured["before"] = j["measured"]["before"];
+    if (!r.in_its_folder && (r.evaluated.contains("before") || r.measured.contains("before")))
+        log_evaluation(r, 0, "before", found_of(r.evaluated, "before"), found_of(r.measured, "before"));
+    r.latest_evaluation = saved_evaluation(j);
     if (!r.in_its_folder) return;
     for (const auto& item : j["checkpoints"]) {
         const int64_t step = item;

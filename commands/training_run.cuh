@@ -26,7 +26,8 @@ struct TrainingRun {
     // what the objective measures on held-out texts, which it prints (null: it was stopped); none: nothing
     std::function<nlohmann::ordered_json(const char* when)> measure;
     nlohmann::ordered_json measured = nlohmann::ordered_json::object();  // before, after
-    double best_value = 0.0;                                             // that of checkpoints.best
+    nlohmann::ordered_json latest_evaluation;  // the last line of evaluations.jsonl; null: there is none yet
+    double best_value = 0.0;                   // that of checkpoints.best
     bool new_best = false;
 
     explicit TrainingRun(Session& session) : s(session) {}
@@ -34,12 +35,37 @@ struct TrainingRun {
 
 inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requested()); }
 
+// evaluations.jsonl: what one evaluation found, of problems (scores, null: there are none) and of texts (measured). An
+// evaluation that is done again, because the run failed after it was logged, is there already
+inline void log_evaluation(TrainingRun& r, int64_t step, const std::string& when, const nlohmann::ordered_json& scores,
+                           const nlohmann::ordered_json& measured) {
+    nlohmann::ordered_json j;
+    j["step"] = step;
+    j["when"] = when;
+    if (!scores.is_null()) {
+        j["problems"] = r.held_out.size();
+        j["samples"] = r.s.o.eval_samples;
+        j.update(scores);
+    }
+    if (!measured.is_null()) j["measured"] = measured;
+    if (!r.latest_evaluation.is_null() && r.latest_evaluation["when"] == when) return;
+    if (r.dir.evaluations.fd >= 0) r.dir.evaluations.line(json_line(j));
+    r.latest_evaluation = j;
+}
+
+inline nlohmann::ordered_json found_of(const nlohmann::ordered_json& all, const char* when) {
+    return all.contains(when) ? all[when] : nlohmann::ordered_json();
+}
+
 // Held-out texts and problems, once before and once after training; what a checkpoint has of it is not done again
 inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) {
     if (training_stopped(r)) return;
+    const int64_t step = when == std::string("best") ? r.checkpoints.best : r.state.step;
     if (r.measure && !r.measured.contains(when)) {
         const nlohmann::ordered_json measured = r.measure(when);
-        if (!measured.is_null()) r.measured[when] = measured;
+        if (measured.is_null()) return;  // stopped
+        r.measured[when] = measured;
+        if (r.held_out.empty()) log_evaluation(r, step, when, nullptr, measured);
     }
     if (r.held_out.empty() || r.evaluated.contains(when)) return;
     const double begun = wall_seconds();
@@ -57,6 +83,7 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     r.eval_seconds += seconds;
     r.evaluated[when] = eval_to_json(result.scores);
     if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
+    log_evaluation(r, step, when, r.evaluated[when], found_of(r.measured, when));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 // the reader's system is, the same bytes for the same numbers.
 //   points     a number that is not finite, or not above 0 on a logarithmic axis, is a gap in its line
 //   intervals  low and high of a series: a band around its line, or a bar at each point
+//   markers    at each point of a short line, and at some of a long one that is not alone, so that no colour is needed
 //   colours    those of Okabe & Ito (2008), which colour-blind readers can tell apart, and a marker of its own for each series
 // The trap: labels come from file names and flags. They are escaped, and what XML 1.0 does not allow becomes U+FFFD.
 #pragma once
@@ -31,9 +32,11 @@ struct Plot {
     PlotAxis x, y;
     std::vector<PlotSeries> series;
     int width = 640, height = 400;
+    bool in_page = false;  // the page has PLOT_STYLE once, and says the title, and the name where there is one series
 };
 
 static constexpr int PLOT_MOST_SERIES = 7;
+static constexpr size_t PLOT_MOST_MARKERS = 64;  // of a series
 
 // ---------------------------------------------------------------------------------------------------------------------
 // text
@@ -63,6 +66,38 @@ inline std::string tick_text(double v) {
     if (size >= 1e9) return format("%.4gG", v * 1e-9);
     if (size >= 1e6) return format("%.4gM", v * 1e-6);
     return size >= 1e4 ? format("%.4gk", v * 1e-3) : format("%.4g", v);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// long series
+
+// Of a series of more than `most` numbers along ascending x: means over equal parts of x, with the means of its interval's
+// ends or, where it has none and `spread` says so, the least and the largest number of each part. Series over the same x
+// get the same parts. Parts without a number are gaps
+inline PlotSeries plot_thinned(const PlotSeries& s, size_t most, bool spread) {
+    const size_t n = s.x.size();
+    if (n <= most || most < 2 || !(s.x.back() > s.x.front())) return s;
+    const double gap = (s.x.back() - s.x.front()) / (double)(n - 1);
+    const double part = gap * (double)((n + most - 1) / most), first = s.x.front() - gap / 2;
+    PlotSeries t;
+    t.name = s.name, t.bars = s.bars, t.dashed = s.dashed;
+    const bool interval = !s.low.empty();
+    for (size_t i = 0; i < n;) {
+        const double end = first + part * (std::floor((s.x[i] - first) / part) + 1.0);
+        double x = 0.0, y = 0.0, low = 0.0, high = 0.0, count = 0.0, all = 0.0;
+        for (; i < n && (s.x[i] < end || all == 0.0); i++) {
+            x += s.x[i], all++;
+            if (!std::isfinite(s.y[i])) continue;
+            if (interval) low += s.low[i], high += s.high[i];
+            else low = count ? std::min(low, s.y[i]) : s.y[i], high = count ? std::max(high, s.y[i]) : s.y[i];
+            y += s.y[i], count++;
+        }
+        t.x.push_back(x / all), t.y.push_back(count ? y / count : NAN);
+        if (!interval && !spread) continue;
+        t.low.push_back(!count ? NAN : interval ? low / count : low);
+        t.high.push_back(!count ? NAN : interval ? high / count : high);
+    }
+    return t;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -131,9 +166,11 @@ inline PlotScale plot_scale(const PlotAxis& axis, const std::vector<double>& val
 // drawing
 
 static constexpr const char* PLOT_STYLE =
-    "<style>.plot{--ink:#222;--paper:#fff;--grid:#ddd;--c0:#0072B2;--c1:#D55E00;--c2:#009E73;--c3:#CC79A7;--c4:#B88700;"
+    "<style>.plot,.legend{--ink:#222;--paper:#fff;--grid:#ddd;--c0:#0072B2;--c1:#D55E00;--c2:#009E73;--c3:#CC79A7;--c4:"
+    "#B88700;"
     "--c5:#3A9BD9;--c6:#666;font:12px sans-serif}"
-    "@media(prefers-color-scheme:dark){.plot{--ink:#e8e8e8;--paper:#181818;--grid:#3a3a3a;--c0:#56B4E9;--c1:#FF8C3B;"
+    "@media(prefers-color-scheme:dark){.plot,.legend{--ink:#e8e8e8;--paper:#181818;--grid:#3a3a3a;--c0:#56B4E9;--c1:#"
+    "FF8C3B;"
     "--c2:#2FC79B;--c3:#E39BC4;--c4:#F0C75E;--c5:#8CCBF2;--c6:#aaa}}"
     ".plot text{fill:var(--ink)}.plot .grid{stroke:var(--grid)}.plot .axis{stroke:var(--ink)}.plot .line{fill:none;"
     "stroke-width:2}</style>\n";
@@ -155,9 +192,12 @@ inline std::string plot_marker(size_t i, double x, double y) {
     }
 }
 
-// lines, one for each run of points without a gap; intervals; markers
-inline std::string plot_series(const PlotSeries& s, size_t i, const PlotScale& x, const PlotScale& y) {
+// lines, one for each run of points without a gap; intervals; markers. alone: there is no other series
+inline std::string plot_series(const PlotSeries& s, size_t i, const PlotScale& x, const PlotScale& y, bool alone) {
     std::string lines, below, marks;
+    // of a long line every so many, at other places than those of its neighbours
+    const bool is_short = s.x.size() <= PLOT_MOST_MARKERS;
+    const size_t every = is_short ? 1 : std::max<size_t>(s.x.size() / 8, 1), first = is_short ? 0 : i * every / 8;
     const std::string colour = format("stroke=\"var(--c%zu)\"", i);
     const char* dash = s.dashed ? " stroke-dasharray=\"6 4\"" : "";
     for (size_t begin = 0, end; begin < s.x.size(); begin = end + 1) {
@@ -165,7 +205,7 @@ inline std::string plot_series(const PlotSeries& s, size_t i, const PlotScale& x
         for (end = begin; end < s.x.size() && x.has(s.x[end]) && y.has(s.y[end]); end++) {
             const double px = x.at(s.x[end]), py = y.at(s.y[end]);
             line += format("%s%.1f %.1f", line.empty() ? "M" : "L", px, py);
-            if (s.x.size() <= 64) marks += plot_marker(i, px, py);
+            if ((is_short || !alone) && end % every == first) marks += plot_marker(i, px, py);
             if (s.low.empty() || !y.has(s.low[end]) || !y.has(s.high[end])) continue;
             const double l = y.at(s.low[end]), h = y.at(s.high[end]);
             if (s.bars)
@@ -206,13 +246,14 @@ inline std::string plot_legend(const Plot& p, double& y) {
     double x = 64;
     for (size_t i = 0; i < p.series.size(); i++) {
         const PlotSeries& series = p.series[i];
-        const double width = 44 + 7.0 * (double)std::min<size_t>(series.name.size(), 80);
+        const size_t most = (size_t)std::max((p.width - 64 - 44) / 7, 8);
+        const double width = 44 + 7.0 * (double)std::min({series.name.size(), most, (size_t)80});
         if (x > 64 && x + width > p.width) x = 64, y += 18;
         s += format(
             "<path class=\"line\" stroke=\"var(--c%zu)\"%s d=\"M%.1f %.1fh24\"/>%s<text x=\"%.1f\" "
             "y=\"%.1f\">%s</text>\n",
             i, series.dashed ? " stroke-dasharray=\"6 4\"" : "", x, y, plot_marker(i, x + 12, y).c_str(), x + 30, y + 4,
-            xml_text(series.name).c_str());
+            xml_text(series.name, std::min(most, (size_t)80)).c_str());
         x += width;
     }
     return s;
@@ -233,20 +274,23 @@ inline std::string plot_svg(const Plot& p) {
             if (s.low.size()) ys.push_back(s.low[i]), ys.push_back(s.high[i]);
         }
     }
-    double top = 44;
-    const std::string legend = plot_legend(p, top);
+    double top = p.in_page ? 14 : 44;
+    const std::string legend = p.in_page && p.series.size() < 2 ? "" : plot_legend(p, top);
     PlotScale x = plot_scale(p.x, xs, 6), y = plot_scale(p.y, ys, 5);
     x.origin = 64, x.pixels = p.width - 64 - 20, y.origin = p.height - 48, y.pixels = -(y.origin - top - 16);
     std::string s = format(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plot\" role=\"img\" viewBox=\"0 0 %d %d\" width=\"%d\" "
-        "height=\"%d\">\n<title>%s</title>\n",
-        p.width, p.height, p.width, p.height, xml_text(p.title, 200).c_str());
-    s += PLOT_STYLE;
-    s += format(
-        "<rect width=\"%d\" height=\"%d\" fill=\"var(--paper)\"/>\n<text x=\"%d\" y=\"20\" text-anchor=\"middle\" "
-        "font-size=\"14\">%s</text>\n",
-        p.width, p.height, p.width / 2, xml_text(p.title).c_str());
+        "height=\"%d\"",
+        p.width, p.height, p.width, p.height);
+    // where a number along x stands, for the page's script: pixels, then numbers, of both ends
+    if (p.in_page && !x.log) s += format(" data-x=\"%.1f %.1f %.9g %.9g\"", x.at(x.low), x.at(x.high), x.low, x.high);
+    s += format(">\n<title>%s</title>\n", xml_text(p.title, 200).c_str());
+    if (!p.in_page) s += PLOT_STYLE;
+    s += format("<rect width=\"%d\" height=\"%d\" fill=\"var(--paper)\"/>\n", p.width, p.height);
+    if (!p.in_page)
+        s += format("<text x=\"%d\" y=\"20\" text-anchor=\"middle\" font-size=\"14\">%s</text>\n", p.width / 2,
+                    xml_text(p.title).c_str());
     s += legend + plot_axes(p, x, y);
-    for (size_t i = 0; i < p.series.size(); i++) s += plot_series(p.series[i], i, x, y);
+    for (size_t i = 0; i < p.series.size(); i++) s += plot_series(p.series[i], i, x, y, p.series.size() < 2);
     return s + "</svg>\n";
 }

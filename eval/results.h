@@ -45,6 +45,7 @@ inline nlohmann::ordered_json eval_to_json(const EvalScores& s) {
     j["disagreement"] = s.disagreement;
     if (s.rewards.empty()) return j;
     j["reward"] = s.reward.mean;
+    j["reward_interval"] = interval_json(s.reward);
     for (const auto& [name, mean] : s.rewards) j["rewards/" + name + "/mean"] = mean.mean;
     return j;
 }

@@ -1,5 +1,5 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json or (--against) drift.json, and
+// object a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few, token by token), code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json or (--against) drift.json, and
 // summary.json, which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
@@ -21,14 +21,14 @@
 #include "folders.h"
 #include "standard_files.h"
 
-static constexpr const char* run_dir_files[] = {"config.json",      "metrics.jsonl",          "completions.jsonl",
-                                                "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",
-                                                "results.json",     "drift.json"};
+static constexpr const char* run_dir_files[] = {
+    "config.json",      "metrics.jsonl",          "evaluations.jsonl", "completions.jsonl", "samples.jsonl",
+    "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json"};
 
 struct RunDir {
     std::string path;
     FolderLock lock;
-    AppendFile metrics, completions, code_flips, quant_statistics;  // closed: the run logs none
+    AppendFile metrics, evaluations, completions, samples, code_flips, quant_statistics;  // closed: the run logs none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -83,10 +83,33 @@ inline void cut_log(const std::string& path, int64_t step) {
     if (truncate(path.c_str(), (off_t)end) != 0) fail("cannot cut %s: %s", path.c_str(), strerror(errno));
 }
 
+// "{"step":12,"when":"step 12"", with which a line of evaluations.jsonl begins
+inline std::string evaluation_start(int64_t step, const std::string& when) {
+    return format("{\"step\":%lld,\"when\":\"%s\"", (long long)step, when.c_str());
+}
+
+// Cuts evaluations.jsonl behind the evaluation that the checkpoint knows as its last ("": none): one of the same step may
+// have come after the checkpoint, as those before and after training do. A log that lacks it is cut by steps alone
+inline void cut_evaluations(const std::string& path, int64_t step, const std::string& last) {
+    cut_log(path, step);
+    if (!file_exists(path)) return;
+    std::ifstream in(path, std::ios::binary);
+    std::string line;
+    uint64_t end = 0;
+    bool found = last.empty();
+    for (uint64_t at = 0; last != "" && std::getline(in, line) && !in.eof();) {
+        at += line.size() + 1;
+        if (line.compare(0, last.size(), last) == 0) end = at, found = true;
+    }
+    if (found && truncate(path.c_str(), (off_t)end) != 0) fail("cannot cut %s: %s", path.c_str(), strerror(errno));
+}
+
 struct RunDirSetting {
-    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false;
-    int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
-    bool goes_on = false;      // an evaluation: its logs are kept as they are
+    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false, evaluations = false;
+    bool samples = false;              // of tokens
+    int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
+    std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)
+    bool goes_on = false;              // an evaluation: its logs are kept as they are
 };
 
 // Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
@@ -125,13 +148,18 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     for (const std::string name : run_dir_files) {
         if (name == "config.json") continue;  // replaced as one
         if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0) {
-            if (!setting.goes_on) cut_log(path + "/" + name, setting.resume_step);
+            if (setting.goes_on) continue;
+            if (name == "evaluations.jsonl")
+                cut_evaluations(path + "/" + name, setting.resume_step, setting.last_evaluation);
+            else cut_log(path + "/" + name, setting.resume_step);
         } else if (unlink((path + "/" + name).c_str()) != 0 && errno != ENOENT)
             fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name.c_str(), strerror(errno));
     }
     write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
     run.metrics = AppendFile(path + "/metrics.jsonl");
+    if (setting.evaluations) run.evaluations = AppendFile(path + "/evaluations.jsonl");
     if (setting.completions) run.completions = AppendFile(path + "/completions.jsonl");
+    if (setting.samples) run.samples = AppendFile(path + "/samples.jsonl");
     if (setting.code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
     if (setting.quant_statistics) run.quant_statistics = AppendFile(path + "/quant_statistics.jsonl");
     return run;
@@ -139,7 +167,9 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f : {&run.metrics, &run.completions, &run.code_flips, &run.quant_statistics}) f->sync();
+    for (AppendFile* f :
+         {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips, &run.quant_statistics})
+        f->sync();
 }
 
 // one object, in its own key order
@@ -153,7 +183,9 @@ inline void log_completion(RunDir& run, const nlohmann::ordered_json& j) {
 // Last call of a run: flushes the logs, then writes summary.json.
 inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.metrics.close();
+    run.evaluations.close();
     run.completions.close();
+    run.samples.close();
     run.code_flips.close();
     run.quant_statistics.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");

@@ -5,6 +5,7 @@
 #include "objective.cuh"
 #include "rank_check.cuh"
 #include "schedule.h"
+#include "token_samples.cuh"
 
 struct LoopConfig {
     int64_t steps = 0;
@@ -182,6 +183,8 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
             if (logs && c.run && statistics)
                 c.run->quant_statistics.line(json_line(quant_statistics_line(t.statistics, grids, r.step)));
         }
+        if (c.run && c.run->samples.fd >= 0 && token_samples_due(state.step, c.steps, c.eval_steps, last))
+            objective.token_samples(*c.run, r.step);
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);

@@ -71,6 +71,8 @@ struct Objective {
     virtual std::string line(const StepReport&) const = 0;
     // the step's completions for completions.jsonl, if it sampled any
     virtual void completions(RunDir&, int64_t step) const { (void)step; }
+    // some of them token by token, for samples.jsonl, if it knows its tokens' log-probabilities
+    virtual void token_samples(RunDir&, int64_t step) const { (void)step; }
     // once a step, after its last update; step: how many are done with it
     virtual void after_step(Trainer&, int64_t step) { (void)step; }
     // asked after each step, whose numbers it has: true ends the run before its last
