@@ -13,6 +13,7 @@
 #include "kernels/sampling.cuh"
 #include "model.cuh"
 #include "model/decode_graph.cuh"
+#include "runtime/progress.h"
 #include "runtime/stop_strings.h"
 
 struct RolloutConfig {
@@ -202,6 +203,7 @@ struct RolloutSlots {
     int64_t longest = 0;
     Pass pass;
     RolloutStats stats;
+    Progress* reading = nullptr;  // of the prompts before the first token
 
     DrawKey draw_key(int i, const RolloutConfig& config) const {
         const Completion& c = done[slot[i].completion];
@@ -235,6 +237,7 @@ inline void rollout_prefill(Model& m, RolloutState& s, RolloutSlots& r, Batch& p
         copy_on_device(s.last.data + regions[i] * C, s.acts.hidden + (int64_t)(prefill.starts[i + 1] - 1) * C,
                        C * sizeof(floatX), m.dev);
     r.stats.prompt_tokens += prefill.T();
+    if (r.reading) r.reading->add((int64_t)regions.size());
     prefill = Batch();
     regions.clear();
 }
@@ -370,8 +373,13 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
     r.region_prompt.resize(shape.regions, -1);
     r.done.resize((size_t)P * G);
 
-    for (bool more = true; more;) {
+    {
+        Progress reading("reading", "prompt", shape.regions, ProgressKind::part);
+        r.reading = &reading;
         rollout_fill(m, s, r, prompts);
+        r.reading = nullptr;
+    }
+    for (bool more = true; more;) {
         if (r.running.empty() && r.starting.empty()) break;
         std::vector<int> tokens;
         std::vector<float> logps;
@@ -386,6 +394,7 @@ inline std::vector<Completion> rollout(Model& m, RolloutState& s, const std::vec
             fetch_drawn(s, (int64_t)r.starting.size(), tokens, logps, m.dev);
         }
         more = rollout_take(r, tokens, logps, config, on_token, on_end);
+        if (more) rollout_fill(m, s, r, prompts);
     }
     if (stats) {
         stats->prompt_tokens += r.stats.prompt_tokens;

@@ -13,6 +13,7 @@ struct BenchRun {
     Options& o;
     Ceilings ceilings;
     nlohmann::ordered_json results;
+    Progress* progress = nullptr;
     std::vector<std::pair<std::string, std::string>> files = {};  // name, text: what else goes to --output_dir
     bool measures(const char* part) const {
         const std::vector<std::string> parts = split_words(o.part, ",");
@@ -21,6 +22,7 @@ struct BenchRun {
     void report(const BenchRow& r) {
         fputs(bench_line(ceilings, r).c_str(), stdout);
         fflush(stdout);
+        progress->add(), progress->spoke();
         results["rows"].push_back(bench_json(ceilings, r));
     }
 };
@@ -206,6 +208,8 @@ inline int bench_command(Session& s) {
     r.results["ceilings"] = ceilings_json(r.ceilings);
     fputs((ceilings_text(r.ceilings) + bench_heading()).c_str(), stdout);
     fflush(stdout);
+    Progress progress("measuring", "row", 0);
+    r.progress = &progress;
     for (const std::string& name : split_words(o.bench_model, ",")) {
         const ModelConfig config = bench_config(name);
         bench_model_operators(r, name, config);

@@ -45,7 +45,9 @@ inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutS
     RolloutStats stats;
     RolloutConfig config = rollout_config(s);
     config.pass = model_pack(s.m, full_precision());
-    std::vector<Completion> answers = rollout(s.m, state, tokens, 1, config, &stats, [](int, int) { return true; });
+    Progress line("answers for the calibration", "completion", (int64_t)tokens.size());
+    std::vector<Completion> answers =
+        rollout(s.m, state, tokens, 1, config, &stats, nullptr, [&line](const Completion&) { line.add(); });
     model_unpack(s.m);
     for (const Completion& c : answers) {
         documents.push_back(tokens[c.prompt]);

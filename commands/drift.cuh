@@ -230,6 +230,8 @@ inline void drift_of_texts(DriftRun& r, const char* name, const std::vector<Scor
 
 // of one of the two models, to all prompts
 inline std::vector<Completion> greedy_completions(DriftRun& r, Model& m, RolloutState& state) {
+    Progress line(&m == &r.s.m ? "the model answers" : "the reference answers", "completion",
+                  (int64_t)r.prompts.size());
     RolloutConfig c = rollout_config(r.s);
     const float penalty = c.sampling.repetition_penalty;
     c.max_sequences = std::min(c.max_sequences, state.shape.slots);
@@ -240,7 +242,9 @@ inline std::vector<Completion> greedy_completions(DriftRun& r, Model& m, Rollout
     std::vector<std::vector<int>> tokens;
     for (const Prompt& p : r.prompts) tokens.push_back(p.tokens);
     RolloutStats stats;
-    std::vector<Completion> done = rollout(m, state, tokens, 1, c, &stats, [](int, int) { return !stop_requested(); });
+    std::vector<Completion> done = rollout(
+        m, state, tokens, 1, c, &stats, [](int, int) { return !stop_requested(); },
+        [&line](const Completion&) { line.add(); });
     model_unpack(m);
     return done;
 }

@@ -122,22 +122,22 @@ struct EvalWork {
 
 // every set in turn, until the evaluation is stopped; rows go to completions.jsonl problem by problem
 inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<EvalEarlier>& earlier) {
-    EvalReporter report;
     EvalProgress progress;
     std::vector<EvalConfig> configs;
     for (size_t i = 0; i < w.sets.size(); i++) {
         EvalConfig c = eval_config(s, w.state, 0);
         c.rewards = w.rewards;
         for (bool greedy : {false, true}) c.have[greedy] = earlier[i].have[greedy];
-        c.progress = [&report](const EvalProgress& p) { report(p); };
         const EvalProgress of = eval_progress((int)w.sets[i].prompts.size(), c);
         progress.problems += of.problems, progress.completions += of.completions;
         progress.max_completion_length = of.max_completion_length;
         configs.push_back(std::move(c));
     }
+    Progress line("evaluating", "completion", progress.completions);
     for (size_t i = 0; i < w.sets.size(); i++) {
         EvalSet& set = w.sets[i];
         const std::vector<std::string> keys = problem_keys(set.prompts);
+        configs[i].progress = [&line](const EvalProgress& p) { eval_tell(line, p); };
         configs[i].on_problem = [&](const std::vector<EvalSample>& samples) {
             for (const EvalSample& x : samples)
                 log_completion(run, eval_row(set.name, keys[x.problem], set.prompts[x.problem], x, w.reward_names));
@@ -155,7 +155,6 @@ inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<Eval
                     json_line(eval_row(set.name, keys[x.problem], set.prompts[x.problem], x, w.reward_names)) + "\n";
         set.scores = eval_scores(a, set.prompts, w.rewards);
     }
-    report.end();
     if (run.completions.fd < 0) return;
     run.completions.close();  // in the order of the problems now, whatever ended first and whether it was stopped
     write_file_atomic(run.path + "/completions.jsonl", w.rows);

@@ -1,7 +1,6 @@
 // Evaluation on held-out problems, as the commands that train and `eval` do it: room, sampling, rewards, progress, and
 // how many problems a training run evaluates on.
 #pragma once
-#include <unistd.h>
 #include "../eval/results.h"
 #include "memory.cuh"
 #include "problems.cuh"
@@ -72,36 +71,16 @@ inline EvalConfig eval_config(const Session& s, const RolloutState& state, uint3
     return c;
 }
 
-// A bar on a terminal, else a line a minute
-struct EvalReporter {
-    EvalAnnouncer announcer;
-    EvalBar bar;
-    const bool terminal = isatty(STDERR_FILENO);
-    const double start = wall_seconds();
-
-    void operator()(const EvalProgress& p) {
-        const double elapsed = wall_seconds() - start;
-        const std::string line = terminal ? bar.line(p, elapsed) : announcer.line(p, elapsed);
-        if (line.empty()) return;
-        fprintf(terminal ? stderr : stdout, terminal ? "\r%s\033[K" : "%s\n", line.c_str());
-        fflush(terminal ? stderr : stdout);
-    }
-    void end() {
-        if (terminal && bar.shown) fputs("\r\033[K", stderr);
-    }
-};
-
 // An evaluation within a training run: complete, or nothing
 inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                            const RewardSet& rewards, uint32_t index, const Pass& pass = Pass()) {
     EvalConfig c = eval_config(s, state, index, pass);
     c.rewards = rewards;
-    EvalReporter report;
-    c.progress = [&report](const EvalProgress& p) { report(p); };
     EvalProgress progress = eval_progress((int)prompts.size(), c);
+    Progress line(pass.quantized ? "evaluating" : "evaluating in full precision", "completion", progress.completions);
+    c.progress = [&line](const EvalProgress& p) { eval_tell(line, p); };
     EvalResult r;
     r.answers = evaluate(s.m, state, s.tok, prompts, c, progress);
-    report.end();
     r.complete = !r.answers.stopped;
     if (r.complete) r.scores = eval_scores(r.answers, prompts, rewards);
     return r;

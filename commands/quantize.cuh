@@ -68,7 +68,7 @@ inline bool quantize_plan(QuantizeRun& q) {
     return session_allocate(s);
 }
 
-inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report) {
+inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report, Progress& progress) {
     nlohmann::ordered_json j;
     j["layer"] = l;
     std::string line;
@@ -82,7 +82,7 @@ inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report)
     }
     j["seconds"] = report.seconds;
     log_metrics(q.dir, j);
-    printf("layer %d/%d%s | %.1f s\n", l + 1, q.s.m.L(), line.c_str(), report.seconds);
+    printf("layer %d/%d%s | %.1f s%s\n", l + 1, q.s.m.L(), line.c_str(), report.seconds, progress.left().c_str());
     for (const ModuleReport& r : report.modules) {
         nlohmann::ordered_json of_module;
         of_module["module"] = r.number;
@@ -93,6 +93,7 @@ inline void quantize_layer_report(QuantizeRun& q, int l, const PtqLayer& report)
         printf("module %d/%d, layers %d-%d | error %.3g -> %.3g | %.1f s\n", r.number + 1, r.modules, r.first + 1,
                r.end, r.before, r.after, r.seconds);
     }
+    progress.spoke();
     fflush(stdout);
 }
 
@@ -194,8 +195,13 @@ inline int quantize_command(Session& s) {
     }
     fflush(stdout);
     const double quantize_start = wall_seconds();
-    ptq_run(s.m, q.memory, q.plan, q.calibration.windows,
-            [&](int l, const PtqLayer& report) { quantize_layer_report(q, l, report); });
+    {
+        Progress progress("quantizing", "layer", s.m.L(), ProgressKind::steps);
+        ptq_run(s.m, q.memory, q.plan, q.calibration.windows, [&](int l, const PtqLayer& report) {
+            progress.to(l + 1);
+            quantize_layer_report(q, l, report, progress);
+        });
+    }
     const double seconds = wall_seconds() - quantize_start;
     round_as_saved(s.m, o.save_dtype);
     if (!q.held_out.empty()) {

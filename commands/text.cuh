@@ -1,8 +1,15 @@
 // tokenize and logprobs: JSON lines in, JSON lines out, so that other programs can check this one.
 #pragma once
+#include <sys/stat.h>
 #include <unistd.h>
 #include "../train/scoring.cuh"
 #include "memory.cuh"
+
+// bytes that standard input has in all; 0: it is no file
+inline double file_input_bytes() {
+    struct stat in;
+    return fstat(STDIN_FILENO, &in) == 0 && S_ISREG(in.st_mode) ? (double)in.st_size : 0.0;
+}
 
 // calls use(object, where) for each line of standard input, or once for --prompt
 template <class Use>
@@ -13,7 +20,14 @@ void for_each_input(const Options& o, Use use) {
     }
     LineReader reader("standard input", dup(STDIN_FILENO));
     std::string line;
+    // of a file alone, whose end is known, and not between results on a screen
+    const double size = file_input_bytes();
+    const bool told = size > 0.0 && !isatty(STDOUT_FILENO);
+    Progress rows(command_rows[o.command].name, "row", 0, told ? ProgressKind::work : ProgressKind::part);
+    double read = 0.0;
     while (reader.next(&line)) {
+        rows.to(reader.number);
+        rows.measure(read += (double)line.size() + 1.0, size);
         if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
         const std::string where = format("standard input:%lld", (long long)reader.number);
         use(parse_row(line, where), where);

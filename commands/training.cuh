@@ -39,6 +39,7 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
     if (world > 1) r.checkpoints.shared = o.output_dir;
     if (r.comm.rank == 0) return;
     o.output_dir += format(".rank-%d", r.comm.rank);
+    progress_silence();
     if (!freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
 }
 
@@ -48,11 +49,6 @@ inline void training_whole_steps(TrainingRun& r, const char* flag) {
         fail("%lld problems are fewer than the %lld of a step; lower --%s or bring more data", (long long)r.data.count,
              (long long)r.data.per_step, flag);
     r.data.whole_steps = true;
-}
-
-inline int64_t training_steps(const TrainingRun& r) {
-    const Options& o = r.s.o;
-    return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);
 }
 
 // Evaluations of all held-out problems in the whole run: before, after, after the best, every eval_steps; quantized and,
@@ -230,6 +226,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
     c.logging_steps = o.logging_steps, c.eval_steps = o.eval_steps, c.save_steps = o.save_steps;
     c.comm = &r.comm;
     c.stop = stop_requested;
+    c.progress = r.progress;
     c.run = &r.dir;
     c.flips_counted = r.flips_counted;
     c.log_completions = o.log_completions;
@@ -248,7 +245,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
             const double begun = wall_seconds();
             const EvalResult e = run_eval(r.s, r.rollouts, r.held_out, r.eval_rewards, (uint32_t)step);
             if (!e.complete) return false;
-            r.eval_seconds += wall_seconds() - begun;
+            training_count_evaluations(r, 1, wall_seconds() - begun);
             eval_metrics(metrics, e.scores);
             scores = eval_to_json(e.scores);
             print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
@@ -330,10 +327,13 @@ inline void training_methods_context(TrainingRun& r) {
 
 // Evaluation, the loop, evaluation, checkpoints
 inline void training_work(TrainingRun& r, Objective& objective) {
+    Progress progress(command_rows[r.s.o.command].name, "step", training_steps(r), ProgressKind::steps);
+    r.progress = &progress;
     r.state.trainer = r.t;  // a cold start has counted
     training_methods_context(r);
     if (r.s.resume.on()) training_resume(r);
-    else methods_start(r.t), objective.start(r.t), quant_statistics_start(r.t.statistics, r.s.m);
+    progress.from(r.state.step);
+    if (!r.s.resume.on()) methods_start(r.t), objective.start(r.t), quant_statistics_start(r.t.statistics, r.s.m);
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);
@@ -341,6 +341,7 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     checkpoint_save(r.checkpoints);
     training_evaluate(r, "after", 1u << 30);
     training_take_best(r);
+    r.progress = nullptr;
 }
 
 // Summary, and the last lines that are printed. The result is the program's exit code.

@@ -17,6 +17,8 @@ struct TrainingRun {
     double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
     double eval_seconds = 0.0;
     double planned_evaluations = 0.0;  // of all held-out problems, in the whole run
+    int evaluations = 0;               // that eval_seconds are of
+    Progress* progress = nullptr;      // while there is one
     bool flips_counted = false, with_full_precision = false;
     bool in_its_folder = false;  // a run that is resumed goes on in the folder that it had
     std::string run_id = new_run_id();
@@ -32,6 +34,24 @@ struct TrainingRun {
 
     explicit TrainingRun(Session& session) : s(session) {}
 };
+
+// of the whole run: --max_steps, or as many as --num_train_epochs are
+inline int64_t training_steps(const TrainingRun& r) {
+    const Options& o = r.s.o;
+    return o.max_steps >= 0 ? o.max_steps : (int64_t)ceil((double)r.data.steps_per_epoch() * o.num_train_epochs);
+}
+
+// The time of n evaluations of the held-out problems, and what those to come will take
+inline void training_count_evaluations(TrainingRun& r, int n, double seconds) {
+    const Options& o = r.s.o;
+    r.evaluations += n;
+    r.eval_seconds += seconds;
+    const int64_t steps = training_steps(r), every = o.eval_steps;
+    double left = r.evaluated.contains("after") ? 0.0 : 1.0 + r.with_full_precision;
+    if (o.load_best_model_at_end && !r.evaluated.contains("best")) left += 1.0 + r.with_full_precision;
+    if (every > 0 && r.state.step < steps) left += (double)((steps - 1) / every - r.state.step / every);
+    if (r.progress) r.progress->later(left * r.eval_seconds / r.evaluations);
+}
 
 inline bool training_stopped(TrainingRun& r) { return comm_any(r.comm, stop_requested()); }
 
@@ -80,10 +100,10 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     if (r.evaluated.empty())
         printf("evaluation  %.1f s, in all about %s of this run\n", seconds,
                duration_text(r.planned_evaluations * seconds / (1 + r.with_full_precision)).c_str());
-    r.eval_seconds += seconds;
     r.evaluated[when] = eval_to_json(result.scores);
     if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
     log_evaluation(r, step, when, r.evaluated[when], found_of(r.measured, when));
+    training_count_evaluations(r, 1 + r.with_full_precision, seconds);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@
 #include "../kernels/lm_head_logits.cuh"
 #include "../methods/blockwise_modules.cuh"
 #include "../rollout.cuh"
+#include "../runtime/progress.h"
 #include "../runtime/stop.h"
 #include "log_loss.cuh"
 
@@ -115,6 +116,7 @@ inline std::vector<DriftToken> drift_tokens(DriftMemory& s, const std::vector<Sc
     std::vector<DriftToken> out;
     const std::vector<double> ones(s.weight.size, 1.0);
     copy_to_device(s.weight.data, ones.data(), ones.size() * sizeof(double), s.model.model->dev);
+    Progress line("comparing", "text", (int64_t)texts.size());
     for (size_t i = 0; i < texts.size() && !stop_requested();) {
         Batch b;
         ScoredTokens scored;
@@ -129,6 +131,7 @@ inline std::vector<DriftToken> drift_tokens(DriftMemory& s, const std::vector<Sc
             }
         }
         if (scored.size() > 0) drift_batch(s, b, scored, where, out);
+        line.to((int64_t)i);
     }
     return out;
 }
@@ -351,11 +354,13 @@ inline DriftLayers drift_layers(DriftMemory& s, const std::vector<ScoredText>& t
     DriftLayers r;
     if (!drift_same_shape(*s.model.model, *s.reference.model)) return r;
     r.layers.resize(s.model.model->L() + 1);
+    Progress line("comparing layers", "token", 0);
     for (size_t i = 0; i < texts.size() && r.tokens < DRIFT_LAYER_TOKENS && !stop_requested();) {
         Batch b;
         for (; i < texts.size() && (b.T() == 0 || b.T() + (int64_t)texts[i].ids.size() <= s.model.acts.capacity); i++)
             batch_add_sequence(b, texts[i].ids.data(), (int)texts[i].ids.size());
         drift_walk(s, b, r);
+        line.to(r.tokens);
     }
     for (LayerDrift& l : r.layers)
         for (double* sum : {&l.error, &l.cosine, &l.own_error, &l.own_cosine}) *sum /= std::max<double>(r.tokens, 1);

@@ -12,7 +12,13 @@
 #include <vector>
 #include "../train/samples.cuh"
 #include "answer_format.h"
-#include "progress.h"
+
+// How far an evaluation is, over all of its sets
+struct EvalProgress {
+    int problems = 0;
+    int64_t completions = 0, done = 0, tokens = 0;  // to be drawn, greedy ones too; that have ended; drawn so far
+    int max_completion_length = 0;
+};
 
 struct EvalSample {
     int problem = 0, sample = 0;
@@ -171,6 +177,15 @@ inline void evaluate_decoding(EvalAnswers& r, bool greedy, Model& m, RolloutStat
     rollout(m, state, tokens, G, c, &r.stats, on_token, on_end);
     model_unpack(m);
     sort_samples(out);
+}
+
+// Time is that of the tokens to come. Tokens of a completion: all that were drawn over the number that ended, which counts
+// those that are still at work; the most there can be, before one has ended
+inline void eval_tell(Progress& line, const EvalProgress& p) {
+    double length = p.max_completion_length;
+    if (p.done) length = std::min(length, (double)p.tokens / (double)p.done);
+    line.to(p.done);
+    line.measure((double)p.tokens, std::max((double)p.completions * length, (double)p.tokens), "tok");
 }
 
 // completions that evaluate() will draw of `problems` problems

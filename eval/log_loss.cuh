@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
+#include "../runtime/progress.h"
 #include "../train/scoring.cuh"
 
 // tokens first..n-1 of ids are scored, given those before them (the first of all never is)
@@ -40,7 +41,8 @@ inline std::vector<ScoredText> text_windows(const std::vector<int>& ids, int64_t
 inline LogLoss log_loss(Model& m, LogLossMemory& s, const std::vector<ScoredText>& texts, const Pass& pass = Pass()) {
     LogLoss r;
     double sum = 0.0;
-    for (size_t i = 0; i < texts.size();) {
+    Progress line("log-loss", "text", (int64_t)texts.size());
+    for (size_t i = 0; i < texts.size(); line.to((int64_t)i)) {
         Batch b;
         ScoredTokens scored;
         for (; i < texts.size() && (b.T() == 0 || b.T() + (int64_t)texts[i].ids.size() <= s.acts.capacity); i++) {

@@ -144,6 +144,9 @@ inline void keep_grid(QuantizedTensor& q, QuantizedLinear& l, Device dev) {
 // its scales are not to be measured; a frozen base always takes it.
 inline void model_load_weights(Model& m, const std::string& path) {
     ModelFile f = model_file_open(path);
+    double weights = 0.0, loaded = 0.0;
+    for (const ParamTensor& t : m.tensors) weights += (double)t.count();
+    Progress line("loading", "tensor", (int64_t)m.tensors.size());
     for (const ParamTensor& t : m.tensors) {
         QuantizedLinear l;
         bool quantized = false;
@@ -163,6 +166,8 @@ inline void model_load_weights(Model& m, const std::string& path) {
         // a grid of the weight as it is means nothing in a rotated basis
         if (!m.frozen && stored() && part->quantizer.scale_mode != ScaleMode::dynamic && !part->basis.on())
             keep_grid(*part, l, m.dev);
+        line.add();
+        line.measure(loaded += (double)t.count(), weights);
     }
 }
 

@@ -386,9 +386,11 @@ inline void gguf_export(const Model& m, const Tokenizer& tok, const std::string&
         file.write(divisors.data(), divisors.size() * sizeof(float));
         GgufWriter::padding(file);
     }
+    Progress line("exporting", "tensor", (int64_t)m.tensors.size());
     for (const ParamTensor& t : m.tensors) {
         const QuantizedTensor* q = quantized_tensor(t);
         gguf_write_tensor(file, m, t, q, *type_of(t));
+        line.add();
         if (type_of(t)->id != GGUF_TYPE_NVFP4) continue;
         std::vector<Grid> grid;
         gguf_grid_of(m, *q, &grid);

@@ -354,7 +354,9 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     auto cache = std::make_shared<LinearCache>(LinearCache{source, {}});
     std::vector<StWriteTensor> tensors;
     std::vector<std::string> kept;
+    Progress line("exporting", "tensor", (int64_t)source.tensors.size());
     for (const ParamTensor& t : source.tensors) {
+        line.add();
         const QuantizedLinear* l = cache->get(t);
         if (l && !plain && t.kind != ParamKind::linear)
             fail(

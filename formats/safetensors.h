@@ -14,6 +14,7 @@
 #include "../runtime/dtypes.h"
 #include "../runtime/file_io.h"
 #include "../runtime/json.h"
+#include "../runtime/progress.h"
 
 struct StDtype {
     const char* name;
@@ -388,6 +389,8 @@ inline void st_write_into(AtomicFile& file, const std::vector<StWriteTensor>& te
     file.write(text);
     const int64_t chunk = 1 << 20;
     std::vector<uint8_t> buffer;
+    Progress line("writing", "tensor", (int64_t)which.size());
+    double written = 0.0;
     for (size_t i : which) {
         const StWriteTensor& t = tensors[i];
         int bits = st_dtypes[st_dtype_index(t.dtype)].bits;
@@ -397,7 +400,9 @@ inline void st_write_into(AtomicFile& file, const std::vector<StWriteTensor>& te
             buffer.resize((size_t)(n * bits / 8));
             t.encode(first, n, buffer.data());
             file.write(buffer.data(), buffer.size());
+            line.measure(written += (double)buffer.size(), (double)offset);
         }
+        line.add();
     }
 }
 

@@ -72,7 +72,8 @@ inline BlockwiseConfig blockwise_config(const Settings& s, uint64_t seed) {
 inline void blockwise_check(const BlockwiseConfig& c, const Model& m) {
     if (m.L() == 1)
         fail_usage(
-            "--ptq blockwise: the model has one layer, so that no module is smaller than the model; train it as a whole "
+            "--ptq blockwise: the model has one layer, so that no module is smaller than the model; train it as a "
+            "whole "
             "instead: distill with --qat_scale learned");
     if (c.layers > m.L())
         fail_usage("--ptq blockwise: layers=%d is more than the %d of the model; lower it", c.layers, m.L());
@@ -190,7 +191,8 @@ inline std::vector<ModuleReport> blockwise_train(Model& m, Activations& a, Block
     blockwise_begin(m, s);
     const int n = (int)s.windows->size();
     BlockwiseOrder order = {n, c.seed};
-    for (int64_t step = 0; step < c.steps; step++) {
+    Progress line("training", "step", c.steps, ProgressKind::part);
+    for (int64_t step = 0; step < c.steps; step++, line.add()) {
         const std::vector<int> windows = order.next(std::min<int64_t>(c.batch, n));
         for (const std::vector<int>& ids : blockwise_split(windows, a, s.length))
             blockwise_modules(m, a, s, ids, blockwise_forcing(c, step),

@@ -61,22 +61,31 @@ struct PtqMethod {
 
 inline const std::vector<PtqMethod>& ptq_methods() {
     static const std::vector<PtqMethod> methods = {
-        {"rtn", "round to nearest",
-         {}, [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
-        {"gptq", "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
-         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
-        {"awq", "before it, scale the inputs that matter up (arXiv 2306.00978)",
-         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
-        {"smoothquant", "before it, move the inputs' range into the weights (--smoothquant_alpha)",
-         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+        {"rtn",
+         "round to nearest",
+         {},
+         [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
+        {"gptq",
+         "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
+         {},
+         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
+        {"awq",
+         "before it, scale the inputs that matter up (arXiv 2306.00978)",
+         {},
+         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
+        {"smoothquant",
+         "before it, move the inputs' range into the weights (--smoothquant_alpha)",
+         {},
+         [](PtqPlan& p, const PtqConfig& c, const Settings&) {
              p.layers.push_back(smoothquant_transform(c.smoothquant_alpha));
          }},
-        {"rotate", "before anything, rotate the hidden states (--rotations)",
-         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
-             p.models.push_back(rotation_transform(c.rotation));
-         }},
+        {"rotate",
+         "before anything, rotate the hidden states (--rotations)",
+         {},
+         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.models.push_back(rotation_transform(c.rotation)); }},
         {"blockwise", "behind it, train modules of layers to give what full precision gave (MREM, EfficientQAT)",
-         blockwise_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
+         blockwise_settings(),
+         [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
              p.training = blockwise_training(blockwise_config(s, c.seed));
          }},
     };
@@ -229,6 +238,7 @@ inline PtqLinear round_linear(Model& m, PtqMemory& s, const PtqPlan& plan, Linea
 
 // The plan's transforms of layer l, whose input is s.hidden: each sees what the one before has made of the layer
 inline void transform_layer(Model& m, PtqMemory& s, const PtqPlan& plan, int l, const std::vector<Batch>& sample) {
+    Progress line("transforming its inputs", "", 0, ProgressKind::part);
     for (const LayerTransform& transform : plan.layers) {
         const LayerInputs in = layer_inputs(m, s.acts, s.inputs, l, s.hidden.data, sample);
         host_masters(m, l, s.host_layer, [&](const HostMasters& w) { transform(m, w.layers[l], l, in); });
@@ -284,7 +294,10 @@ inline void round_tables(Model& m, PtqMemory& s) {
 // on_layer(l, report) after each layer.
 inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vector<std::vector<int>>& windows,
                     const std::function<void(int, const PtqLayer&)>& on_layer) {
-    for (const auto& transform : plan.models) transform(m);
+    {
+        Progress line("rotating", "", 0, ProgressKind::part);
+        for (const auto& transform : plan.models) transform(m);
+    }
     model_refresh(m, false);
     const int C = m.C();
     const int64_t Q = (int64_t)m.NH() * m.HD();
@@ -317,10 +330,15 @@ inline void ptq_run(Model& m, PtqMemory& s, const PtqPlan& plan, const std::vect
             Linear& linear = *layer_linears(m.layers[l])[p];
             const int64_t n = linear.cols;
             if (!batches.empty()) set_zero(s.hessian.data, (size_t)(n * n) * sizeof(float), m.dev);
-            each([&](const BatchView& b, floatX* hidden, floatX* attention) {
-                const floatX* x = product_input(m, a, l, (Product)p, b, hidden, attention);
-                matmul_tn({s.hessian.data, n}, {x, n}, {x, n}, b.T, n, n, m.dev);
-            });
+            {
+                Progress line(format("inputs of %s", linear.name), "token", s.tokens, ProgressKind::part);
+                each([&](const BatchView& b, floatX* hidden, floatX* attention) {
+                    const floatX* x = product_input(m, a, l, (Product)p, b, hidden, attention);
+                    matmul_tn({s.hessian.data, n}, {x, n}, {x, n}, b.T, n, n, m.dev);
+                    line.add(b.T);
+                });
+            }
+            Progress line(format("rounding %s", linear.name), "", 0, ProgressKind::part);
             report.linear[p] = round_linear(m, s, plan, linear, batches.empty() ? nullptr : s.hessian.data);
         }
         if (l + 1 < m.L())

@@ -3,14 +3,12 @@
 // summary.json, which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
-// and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
+// and a run that goes on from a checkpoint cuts its logs behind that step. Also here: peak memory.
 #pragma once
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
-#include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -19,6 +17,7 @@
 #include "error.h"
 #include "file_io.h"
 #include "folders.h"
+#include "progress.h"
 #include "standard_files.h"
 
 static constexpr const char* run_dir_files[] = {
@@ -194,11 +193,6 @@ inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
 // ---------------------------------------------------------------------------------------------------------------------
 // measures
 
-// seconds since some fixed moment; never goes back
-inline double wall_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // largest resident size of this process so far
 inline size_t peak_rss_bytes() {
     struct rusage usage;
@@ -208,16 +202,4 @@ inline size_t peak_rss_bytes() {
 #else
     return (size_t)usage.ru_maxrss * 1024;
 #endif
-}
-
-// 950 -> "950", 1234567 -> "1.2M", 999999 -> "1.0M", 0.25 -> "0.25"; from 1e18 on "1.0e+18"
-inline std::string human_count(double v) {
-    if (!std::isfinite(v)) return format("%g", v);
-    if (std::fabs(v) < 999.5) return std::fabs(v) < 10 && v != std::floor(v) ? format("%.2g", v) : format("%.0f", v);
-    static const char units[] = "kMGTP";
-    for (int i = 0; units[i]; i++) {
-        v /= 1000;
-        if (std::fabs(v) < 999.95) return format("%.1f%c", v, units[i]);
-    }
-    return format("%.1e", v * 1e15);
 }

@@ -1,6 +1,5 @@
-// What the program asks of the machine, the instructions it was compiled for and memory, and of its user: patience.
+// What the program asks of the machine: the instructions it was compiled for and memory.
 #include <gtest/gtest.h>
-#include "../eval/progress.h"
 #include "../runtime/buffer.h"
 #include "../runtime/cpu_check.h"
 #include "../runtime/cpu_isa.h"
@@ -160,51 +159,6 @@ TEST(Memory, APlanThatWrapsIsRefused) {
               "out of memory: c would take more than 2^56 bytes; lower --d");
     EXPECT_EQ(arena.bytes, (size_t)3 << 54);
     EXPECT_EQ(arena.lines.size(), 2u);
-}
-
-TEST(EvalProgress, TimeIsThatOfTheTokensToCome) {
-    EvalProgress p{10, 40, 0, 0, 100};
-    EvalPace pace;
-    auto left = [&](double elapsed) {
-        pace.see(p, elapsed);
-        return pace.seconds_left(p);
-    };
-    EXPECT_EQ(left(5.0), 0.0);  // nothing is known yet
-    p.tokens = 1;               // the prompts took 200 s, which is not to be multiplied by 4,000 tokens
-    EXPECT_EQ(left(200.0), 0.0);
-    p.tokens = 40;  // all of the first step
-    EXPECT_EQ(left(200.01), 0.0);
-    EXPECT_FALSE(pace.known(p));
-    p.tokens = 440;  // none has ended: 44 of 100 tokens each
-    EXPECT_DOUBLE_EQ(left(205.0), 44.5);
-    EXPECT_TRUE(pace.known(p));
-    p.tokens = 540, p.done = 10;  // one in 54 tokens ends
-    EXPECT_DOUBLE_EQ(left(205.0), 16.2);
-    p.tokens = 4000, p.done = 40;
-    EXPECT_EQ(left(205.0), 0.0);
-    EXPECT_EQ(duration_text(40.0), "40 s");
-    EXPECT_EQ(duration_text(38.4 * 60), "38 min");
-    EXPECT_EQ(duration_text(9000.0), "2.5 h");
-}
-
-TEST(EvalProgress, LongOnesAreAnnouncedAndShortOnesSayNothing) {
-    auto lines = [](double total) {  // of an evaluation that takes so many seconds, asked eight times a second
-        EvalAnnouncer a;
-        EvalProgress p{256, 1280, 0, 0, 50};
-        std::string text;
-        for (double t = 0.125; t < total; t += 0.125) {
-            p.done = (int64_t)(1280 * t / total), p.tokens = 50 * p.done;
-            const std::string line = a.line(p, t);
-            if (!line.empty()) text += format("%.0f: ", t) + line + "\n";
-        }
-        return text;
-    };
-    EXPECT_EQ(lines(19.0), "");
-    EXPECT_EQ(lines(29.0), "");
-    EXPECT_EQ(lines(170.0),
-              "10: evaluating  1280 completions of 256 problems; about 3 min\n"
-              "70: evaluating  527 of 1280 completions, about 2 min to go\n"
-              "130: evaluating  978 of 1280 completions, about 40 s to go\n");
 }
 
 TEST(CpuIsa, WhatIsAskedForWithinWhatThereIs) {

@@ -62,6 +62,8 @@ inline void cold_start(Trainer& t, const ColdStartConfig& c, int64_t micro_batch
     loop.logging_steps = 50;
     loop.pass = full_precision();
     loop.stop = stop;
+    Progress progress("cold start", "step", 0, ProgressKind::steps);  // it ends by the loss
+    loop.progress = &progress;
     LoopState state;
     train_loop(t, objective, data, loop, state);
     trainer_reset(t);

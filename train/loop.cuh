@@ -15,9 +15,10 @@ struct LoopConfig {
     int64_t warmup_from = 0;  // 1: the first step has a rate, too
     Pass pass;
     Comm* comm = nullptr;
-    std::function<bool()> stop;  // asked before each step and within: an end in order
-    RunDir* run = nullptr;       // null: nothing is logged
-    bool flips_counted = false;  // changes of quantization codes are logged
+    std::function<bool()> stop;    // asked before each step and within: an end in order
+    Progress* progress = nullptr;  // of the run; null: nothing is told
+    RunDir* run = nullptr;         // null: nothing is logged
+    bool flips_counted = false;    // changes of quantization codes are logged
     bool log_completions = false;
     // Adds its results to the metrics. False: it was stopped, and is to be done again. May be null
     std::function<bool(int64_t step, nlohmann::ordered_json& metrics)> evaluate;
@@ -161,6 +162,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
     const bool statistics = c.flips_counted && t.statistics.on();
     state.trainer = t;
+    if (c.progress) c.progress->from(state.step);
     if (c.comm) check_ranks_agree(t.optimizer, *c.comm, t.step);
     if (!state.pending.is_null()) {  // it was stopped there, or its log could not be written
         if (!loop_log_pending(c, state, evaluates(state.step == c.steps))) return;
@@ -171,6 +173,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         StepReport r;
         if (!loop_step(t, objective, data, c, state, r)) break;
         done = objective.done();
+        if (c.progress) c.progress->to(state.step);
         flips.step(r);
         const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
         const double epoch = (double)state.step / (double)data.steps_per_epoch();
@@ -188,7 +191,8 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
-            printf("%s\n", objective.line(r).c_str());
+            printf("%s%s\n", objective.line(r).c_str(), c.progress && !last ? c.progress->left().c_str() : "");
+            if (c.progress) c.progress->spoke();
             flush_report(c.run ? c.run->path : "");
         }
         if (!state.pending.is_null() && !loop_log_pending(c, state, evaluates(last))) break;

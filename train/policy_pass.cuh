@@ -44,6 +44,7 @@ inline CompletionScores completion_scores(Trainer& t, Model& weights, const Pass
         mine.push_back(i);
         out.logp[i].resize(completions[i].tokens.size()), out.entropy[i].resize(completions[i].tokens.size());
     }
+    Progress line("scoring", "completion", (int64_t)mine.size(), ProgressKind::part);
     for (const std::vector<int>& chosen : pack_samples(mine, prompts, completions, c.micro_batch_tokens)) {
         SampleBatch b = sample_batch(chosen, prompts, completions);
         score_forward(weights, t.acts, t.score, b.batch, b.scored, 1.0f / c.temperature, pass);
@@ -52,6 +53,7 @@ inline CompletionScores completion_scores(Trainer& t, Model& weights, const Pass
             out.logp[b.of[r].completion][b.of[r].token] = b.scored.logp[r];
             out.entropy[b.of[r].completion][b.of[r].token] = b.scored.entropy[r];
         }
+        line.add((int64_t)chosen.size());
     }
     return out;
 }
@@ -272,7 +274,11 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     Device dev = t.model->dev;
     Buffer<PolicySums>& memory = t.score.policy.sums;
     policy_sums_reset(memory.data, dev);
-    for (const PolicyMicroBatch& micro : policy_micro_batches(x, prompts, c)) {
+    const std::vector<PolicyMicroBatch> batches = policy_micro_batches(x, prompts, c);
+    int64_t counted = 0;
+    for (const PolicyMicroBatch& micro : batches) counted += (int64_t)micro.completions.size();
+    Progress line("update", "completion", counted, ProgressKind::part);
+    for (const PolicyMicroBatch& micro : batches) {
         if (c.stop && c.stop()) {
             out.abandoned = true;
             return out;
@@ -283,6 +289,7 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
         if (gradient && micro.differentiate) score_backward(t, b.scored.size(), 1.0f / c.temperature, x.bonus != 0.0);
         out.tokens += b.scored.size();
         out.forward_tokens += b.batch.T();
+        line.add((int64_t)micro.completions.size());
     }
     PolicySums sums;
     copy_to_host(&sums, memory.data, sizeof(sums), dev);

@@ -23,12 +23,14 @@ inline std::vector<Completion> rollout_of_ranks(Comm* ranks, Model& m, RolloutSt
                                                 const std::vector<std::vector<int>>& prompts, int G,
                                                 RolloutConfig config, RolloutStats* stats,
                                                 const std::function<bool(int, int)>& on_token) {
-    if (!ranks || ranks->world == 1) return rollout(m, s, prompts, G, config, stats, on_token);
+    const auto [begin, end] = ranks ? comm_share(*ranks, (int)prompts.size()) : std::pair(0, (int)prompts.size());
+    Progress line("sampling", "completion", (int64_t)(end - begin) * G, ProgressKind::part);
+    auto on_end = [&line](const Completion&) { line.add(); };
+    if (!ranks || ranks->world == 1) return rollout(m, s, prompts, G, config, stats, on_token, on_end);
     Comm& comm = *ranks;
-    auto [begin, end] = comm_share(comm, (int)prompts.size());
     config.first_prompt += begin;
     std::vector<Completion> mine =
-        rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token);
+        rollout(m, s, {prompts.begin() + begin, prompts.begin() + end}, G, config, stats, on_token, on_end);
     // a row a completion: finished, ended by a stop token, length, tokens, bits of their log-probabilities
     const int most = config.max_completion_length, row = 3 + 2 * most;
     std::vector<int> rows(mine.size() * row);
@@ -139,6 +141,7 @@ inline RewardedGroup reward_completions(const Tokenizer& tok, const RewardSet& r
                                         int max_length, const std::vector<TokenMeans>& means = {},
                                         Comm* ranks = nullptr) {
     RewardedGroup r;
+    Progress line("rewards", "completion", 0, ProgressKind::part);
     const size_t n = completions.size();
     r.texts.resize(n);
 #pragma omp parallel for schedule(dynamic, 4)

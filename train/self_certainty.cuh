@@ -48,9 +48,11 @@ inline std::vector<TokenMeans> token_means(Trainer& t, const Pass& pass, const s
     Scratch sums(m.C(), m.dev);
     set_zero(sums.data, m.C() * sizeof(float), m.dev);
     bias_backward(sums.data, m.head.work, m.V(), m.C(), m.dev);
+    Progress line("scoring", "completion", (int64_t)mine.size(), ProgressKind::part);
     for (const std::vector<int>& chosen : pack_samples(mine, prompts, completions, micro_batch_tokens)) {
         SampleBatch b = sample_batch(chosen, prompts, completions);
         add_token_means(means, b, t, sums.data, completions, 1.0f / temperature, pass);
+        line.add((int64_t)chosen.size());
     }
     if (!comm || comm->world == 1) return means;
     static_assert(sizeof(TokenMeans) == 2 * sizeof(int), "a completion's means travel as two ints");
