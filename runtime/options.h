@@ -772,6 +772,16 @@ inline std::string options_help(const Options& o) {
     return s + "\n";
 }
 
+// the rows of a command whose value is not the default
+inline std::vector<int> changed_rows(const Options& o) {
+    Options defaults;
+    resolve_options(defaults);
+    std::vector<int> rows;
+    for (int i : rows_for(1u << o.command))
+        if (option_rows[i].name && option_text(o, i) != option_text(defaults, i)) rows.push_back(i);
+    return rows;
+}
+
 // What differs from the defaults, each with its default: `* learning_rate  5e-06  (default 1e-06)`
 inline std::string options_print(const Options& o) {
     Options defaults;
