@@ -1,6 +1,6 @@
 // Problems and examples of files and tasks, checked against the lengths that the run allows.
 #pragma once
-#include "../data/examples.h"
+#include "../data/overlong_rows.h"
 #include "../data/tasks/tasks.h"
 #include "../rewards/rewards.h"
 #include "memory.cuh"
@@ -35,11 +35,16 @@ inline void note_messages(const PromptConfig& c, const nlohmann::ordered_json& m
 // what load_problems() and load_sft() are to read for --prompt_given; empty: nothing
 inline std::string given_option(const Options& o) { return o.prompt_given == "none" ? "" : o.prompt_given; }
 
-inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+// of whatever length
+inline Prompt session_prompt(const Session& s, const Problem& problem) {
     if (!s.prompt.system_prompt.empty() && !use_chat(s.prompt))
         note_once("note: --system_prompt is a message of the chat template, and none is in use; prompts go without it");
-    Prompt p = make_prompt(s.tok, problem, s.prompt);
     note_messages(s.prompt, problem.messages, true);
+    return make_prompt(s.tok, problem, s.prompt);
+}
+
+inline Prompt checked_prompt(const Session& s, const Problem& problem) {
+    Prompt p = session_prompt(s, problem);
     check_prompt_length(s, (int)p.tokens.size(), problem.source, problem.line);
     return p;
 }
@@ -105,6 +110,22 @@ inline std::vector<Prompt> eval_prompts(const Session& s, int most, bool keep_ro
     return eval_set_prompts(s, s.o.eval_data, most, keep_rows);
 }
 
+// What the training data's prompts, and its prompts and completions together, may have
+inline RowLimit prompt_limit(const Session& s) {
+    const int context = s.m.config.max_position_embeddings - s.o.max_completion_length;
+    if (context < s.o.max_prompt_length)
+        return {context, format("the model's context of %d less --max_completion_length %d",
+                                s.m.config.max_position_embeddings, s.o.max_completion_length)};
+    return {s.o.max_prompt_length, format("--max_prompt_length %d", s.o.max_prompt_length)};
+}
+
+inline RowLimit example_limit(const Session& s) {
+    if (s.m.config.max_position_embeddings < s.o.max_length)
+        return {s.m.config.max_position_embeddings,
+                format("the model's context of %d", s.m.config.max_position_embeddings)};
+    return {s.o.max_length, format("--max_length %d", s.o.max_length)};
+}
+
 // what is trained on: problems without their solutions. graded: each needs a gold answer; keep_rows: with their rows
 inline std::vector<Example> training_prompts(const Session& s, bool graded = true, bool keep_rows = false) {
     std::vector<Example> out;
@@ -115,7 +136,16 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     const std::vector<Problem> problems = s.o.train_data.empty()
                                               ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
                                               : load_problems(s.o.train_data, how);
-    for (const Problem& p : problems) out.push_back({checked_prompt(s, p), {}});
+    OverlongRows overlong;
+    overlong.how = overlong_of(s.o.overlong_rows);
+    if (overlong.how == Overlong::wrap)
+        fail_usage("--overlong_rows wrap is for rows of text, whose completion is all there is, and not for prompts");
+    const RowLimit most = prompt_limit(s);
+    for (const Problem& p : problems) {
+        Prompt prompt = overlong.how == Overlong::error ? checked_prompt(s, p) : session_prompt(s, p);
+        if (fit_prompt(overlong, s.tok, p, s.prompt, most, prompt)) out.push_back({prompt, {}});
+    }
+    say_overlong(overlong, s.o.train_data.empty() ? s.o.task : s.o.train_data);
     return out;
 }
 
@@ -155,11 +185,19 @@ inline void check_overlap(const Session& s, const TrainingData& d, const std::ve
     note_once("note: " + escape_controls(text));
 }
 
-// The example as tokens, or an error where it is longer than it may be
-inline Example checked_example(const Session& s, const SftExample& e) {
+// The example as tokens, of whatever length
+inline Example session_example(const Session& s, const SftExample& e) {
     const std::vector<int>& ends = s.m.config.eos_token_ids;
-    Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0]);
     note_messages(s.prompt, e.messages, false);
+    Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0]);
+    if (completion_tokens(out) <= 0)
+        fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
+    return out;
+}
+
+// The same, or an error where it is longer than it may be
+inline Example checked_example(const Session& s, const SftExample& e) {
+    Example out = session_example(s, e);
     const int n = (int)(out.prompt.tokens.size() + out.completion.size());
     auto at_most = [&](int most, const char* of, bool can_be_raised) {
         if (n > most)
@@ -168,17 +206,25 @@ inline Example checked_example(const Session& s, const SftExample& e) {
     };
     at_most(s.o.max_length, "--max_length", true);
     at_most(s.m.config.max_position_embeddings, "the model's context", false);
-    if (n <= std::max((int)out.prompt.tokens.size(), 1))
-        fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return out;
 }
 
 // what is trained on: problems with their solutions. sampled: in some steps completions are sampled for the prompts
 inline TrainingData training_examples(const Session& s, int64_t per_step, bool sampled = false) {
     std::vector<Example> all;
+    OverlongRows overlong;
+    overlong.how = overlong_of(s.o.overlong_rows);
+    const RowLimit most = example_limit(s), most_asked = prompt_limit(s);
     auto add = [&](const SftExample& e) {
-        all.push_back(checked_example(s, e));
-        if (sampled) check_prompt_length(s, (int)all.back().prompt.tokens.size(), e.source, e.line);
+        const bool refuses = overlong.how == Overlong::error;
+        Example x = refuses ? checked_example(s, e) : session_example(s, e);
+        const int64_t asked = (int64_t)x.prompt.tokens.size();
+        if (sampled && refuses) check_prompt_length(s, (int)asked, e.source, e.line);
+        if (sampled && asked > most_asked.tokens) {  // what is sampled for it would have no room
+            overlong.rows++, overlong.left_out++;
+            return overlong.found(e.source, e.line, asked, most_asked);
+        }
+        add_fitting(overlong, all, std::move(x), e.source, e.line, most);
     };
     const Task& task = find_task(s.o.task);
     if (!s.o.train_data.empty())
@@ -186,7 +232,8 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
     else
         for (uint32_t i = 0; i < task.train; i++) {
             add(task_example(task, task_seed(s.o.seed, false), i, false));
-            all.back().prompt.problem = nullptr;  // of a hundred thousand: 60 MB that nobody asks for
+            if (!all.empty()) all.back().prompt.problem = nullptr;  // of 100,000: 60 MB that nobody asks for
         }
+    say_overlong(overlong, s.o.train_data.empty() ? s.o.task : s.o.train_data);
     return training_data(std::move(all), per_step, s.o.seed);
 }

@@ -1,8 +1,9 @@
 // Data sets: problems (a question and its gold answer) for GRPO and evaluation, examples (prompt and completion) for
 // supervised fine-tuning. The shape of a row is found by its fields: those of published sets (problem_kinds.h), TRL's
 // "prompt-only", "prompt-completion", "language modeling" and conversational types. Rows of several kinds may be mixed.
-// The trap: a problem whose gold answer cannot be used pays nothing, whatever is answered. Up to 1 % of a file's may be
-// such, as in published sets, and are left out and said; more is a file that is read wrongly.
+// The trap: a problem whose gold answer cannot be used pays nothing, whatever is answered, and an empty completion teaches
+// to say nothing. Up to 1 % of a file's rows may be such, as in published sets, and are left out and said; more is a file
+// that is read wrongly.
 #pragma once
 #include <string>
 #include <utility>
@@ -54,21 +55,22 @@ inline std::string mixed_kinds_text(const std::string& path, const std::vector<K
 struct SomeRows {
     int count = 0;
     std::string first;  // "file:line: why"
-    void add(const std::string& where, const std::string& why) {
-        if (count++ == 0) first = where + ": " + why;
+    void add(const std::string& line) {
+        if (count++ == 0) first = line;
     }
+    void add(const std::string& where, const std::string& why) { add(where + ": " + why); }
 };
 
-static constexpr double MOST_BAD_GOLDS = 0.01;  // of a file's rows
+static constexpr double MOST_BAD_ROWS = 0.01;  // of a file's rows
 
-// says what is left out of `rows`; too many are an error
-inline void judge_bad_golds(const std::string& path, const SomeRows& bad, int rows) {
+// says which of `rows` are left out, and why ("for ..."); too many are an error
+inline void judge_bad_rows(const std::string& path, const SomeRows& bad, int rows, const char* what) {
     if (bad.count == 0) return;
-    if (bad.count > MOST_BAD_GOLDS * rows)
+    if (bad.count > MOST_BAD_ROWS * rows)
         fail("%s; so it is with %d of the %d rows, and more than %g %% are not left out: correct or remove them",
-             bad.first.c_str(), bad.count, rows, 100 * MOST_BAD_GOLDS);
-    note_once(format("note: %s: %d of %d problems are left out, for their answers cannot be used; the first: %s",
-                     escape_controls(path).c_str(), bad.count, rows, escape_controls(bad.first).c_str()));
+             bad.first.c_str(), bad.count, rows, 100 * MOST_BAD_ROWS);
+    note_once(format("note: %s: %d of %d %s; the first: %s", escape_controls(path).c_str(), bad.count, rows, what,
+                     escape_controls(bad.first).c_str()));
 }
 
 // The problems of a file, in the order of its rows. Without how.gold_needed those without a usable answer are kept and
@@ -76,7 +78,7 @@ inline void judge_bad_golds(const std::string& path, const SomeRows& bad, int ro
 inline std::vector<Problem> load_problems(const std::string& path, const ProblemReading& how = {}) {
     std::vector<Problem> problems;
     std::vector<KindCount> kinds;
-    SomeRows bad, spelled;
+    SomeRows bad, empty, spelled;
     int rows = 0;
     for_each_row(path, [&](const DatasetRow& row, int line) {
         rows++;
@@ -84,7 +86,10 @@ inline std::vector<Problem> load_problems(const std::string& path, const Problem
         ProblemReading of_row = how;
         const bool names_rewards = how.own_rewards && first_field(row, {"reward_funcs"});
         if (names_rewards) of_row.gold_needed = false;  // they may read none
-        ParsedProblem parsed = parse_problem(row, of_row);
+        ParsedProblem parsed;
+        try {
+            parsed = parse_problem(row, of_row);
+        } catch (const UnusableRow& e) { return empty.add(e.what()); }
         if (of_row.gold_needed && !parsed.fault.empty()) return bad.add(row.where, parsed.fault);
         if (names_rewards) parsed.problem.reward_funcs = text_field(row, "reward_funcs");
         if (how.keep_rows) parsed.problem.row = std::make_shared<nlohmann::ordered_json>(row.object);
@@ -94,7 +99,8 @@ inline std::vector<Problem> load_problems(const std::string& path, const Problem
         parsed.problem.line = line;
         problems.push_back(std::move(parsed.problem));
     });
-    judge_bad_golds(path, bad, rows);
+    judge_bad_rows(path, empty, rows, "problems are left out, for they ask nothing");
+    judge_bad_rows(path, bad, rows, "problems are left out, for their answers cannot be used");
     if (how.gold_needed && spelled.count > 0)
         note_once(
             format("note: %s: %d of %d gold answers are no mathematics, and only answers that are spelled like "
@@ -145,24 +151,40 @@ inline SftExample parse_sft(const DatasetRow& row) {
         e.bare = true;
     } else if (name == "text") {
         e.completion = text_field(row, kind);
+    } else if (first_field(row, {"Body"}) && first_field(row, {"Question"}) && first_field(row, {"Equation"})) {
+        e.prompt = svamp_question(row);
+        e.completion = svamp_solution(row);
+        e.bare = true;
     } else {
         fail("%s: no `messages`, `prompt`, `question`, `problem` or `text`; the row has: %s", row.where.c_str(),
              row_fields(row).c_str());
     }
-    if (!e.messages.is_null()) e.tools = tools_field(row);
+    if (e.messages.is_null()) return e;
+    e.tools = tools_field(row);
+    for (size_t i = (size_t)e.prompt_messages; i < e.messages.size(); i++)
+        if (message_has_role(e.messages[i], "assistant") && is_empty_message(e.messages[i]))
+            throw UnusableRow(row, format("message %zu, an answer to learn, is empty", i + 1));
     return e;
 }
 
 // {"prompt", "completion"}: both text or both messages; {"question", "answer"}; {"problem", "solution"}; {"messages"},
-// of which the last one is learnt; {"text"}, learnt from its first token on. given: as in ProblemReading
+// of which the last one is learnt; {"text"}, learnt from its first token on; SVAMP's {"Body", "Question", "Equation"}.
+// given: as in ProblemReading
 inline std::vector<SftExample> load_sft(const std::string& path, const std::string& given = "") {
     std::vector<SftExample> examples;
+    SomeRows bad;
+    int rows = 0;
     for_each_row(path, [&](const DatasetRow& row, int line) {
-        SftExample e = parse_sft(row);
+        rows++;
+        SftExample e;
+        try {
+            e = parse_sft(row);
+        } catch (const UnusableRow& fault) { return bad.add(fault.what()); }
         if (!given.empty()) e.given = given_text(row, given);
         e.source = path;
         e.line = line;
         examples.push_back(std::move(e));
     });
+    judge_bad_rows(path, bad, rows, "rows are left out, for they cannot be learnt");
     return examples;
 }

@@ -11,6 +11,16 @@ struct Example {
     std::vector<int> completion;  // the end token included; empty: none is given
 };
 
+// the learnt tokens of an example; the first token of a text without a prompt has nothing before it
+inline int64_t completion_tokens(const Example& e) {
+    return (int64_t)e.completion.size() - (e.prompt.tokens.empty() ? 1 : 0);
+}
+
+// leaves at most n tokens of its completion
+inline void example_cut(Example& e, int64_t n) {
+    e.completion.resize((size_t)std::min((int64_t)e.completion.size(), std::max(n, (int64_t)0)));
+}
+
 inline void append_tokens(const Tokenizer& tok, const std::string& text, std::vector<int>& ids) {
     std::vector<int> more;
     tokenizer_encode(tok, text, more);

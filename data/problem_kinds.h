@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 #include <vector>
+#include "equation.h"
 #include "gold.h"
 #include "order.h"
 #include "prompt_given.h"
@@ -190,9 +191,29 @@ inline Gold read_choices(const DatasetRow& row, const ProblemReading& how, Probl
 // ---------------------------------------------------------------------------------------------------------------------
 // the other kinds
 
-// {"Body", "Question", "Answer": a number}; a body often lacks its full stop, and keeps lacking it
+// {"Body", "Question"}; a body often lacks its full stop, and keeps lacking it
+inline std::string svamp_question(const DatasetRow& row) {
+    return trim_field(text_field(row, "Body")) + " " + trim_field(text_field(row, "Question"));
+}
+
+// Of {"Equation": "( ( 8.0 + 3.0 ) * 2.0 )", "Answer": 22.0} the worked solution "8 + 3 = 11\n11 * 2 = 22\n#### 22"
+inline std::string svamp_solution(const DatasetRow& row) {
+    const std::string equation = text_field(row, "Equation");
+    const WorkedEquation worked = work_out(equation);
+    if (!worked.fault.empty())
+        throw UnusableRow(row, format("`Equation` %s: %s", shown(equation).c_str(), worked.fault.c_str()));
+    const char* answer = first_field(row, {"Answer", "answer"});
+    const std::string value = worked_number(worked.value), gold = answer ? gold_number(row, answer).text : value;
+    const WorkedEquation given = work_out(gold);
+    if (!given.fault.empty() || std::fabs(given.value - worked.value) > 1e-6 * std::max(1.0, std::fabs(worked.value)))
+        throw UnusableRow(row, format("`Equation` %s is %s, but `%s` is %s", shown(equation).c_str(), value.c_str(),
+                                      answer, shown(gold).c_str()));
+    return worked.steps + "#### " + gold;
+}
+
+// with `Answer`: a number
 inline Gold read_svamp(const DatasetRow& row, const ProblemReading& how, Problem& p) {
-    p.question = trim_field(text_field(row, "Body")) + " " + trim_field(text_field(row, "Question"));
+    p.question = svamp_question(row);
     p.bare = true;
     const char* answer = first_field(row, {"Answer", "answer"});
     if (!answer && how.gold_needed) refuse_without_gold(row, "`Answer`", "Question");
@@ -235,7 +256,7 @@ inline void read_prompt(const DatasetRow& row, Problem& p) {
         fail("%s: `prompt` ends with a message of the assistant, whose turn it is", row.where.c_str());
     for (const auto& message : p.messages)
         if (message_has_role(message, "user")) p.question = message["content"].get<std::string>();
-    if (trim_field(p.question).empty()) fail("%s: `prompt` has no text of the user", row.where.c_str());
+    if (trim_field(p.question).empty()) throw UnusableRow(row, "`prompt` has no text of the user");
 }
 
 // verl: {"prompt": messages, "reward_model": {"ground_truth", "style"}, "data_source", "extra_info": {"index"}}

@@ -99,6 +99,11 @@ struct DatasetRow {
     std::string where;  // "file.jsonl:12", opens every message
 };
 
+// A row with nothing in it to ask or to learn. Few of them in a file are left out, where it is read for that
+struct UnusableRow : Error {
+    UnusableRow(const DatasetRow& row, const std::string& why) : Error(1, row.where + ": " + why) {}
+};
+
 inline nlohmann::ordered_json parse_row(const std::string& line, const std::string& where) {
     nlohmann::ordered_json row = json_parse<nlohmann::ordered_json>(line, where);
     if (!row.is_object())
@@ -132,7 +137,7 @@ inline std::string text_field(const DatasetRow& row, const char* name) {
     const nlohmann::ordered_json& v = row.object.at(name);
     if (!v.is_string()) fail("%s: `%s` is %s, not text", row.where.c_str(), name, v.type_name());
     std::string s = v.get<std::string>();
-    if (trim_field(s).empty()) fail("%s: `%s` is empty", row.where.c_str(), name);
+    if (trim_field(s).empty()) throw UnusableRow(row, format("`%s` is empty", name));
     return s;
 }
 
@@ -150,6 +155,13 @@ inline nlohmann::ordered_json messages_field(const DatasetRow& row, const char* 
 
 inline bool message_has_role(const nlohmann::ordered_json& message, const char* role) {
     return message["role"].get_ref<const std::string&>() == role;
+}
+
+// it says nothing and calls nothing
+inline bool is_empty_message(const nlohmann::ordered_json& message) {
+    auto calls = message.find("tool_calls");
+    return trim_field(message["content"].get_ref<const std::string&>()).empty() &&
+           (calls == message.end() || calls->empty());
 }
 
 // Cuts the text of JSON lists into their objects. A list may follow another, as in files that were joined.

@@ -200,7 +200,7 @@ OPT(double, lmbda, 0.0, "[0, 1]", IN_DISTILL, "share of the steps whose completi
 OPT(bool, seq_kd, false, "", IN_DISTILL, "completions sampled by the teacher in place of those of the data") \
 OPT(bool, seq_kd_correct, false, "", IN_DISTILL, "leave out the teacher's samples whose answer is wrong") \
 GROUP("sampling") \
-OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens; a longer prompt is an error") \
+OPT(int, max_prompt_length, 512, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens; a longer prompt is an error, in training what overlong_rows says") \
 OPT(int, max_completion_length, 256, "[1, 1048576]", IN_SAMPLE | IN_BENCH, "tokens") \
 OPT(double, temperature, 1.0, "[0, 100]", IN_SAMPLE, "divides the logits; 0 is greedy, and else at least 0.0001") \
 OPT(int, top_k, 0, "[0, 1048576]", IN_SAMPLE, "sample among the k likeliest tokens; 0: all; makes the sampler differ from the trainer") \
@@ -231,6 +231,7 @@ OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES | IN_BENCH, "most t
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
+OPT(std::string, overlong_rows, "drop", "drop|truncate|wrap|error", IN_TRAIN, "rows of train_data that are longer than max_prompt_length, max_length or the model's context: drop (left out, and counted), truncate (a prompt's question loses its beginning, a completion its end), wrap (a row of text goes on in further rows; others are dropped) or error") \
 OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
 OPT(int, eval_n, -1, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all; unset: all, in training as many as take an eighth of the completions that it trains on, 32 at least") \
 OPT(int, eval_samples, 1, "[0, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \

@@ -523,9 +523,12 @@ TEST(BadData, Problems) {
     refuse(
         jsonl("long", "{\"prompt\": \"1\", \"answer\": \"2\"}\n{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
         {"long.jsonl:2", "40 tokens", "--max_prompt_length is 16"},
-        {"--max_prompt_length", "16", "--max_completion_length", "16"});
-    refuse(jsonl("context", "{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n"),
-           {"context.jsonl:1", "40", "--max_completion_length 100", "128"}, {"--max_completion_length", "100"});
+        {"--max_prompt_length", "16", "--max_completion_length", "16", "--overlong_rows", "error"});
+    const std::string context = jsonl("context", "{\"prompt\": \"" + length + "\", \"answer\": \"2\"}\n");
+    refuse(context, {"context.jsonl:1", "40", "--max_completion_length 100", "128"},
+           {"--max_completion_length", "100", "--overlong_rows", "error"});
+    refuse(context, {"context.jsonl: all 1 rows are longer than the model's context of 128 less", "--overlong_rows"},
+           {"--max_completion_length", "100"});
     std::string out = fresh("never");
     refused(1, grpo(out, {"--eval_data", missing}), {missing});
     EXPECT_FALSE(fs::exists(out));
@@ -545,12 +548,40 @@ TEST(BadData, Examples) {
     refuse(jsonl("void", row + "{\"prompt\": \"1\", \"completion\": \"\"}\n"),
            {"void.jsonl:2", "`completion`", "empty"});
     refuse(jsonl("long", row + "{\"text\": \"" + std::string(50, 'a') + "\"}\n"),
-           {"long.jsonl:2", "51 tokens", "--max_length is 20"}, {"--max_length", "20"});
+           {"long.jsonl:2", "51 tokens", "--max_length is 20"}, {"--max_length", "20", "--overlong_rows", "error"});
     refuse(jsonl("chat", row + "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", "
                                "\"content\": \"b\"}]}\n"),
            {"chat.jsonl:2", "no chat template"});
-    refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"),
-           {"context.jsonl:2", "201", "128"});
+    refuse(jsonl("context", row + "{\"text\": \"" + std::string(200, 'a') + "\"}\n"), {"context.jsonl:2", "201", "128"},
+           {"--overlong_rows", "error"});
+    refused(2, grpo(fresh("never"), {"--overlong_rows", "wrap"}), {"--overlong_rows wrap", "rows of text"});
+}
+
+// rows that are too long are left out of training, or cut, and counted; held-out ones are refused
+TEST(OverlongRows, AreLeftOutOrCutAndSaid) {
+    std::string rows, text, longest(60, '7');
+    for (int i = 0; i < 8; i++) rows += "{\"prompt\": \"" + std::to_string(i) + "\", \"answer\": \"2\"}\n";
+    const std::string held_out = jsonl("held", "{\"prompt\": \"" + longest + "=\", \"answer\": \"2\"}\n");
+    const std::string asked = jsonl("long", rows + "{\"prompt\": \"" + longest + "\", \"answer\": \"2\"}\n");
+    const Args few = {"--train_data", asked, "--max_prompt_length", "16", "--max_completion_length", "4"};
+    Outcome r = good(grpo(fresh("drop"), few));
+    EXPECT_NE(r.err.find("1 of 9 rows are longer than --max_prompt_length 16 allows and are left out"),
+              std::string::npos)
+        << r.err;
+    EXPECT_NE(r.out.find("8 training prompts"), std::string::npos) << r.out;
+    r = good(grpo(fresh("cut"), few + Args{"--overlong_rows", "truncate"}));
+    EXPECT_NE(r.err.find("1 of 9 rows are longer than --max_prompt_length 16 allows and are cut"), std::string::npos)
+        << r.err;
+    EXPECT_NE(r.out.find("9 training prompts"), std::string::npos) << r.out;
+    refused(1, grpo(fresh("never"), few + Args{"--eval_data", held_out}), {"held.jsonl:1", "61 tokens"});
+    text = jsonl("text", "{\"text\": \"ab\"}\n{\"text\": \"" + longest + "\"}\n");
+    for (const auto& [how, examples] : {std::pair("drop", 1), {"truncate", 2}, {"wrap", 5}}) {
+        r = good({"sft", "--model", base, "--train_data", text, "--max_length", "16", "--overlong_rows", how,
+                  "--max_steps", "1", "--output_dir", fresh("sft")});
+        EXPECT_NE(r.out.find("data        " + std::to_string(examples) + " examples"), std::string::npos)
+            << how << r.out;
+        EXPECT_NE(r.err.find(std::string("(--overlong_rows ") + how + "); the first: "), std::string::npos) << r.err;
+    }
 }
 
 // A micro-batch grows to the longest sequence that can come, before the memory is planned, and the start says so

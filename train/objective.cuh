@@ -137,11 +137,6 @@ inline std::pair<int, int> share_of_ranks(const Comm* comm, size_t n) {
     return comm ? comm_share(*comm, (int)n) : std::pair<int, int>(0, (int)n);
 }
 
-// the learnt tokens of an example; the first token of a text without a prompt has nothing before it
-inline int64_t completion_tokens(const Example& e) {
-    return (int64_t)e.completion.size() - (e.prompt.tokens.empty() ? 1 : 0);
-}
-
 inline int64_t example_tokens(const Example& e) { return (int64_t)(e.prompt.tokens.size() + e.completion.size()); }
 
 inline void batch_add(Batch& b, const std::vector<int>& prompt, const std::vector<int>& completion) {
