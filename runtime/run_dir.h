@@ -148,10 +148,7 @@ struct RunDirSetting {
     int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
     std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)
     bool goes_on = false;              // an evaluation: its logs are kept as they are
-    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false;
-    int64_t resume_step = -1;  // the run goes on behind this step; -1: it begins
-    bool goes_on = false;      // an evaluation: its logs are kept as they are
-    bool events = false;       // for TensorBoard
+    bool events = false;               // for TensorBoard
 };
 
 // Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
@@ -216,9 +213,8 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f :
-         {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips, &run.quant_statistics})
-    for (AppendFile* f : {&run.metrics, &run.completions, &run.code_flips, &run.quant_statistics, &run.events})
+    for (AppendFile* f : {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips,
+                          &run.quant_statistics, &run.events})
         f->sync();
 }
 
