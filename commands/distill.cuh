@@ -63,6 +63,7 @@ inline nlohmann::ordered_json distill_measure(TrainingRun& r, DistillObjective& 
     StepContext alone;
     alone.comm = &r.comm;
     if (r.comm.world == 1) alone.stop = stop_requested;
+    Progress line("held-out texts", "text", 0);
     const DistillPass pass =
         distill_pass(r.t, *d.teacher, d.memory, texts, DistillConfig(), d.micro_batch_tokens, alone, false);
     if (pass.abandoned) return nullptr;

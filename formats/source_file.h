@@ -7,6 +7,7 @@
 #include <vector>
 #include "../runtime/file_io.h"
 #include "../runtime/json.h"
+#include "../runtime/progress.h"
 
 struct ModelSource {
     std::string path;  // absolute; empty: none is known
@@ -35,7 +36,12 @@ inline std::vector<std::string> weight_files(const std::string& model) {
 inline std::string content_hash(const std::string& model) {
     uint64_t h = 14695981039346656037ull;
     auto mix = [&](uint64_t word) { h = (h ^ word) * 1099511628211ull, h ^= h >> 29; };
-    for (const std::string& path : weight_files(model)) {
+    const std::vector<std::string> files = weight_files(model);
+    Progress line("hashing", "file", (int64_t)files.size());
+    double all = 0.0, done = 0.0;
+    std::error_code missing;  // which MappedFile says
+    for (const std::string& path : files) all += (double)std::filesystem::file_size(path, missing);
+    for (const std::string& path : files) {
         MappedFile file(path);
         const uint8_t* p = file.data;
         mix(file.size);
@@ -43,7 +49,10 @@ inline std::string content_hash(const std::string& model) {
             uint64_t word = 0;
             memcpy(&word, p + at, std::min<size_t>(8, file.size - at));
             mix(word);
+            if (at % ((size_t)16 << 20) == 0) line.measure(done + (double)at, all);
         }
+        done += (double)file.size;
+        line.add();
     }
     return format("%016llx", (unsigned long long)h);
 }

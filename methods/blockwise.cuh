@@ -72,8 +72,7 @@ inline BlockwiseConfig blockwise_config(const Settings& s, uint64_t seed) {
 inline void blockwise_check(const BlockwiseConfig& c, const Model& m) {
     if (m.L() == 1)
         fail_usage(
-            "--ptq blockwise: the model has one layer, so that no module is smaller than the model; train it as a "
-            "whole "
+            "--ptq blockwise: the model has one layer, so that no module is smaller than the model; train it as a whole "
             "instead: distill with --qat_scale learned");
     if (c.layers > m.L())
         fail_usage("--ptq blockwise: layers=%d is more than the %d of the model; lower it", c.layers, m.L());

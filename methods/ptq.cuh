@@ -61,31 +61,22 @@ struct PtqMethod {
 
 inline const std::vector<PtqMethod>& ptq_methods() {
     static const std::vector<PtqMethod> methods = {
-        {"rtn",
-         "round to nearest",
-         {},
-         [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
-        {"gptq",
-         "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
-         {},
-         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
-        {"awq",
-         "before it, scale the inputs that matter up (arXiv 2306.00978)",
-         {},
-         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
-        {"smoothquant",
-         "before it, move the inputs' range into the weights (--smoothquant_alpha)",
-         {},
-         [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+        {"rtn", "round to nearest",
+         {}, [](PtqPlan& p, const PtqConfig&, const Settings&) { p.rounder = rtn_rounder(); }},
+        {"gptq", "round column by column, the rest makes up for it (--damp_percent, --act_order, --static_groups)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.rounder = gptq_rounder(c.gptq); }},
+        {"awq", "before it, scale the inputs that matter up (arXiv 2306.00978)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.layers.push_back(awq_transform(c.awq)); }},
+        {"smoothquant", "before it, move the inputs' range into the weights (--smoothquant_alpha)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
              p.layers.push_back(smoothquant_transform(c.smoothquant_alpha));
          }},
-        {"rotate",
-         "before anything, rotate the hidden states (--rotations)",
-         {},
-         [](PtqPlan& p, const PtqConfig& c, const Settings&) { p.models.push_back(rotation_transform(c.rotation)); }},
+        {"rotate", "before anything, rotate the hidden states (--rotations)",
+         {}, [](PtqPlan& p, const PtqConfig& c, const Settings&) {
+             p.models.push_back(rotation_transform(c.rotation));
+         }},
         {"blockwise", "behind it, train modules of layers to give what full precision gave (MREM, EfficientQAT)",
-         blockwise_settings(),
-         [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
+         blockwise_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
              p.training = blockwise_training(blockwise_config(s, c.seed));
          }},
     };

@@ -167,7 +167,7 @@ inline std::string progress_text(const std::vector<const ProgressCount*>& stack,
     auto within = [&](size_t from, bool whole) {
         std::string s;
         for (size_t i = std::max<size_t>(from, 1); i < stack.size(); i++)
-            s += " | " + stack[i]->what + progress_count_text(*stack[i], whole) +
+            s += " |" + (stack[i]->what.empty() ? "" : " " + stack[i]->what) + progress_count_text(*stack[i], whole) +
                  (whole ? progress_left_text(*stack[i], now) : "");
         return s;
     };

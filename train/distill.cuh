@@ -75,11 +75,10 @@ inline DistillPass distill_pass(Trainer& t, Teacher& teacher, DistillMemory& d, 
     int64_t tokens = 0;
     for (const Example& e : examples) tokens += completion_tokens(e);
     distill_sums_reset(d.sums.data, dev);
-    out.abandoned = !each_micro_batch(
-        examples, micro_batch_tokens, c, gradient ? "update" : "comparing", [&](const Batch& b, const ScoredTokens& s) {
-            distill_micro_batch(t, teacher, d, b, s, config, 1.0 / (double)tokens, gradient, c.pass);
-            out.forward_tokens += b.T();
-        });
+    out.abandoned = !each_micro_batch(examples, micro_batch_tokens, c, [&](const Batch& b, const ScoredTokens& s) {
+        distill_micro_batch(t, teacher, d, b, s, config, 1.0 / (double)tokens, gradient, c.pass);
+        out.forward_tokens += b.T();
+    });
     if (out.abandoned) return out;
     copy_to_host(&out.sums, d.sums.data, sizeof(out.sums), dev);
     double forward_tokens = (double)out.forward_tokens;

@@ -146,16 +146,15 @@ inline void batch_add(Batch& b, const std::vector<int>& prompt, const std::vecto
 }
 
 // This rank's share of the examples, one micro-batch after the other: use(batch, its scored tokens), which are those of the
-// completions. False: the step was abandoned. what: is done, for those who watch
+// completions. False: the step was abandoned
 template <class Use>
-bool each_micro_batch(const std::vector<Example>& examples, int64_t budget, const StepContext& c, const char* what,
-                      const Use& use) {
+bool each_micro_batch(const std::vector<Example>& examples, int64_t budget, const StepContext& c, const Use& use) {
     const auto [begin, end] = share_of_ranks(c.comm, examples.size());
     std::vector<int64_t> lengths;
     for (int i = begin; i < end; i++) lengths.push_back(example_tokens(examples[i]));
     int64_t tokens = 0;
     for (int64_t n : lengths) check_micro_batch_fits(n, budget), tokens += n;
-    Progress line(what, "token", tokens, ProgressKind::part);
+    Progress line("", "token", tokens, ProgressKind::part);
     for (const std::vector<int>& batch : pack(lengths, budget)) {
         if (c.stop && c.stop()) return false;
         Batch b;

@@ -12,14 +12,13 @@ struct SftObjective : Objective {
         for (const Example& e : c.batch) tokens += completion_tokens(e);
         if (tokens <= 0) fail("a batch has no token to learn; every completion in it is empty");
         double total = 0.0, forward_tokens = 0.0;
-        const bool whole =
-            each_micro_batch(c.batch, micro_batch_tokens, c, "update", [&](const Batch& b, ScoredTokens& s) {
-                score_forward_training(t, b, s, 1.0f, c.pass);
-                score_fetch(s, t.score, t.model->dev);
-                for (float logp : s.logp) total -= logp;
-                if (gradient) score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)tokens)), 1.0f);
-                forward_tokens += (double)b.T();
-            });
+        const bool whole = each_micro_batch(c.batch, micro_batch_tokens, c, [&](const Batch& b, ScoredTokens& s) {
+            score_forward_training(t, b, s, 1.0f, c.pass);
+            score_fetch(s, t.score, t.model->dev);
+            for (float logp : s.logp) total -= logp;
+            if (gradient) score_backward(t, std::vector<float>(s.size(), (float)(-1.0 / (double)tokens)), 1.0f);
+            forward_tokens += (double)b.T();
+        });
         if (!whole) return {0.0, 0, true};
         sum_over_ranks(t, c, gradient, {&total, &forward_tokens});
         return {total / (double)tokens, (int64_t)forward_tokens};
