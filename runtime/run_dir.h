@@ -23,7 +23,8 @@
 
 static constexpr const char* run_dir_files[] = {
     "config.json",      "metrics.jsonl",          "evaluations.jsonl", "completions.jsonl", "samples.jsonl",
-    "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json"};
+    "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json",
+    "report.html"};
 
 struct RunDir {
     std::string path;
