@@ -62,6 +62,7 @@ inline void checkpoint_save(Checkpoints& c) {
     const double start = wall_seconds();
     const std::string folder = c.folder(step);
     c.saving = true;
+    log_event_checkpoint(c.dir, step, folder);
     sync_logs(c.dir);  // what has been logged of the steps that the checkpoint has
     if (!there) c.kept.push_back(step);
     checkpoint_write(c, folder, c.model_alone || c.s.o.save_only_model);

@@ -1,5 +1,6 @@
 // What a run prints and leaves: its folder, the lines of its start and of its evaluations, quantizers in its summary.
 #pragma once
+#include "../formats/tfevents.h"
 #include "evaluation.cuh"
 
 // What the command reads must not lie in a folder or be a file that it replaces
@@ -17,7 +18,7 @@ inline void check_inputs_outside(const Options& o, const std::string& replaced) 
 
 // the same of a run, which replaces its logs and its checkpoints
 inline void check_inputs_outside_run(const Options& o) {
-    for (const char* name : run_dir_files) check_inputs_outside(o, o.output_dir + "/" + name);
+    for (const std::string& name : run_file_names(o.output_dir)) check_inputs_outside(o, o.output_dir + "/" + name);
     for (int64_t step : checkpoint_steps(o.output_dir))
         for (const char* suffix : {"", "-merged"})
             check_inputs_outside(o, checkpoint_folder(o.output_dir, step) + suffix);
@@ -203,4 +204,76 @@ inline void print_samples(const char* when, const std::vector<Prompt>& prompts, 
                one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
                one_line(prompts[c.problem].gold, 100).c_str());
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// for TensorBoard, in Markdown
+
+// `text` as it is, in a cell of a table: fenced by more backticks than it has in a row
+inline std::string markdown_code(const std::string& text) {
+    size_t longest = 0, row = 0;
+    for (char c : text) longest = std::max(longest, row = c == '`' ? row + 1 : 0);
+    const std::string fence(longest + 1, '`');
+    return text.empty() ? "" : fence + (longest ? " " : "") + text + (longest ? " " : "") + fence;
+}
+
+// a block of code, whatever is in it
+inline std::string markdown_block(const std::string& text) {
+    std::string block = "    ";
+    for (char c : text) block += c == '\n' ? "\n    " : std::string(1, c);
+    return block + "\n";
+}
+
+// Two tables of options: those that are not at their defaults, and the others
+inline std::string config_markdown(const Options& o) {
+    Options defaults;
+    resolve_options(defaults);
+    const std::vector<int> changed = changed_rows(o);
+    std::string set = "| option | value | default |\n| --- | --- | --- |\n",
+                others = "| option | default |\n| --- | --- |\n";
+    for (int i : rows_for(1u << o.command)) {
+        if (!option_rows[i].name) continue;
+        const std::string name = option_rows[i].name;
+        const std::string value = markdown_code(escape_controls(option_text(o, i)));
+        const std::string normal = markdown_code(escape_controls(option_text(defaults, i)));
+        if (std::count(changed.begin(), changed.end(), i)) set += "| " + name + " | " + value + " | " + normal + " |\n";
+        else others += "| " + name + " | " + value + " |\n";
+    }
+    return format("train_qrl %s %s\n\n", TRAIN_QRL_VERSION, command_rows[o.command].name) + set + "\n" + others;
+}
+
+// The options of a row of the HPARAMS tab: those that are not at their defaults, and those by which runs are told apart
+inline nlohmann::ordered_json hparams_json(const Options& o) {
+    const nlohmann::ordered_json all = options_to_json(o);
+    std::set<std::string> names = {"command", "model", "weights", "learning_rate", "seed"};
+    for (int i : changed_rows(o)) names.insert(option_rows[i].name);
+    nlohmann::ordered_json j;
+    for (const auto& item : all.items())
+        if (names.count(item.key()) && item.key() != "output_dir" && item.key() != "overwrite_output_dir" &&
+            !item.value().is_null())
+            j[item.key()] = item.value();
+    return j;
+}
+
+// The first samples of an evaluation, whole
+inline std::string samples_markdown(const std::vector<Prompt>& prompts, const EvalResult& e) {
+    const std::vector<EvalSample>& list = e.answers.sampled.empty() ? e.answers.greedy : e.answers.sampled;
+    std::string text;
+    int last = -1, shown_problems = 0;
+    for (const EvalSample& c : list) {
+        if (c.problem == last) continue;
+        if (shown_problems++ == 5) break;
+        last = c.problem;
+        text += format("**%s**, the answer is %s\n\n", c.strict ? "right" : "wrong",
+                       markdown_code(escape_controls(prompts[c.problem].gold)).c_str());
+        text += markdown_block(escape_controls(prompts[c.problem].text, "\n")) + "\n" + "completion\n\n" +
+                markdown_block(escape_controls(c.text, "\n")) + "\n---\n\n";
+    }
+    return text;
+}
+
+// What the run is, in its first events; on the way of a run that goes on, what it is from there
+inline void log_event_config(RunDir& run, const Options& o, int64_t step, bool begins) {
+    log_event_text(run, step, "configuration", config_markdown(o));
+    if (begins) log_event(run, event_hparams_start(unix_seconds(), step, hparams_json(o)));
 }

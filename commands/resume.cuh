@@ -207,7 +207,7 @@ inline nlohmann::ordered_json flags_json(const Options& o, bool given) {
 inline const char* flag_effect(const Options& o, const std::string& name) {
     for (const char* free :
          {"save_steps", "save_total_limit", "save_only_model", "save_dtype", "logging_steps", "log_completions",
-          "ddp_timeout", "threads", "gradient_checkpointing", "rollout_batch", "merge_adapter"})
+          "report_to", "ddp_timeout", "threads", "gradient_checkpointing", "rollout_batch", "merge_adapter"})
         if (name == free) return "changes nothing in the weights";
     for (const char* measured : {"eval_steps", "eval_n", "eval_samples", "eval_data", "eval_text", "eval_text_length",
                                  "load_best_model_at_end", "metric_for_best_model"})

@@ -189,12 +189,15 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
             if (!latest.is_null()) setting.last_evaluation = evaluation_start(latest["step"], latest["when"]);
         }
     }
+    setting.events = r.comm.rank == 0 && reports_to(o, "tensorboard");
     if (resume.from_start && !o.overwrite_output_dir && file_exists(o.output_dir + "/config.json")) {
         check_same_config(o, {"output_dir", "overwrite_output_dir"},
                           "holds a run that has no checkpoint yet and was begun");
         setting.overwrite = true;
     }
     r.dir = session_run_dir(r.s, setting, r.run_id);
+    begin_events(r.dir, setting.resume_step, resume.on() && !resume.state["loop"]["pending_metrics"].is_null());
+    log_event_config(r.dir, o, resume.on() ? resume.step() : 0, setting.resume_step < 0);
     fputs(options_print(o).c_str(), stdout);
     print_start(r.s);
     printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
@@ -210,15 +213,6 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the run
-
-// an evaluation on the way, in the line of its step
-inline void eval_metrics(nlohmann::ordered_json& metrics, const EvalScores& s) {
-    if (s.samples) metrics["eval_pass@1"] = s.pass1.mean;
-    if (s.greedy_problems) metrics["eval_greedy"] = s.greedy.mean;
-    if (s.rewards.empty()) return;
-    metrics["eval_reward"] = s.reward.mean;
-    for (const auto& [name, mean] : s.rewards) metrics["eval_rewards/" + name + "/mean"] = mean.mean;
-}
 
 inline LoopConfig loop_config(TrainingRun& r) {
     const Options& o = r.s.o;
@@ -243,7 +237,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
         if (r.measure) {
             measured = r.measure(when.c_str());
             if (measured.is_null()) return false;
-            for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
+            eval_metrics(metrics, measured);
         }
         if (!r.held_out.empty()) {
             const double begun = wall_seconds();
@@ -253,6 +247,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
             eval_metrics(metrics, e.scores);
             scores = eval_to_json(e.scores);
             print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
+            log_event_text(r.dir, step, "samples", samples_markdown(r.held_out, e));
         }
         log_evaluation(r, step, when, scores, measured);
         judge_best(r, metrics, "eval_", step);
@@ -353,6 +348,7 @@ inline int training_finish(TrainingRun& r) {
     const int64_t model = c.best >= 0 && !stopped ? c.best : r.state.step;
     const std::string checkpoint = c.folder(model);
     const double seconds = wall_seconds() - r.start;
+    if (!stopped) log_event(r.dir, event_hparams_end(unix_seconds(), r.state.step));
     close_run_dir(r.dir, training_summary(r, stopped, checkpoint));
     training_report(r);
     if (!r.held_out.empty())

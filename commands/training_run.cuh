@@ -57,7 +57,7 @@ inline void log_evaluation(TrainingRun& r, int64_t step, const std::string& when
 
 // report.html, with all that is logged. A run does not end for want of it
 inline void training_report(TrainingRun& r) {
-    if (r.comm.rank != 0) return;
+    if (r.comm.rank != 0 || !reports_to(r.s.o, "html")) return;
     const double begun = wall_seconds();
     try {
         r.report.path = r.dir.path;
@@ -73,6 +73,20 @@ inline nlohmann::ordered_json found_of(const nlohmann::ordered_json& all, const 
     return all.contains(when) ? all[when] : nlohmann::ordered_json();
 }
 
+// an evaluation as numbers of a step
+inline void eval_metrics(nlohmann::ordered_json& metrics, const EvalScores& s, const std::string& prefix = "eval_") {
+    if (s.samples) metrics[prefix + "pass@1"] = s.pass1.mean;
+    if (s.greedy_problems) metrics[prefix + "greedy"] = s.greedy.mean;
+    if (s.rewards.empty()) return;
+    metrics[prefix + "reward"] = s.reward.mean;
+    for (const auto& [name, mean] : s.rewards) metrics[prefix + "rewards/" + name + "/mean"] = mean.mean;
+}
+
+// the same of held-out texts
+inline void eval_metrics(nlohmann::ordered_json& metrics, const nlohmann::ordered_json& measured) {
+    for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
+}
+
 // Held-out texts and problems, once before and once after training; what a checkpoint has of it is not done again
 inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) {
     if (training_stopped(r)) return;
@@ -82,6 +96,11 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
         if (measured.is_null()) return;  // stopped
         r.measured[when] = measured;
         if (r.held_out.empty()) log_evaluation(r, step, when, nullptr, measured);
+        if (when != std::string("best")) {
+            nlohmann::ordered_json metrics;
+            eval_metrics(metrics, measured);
+            log_event_scalars(r.dir, r.state.step, metrics);
+        }
     }
     if (r.held_out.empty() || r.evaluated.contains(when)) return;
     const double begun = wall_seconds();
@@ -100,6 +119,12 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     r.evaluated[when] = eval_to_json(result.scores);
     if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
     log_evaluation(r, step, when, r.evaluated[when], found_of(r.measured, when));
+    if (when == std::string("best")) return;  // which its step has logged
+    nlohmann::ordered_json metrics;
+    eval_metrics(metrics, result.scores);
+    if (r.with_full_precision) eval_metrics(metrics, full.scores, "eval_full_precision_");
+    log_event_scalars(r.dir, r.state.step, metrics);
+    log_event_text(r.dir, r.state.step, "samples", samples_markdown(r.held_out, result));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -228,23 +228,24 @@ inline void write_file_atomic(const std::string& path, const std::string& text) 
     file.commit();
 }
 
-// A log with one record a line. Every line is one write(), so a killed run leaves whole lines; a line that the disk
-// has no room for is taken back. A last line without its newline (power loss) is cut off when the log is reopened.
-// One writer.
+// A log with one record a line, or of records that say themselves where they end. Every record is one write(), so a killed
+// run leaves whole ones; one that the disk has no room for is taken back. A last line without its newline (power loss) is
+// cut off when the log is reopened. One writer.
 struct AppendFile {
     std::string path;
     int fd = -1;
-    uint64_t size = 0;     // bytes of complete lines
+    uint64_t size = 0;     // bytes of complete records
     bool regular = false;  // a terminal or a pipe cannot be truncated
 
     AppendFile() = default;
-    explicit AppendFile(const std::string& path_) : path(path_) {
+    explicit AppendFile(const std::string& path_, bool lines = true) : path(path_) {
         fd = open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
         if (fd < 0) fail("cannot open %s for appending: %s; %s", path.c_str(), strerror(errno), write_advice(errno));
         struct stat st;
         regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
         if (!regular) return;
         size = (uint64_t)st.st_size;
+        if (!lines) return;
         char block[4096];
         uint64_t end = size;  // just behind the last newline
         while (end > 0) {
@@ -277,10 +278,13 @@ struct AppendFile {
 
     // text without its newline
     void line(const std::string& text) {
-        if (fd < 0) fail("cannot append to %s: it is not open", path.c_str());
         if (text.find('\n') != std::string::npos)
             fail("a record for %s contains a newline; write it as one JSON line", path.c_str());
-        std::string record = text + "\n";
+        append(text + "\n", "line");
+    }
+    // what: "line" or "record"
+    void append(const std::string& record, const char* what = "record") {
+        if (fd < 0) fail("cannot append to %s: it is not open", path.c_str());
         ssize_t n;
         do n = ::write(fd, record.data(), record.size());
         while (n < 0 && errno == EINTR);
@@ -298,7 +302,8 @@ struct AppendFile {
         }
         bool undone = !regular || n <= 0 || ftruncate(fd, (off_t)size) == 0;
         fail("cannot append %llu bytes to %s: %s; %s (%s)", (unsigned long long)record.size(), path.c_str(),
-             strerror(e), write_advice(e), undone ? "the lines before it are whole" : "its last line is torn");
+             strerror(e), write_advice(e),
+             (undone ? format("the %ss before it are whole", what) : format("its last %s is torn", what)).c_str());
     }
     // on the disk, not only in the page cache
     void sync() {

@@ -249,6 +249,7 @@ OPT(std::string, metric_for_best_model, "auto", "auto|pass@1|greedy|log_loss|kl|
 OPT(std::string, save_dtype, "float32", "float32|bfloat16|float16", IN_TRAIN | IN_QUANTIZE | IN_EXPORT, "type of the saved weights; unless given, bfloat16 for what a quantized export does not quantize") \
 OPT(int, logging_steps, 1, "[1, 1000000000]", IN_TRAIN, "log every so many steps") \
 OPT(bool, log_completions, true, "", IN_GRPO | IN_DISTILL | IN_EVAL, "write completions.jsonl") \
+OPT(std::string, report_to, "tensorboard, html", "{tensorboard, html, none}", IN_TRAIN, "where a run can be watched while it goes on: tensorboard (event files in output_dir, for tensorboard --logdir), html (report.html there), or none") \
 OPT(int, ddp_timeout, 1800, "[1, 604800]", IN_TRAIN, "seconds that a rank waits for the others before it gives up; one that has died or is stuck is not heard of") \
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT | IN_BENCH, "CPU threads; 0: the cores that affinity and a container's quota allow") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
@@ -609,6 +610,9 @@ inline void resolve_options(Options& o) {
     if (!option_is_set(o, option_index("steps_per_generation"))) o.steps_per_generation = o.gradient_accumulation_steps;
 }
 
+// is `where` (tensorboard, html) one of --report_to?
+inline bool reports_to(const Options& o, const char* where) { return list_has(o.report_to, where); }
+
 // What no single row can check.
 inline void check_options(const Options& o) {
     if (o.temperature > 0 && o.temperature < 0.0001)  // logits divided by it would leave the numbers there are
@@ -624,6 +628,8 @@ inline void check_options(const Options& o) {
         fail_usage("--traces %s: two models score them; name the reference with --against",
                    printable(o.traces).c_str());
     stop_strings_parse(o.stop_strings);
+    if (reports_to(o, "none") && split_words(o.report_to).size() > 1)
+        fail_usage("--report_to %s: none stands alone; leave it or the others out", printable(o.report_to).c_str());
     if (o.command == COMMAND_COMPARE && o.arguments.size() < 2)
         fail_usage(
             "compare needs two evaluations at least, folders of train_qrl eval: train_qrl compare BASELINE OTHER ...; "
@@ -770,6 +776,16 @@ inline std::string options_help(const Options& o) {
                                    : ("{" + join_words(allowed_words(r.allowed), "|") + "}").c_str());
     }
     return s + "\n";
+}
+
+// the rows of a command whose value is not the default
+inline std::vector<int> changed_rows(const Options& o) {
+    Options defaults;
+    resolve_options(defaults);
+    std::vector<int> rows;
+    for (int i : rows_for(1u << o.command))
+        if (option_rows[i].name && option_text(o, i) != option_text(defaults, i)) rows.push_back(i);
+    return rows;
 }
 
 // What differs from the defaults, each with its default: `* learning_rate  5e-06  (default 1e-06)`

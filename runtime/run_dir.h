@@ -1,9 +1,12 @@
-// The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few, token by token), code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json or (--against) drift.json, and
-// summary.json, which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
-// not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
-// look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
-// and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak memory, short numbers.
+// The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one object
+// a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few of them, token by
+// token), code_flips.jsonl, quant_statistics.jsonl, event files for TensorBoard (formats/tfevents.h), report.html, of an
+// evaluation results.json or (--against) drift.json, and summary.json, which is there when the run ended in order (also
+// after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers
+// that are not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another
+// run's look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves
+// checkpoints alone, and a run that goes on from a checkpoint cuts its logs behind that step. Also here: the clock, peak
+// memory, short numbers.
 #pragma once
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -12,7 +15,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <string>
 #include <nlohmann/json.hpp>
@@ -26,10 +31,45 @@ static constexpr const char* run_dir_files[] = {
     "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json",
     "report.html"};
 
+// Event files are called events.out.tfevents.TIME.train_qrl, since TensorBoard reads those of a folder in the order of their
+// names, and wants "tfevents" in them. TIME: seconds since 1970, ten digits
+static constexpr const char *EVENTS_PREFIX = "events.out.tfevents.", *EVENTS_SUFFIX = ".train_qrl";
+
+// the names of those in a folder, in order
+inline std::vector<std::string> event_files(const std::string& folder) {
+    std::error_code ec;
+    std::vector<std::string> names;
+    const size_t before = strlen(EVENTS_PREFIX), around = before + strlen(EVENTS_SUFFIX);
+    for (const auto& entry : std::filesystem::directory_iterator(folder, ec)) {
+        const std::string name = entry.path().filename().string();
+        if (name.size() == around + 10 && name.rfind(EVENTS_PREFIX, 0) == 0 &&
+            name.find_first_not_of("0123456789", before) == before + 10 && name.substr(before + 10) == EVENTS_SUFFIX)
+            names.push_back(name);
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+// behind all of `there`, though the clock was set back
+inline std::string new_event_file(const std::vector<std::string>& there) {
+    long long now = (long long)time(nullptr);
+    if (!there.empty()) now = std::max(now, 1 + atoll(there.back().c_str() + strlen(EVENTS_PREFIX)));
+    return format("%s%010lld%s", EVENTS_PREFIX, now, EVENTS_SUFFIX);
+}
+
+// all that a run may have left in its folder beside checkpoints
+inline std::vector<std::string> run_file_names(const std::string& folder) {
+    std::vector<std::string> names(std::begin(run_dir_files), std::end(run_dir_files));
+    for (const std::string& name : event_files(folder)) names.push_back(name);
+    return names;
+}
+
 struct RunDir {
     std::string path;
     FolderLock lock;
     AppendFile metrics, evaluations, completions, samples, code_flips, quant_statistics;  // closed: the run logs none
+    AppendFile events;                                                                    // begin_events() opens it
+    std::string events_name;                                                              // "": the run writes none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -57,7 +97,7 @@ inline void make_folders(const std::string& path) {
 
 // the name of something a run left in the folder; "" when it holds none
 inline std::string run_in_folder(const std::string& path) {
-    for (const char* name : run_dir_files) {
+    for (const std::string& name : run_file_names(path)) {
         struct stat st;
         if (lstat((path + "/" + name).c_str(), &st) == 0) return name;
     }
@@ -111,18 +151,19 @@ struct RunDirSetting {
     int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
     std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)
     bool goes_on = false;              // an evaluation: its logs are kept as they are
+    bool events = false;               // for TensorBoard
 };
 
 // Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
 inline void check_overwritable(const std::string& path) {
     const std::set<std::string> written = written_names(path, WrittenKind::run);
-    for (const char* name : run_dir_files) {
+    for (const std::string& name : run_file_names(path)) {
         struct stat st;
         if (lstat((path + "/" + name).c_str(), &st) == 0 && !written.count(name))
             fail(
                 "%s/%s was not written by a run of this program, so it is not replaced; move it, or choose another "
                 "--output_dir",
-                path.c_str(), name);
+                path.c_str(), name.c_str());
     }
     for (int64_t step : checkpoint_steps(path))
         for (const char* suffix : {"", "-merged"}) check_replaceable(checkpoint_folder(path, step) + suffix);
@@ -145,9 +186,16 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
             "or replace its logs with --overwrite_output_dir",
             path.c_str(), found.c_str());
     if (!resumes) check_overwritable(path);
-    mark_written(path, WrittenKind::run, {std::begin(run_dir_files), std::end(run_dir_files)});
-    for (const std::string name : run_dir_files) {
-        if (name == "config.json") continue;  // replaced as one
+    const std::vector<std::string> names = run_file_names(path), events = event_files(path);
+    const std::set<std::string> before = written_names(path, WrittenKind::run);
+    std::set<std::string> written(std::begin(run_dir_files), std::end(run_dir_files));
+    for (const std::string& name : events)
+        if (resumes && before.count(name)) written.insert(name);  // what was its own is so still
+    if (setting.events) written.insert(run.events_name = new_event_file(events));
+    mark_written(path, WrittenKind::run, written);
+    for (const std::string& name : names) {
+        if (name == "config.json") continue;                                      // replaced as one
+        if (resumes && std::count(events.begin(), events.end(), name)) continue;  // begin_events() cuts them
         if (resumes && name.size() > 6 && name.compare(name.size() - 6, 6, ".jsonl") == 0) {
             if (setting.goes_on) continue;
             if (name == "evaluations.jsonl")
@@ -168,8 +216,8 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f :
-         {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips, &run.quant_statistics})
+    for (AppendFile* f : {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips,
+                          &run.quant_statistics, &run.events})
         f->sync();
 }
 
@@ -189,6 +237,7 @@ inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.samples.close();
     run.code_flips.close();
     run.quant_statistics.close();
+    run.events.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }
 

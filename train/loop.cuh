@@ -2,6 +2,7 @@
 // what is trained on is data/examples.h's, what for is an objective's, and how a number gets into the weights an
 // optimizer's.
 #pragma once
+#include "../formats/tfevents.h"
 #include "objective.cuh"
 #include "rank_check.cuh"
 #include "schedule.h"
@@ -123,6 +124,18 @@ inline void log_code_flips(RunDir& run, const Model& m, int64_t step) {
     run.code_flips.line(json_line(flips));
 }
 
+// the same by layer, for TensorBoard
+inline nlohmann::ordered_json layer_flips(const Model& m) {
+    std::map<std::string, std::pair<double, double>> layers;  // codes that changed, and codes
+    for (const LinearPart* q : quantized_parts(m)) {
+        const std::string layer = q->layer < 0 ? q->label : format("layer_%02d", q->layer);
+        layers[layer].first += (double)q->flips, layers[layer].second += (double)q->count();
+    }
+    nlohmann::ordered_json rates;
+    for (const auto& [layer, n] : layers) rates["code_flip_rate/" + layer] = n.first / n.second;
+    return rates;
+}
+
 // A run that does not move the quantized model should say so
 struct FlipWatch {
     static constexpr int steps_until_said = 10;
@@ -150,6 +163,7 @@ inline bool loop_log_pending(const LoopConfig& c, LoopState& state, bool evaluat
     }
     if (c.run) log_metrics(*c.run, j);
     state.pending = nullptr;
+    if (c.run) log_event_scalars(*c.run, state.step, j);
     return true;
 }
 
@@ -189,6 +203,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         if (logs) {
             if (c.run && c.log_completions) objective.completions(*c.run, r.step);
             if (c.run && c.flips_counted) log_code_flips(*c.run, *t.model, r.step);
+            if (c.run && c.flips_counted) log_event_scalars(*c.run, r.step, layer_flips(*t.model));
             printf("%s\n", objective.line(r).c_str());
             flush_report(c.run ? c.run->path : "");
         }
