@@ -10,6 +10,7 @@
 #include "commands/grpo.cuh"         // grpo_command: the main job
 #include "commands/quantize.cuh"     // quantize_command: post-training quantization
 #include "commands/sft.cuh"          // sft_command: supervised fine-tuning
+#include "commands/report.cuh"       // report_command: a run as a page of curves
 #include "commands/text.cuh"         // tokenize_command, logprobs_command: JSON lines in and out
 #include "runtime/cpu_check.h"       // before main: has the CPU what the program was compiled for?
 #include "runtime/standard_files.h"  // open_standard_files, flush_result, flush_report

@@ -132,15 +132,11 @@ inline void bench_growth(BenchRun& r, const std::string& model, const ModelConfi
 // what the numbers were measured on
 inline nlohmann::ordered_json bench_machine() {
     nlohmann::ordered_json j;
-    std::ifstream cpu("/proc/cpuinfo");
-    std::string line, name;
-    while (name.empty() && std::getline(cpu, line))
-        if (line.rfind("model name", 0) == 0) name = line.substr(std::min(line.size(), line.find(':') + 2));
     char date[32] = "";
     const time_t now = time(nullptr);
     strftime(date, sizeof(date), "%Y-%m-%d", gmtime(&now));
     j["date"] = date;
-    j["cpu"] = name;
+    j["cpu"] = cpu_name();
     j["threads"] = bench_threads();
     j["precision"] = PRECISION_NAME;
     j["products"] = instructions_name();

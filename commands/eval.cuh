@@ -258,7 +258,7 @@ inline int eval_command(Session& s) {
     std::vector<EvalEarlier> earlier = eval_resume(s, w.sets, w.reward_names);
     RunDirSetting setting{false, problems};
     setting.goes_on = o.resume;
-    RunDir run = session_run_dir(o, setting, new_run_id());
+    RunDir run = session_run_dir(s, setting, new_run_id());
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     buffer_forget(s.m.master);  // nothing is trained

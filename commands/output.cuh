@@ -24,9 +24,49 @@ inline void check_inputs_outside_run(const Options& o) {
             check_inputs_outside(o, checkpoint_folder(o.output_dir, step) + suffix);
 }
 
+// the instructions of the products; those that multiply bf16 are of no use to an fp32 build
+inline const char* instructions_name() {
+    const CpuIsa isa = cpu_isa();
+    return cpu_isa_name(sizeof(floatX) == 4 && isa > CpuIsa::avx512 ? CpuIsa::avx512 : isa);
+}
+
+// the CPU as its system calls it; "": it does not say
+inline std::string cpu_name() {
+    std::ifstream cpu("/proc/cpuinfo");
+    for (std::string line; std::getline(cpu, line);)
+        if (line.rfind("model name", 0) == 0) return line.substr(std::min(line.size(), line.find(':') + 2));
+    return "";
+}
+
+// What a run is computed by, for its config.json; --config does not read it
+inline nlohmann::ordered_json machine_json(const Session& s) {
+    nlohmann::ordered_json j;
+    char date[32] = "";
+    const time_t now = time(nullptr);
+    strftime(date, sizeof(date), "%Y-%m-%d %H:%M UTC", gmtime(&now));
+    j["began"] = date;
+    j["device"] = s.m.dev.cuda ? "cuda" : "cpu";
+    j["cpu"] = cpu_name();
+    j["instructions"] = instructions_name();
+#if defined(_OPENMP)
+    j["threads"] = omp_get_max_threads();
+#else
+    j["threads"] = 1;
+#endif
+    j["ranks"] = world_size();
+    j["precision"] = PRECISION_NAME;
+#if defined(__clang__)
+    j["compiler"] = "clang " __clang_version__;
+#else
+    j["compiler"] = "g++ " __VERSION__;
+#endif
+    return j;
+}
+
 // --output_dir, or the first of out, out-2, out-3 ... that holds no run. setting: for `completions`, whether there will be
 // any; run_id: what config.json and the checkpoints of a run have in common
-inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::string& run_id) {
+inline RunDir session_run_dir(Session& s, RunDirSetting setting, const std::string& run_id) {
+    Options& o = s.o;
     for (int i = 2;
          !o.given("output_dir") && std::filesystem::is_directory(o.output_dir) && !run_in_folder(o.output_dir).empty();
          i++)
@@ -36,6 +76,7 @@ inline RunDir session_run_dir(Options& o, RunDirSetting setting, const std::stri
     setting.completions &= o.log_completions, setting.samples &= o.log_completions;
     nlohmann::ordered_json config = options_to_json(o);
     config["run_id"] = run_id;
+    config["machine"] = machine_json(s);
     return open_run_dir(o.output_dir, setting, config);
 }
 
@@ -48,12 +89,6 @@ inline void check_same_config(const Options& o, const std::set<std::string>& fre
             fail("%s %s with another --%s (%s, now %s); give the same, or begin anew with --overwrite_output_dir",
                  o.output_dir.c_str(), what, item.key().c_str(), printable(config[item.key()].dump()).c_str(),
                  printable(item.value().dump()).c_str());
-}
-
-// the instructions of the products; those that multiply bf16 are of no use to an fp32 build
-inline const char* instructions_name() {
-    const CpuIsa isa = cpu_isa();
-    return cpu_isa_name(sizeof(floatX) == 4 && isa > CpuIsa::avx512 ? CpuIsa::avx512 : isa);
 }
 
 // is this build for this CPU?

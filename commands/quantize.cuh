@@ -181,7 +181,7 @@ inline int quantize_command(Session& s) {
     if (quantize_plan(q)) return 0;
     session_load_weights(s, false);
     if (!s.embedded_model && !s.source.known()) s.source = model_source(o.model);
-    q.dir = session_run_dir(o, {}, new_run_id());
+    q.dir = session_run_dir(s, {}, new_run_id());
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
     if (q.calibration.self)

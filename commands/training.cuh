@@ -191,7 +191,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
                           "holds a run that has no checkpoint yet and was begun");
         setting.overwrite = true;
     }
-    r.dir = session_run_dir(r.s.o, setting, r.run_id);
+    r.dir = session_run_dir(r.s, setting, r.run_id);
     begin_events(r.dir, setting.resume_step, resume.on() && !resume.state["loop"]["pending_metrics"].is_null());
     log_event_config(r.dir, o, resume.on() ? resume.step() : 0, setting.resume_step < 0);
     fputs(options_print(o).c_str(), stdout);
@@ -225,6 +225,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
     c.flips_counted = r.flips_counted;
     c.log_completions = o.log_completions;
     c.save = [&r](int64_t) { checkpoint_save(r.checkpoints); };
+    c.report = [&r] { training_report(r); };
     c.worth_saving = [&r] { return std::exchange(r.new_best, false); };
     if (r.held_out.empty() && !r.measure) return c;
     c.evaluate = [&r](int64_t step, nlohmann::ordered_json& metrics) {
@@ -269,6 +270,7 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     if (!r.measured.empty()) j["held_out_text"] = r.measured;
     j["wall_seconds"] = r.earlier_seconds + wall_seconds() - r.start;
     j["eval_seconds"] = r.eval_seconds;
+    j["report_seconds"] = r.report_seconds;
     auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
     if (state.generated.seconds > 0) {
         j["tokens_generated"] = state.generated.completion_tokens;
@@ -332,6 +334,7 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
     training_evaluate(r, "before", 0);
+    training_report(r);
     train_loop(r.t, objective, r.data, loop_config(r), r.state);
     checkpoint_save(r.checkpoints);
     training_evaluate(r, "after", 1u << 30);
@@ -348,6 +351,7 @@ inline int training_finish(TrainingRun& r) {
     const double seconds = wall_seconds() - r.start;
     if (!stopped) log_event(r.dir, event_hparams_end(unix_seconds(), r.state.step));
     close_run_dir(r.dir, training_summary(r, stopped, checkpoint));
+    training_report(r);
     if (!r.held_out.empty())
         printf("evaluated   %zu problems, %.1f s in all (%.1f%% of the run)\n", r.held_out.size(), r.eval_seconds,
                100.0 * r.eval_seconds / seconds);

@@ -1,5 +1,6 @@
 // A training run: what belongs to one, its evaluations before, within and after training, and the best of them.
 #pragma once
+#include "../eval/report.h"
 #include "../train/loop.cuh"
 #include "checkpoints.cuh"
 
@@ -15,7 +16,8 @@ struct TrainingRun {
     LoopState state;
     Checkpoints checkpoints{s, dir, t, state};
     double start = wall_seconds(), earlier_seconds = 0.0;  // earlier: of the run before it was resumed
-    double eval_seconds = 0.0;
+    double eval_seconds = 0.0, report_seconds = 0.0;
+    ReportRun report;                  // what report.html has been made of so far
     double planned_evaluations = 0.0;  // of all held-out problems, in the whole run
     int evaluations = 0;               // that eval_seconds are of
     Progress* progress = nullptr;      // while there is one
@@ -73,6 +75,20 @@ inline void log_evaluation(TrainingRun& r, int64_t step, const std::string& when
     r.latest_evaluation = j;
 }
 
+// report.html, with all that is logged. A run does not end for want of it
+inline void training_report(TrainingRun& r) {
+    if (r.comm.rank != 0 || !reports_to(r.s.o, "html")) return;
+    const double begun = wall_seconds();
+    try {
+        r.report.path = r.dir.path;
+        report_read(r.report);
+        report_write(r.dir.path + "/report.html", report_page(r.report));
+    } catch (const std::exception& e) {
+        fprintf(stderr, "warning: no report: %s\n", escape_controls(e.what()).c_str());
+    }
+    r.report_seconds += wall_seconds() - begun;
+}
+
 inline nlohmann::ordered_json found_of(const nlohmann::ordered_json& all, const char* when) {
     return all.contains(when) ? all[when] : nlohmann::ordered_json();
 }
@@ -100,7 +116,7 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
         if (measured.is_null()) return;  // stopped
         r.measured[when] = measured;
         if (r.held_out.empty()) log_evaluation(r, step, when, nullptr, measured);
-        if (!measured.is_null() && when != std::string("best")) {
+        if (when != std::string("best")) {
             nlohmann::ordered_json metrics;
             eval_metrics(metrics, measured);
             log_event_scalars(r.dir, r.state.step, metrics);

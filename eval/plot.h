@@ -166,10 +166,10 @@ inline PlotScale plot_scale(const PlotAxis& axis, const std::vector<double>& val
 // drawing
 
 static constexpr const char* PLOT_STYLE =
-    "<style>.plot,.legend{--ink:#222;--paper:#fff;--grid:#ddd;--c0:#0072B2;--c1:#D55E00;--c2:#009E73;--c3:#CC79A7;--c4:"
+    "<style>.plot{--ink:#222;--paper:#fff;--grid:#ddd;--c0:#0072B2;--c1:#D55E00;--c2:#009E73;--c3:#CC79A7;--c4:"
     "#B88700;"
     "--c5:#3A9BD9;--c6:#666;font:12px sans-serif}"
-    "@media(prefers-color-scheme:dark){.plot,.legend{--ink:#e8e8e8;--paper:#181818;--grid:#3a3a3a;--c0:#56B4E9;--c1:#"
+    "@media(prefers-color-scheme:dark){.plot{--ink:#e8e8e8;--paper:#181818;--grid:#3a3a3a;--c0:#56B4E9;--c1:#"
     "FF8C3B;"
     "--c2:#2FC79B;--c3:#E39BC4;--c4:#F0C75E;--c5:#8CCBF2;--c6:#aaa}}"
     ".plot text{fill:var(--ink)}.plot .grid{stroke:var(--grid)}.plot .axis{stroke:var(--ink)}.plot .line{fill:none;"

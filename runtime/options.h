@@ -43,6 +43,7 @@
     CMD(DISTILL, distill, true, "a quantized student learns from an unquantized teacher")        \
     CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                           \
     CMD(COMPARE, compare, false, "paired tests between evaluations")                             \
+    CMD(REPORT, report, false, "a run as a page of curves, or several beside each other")        \
     CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")            \
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
@@ -86,7 +87,9 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 };
 
 // what a command takes beside its flags; "": nothing
-inline const char* arguments_text(Command c) { return c == COMMAND_COMPARE ? "EVALUATION EVALUATION ..." : ""; }
+inline const char* arguments_text(Command c) {
+    return c == COMMAND_COMPARE ? "EVALUATION EVALUATION ..." : c == COMMAND_REPORT ? "RUN [RUN ...]" : "";
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the table
@@ -270,7 +273,7 @@ OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") 
 OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \
 OPT(double, margin, 0, "[0, 100)", IN_COMPARE, "points within which two evaluations count as equal, which two one-sided tests then test; 0: not tested") \
 OPT(int, bootstrap_samples, 10000, "[100, 1000000]", IN_COMPARE, "resamples of the bootstrap, and of the sign flips where an exact test would take too long") \
-OPT(std::string, output, "", "", IN_COMPARE, "JSON file for all that is printed and more; empty: none") \
+OPT(std::string, output, "", "", IN_COMPARE | IN_REPORT, "compare: JSON file for all that is printed and more; empty: none; report: the HTML file; empty: report.html in the run's folder, of several runs in the current one") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this") \
@@ -537,8 +540,8 @@ inline int option_row_of(const std::string& name, Command command, const std::st
     return row;
 }
 
-// Reads --config: one object whose keys are option names. null leaves the default. The keys "command", "version"
-// and "run_id", which config.json of a run has, are understood: the command is taken when the command line names none.
+// Reads --config: one object whose keys are option names. null leaves the default. The keys "command", "version",
+// "run_id" and "machine", which config.json of a run has, are understood: the command is taken when the command line names none.
 // "arguments" is a list of what stands beside the flags.
 inline nlohmann::ordered_json read_config_file(const std::string& path) {
     const std::string file = printable(path, 400);
@@ -580,7 +583,8 @@ inline void apply_config_file(Options& o, const std::string& path) {
         o.command = c;
     }
     for (auto& item : j.items()) {
-        if (item.key() == "command" || item.key() == "version" || item.key() == "run_id") continue;
+        if (item.key() == "command" || item.key() == "version" || item.key() == "run_id" || item.key() == "machine")
+            continue;
         if (item.key() == "arguments" && *arguments_text(o.command)) {
             config_arguments(o, item.value(), file);
             continue;
@@ -631,6 +635,8 @@ inline void check_options(const Options& o) {
         fail_usage(
             "compare needs two evaluations at least, folders of train_qrl eval: train_qrl compare BASELINE OTHER ...; "
             "seeds of one arm are joined by commas: a1,a2,a3");
+    if (o.command == COMMAND_REPORT && o.arguments.empty())
+        fail_usage("report needs the folder of a run, or several: train_qrl report RUN [RUN ...]");
 }
 
 // args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over

@@ -1,11 +1,11 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one object
-// a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few, token by
-// token), code_flips.jsonl, quant_statistics.jsonl, event files for TensorBoard (formats/tfevents.h), of an evaluation
-// results.json or (--against) drift.json, and summary.json, which is there when the run ended in order (also after Ctrl-C).
-// A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are not
-// finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's look like
-// one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone, and
-// a run that goes on from a checkpoint cuts its logs behind that step. Also here: peak memory.
+// a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few of them, token by
+// token), code_flips.jsonl, quant_statistics.jsonl, event files for TensorBoard (formats/tfevents.h), report.html, of an
+// evaluation results.json or (--against) drift.json, and summary.json, which is there when the run ended in order (also
+// after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers
+// that are not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another
+// run's look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves
+// checkpoints alone, and a run that goes on from a checkpoint cuts its logs behind that step. Also here: peak memory.
 #pragma once
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -26,7 +26,8 @@
 
 static constexpr const char* run_dir_files[] = {
     "config.json",      "metrics.jsonl",          "evaluations.jsonl", "completions.jsonl", "samples.jsonl",
-    "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json"};
+    "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json",
+    "report.html"};
 
 // Event files are called events.out.tfevents.TIME.train_qrl, since TensorBoard reads those of a folder in the order of their
 // names, and wants "tfevents" in them. TIME: seconds since 1970, ten digits
@@ -65,8 +66,8 @@ struct RunDir {
     std::string path;
     FolderLock lock;
     AppendFile metrics, evaluations, completions, samples, code_flips, quant_statistics;  // closed: the run logs none
-    AppendFile events;                                              // begin_events() opens it
-    std::string events_name;                                        // "": the run writes none
+    AppendFile events;                                                                    // begin_events() opens it
+    std::string events_name;                                                              // "": the run writes none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a

@@ -24,6 +24,7 @@ struct LoopConfig {
     // Adds its results to the metrics. False: it was stopped, and is to be done again. May be null
     std::function<bool(int64_t step, nlohmann::ordered_json& metrics)> evaluate;
     std::function<void(int64_t step)> save;
+    std::function<void()> report;  // after what is logged of a step that was evaluated or saved. May be null
     // asked after each step: is it to be saved though save_steps does not say so? May be null
     std::function<bool()> worth_saving;
 };
@@ -211,7 +212,9 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
             flush_report(c.run ? c.run->path : "");
         }
         if (!state.pending.is_null() && !loop_log_pending(c, state, evaluates(last))) break;
-        if (c.save && !last && save()) c.save(state.step);
+        const bool saves = c.save && !last && save();
+        if (saves) c.save(state.step);
+        if (c.report && (saves || evaluates(last))) c.report();
     }
     static_cast<TrainerCounters&>(t) = state.trainer;  // a step that was given up has counted
     set_zero(t.grads.data, t.grads.bytes(), t.model->dev);
