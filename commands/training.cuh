@@ -199,6 +199,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
     printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
     printf("data        %s\n", escape_controls(data).c_str());
     fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
+    if (setting.events) printf("watch       tensorboard --logdir %s\n", escape_controls(o.output_dir).c_str());
     if (resume.on()) {
         printf("resumed     from %s, %lld of %lld steps done\n", resume.folder.c_str(), (long long)resume.step(),
                (long long)training_steps(r));

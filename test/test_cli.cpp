@@ -4,6 +4,7 @@
 #include <sched.h>
 #include "../runtime/printable.h"
 #include "cli.h"
+#include "tfevents_reader.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // bad use: exit 2
@@ -1211,6 +1212,54 @@ TEST(Grpo, SavesAndLogsWhenAsked) {
     EXPECT_LT(fs::file_size(out + "/checkpoint-4/model.safetensors"),
               fs::file_size(trained + "/model.safetensors") * 6 / 10);
     good({"generate", "--model", out + "/checkpoint-4", "--prompt", "1+1=?\n", "--max_completion_length", "4"});
+}
+
+// every number of metrics.jsonl is a point of TensorBoard's, once
+static std::map<std::pair<int64_t, std::string>, float> points_once(const std::string& out) {
+    std::map<std::pair<int64_t, std::string>, float> points;
+    for (const EventPoint& p : event_points_in(out)) {
+        const bool first = points.insert({{p.step, p.tag}, p.value}).second;
+        EXPECT_TRUE(first) << p.tag << " twice at step " << p.step;
+    }
+    for (const json& row : read_lines(out + "/metrics.jsonl"))
+        for (const auto& item : row.items()) {
+            const std::pair<int64_t, std::string> key = {row["step"], item.key()};
+            if (item.key() == "step" || !item.value().is_number()) continue;
+            EXPECT_EQ(points.count(key), 1u) << item.key();
+            EXPECT_EQ(points[key], item.value().get<float>()) << item.key();
+        }
+    return points;
+}
+
+TEST(Grpo, CanBeWatchedInTensorBoard) {
+    const std::string out = fresh("run");
+    const Args args =
+        grpo(out, {"--weights", "int4:g32", "--eval_data", problems, "--eval_n", "2", "--eval_steps", "1"});
+    good(args);
+    ASSERT_EQ(event_file_names(out).size(), 1u);
+    const std::string file = event_file_names(out)[0];
+    auto points = points_once(out);
+    for (int64_t step : {0, 1, 2}) EXPECT_EQ(points.count({step, "eval_pass@1"}), 1u) << step;
+    for (int64_t step : {0, 2}) EXPECT_EQ(points.count({step, "eval_full_precision_pass@1"}), 1u) << step;
+    EXPECT_EQ((points[{2, "eval_pass@1"}]), read_json(out + "/summary.json")["eval"]["after"]["pass@1"].get<float>());
+    EXPECT_EQ(points.count({2, "code_flip_rate/layer_01"}), 1u);
+    std::map<std::string, std::string> texts;
+    for (const EventPoint& p : event_points_in(out))
+        if (p.plugin == "text") texts[p.tag] += format("%lld ", (long long)p.step) + p.text;
+    EXPECT_NE(texts["configuration"].find("| weights | `int4:g32` | `none` |\n"), std::string::npos)
+        << texts["configuration"];
+    for (const char* step : {"0 **", "1 **", "2 **"}) EXPECT_NE(texts["samples"].find(step), std::string::npos) << step;
+
+    // another run in its place replaces the file, and one that reports nothing has none
+    const std::string other = out + "/events.out.tfevents.1700000000.host";
+    write_text(other, "mine");
+    good(args + Args{"--overwrite_output_dir"});
+    fs::remove(other);
+    ASSERT_EQ(event_file_names(out).size(), 1u);
+    EXPECT_NE(event_file_names(out)[0], file);
+    points_once(out);
+    good(args + Args{"--overwrite_output_dir", "--report_to", "none"});
+    EXPECT_EQ(event_file_names(out), Args{});
 }
 
 // what the embedded model learns is plain text: its checkpoint must not make other commands wrap prompts as a chat

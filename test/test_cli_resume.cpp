@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 #include <set>
 #include "cli.h"
+#include "tfevents_reader.h"
 
 static bool is_long() {
     const char* text = getenv("TRAIN_QRL_LONG");
@@ -667,6 +668,44 @@ TEST(Failures, AtEveryCallOfASaveThatChangesAFile) {
 }
 #endif
 
+// the points of a run but times: those of one that went on are those of one that was not stopped, each once
+static std::multimap<std::pair<int64_t, std::string>, std::string> points_of(const std::string& out) {
+    std::multimap<std::pair<int64_t, std::string>, std::string> points;
+    for (const EventPoint& p : event_points_in(out)) {
+        const bool time = p.tag.find("tim") != p.tag.npos || p.tag.rfind("perf/", 0) == 0;
+        if (!time && p.tag != "configuration") points.insert({{p.step, p.tag}, std::to_string(p.value) + p.text});
+    }
+    return points;
+}
+
+TEST(Resume, TensorBoardHasEachStepOnce) {
+    const std::string whole = fresh("whole");
+    good(four_steps(whole, {"--weights", "int4:g32", "--eval_data", problems, "--eval_steps", "1"}));
+    const auto points = points_of(whole);
+    EXPECT_EQ(points.count({4, "loss"}), 1u);
+    EXPECT_EQ(points.count({4, "eval_pass@1"}), 1u);
+    const std::string died = died_after_two(whole);
+    {  // torn, as after a power loss
+        std::ofstream file(died + "/" + event_file_names(died)[0], std::ios::app);
+        file << "torn";
+    }
+    good(resume("grpo", died));
+    EXPECT_EQ(event_file_names(died).size(), 2u);
+    EXPECT_EQ(points_of(died), points);
+    // of a run that was done, what came after its last checkpoint is done again
+    good(resume("grpo", died));
+    EXPECT_EQ(points_of(died), points);
+    // in a folder of its own it has what it did
+    const std::string branch = fresh("branch");
+    good({"grpo", "--resume_from_checkpoint", whole + "/checkpoint-2", "--output_dir", branch});
+    EXPECT_EQ(points_of(branch).count({2, "loss"}), 0u);
+    for (const auto& item : points_of(branch)) {
+        if (item.first.second.rfind("_hparams_/", 0) == 0) continue;
+        EXPECT_EQ(points.count(item.first), 1u) << item.first.second;
+        EXPECT_EQ(points.find(item.first)->second, item.second) << item.first.second;
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // failures in mid-run
 
@@ -674,7 +713,8 @@ TEST(Failures, AFullDiskLeavesTheLastCheckpointAndSaysWhereTheWeightsAre) {
     NEEDS_FILE_SIZE_LIMIT();
     const std::string whole = fresh("whole");
     // logs of less than 8192 bytes
-    good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false", "--quant_statistics", "none"}));
+    good(four_steps(whole, {"--weights", "int4:g32", "--log_completions", "false", "--quant_statistics", "none",
+                            "--report_to", "none"}));
     const std::string died = died_after_two(whole);
     const std::string model = read_text(died + "/checkpoint-2/model.safetensors");
     RunSetting limit;  // there is room for the weights, and not for the optimizer's state

@@ -193,6 +193,18 @@ TEST(Options, ErrorsSayWhatToDo) {
     EXPECT_LT(usage_error({"--" + std::string(1 << 20, 'x')}).size(), 1000u);
 }
 
+TEST(Options, WhereARunCanBeWatched) {
+    EXPECT_TRUE(reports_to(parse_options(Args{}), "tensorboard"));
+    EXPECT_TRUE(reports_to(parse_options(Args{}), "html"));
+    const Options html = parse_options(Args{"sft", "--report_to", "html"});
+    EXPECT_TRUE(reports_to(html, "html"));
+    EXPECT_FALSE(reports_to(html, "tensorboard"));
+    EXPECT_FALSE(reports_to(parse_options(Args{"--report_to", "none"}), "tensorboard"));
+    expect_error({"--report_to", "none,html"}, {"none stands alone"});
+    expect_error({"--report_to", "wandb"}, {"'wandb' is not one of tensorboard, html, none"});
+    expect_error({"eval", "--report_to", "none"}, {"not used by eval, only by grpo, sft, distill"});
+}
+
 TEST(Options, HelpAndVersionWin) {
     EXPECT_EQ(parse_options(Args{"--nonsense", "--help"}).action, OPTIONS_HELP);
     EXPECT_EQ(parse_options(Args{"sft", "-h"}).command, COMMAND_SFT);

@@ -1,10 +1,10 @@
 // TensorBoard event files: byte for byte what TensorBoard's own messages and writer give, and read back by a parser of
 // their own; what a run that goes on keeps of them. With TensorBoard's own reader: test/check_events.py.
 #include <limits>
-#include <map>
 #include <set>
 #include "../formats/tfevents.h"
 #include "file_test.h"
+#include "tfevents_reader.h"
 
 typedef nlohmann::ordered_json json;
 
@@ -90,101 +90,25 @@ TEST(Tfevents, BytesOfTensorBoardsOwnWriter) {  // test/make_golden_events.py, t
     EXPECT_EQ(records[7].end, golden.size());
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// a parser that shares nothing with formats/tfevents.h: fields by number, in order
-
-typedef std::multimap<int, std::string> Fields;  // numbers as eight or four bytes
-
-static Fields fields_of(const std::string& s) {
-    Fields fields;
-    size_t at = 0;
-    auto number = [&] {
-        uint64_t v = 0;
-        for (int shift = 0;; shift += 7) {
-            const uint8_t byte = (uint8_t)s.at(at++);
-            v |= (uint64_t)(byte % 128) << shift;
-            if (byte < 128) return v;
-        }
-    };
-    while (at < s.size()) {
-        const uint64_t key = number();
-        const size_t n = key % 8 == 1 ? 8 : key % 8 == 5 ? 4 : key % 8 == 2 ? number() : 0;
-        fields.insert({(int)(key / 8), key % 8 == 0 ? little(number(), 8) : s.substr(at, n)});
-        at += n;
-    }
-    return fields;
-}
-
-static std::string one(const Fields& fields, int number) {
-    EXPECT_LE(fields.count(number), 1u);
-    return fields.count(number) ? fields.find(number)->second : "";
-}
-
-struct Point {
-    int64_t step = 0;
-    std::string tag;
-    float value = 0.0f;
-    bool operator<(const Point& b) const { return std::tie(step, tag, value) < std::tie(b.step, b.tag, b.value); }
-    bool operator==(const Point& b) const { return std::tie(step, tag, value) == std::tie(b.step, b.tag, b.value); }
-};
-
-static int64_t step_of(const Fields& event) {
-    int64_t step = 0;
-    const std::string bytes = one(event, 2);
-    memcpy(&step, bytes.data(), bytes.size());
-    return step;
-}
-
-// the scalars of an event
-static std::vector<Point> points_of(const std::string& event) {
-    std::vector<Point> points;
-    const Fields fields = fields_of(event);
-    const Fields summary = fields_of(one(fields, 5));
-    for (const auto& [number, bytes] : summary) {
-        const Fields value = fields_of(bytes);
-        if (!value.count(2)) continue;
-        Point p{step_of(fields), one(value, 1), 0.0f};
-        memcpy(&p.value, one(value, 2).data(), 4);
-        points.push_back(p);
-    }
-    return points;
-}
-
-// of all event files of a folder
-static std::vector<Point> points_in(const std::string& folder) {
-    std::vector<Point> points;
-    for (const std::string& name : event_files(folder)) {
-        const std::string file = read_file(folder + "/" + name);
-        for (size_t at = 0; at < file.size();) {
-            uint64_t length = 0;
-            memcpy(&length, &file[at], 8);
-            for (const Point& p : points_of(file.substr(at + 12, length))) points.push_back(p);
-            at += length + 16;
-        }
-    }
-    return points;
-}
-
 TEST(Tfevents, EachNumberIsAPoint) {
     const float inf = std::numeric_limits<float>::infinity();
     const json j = {{"step", 7},      {"loss", -0.25},        {"zero", 0},   {"big", 3e38},       {"beyond", 1e39},
                     {"nan", NAN},     {"infinite", -inf},     {"no", false}, {"text", "1"},       {"null", nullptr},
                     {"list", {1, 2}}, {"nested", {{"a", 1}}}, {"", 1},       {"bad \xFF/byte", 2}};
-    const std::vector<Point> points = points_of(event_scalars(WALL, 7, j));
-    const std::vector<Point> expected = {
-        {7, "loss", -0.25f}, {7, "zero", 0.0f}, {7, "big", 3e38f}, {7, "", 1.0f}, {7, "bad \xEF\xBF\xBD/byte", 2.0f}};
+    const std::vector<EventPoint> points = event_points(event_scalars(WALL, 7, j));
+    const std::vector<EventPoint> expected = {{7, "loss", -0.25f, "", ""},
+                                              {7, "zero", 0.0f, "", ""},
+                                              {7, "big", 3e38f, "", ""},
+                                              {7, "", 1.0f, "", ""},
+                                              {7, "bad \xEF\xBF\xBD/byte", 2.0f, "", ""}};
     EXPECT_EQ(points, expected);
     EXPECT_EQ(event_scalars(WALL, 7, {{"step", 7}, {"nan", NAN}}), "");
-    EXPECT_EQ(points_of(event_scalars(WALL, 0, {{"a", 1}}))[0].step, 0);
+    EXPECT_EQ(event_points(event_scalars(WALL, 0, {{"a", 1}}))[0].step, 0);
 }
 
 TEST(Tfevents, ATextIsATensorOfTheTextPlugin) {
-    const Fields event = fields_of(event_text(WALL, 3, "samples", "a\n\xE2\x82"));  // cut inside a character
-    const Fields value = fields_of(one(fields_of(one(event, 5)), 1));
-    EXPECT_EQ(step_of(event), 3);
-    EXPECT_EQ(one(value, 1), "samples");
-    EXPECT_EQ(one(fields_of(one(value, 8)), 8), "a\n\xEF\xBF\xBD");
-    EXPECT_EQ(one(fields_of(one(fields_of(one(value, 9)), 1)), 1), "text");
+    const std::vector<EventPoint> points = event_points(event_text(WALL, 3, "samples", "a\n\xE2\x82"));  // cut short
+    EXPECT_EQ(points, (std::vector<EventPoint>{{3, "samples", 0.0f, "a\n\xEF\xBF\xBD", "text"}}));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +129,7 @@ static void log_steps(RunDir& run, int64_t from, int64_t to) {
 // the steps of "loss", and of other tags with their names
 static std::string steps_in(const std::string& folder) {
     std::string text;
-    for (const Point& p : points_in(folder))
+    for (const EventPoint& p : event_points_in(folder))
         text += format(" %lld%s", (long long)p.step, p.tag == "loss" ? "" : p.tag.c_str());
     return text;
 }
@@ -238,7 +162,7 @@ TEST(Tfevents, WhatIsBehindTheCheckpointIsCut) {
     const std::vector<EventRecord> records = event_records(t / two[1]);
     EXPECT_EQ(records[1].status, SessionStatus::start);
     EXPECT_EQ(records[1].step, 5);
-    EXPECT_EQ(fields_of(read_file(t / two[1]).substr(12, 24)).find(3)->second, "brain.Event:2");
+    EXPECT_EQ(event_fields(read_file(t / two[1]).substr(12, 24)).find(3)->second, "brain.Event:2");
     {  // from the same checkpoint once more: the second file is of no use
         RunDir run = begin_run(t.path, 4);
         EXPECT_EQ(steps_in(t.path), " 0eval 1 2 3 4");
