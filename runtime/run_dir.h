@@ -1,5 +1,5 @@
 // The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one
-// object a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, of an evaluation results.json or (--against) drift.json, and
+// object a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, code_flips.jsonl, quant_statistics.jsonl, warnings.jsonl (train/watch.h), of an evaluation results.json or (--against) drift.json, and
 // summary.json, which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers that are
 // not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another run's
 // look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves checkpoints alone,
@@ -23,12 +23,13 @@
 
 static constexpr const char* run_dir_files[] = {"config.json",       "metrics.jsonl",    "evaluations.jsonl",
                                                 "completions.jsonl", "code_flips.jsonl", "quant_statistics.jsonl",
-                                                "summary.json",      "results.json",     "drift.json"};
+                                                "warnings.jsonl",    "summary.json",     "results.json",
+                                                "drift.json"};
 
 struct RunDir {
     std::string path;
     FolderLock lock;
-    AppendFile metrics, evaluations, completions, code_flips, quant_statistics;  // closed: the run logs none
+    AppendFile metrics, evaluations, completions, code_flips, quant_statistics, warnings;  // closed: the run logs none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -105,7 +106,8 @@ inline void cut_evaluations(const std::string& path, int64_t step, const std::st
 }
 
 struct RunDirSetting {
-    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false, evaluations = false;
+    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false, evaluations = false,
+         warnings = false;
     int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
     std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)
     bool goes_on = false;              // an evaluation: its logs are kept as they are
@@ -160,12 +162,14 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     if (setting.completions) run.completions = AppendFile(path + "/completions.jsonl");
     if (setting.code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
     if (setting.quant_statistics) run.quant_statistics = AppendFile(path + "/quant_statistics.jsonl");
+    if (setting.warnings) run.warnings = AppendFile(path + "/warnings.jsonl");
     return run;
 }
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f : {&run.metrics, &run.evaluations, &run.completions, &run.code_flips, &run.quant_statistics})
+    for (AppendFile* f :
+         {&run.metrics, &run.evaluations, &run.completions, &run.code_flips, &run.quant_statistics, &run.warnings})
         f->sync();
 }
 
@@ -184,6 +188,7 @@ inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
     run.completions.close();
     run.code_flips.close();
     run.quant_statistics.close();
+    run.warnings.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }
 
