@@ -70,6 +70,7 @@ struct GrpoObjective : Objective {
     std::vector<std::vector<int>> prompts;
     std::vector<Completion> samples;
     RewardedGroup rewarded;
+    AnswerShares answers;  // of the completions
     Advantages advantages;
     std::vector<TokenMeans> means;  // if a reward needs them
     DynamicSampling dynamic;
@@ -80,7 +81,6 @@ struct GrpoObjective : Objective {
     double reward_seconds = 0.0;
     RolloutStats generated;
     std::vector<PolicyPass> passes;  // its updates
-    int silent = 0;                  // steps in a row whose groups were all equal
 
     int iterations() const override { return config.num_iterations * config.updates_per_generation; }
 
@@ -141,6 +141,7 @@ struct GrpoObjective : Objective {
             means = token_means(t, c.pass, prompts, samples, config.temperature, config.micro_batch_tokens, c.comm);
         const double asked = wall_seconds();
         rewarded = reward();
+        answers = answer_shares(rewards, batch, samples, rewarded, config.max_completion_length);
         reward_seconds = wall_seconds() - asked;
         if (rewards.has_own() && step_stop(c)) return false;
         assess(t);
@@ -255,6 +256,7 @@ struct GrpoObjective : Objective {
         reward_metrics(j, rewards, rewarded);
         length_metrics(j, samples);
         loop_ratios(j, samples, rewarded.texts);
+        answer_metrics(j, answers);
         if (config.dynamic_batches > 1) dynamic_sampling_metrics(j, dynamic);
         const PolicyPass pass = policy_pass_mean(passes), &first = passes.front();
         j["entropy"] = pass.entropy;
@@ -316,6 +318,25 @@ struct GrpoObjective : Objective {
         run.samples.line(json_line(token_samples_line(s, step)));
     }
 
+    void watched(WatchedStep& s, const StepReport&) const override {
+        watched_samples(s, samples);
+        s.answered = answers.found, s.declared = answers.declared, s.lenient = answers.lenient;
+        s.right = right_share(rewards, rewarded);
+        s.reward = advantages.reward_mean;
+        watched_rewards(s, rewarded.total, config.num_generations);
+        int signal = 0;
+        for (size_t i = 0; i < advantages.a.size(); i++) {
+            bool any = advantages.a[i] != 0.0f;
+            if (!advantages.tokens.empty())
+                for (float a : advantages.tokens[i]) any = any || a != 0.0f;
+            signal += any;
+        }
+        s.signal = (double)signal / (double)std::max<size_t>(advantages.a.size(), 1);
+        const PolicyPass pass = policy_pass_mean(passes);
+        s.entropy = pass.entropy;
+        if (config.beta > 0.0) s.kl = config.kl_in_reward ? kl_paid : pass.kl;
+    }
+
     std::string line(const StepReport& r) const override {
         const SampleLengths lengths = sample_length_statistics(samples, false);
         const PolicyPass pass = policy_pass_mean(passes);
@@ -340,13 +361,11 @@ struct GrpoObjective : Objective {
     }
 
     void save(nlohmann::ordered_json& j) const override {
-        j["silent_steps"] = silent;
         const std::string rotated = reference ? rotated_text(rotated_linears(*reference)) : "none";
         if (rotated != "none") j["reference_hadamard"] = rotated;
         sampler_save(sampler, j);
     }
     void load(const nlohmann::ordered_json& j) override {
-        silent = j.value("silent_steps", 0);
         if (reference)
             model_set_basis(*reference, rotated_linears(reference->config, j.value("reference_hadamard", "none")));
         sampler_load(sampler, j);
@@ -355,16 +374,5 @@ struct GrpoObjective : Objective {
         std::vector<NamedArray> list = sampler_arrays(sampler);
         if (reference) add_array(list, "reference", reference->work);
         return list;
-    }
-
-    // a run that cannot learn should say so at once
-    bool done() override {
-        silent = advantages.zero_std_share > 0.999 ? silent + 1 : 0;
-        if (silent == 3)
-            fprintf(stderr,
-                    "warning: for 3 steps all samples of every prompt got the same reward, so nothing is learnt; see "
-                    "completions.jsonl (mean reward %.2f, %.0f%% cut off at --max_completion_length)\n",
-                    advantages.reward_mean, 100 * clipped_ratio(samples));
-        return false;
     }
 };

@@ -70,9 +70,10 @@ inline void save_beside(const Session& s, const std::string& folder) {
 }
 
 // The model; of a model with an adapter the adapter alone, and on request the model that merging makes of both.
-// more(folder): what else goes into a checkpoint
+// more(folder): what else goes into a checkpoint; with_merged(folder): and into the merged model
 inline void session_save(const Session& s, const std::string& dir,
-                         const std::function<void(const std::string&)>& more = nullptr) {
+                         const std::function<void(const std::string&)>& more = nullptr,
+                         const std::function<void(const std::string&)>& with_merged = nullptr) {
     auto also = [&](const std::string& folder) { save_beside(s, folder); };
     auto all = [&](const std::string& folder) {
         also(folder);
@@ -89,7 +90,10 @@ inline void session_save(const Session& s, const std::string& dir,
         all(folder);
     });
     if (!s.o.merge_adapter) return;
-    MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, also);
+    MergeReport r = merged_save(s.m, dir + "-merged", s.o.save_dtype, [&](const std::string& folder) {
+        also(folder);
+        if (with_merged) with_merged(folder);
+    });
     printf("merged      into %s-merged, %s: the adapters add %.3g%% to their weights", dir.c_str(),
            s.o.save_dtype.c_str(), 100 * r.added / r.base);
     if (s.m.weight_rules.on())

@@ -11,6 +11,7 @@ struct Checkpoints {
     Objective* objective = nullptr;
     std::string shared;                               // the folder of rank 0, which writes; empty: dir's
     std::function<nlohmann::ordered_json()> command;  // what the command adds to trainer_state.json
+    std::function<std::string(bool merged)> card;     // README.md of a checkpoint, or of what is merged beside
     bool model_alone = false;                         // there is no state to resume from
     std::vector<int64_t> kept;                        // steps of those on the disk, of this run
     int64_t best = -1;                                // the step of the best by a held-out metric; -1: none
@@ -28,10 +29,27 @@ struct Checkpoints {
 inline bool saves_masters(const Session& s) { return !s.m.lora.on() && s.o.save_dtype != "float32"; }
 
 inline void checkpoint_write(const Checkpoints& c, const std::string& folder, bool model_alone) {
-    session_save(c.s, folder, [&](const std::string& to) {
-        if (model_alone) return;
-        run_state_save(to, c.t, *c.objective, c.state, saves_masters(c.s), c.command());
-    });
+    auto card = [&](const std::string& to, bool merged) {
+        if (c.card) write_file_atomic(to + "/README.md", c.card(merged));
+    };
+    session_save(
+        c.s, folder,
+        [&](const std::string& to) {
+            card(to, false);
+            if (model_alone) return;
+            run_state_save(to, c.t, *c.objective, c.state, saves_masters(c.s), c.command());
+        },
+        [&](const std::string& to) { card(to, true); });
+}
+
+// The cards of the checkpoint of the run's last step again, which an evaluation after training has made better
+inline void checkpoint_card(const Checkpoints& c) {
+    const std::string folder = c.folder(c.state.step);
+    if (world_rank() != 0 || !c.card || c.kept.empty() || c.kept.back() != c.state.step) return;
+    for (bool merged : {false, true}) {
+        const std::string path = folder + (merged ? "-merged" : "") + "/README.md";
+        if (file_exists(path)) write_file_atomic(path, c.card(merged));
+    }
 }
 
 // those that --save_total_limit leaves no room for: never the newest, never the best

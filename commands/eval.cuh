@@ -3,6 +3,7 @@
 #include "../eval/rows.h"
 #include "drift.cuh"
 #include "eval_text.cuh"
+#include "first_prompt.cuh"
 #include "resume.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -113,8 +114,9 @@ struct EvalWork {
     std::vector<std::string> reward_names;
     RolloutState state;
     RolloutStats stats;
-    std::string rows;              // of completions.jsonl
-    std::vector<ScoredText> text;  // of --eval_text
+    std::string rows;                        // of completions.jsonl
+    std::vector<WatchedEvaluation> watched;  // of each set
+    std::vector<ScoredText> text;            // of --eval_text
     LogLossMemory loss_memory;
     LogLoss loss;
     double start = wall_seconds();
@@ -154,10 +156,40 @@ inline void evaluate_sets(Session& s, EvalWork& w, RunDir& run, std::vector<Eval
                 w.rows +=
                     json_line(eval_row(set.name, keys[x.problem], set.prompts[x.problem], x, w.reward_names)) + "\n";
         set.scores = eval_scores(a, set.prompts, w.rewards);
+        w.watched.push_back(watched_evaluation(a, "the evaluation on " + printable(set.name)));
     }
     if (run.completions.fd < 0) return;
     run.completions.close();  // in the order of the problems now, whatever ended first and whether it was stopped
     write_file_atomic(run.path + "/completions.jsonl", w.rows);
+}
+
+// What is given to the model, and whether that is likely to be a mistake, of each set
+inline void eval_print_prompts(const Session& s, const EvalWork& w, Watch& watch, std::vector<ToldWarning>& told) {
+    for (const EvalSet& set : w.sets) {
+        if (w.sets.size() > 1) printf("set         %s\n", printable(set.name).c_str());
+        if (set.prompts.empty()) continue;
+        fputs(tokens_text(s.tok, "first prompt", set.prompts[0].tokens).c_str(), stdout);
+        for (const auto& [warning, text] : prompt_warnings(s, set.prompts[0].tokens))
+            watch_once(watch, told, 0, warning, text);
+    }
+    fflush(stdout);
+    tell_warnings(told, nullptr);
+}
+
+// Warnings of the sets, each by itself, and warnings.jsonl with all that was told
+inline void eval_warn(const Session& s, const EvalWork& w, RunDir& run, std::vector<ToldWarning> told) {
+    for (size_t i = 0; i < w.watched.size(); i++) {
+        int64_t longest = 0;
+        for (const Prompt& p : w.sets[i].prompts) longest = std::max(longest, (int64_t)p.tokens.size());
+        Watch of_set;
+        const std::vector<ToldWarning> now =
+            watch_evaluation(of_set, 0, w.watched[i], watch_context(s, longest, reads_declared(w.rewards)));
+        tell_warnings(now, nullptr);
+        told.insert(told.end(), now.begin(), now.end());
+    }
+    std::string lines;
+    for (const ToldWarning& t : told) lines += warning_line(t) + "\n";
+    write_file_atomic(run.path + "/warnings.jsonl", lines);
 }
 
 inline nlohmann::ordered_json eval_summary(const Session& s, const EvalWork& w) {
@@ -256,11 +288,15 @@ inline int eval_command(Session& s) {
     if (eval_plan(s, w)) return 0;
     session_load_weights(s);
     std::vector<EvalEarlier> earlier = eval_resume(s, w.sets, w.reward_names);
-    RunDirSetting setting{false, problems};
+    RunDirSetting setting;
+    setting.completions = problems;
     setting.goes_on = o.resume;
     RunDir run = session_run_dir(s, setting, new_run_id());
     fputs(options_print(o).c_str(), stdout);
     print_start(s);
+    Watch watch;
+    std::vector<ToldWarning> told;
+    eval_print_prompts(s, w, watch, told);
     buffer_forget(s.m.master);  // nothing is trained
     if (!w.text.empty()) w.loss = log_loss(s.m, w.loss_memory, w.text);
     if (problems) {
@@ -273,6 +309,6 @@ inline int eval_command(Session& s) {
         printf("log-loss %.4f a token (perplexity %.4g) over %lld tokens of %s, weights %s\n", w.loss.mean,
                exp(w.loss.mean), (long long)w.loss.tokens, escape_controls(o.eval_text).c_str(),
                policy_text(o).c_str());
-    if (problems) print_results(w, run.path, o);
+    if (problems) print_results(w, run.path, o), eval_warn(s, w, run, told);
     return stop_requested() ? stop_exit_code() : 0;
 }

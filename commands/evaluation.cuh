@@ -86,6 +86,46 @@ inline EvalResult run_eval(Session& s, RolloutState& state, const std::vector<Pr
     return r;
 }
 
+// what of an evaluation shows that it measures something else than the model
+inline WatchedEvaluation watched_evaluation(const EvalAnswers& a, const std::string& when) {
+    WatchedEvaluation e;
+    e.when = when;
+    double clipped = 0.0, answered = 0.0, declared = 0.0, lenient = 0.0, ended = 0.0, tokens = 0.0;
+    for (const auto* samples : {&a.greedy, &a.sampled})
+        for (const EvalSample& s : *samples) {
+            e.completions++;
+            clipped += !s.finished, answered += !s.answer.empty(), declared += !s.declared.empty();
+            lenient += s.lenient;
+            if (s.finished) ended++, tokens += s.length;
+        }
+    const double n = std::max(e.completions, 1);
+    e.clipped = clipped / n, e.answered = answered / n, e.declared = declared / n, e.lenient = lenient / n;
+    if (ended > 0.0) e.ended_length = tokens / ended;
+    return e;
+}
+
+// do they pay for declared answers, and for no others?
+inline bool reads_declared(const RewardSet& rewards) {
+    bool declared = false, any = false;
+    for (const RewardEntry& entry : rewards.entries) {
+        declared = declared || entry.traits & REWARD_DECLARED;
+        any = any || ((entry.traits & REWARD_GOLD) && !(entry.traits & REWARD_DECLARED));
+    }
+    return declared && !any;
+}
+
+// longest: tokens of the longest prompt
+inline WatchContext watch_context(const Session& s, int64_t longest, bool strict) {
+    WatchContext c;
+    const Options& o = s.o;
+    c.max_completion_length = o.max_completion_length;
+    c.most_completion_length = (int)std::max<int64_t>(s.m.config.max_position_embeddings - longest, 0);
+    c.reads_declared = strict;
+    c.chat_template_off = s.prompt.chat != ChatTemplate::none && !use_chat(s.prompt);
+    c.rewarded = o.command == COMMAND_GRPO;
+    return c;
+}
+
 // the same policy without its quantizer
 inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                                           const RewardSet& rewards, uint32_t index) {

@@ -4,6 +4,7 @@
 #pragma once
 #include "../formats/gguf_write.h"
 #include "memory.cuh"
+#include "model_card.cuh"
 #include "output.cuh"
 
 inline bool is_gguf_format(const std::string& format) { return format == "gguf" || format.compare(0, 5, "gguf:") == 0; }
@@ -65,6 +66,11 @@ inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerR
     for (const char* name : {"activations", "kv_cache", "k_pre_bias", "hadamard"})
         if (stored.contains(name)) policy[name] = stored[name];
     if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
+    const std::string text = policy.value("weights", weights.on() ? rules_text(weights) : "none");
+    const std::string is = export_format(s.o.format)->container != Container::none || !weights.on()
+                               ? "Weights: " + md_code(text) + ".\n"
+                               : "Weights: plain numbers, rounded to " + md_code(text) + ".\n";
+    write_file_atomic(folder + "/README.md", converted_card(s, s.o.format, is, ""));
 }
 
 // the model in memory, on the grid that it was trained with or found by a calibration

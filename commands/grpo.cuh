@@ -180,9 +180,8 @@ inline int grpo_command(Session& s) {
         return 0;
     if (!(s.embedded_model && s.m.lora.on())) session_load_weights(s);
     training_start(r, true,
-                   format("%lld training prompts, %s; first prompt \"%s\"", (long long)r.data.count,
-                          held_out_text(r, (double)r.data.per_step * o.num_generations).c_str(),
-                          one_line(r.data.example(0).prompt.text, 160).c_str()));
+                   format("%lld training prompts, %s", (long long)r.data.count,
+                          held_out_text(r, (double)r.data.per_step * o.num_generations).c_str()));
     if (s.embedded_model) grpo_cold_start(r);
     objective.rewards.check();
     return training_run(r, objective);

@@ -117,6 +117,18 @@ inline void round_as_saved(Model& m, const std::string& save_dtype) {
     }
 }
 
+inline std::string quantized_card(const QuantizeRun& q) {
+    const Options& o = q.s.o;
+    std::string more = "- rounded by " + md_code(o.ptq);
+    if (!q.calibration.source.empty()) more += ", calibrated on " + md_code(q.calibration.source);
+    more += "\n";
+    if (q.before.tokens)
+        more += format(
+            "- log-loss a token over %lld tokens of %s: %.4f before, %.4f after\n", (long long)q.before.tokens,
+            o.eval_text.empty() ? "held-out answers" : md_code(o.eval_text).c_str(), q.before.mean, q.after.mean);
+    return converted_card(q.s, o.format, card_quantizer(q.s.m, o), more);
+}
+
 // Checkpoint and summary
 inline void quantize_save(QuantizeRun& q, double seconds) {
     const Session& s = q.s;
@@ -134,7 +146,11 @@ inline void quantize_save(QuantizeRun& q, double seconds) {
     const std::string checkpoint = q.dir.path + "/checkpoint-0";
     MastersReport masters;
     ExportSummary saved = save_quantized(
-        s.m, checkpoint, o.format, o.save_dtype, [&](const std::string& folder) { save_beside(s, folder); },
+        s.m, checkpoint, o.format, o.save_dtype,
+        [&](const std::string& folder) {
+            save_beside(s, folder);
+            write_file_atomic(folder + "/README.md", quantized_card(q));
+        },
         o.save_masters ? &masters : nullptr);
     summary["checkpoint"] = checkpoint;
     summary["format"] = saved.format;

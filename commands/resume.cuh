@@ -234,3 +234,24 @@ inline std::string flag_differences(const nlohmann::ordered_json& saved, const O
     }
     return text;
 }
+
+// What a run's flags were changed to on its way and now, as far as that changes the weights: step, flag, was, now of each
+inline nlohmann::ordered_json flag_changes(const ResumePoint& resume, const Options& o) {
+    nlohmann::ordered_json changes = nlohmann::ordered_json::array();
+    if (resume.state.contains("changes") && resume.state["changes"].is_array())
+        for (const auto& change : resume.state["changes"]) {
+            bool whole = change.is_object() && change.contains("step") && change["step"].is_number_integer();
+            for (const char* key : {"flag", "was", "now"})
+                whole = whole && change.contains(key) && change[key].is_string();
+            if (whole) changes.push_back(change);
+        }
+    const nlohmann::ordered_json now = flags_json(o, false);
+    for (const auto& item : now.items()) {
+        const std::string name = item.key(), value = item.value(), was = resume.state["options"].value(name, value);
+        const char* effect = value == was ? "none" : flag_effect(o, name);
+        const bool longer = name == "max_steps" || name == "num_train_epochs";
+        if (effect && !(longer && o.lr_scheduler_type != "constant" && value != was)) continue;
+        changes.push_back({{"step", resume.step()}, {"flag", name}, {"was", was}, {"now", value}});
+    }
+    return changes;
+}

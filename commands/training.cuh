@@ -1,6 +1,7 @@
 // What the training commands share: ranks, data, memory plan, checkpoints, the loop, summary. A command brings its
 // objective.
 #pragma once
+#include "first_prompt.cuh"
 #include "optimizer_options.cuh"
 #include "training_run.cuh"
 
@@ -93,6 +94,7 @@ inline nlohmann::ordered_json training_state(const TrainingRun& r) {
     j["evaluated"] = r.evaluated;
     j["measured"] = r.measured;
     j["latest_evaluation"] = r.latest_evaluation;
+    j["changes"] = r.changes;
     j["checkpoints"] = r.checkpoints.kept;
     j["best"] = {{"step", r.checkpoints.best}, {"value", r.best_value}};
     j["build"] = build_json(r.s);
@@ -139,6 +141,7 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
     check_optimizer(s.o, r.t.optimizer);  // which knows by now what is trained
     r.checkpoints.objective = &objective;
     r.checkpoints.command = [&r] { return training_state(r); };
+    r.checkpoints.card = [&r](bool merged) { return trained_card(r.s, card_of_run(r, training_steps(r)), merged); };
     if (session_allocate(s)) {
         fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
         return true;
@@ -174,7 +177,12 @@ inline nlohmann::ordered_json saved_evaluation(const nlohmann::ordered_json& sta
 inline void training_start(TrainingRun& r, bool samples, const std::string& data) {
     const ResumePoint& resume = r.s.resume;
     const Options& o = r.s.o;
-    RunDirSetting setting = {false, samples, r.flips_counted, r.t.statistics.on(), !r.held_out.empty() || r.measure};
+    RunDirSetting setting;
+    setting.warnings = true;
+    setting.completions = samples;
+    setting.code_flips = r.flips_counted;
+    setting.quant_statistics = r.t.statistics.on();
+    setting.evaluations = !r.held_out.empty() || r.measure;
     setting.samples = samples && o.command == COMMAND_GRPO;
     if (resume.on()) {
         check_later_checkpoints(r);
@@ -198,6 +206,7 @@ inline void training_start(TrainingRun& r, bool samples, const std::string& data
     print_start(r.s);
     printf("optimizer   %s\n", optimizer_text(r.t.optimizer).c_str());
     printf("data        %s\n", escape_controls(data).c_str());
+    if (r.data.count > 0) fputs(first_example_text(r.s.tok, r.data.example(0)).c_str(), stdout);
     fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
     if (setting.events) printf("watch       tensorboard --logdir %s\n", escape_controls(o.output_dir).c_str());
     if (resume.on()) {
@@ -225,6 +234,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
     c.run = &r.dir;
     c.flips_counted = r.flips_counted;
     c.log_completions = o.log_completions;
+    c.watch = &r.watch;
     c.save = [&r](int64_t) { checkpoint_save(r.checkpoints); };
     c.report = [&r] { training_report(r); };
     c.worth_saving = [&r] { return std::exchange(r.new_best, false); };
@@ -246,6 +256,7 @@ inline LoopConfig loop_config(TrainingRun& r) {
             scores = eval_to_json(e.scores);
             print_eval(when.c_str(), e, nullptr, policy_text(r.s.o));
             log_event_text(r.dir, step, "samples", samples_markdown(r.held_out, e));
+            watch_result(r, step, when, e);
         }
         log_evaluation(r, step, when, scores, measured);
         judge_best(r, metrics, "eval_", step);
@@ -289,6 +300,18 @@ inline nlohmann::ordered_json training_summary(const TrainingRun& r, bool stoppe
     return j;
 }
 
+// warnings.jsonl as it was when the checkpoint was written: evaluations before and after training tell theirs under the
+// step of a checkpoint, too, and are done again
+inline void restore_warnings(TrainingRun& r) {
+    if (r.dir.warnings.fd < 0) return;
+    std::string lines;
+    for (const ToldWarning& t : r.state.watch.told) lines += warning_line(t) + "\n";
+    const std::string path = r.dir.warnings.path;
+    r.dir.warnings.close();
+    write_file_atomic(path, lines);
+    r.dir.warnings = AppendFile(path);
+}
+
 // Everything as the checkpoint has it
 inline void training_resume(TrainingRun& r) {
     const ResumePoint& resume = r.s.resume;
@@ -301,7 +324,9 @@ inline void training_resume(TrainingRun& r) {
     if (!r.in_its_folder && (r.evaluated.contains("before") || r.measured.contains("before")))
         log_evaluation(r, 0, "before", found_of(r.evaluated, "before"), found_of(r.measured, "before"));
     r.latest_evaluation = saved_evaluation(j);
+    r.changes = flag_changes(resume, r.s.o);
     if (!r.in_its_folder) return;
+    restore_warnings(r);
     for (const auto& item : j["checkpoints"]) {
         const int64_t step = item;
         if (is_folder(c.folder(step))) c.kept.push_back(step);
@@ -323,6 +348,18 @@ inline void training_methods_context(TrainingRun& r) {
     for (const auto& method : r.t.methods.list) method->run.acts = &r.t.acts, method->run.sample = sample;
 }
 
+// what can be said before the first step
+inline void training_watch_start(TrainingRun& r) {
+    const Options& o = r.s.o;
+    r.watch = watch_context(r.s, r.data.longest_prompt, reads_declared(r.eval_rewards));
+    if (o.command == COMMAND_DISTILL) r.watch.cut_off = "are learnt from without an end";
+    else if (o.mask_truncated_completions) r.watch.cut_off = "do not count";
+    std::vector<ToldWarning> now;
+    for (const auto& [warning, text] : prompt_warnings(r.s, r.data.example(0).prompt.tokens))
+        watch_once(r.state.watch, now, r.state.step, warning, text);
+    tell_warnings(now, &r.dir);
+}
+
 // Evaluation, the loop, evaluation, checkpoints
 inline void training_work(TrainingRun& r, Objective& objective) {
     Progress progress(command_rows[r.s.o.command].name, "step", training_steps(r), ProgressKind::steps);
@@ -334,11 +371,13 @@ inline void training_work(TrainingRun& r, Objective& objective) {
     if (!r.s.resume.on()) methods_start(r.t), objective.start(r.t), quant_statistics_start(r.t.statistics, r.s.m);
     if (!r.s.resume.on() && r.s.embedded_model && r.s.o.save_steps > 0)
         checkpoint_save(r.checkpoints);  // after its cold start
+    training_watch_start(r);
     training_evaluate(r, "before", 0);
     training_report(r);
     train_loop(r.t, objective, r.data, loop_config(r), r.state);
     checkpoint_save(r.checkpoints);
     training_evaluate(r, "after", 1u << 30);
+    checkpoint_card(r.checkpoints);
     training_take_best(r);
     r.progress = nullptr;
 }

@@ -3,6 +3,7 @@
 #include "../eval/report.h"
 #include "../train/loop.cuh"
 #include "checkpoints.cuh"
+#include "model_card.cuh"
 
 struct TrainingRun {
     Session& s;
@@ -33,6 +34,8 @@ struct TrainingRun {
     nlohmann::ordered_json latest_evaluation;  // the last line of evaluations.jsonl; null: there is none yet
     double best_value = 0.0;                   // that of checkpoints.best
     bool new_best = false;
+    WatchContext watch;
+    nlohmann::ordered_json changes = nlohmann::ordered_json::array();  // of flags, where it was resumed with others
 
     explicit TrainingRun(Session& session) : s(session) {}
 };
@@ -107,6 +110,17 @@ inline void eval_metrics(nlohmann::ordered_json& metrics, const nlohmann::ordere
     for (const auto& item : measured.items()) metrics["eval_" + item.key()] = item.value();
 }
 
+// what an evaluation of this run's problems is warned of
+inline void watch_result(TrainingRun& r, int64_t step, const std::string& when, const EvalResult& e) {
+    const bool supervised = r.s.o.command != COMMAND_GRPO;
+    if (supervised && when == "before") return;  // to end and to answer is what it is to learn
+    const char* of = when == "best" ? "the evaluation of the best " : "the evaluation ";
+    const std::string name = when == "best"               ? of + std::string("step")
+                             : when.rfind("step", 0) == 0 ? of + ("at " + when)
+                                                          : of + when + " training";
+    tell_warnings(watch_evaluation(r.state.watch, step, watched_evaluation(e.answers, name), r.watch), &r.dir);
+}
+
 // Held-out texts and problems, once before and once after training; what a checkpoint has of it is not done again
 inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) {
     if (training_stopped(r)) return;
@@ -139,12 +153,30 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     if (r.with_full_precision) r.evaluated[when]["full_precision"] = eval_to_json(full.scores);
     log_evaluation(r, step, when, r.evaluated[when], found_of(r.measured, when));
     training_count_evaluations(r, 1 + r.with_full_precision, seconds);
+    watch_result(r, step, when, result);
     if (when == std::string("best")) return;  // which its step has logged
     nlohmann::ordered_json metrics;
     eval_metrics(metrics, result.scores);
     if (r.with_full_precision) eval_metrics(metrics, full.scores, "eval_full_precision_");
     log_event_scalars(r.dir, r.state.step, metrics);
     log_event_text(r.dir, r.state.step, "samples", samples_markdown(r.held_out, result));
+}
+
+// what a checkpoint's card says of the run as it stands; steps: of the whole run
+inline TrainedCard card_of_run(const TrainingRun& r, int64_t steps) {
+    TrainedCard c;
+    c.step = r.state.step, c.steps = steps;
+    c.examples = r.data.count, c.held_out = (int64_t)r.held_out.size();
+    c.optimizer = optimizer_text(r.t.optimizer);
+    for (const nlohmann::ordered_json* found : {&r.evaluated, &r.measured})
+        if (found->contains("before")) {
+            if (found == &r.evaluated) c.before.update((*found)["before"]);
+            else c.before["measured"] = (*found)["before"];
+        }
+    c.latest = r.latest_evaluation;
+    c.changes = r.changes;
+    c.told = r.state.watch.told;
+    return c;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

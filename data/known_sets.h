@@ -13,18 +13,24 @@
 
 struct KnownSet {
     const char* name;
-    const char* file;   // to evaluate on
-    const char* train;  // to train on; null: none is published
+    const char* file;           // to evaluate on
+    const char* train;          // to train on; null: none is published
+    const char* hub = nullptr;  // what the hub calls it, where it is known and trained on
 };
 
 inline constexpr const char* KNOWN_SETS_FOLDER = "data/sets";
 
 inline constexpr KnownSet known_sets[] = {
-    {"gsm8k", "test.jsonl", "train.jsonl"},   {"gsm-hard", "gsmhardv2.jsonl", nullptr},
-    {"svamp", "SVAMP.json", nullptr},         {"math-500", "test.jsonl", nullptr},
-    {"aime24", "test.jsonl", nullptr},        {"aime25", "test.jsonl", nullptr},
-    {"amc23", "test.jsonl", nullptr},         {"minerva", "test.jsonl", nullptr},
-    {"olympiadbench", "test.jsonl", nullptr}, {"gpqa", "gpqa_diamond.jsonl", nullptr},
+    {"gsm8k", "test.jsonl", "train.jsonl", "openai/gsm8k"},
+    {"gsm-hard", "gsmhardv2.jsonl", nullptr},
+    {"svamp", "SVAMP.json", nullptr},
+    {"math-500", "test.jsonl", nullptr},
+    {"aime24", "test.jsonl", nullptr},
+    {"aime25", "test.jsonl", nullptr},
+    {"amc23", "test.jsonl", nullptr},
+    {"minerva", "test.jsonl", nullptr},
+    {"olympiadbench", "test.jsonl", nullptr},
+    {"gpqa", "gpqa_diamond.jsonl", nullptr},
 };
 
 inline const KnownSet* find_known_set(const std::string& name) {

@@ -50,7 +50,8 @@ enum RewardTrait : unsigned {
     REWARD_GOLD = 2,     // reads the gold answer
     REWARD_ENTROPY = 4,  // needs that mean
     REWARD_SELF_CERTAINTY = 8,
-    REWARD_ROW = 16,  // is told the fields of the problem's row
+    REWARD_ROW = 16,       // is told the fields of the problem's row
+    REWARD_DECLARED = 32,  // reads a declared answer (\boxed, or a last line ####) and no other
 };
 
 struct RewardEntry {
@@ -179,18 +180,18 @@ inline void reward_majority(float* r, const RewardInput* in, int G, const Settin
 }
 
 inline const std::vector<RewardEntry>& reward_table() {
-    constexpr unsigned RIGHT = REWARD_OUTCOME | REWARD_GOLD;
+    constexpr unsigned RIGHT = REWARD_OUTCOME | REWARD_GOLD, STRICT = RIGHT | REWARD_DECLARED;
     // clang-format off
     static const std::vector<RewardEntry> table = {
-        {"exact", reward_exact, RIGHT, "1 if the last \\boxed or #### of a finished completion is right"},
+        {"exact", reward_exact, STRICT, "1 if the last \\boxed or #### of a finished completion is right"},
         {"accuracy", reward_accuracy, RIGHT, "1 if the answer is right, wherever it stands"},
-        {"boxed", reward_boxed, RIGHT, "1 if the last \\boxed is right, plus 0.1 if it can be read"},
-        {"majority", reward_majority, REWARD_OUTCOME, "1 if the answer that exact would grade is that of most completions of the prompt, two at least"},
+        {"boxed", reward_boxed, STRICT, "1 if the last \\boxed is right, plus 0.1 if it can be read"},
+        {"majority", reward_majority, REWARD_OUTCOME | REWARD_DECLARED, "1 if the answer that exact would grade is that of most completions of the prompt, two at least"},
         {"format", reward_format, 0, "1 if exactly one answer is declared, by \\boxed or by #### in the last line"},
         {"think_format", reward_think_format, 0, "1 if the completion is <think>...</think> and then anything", {}, "think_format"},
         {"overlong", reward_overlong, 0, "0, falling to -1 where max_completion_length ends",
          {{"cache", "0", "whole [0, 1048576]", "in its last that many tokens; 0: in its last fifth"}}, "soft_overlong_punishment"},
-        {"cosine", reward_cosine, REWARD_GOLD, "right or wrong as exact has it, by a cosine of the length: right is better short, wrong is better long",
+        {"cosine", reward_cosine, REWARD_GOLD | REWARD_DECLARED, "right or wrong as exact has it, by a cosine of the length: right is better short, wrong is better long",
          {{"min_wrong", "-1", "[-100, 100]", "of a wrong completion without tokens"},
           {"max_wrong", "-0.5", "[-100, 100]", "of a wrong one of max_len tokens or more"},
           {"min_correct", "0.5", "[-100, 100]", "of a right one of max_len tokens or more"},

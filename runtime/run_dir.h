@@ -1,11 +1,11 @@
-// The folder of a run, --output_dir: config.json (the options in force; --config reads it back), metrics.jsonl (one object
-// a step), evaluations.jsonl (one an evaluation of what is held out), completions.jsonl, samples.jsonl (a few of them, token by
-// token), code_flips.jsonl, quant_statistics.jsonl, event files for TensorBoard (formats/tfevents.h), report.html, of an
-// evaluation results.json or (--against) drift.json, and summary.json, which is there when the run ended in order (also
-// after Ctrl-C). A line is one write() and appears whole or not at all; the two .json files are renamed into place. Numbers
-// that are not finite become null. The trap: a folder that holds a run is refused, because metrics appended to another
-// run's look like one curve; --overwrite_output_dir replaces these files, if a run wrote them (written.h), and leaves
-// checkpoints alone, and a run that goes on from a checkpoint cuts its logs behind that step. Also here: peak memory.
+// The folder of a run, --output_dir: config.json (the options in force; --config reads it back), the logs of run_logs below,
+// of which metrics.jsonl has one object a step and evaluations.jsonl one an evaluation of what is held out, event files for
+// TensorBoard (formats/tfevents.h), report.html, of an evaluation results.json or (--against) drift.json, and summary.json,
+// which is there when the run ended in order (also after Ctrl-C). A line is one write() and appears whole or not at all; the
+// .json files are renamed into place. Numbers that are not finite become null. The trap: a folder that holds a run is
+// refused, because metrics appended to another run's look like one curve; --overwrite_output_dir replaces these files, if a
+// run wrote them (written.h), and leaves checkpoints alone, and a run that goes on from a checkpoint cuts its logs behind
+// that step. Also here: peak memory.
 #pragma once
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -27,7 +27,7 @@
 static constexpr const char* run_dir_files[] = {
     "config.json",      "metrics.jsonl",          "evaluations.jsonl", "completions.jsonl", "samples.jsonl",
     "code_flips.jsonl", "quant_statistics.jsonl", "summary.json",      "results.json",      "drift.json",
-    "report.html"};
+    "report.html",      "warnings.jsonl"};
 
 // Event files are called events.out.tfevents.TIME.train_qrl, since TensorBoard reads those of a folder in the order of their
 // names, and wants "tfevents" in them. TIME: seconds since 1970, ten digits
@@ -65,9 +65,9 @@ inline std::vector<std::string> run_file_names(const std::string& folder) {
 struct RunDir {
     std::string path;
     FolderLock lock;
-    AppendFile metrics, evaluations, completions, samples, code_flips, quant_statistics;  // closed: the run logs none
-    AppendFile events;                                                                    // begin_events() opens it
-    std::string events_name;                                                              // "": the run writes none
+    AppendFile metrics, evaluations, completions, samples, code_flips, quant_statistics, warnings;  // closed: none
+    AppendFile events;        // begin_events() opens it
+    std::string events_name;  // "": the run writes none
 };
 
 // One JSON text on one line. NaN and infinities become null; bytes that are not UTF-8 (a completion cut inside a
@@ -144,12 +144,29 @@ inline void cut_evaluations(const std::string& path, int64_t step, const std::st
 }
 
 struct RunDirSetting {
-    bool overwrite = false, completions = false, code_flips = false, quant_statistics = false, evaluations = false;
-    bool samples = false;              // of tokens
+    bool overwrite = false;
+    // which logs there are, beside metrics.jsonl; samples: of tokens, events: for TensorBoard
+    bool evaluations = false, completions = false, samples = false, code_flips = false, quant_statistics = false,
+         warnings = false, events = false;
     int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
     std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)
     bool goes_on = false;              // an evaluation: its logs are kept as they are
-    bool events = false;               // for TensorBoard
+};
+
+struct RunLog {
+    const char* name;
+    AppendFile RunDir::*file;
+    bool RunDirSetting::*asked;  // null: in any case
+};
+
+static constexpr RunLog run_logs[] = {
+    {"metrics.jsonl", &RunDir::metrics, nullptr},
+    {"evaluations.jsonl", &RunDir::evaluations, &RunDirSetting::evaluations},
+    {"completions.jsonl", &RunDir::completions, &RunDirSetting::completions},
+    {"samples.jsonl", &RunDir::samples, &RunDirSetting::samples},
+    {"code_flips.jsonl", &RunDir::code_flips, &RunDirSetting::code_flips},
+    {"quant_statistics.jsonl", &RunDir::quant_statistics, &RunDirSetting::quant_statistics},
+    {"warnings.jsonl", &RunDir::warnings, &RunDirSetting::warnings},
 };
 
 // Fails if --overwrite_output_dir would replace what no run of this program wrote, now or when it saves a checkpoint
@@ -203,20 +220,15 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
             fail("cannot replace %s/%s: %s; choose another --output_dir", path.c_str(), name.c_str(), strerror(errno));
     }
     write_file_atomic(path + "/config.json", json_line(config, 2) + "\n");
-    run.metrics = AppendFile(path + "/metrics.jsonl");
-    if (setting.evaluations) run.evaluations = AppendFile(path + "/evaluations.jsonl");
-    if (setting.completions) run.completions = AppendFile(path + "/completions.jsonl");
-    if (setting.samples) run.samples = AppendFile(path + "/samples.jsonl");
-    if (setting.code_flips) run.code_flips = AppendFile(path + "/code_flips.jsonl");
-    if (setting.quant_statistics) run.quant_statistics = AppendFile(path + "/quant_statistics.jsonl");
+    for (const RunLog& log : run_logs)
+        if (!log.asked || setting.*log.asked) run.*log.file = AppendFile(path + "/" + log.name);
     return run;
 }
 
 // what has been logged is on the disk
 inline void sync_logs(RunDir& run) {
-    for (AppendFile* f : {&run.metrics, &run.evaluations, &run.completions, &run.samples, &run.code_flips,
-                          &run.quant_statistics, &run.events})
-        f->sync();
+    for (const RunLog& log : run_logs) (run.*log.file).sync();
+    run.events.sync();
 }
 
 // one object, in its own key order
@@ -229,12 +241,7 @@ inline void log_completion(RunDir& run, const nlohmann::ordered_json& j) {
 
 // Last call of a run: flushes the logs, then writes summary.json.
 inline void close_run_dir(RunDir& run, const nlohmann::ordered_json& summary) {
-    run.metrics.close();
-    run.evaluations.close();
-    run.completions.close();
-    run.samples.close();
-    run.code_flips.close();
-    run.quant_statistics.close();
+    for (const RunLog& log : run_logs) (run.*log.file).close();
     run.events.close();
     write_file_atomic(run.path + "/summary.json", json_line(summary, 2) + "\n");
 }

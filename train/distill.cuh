@@ -196,6 +196,11 @@ struct DistillObjective : Objective {
         }
     }
 
+    void watched(WatchedStep& s, const StepReport& r) const override {
+        s.loss = r.loss;
+        if (!samples.empty()) watched_samples(s, samples);
+    }
+
     std::string line(const StepReport& r) const override {
         const char* of[] = {"", " of the teacher's", " of its own"};
         return line_step(r) +

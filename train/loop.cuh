@@ -21,6 +21,7 @@ struct LoopConfig {
     RunDir* run = nullptr;         // null: nothing is logged
     bool flips_counted = false;    // changes of quantization codes are logged
     bool log_completions = false;
+    const WatchContext* watch = nullptr;  // null: the run is not warned
     // Adds its results to the metrics. False: it was stopped, and is to be done again. May be null
     std::function<bool(int64_t step, nlohmann::ordered_json& metrics)> evaluate;
     std::function<void(int64_t step)> save;
@@ -137,21 +138,18 @@ inline nlohmann::ordered_json layer_flips(const Model& m) {
     return rates;
 }
 
-// A run that does not move the quantized model should say so
-struct FlipWatch {
-    static constexpr int steps_until_said = 10;
-    int still = 0;  // steps in a row in which no code changed
-    void step(const StepReport& r) {
-        if (!r.flips_counted || r.update.skipped || r.learning_rate == 0.0) return;
-        still = r.update.flip_rate == 0.0 ? still + 1 : 0;
-        if (still == steps_until_said)
-            fprintf(stderr,
-                    "warning: for %d steps no code has flipped: the quantized model stands still, since a step of "
-                    "--learning_rate %.1e is small against a cell of its grid; raise it, or take --rounding stochastic "
-                    "or --qat_scale learned\n",
-                    still, r.learning_rate);
-    }
-};
+// what the step that is done shows of it, in the run's state then: what is to be told
+inline std::vector<ToldWarning> loop_watch(const Objective& objective, const LoopConfig& c, LoopState& state,
+                                           const StepReport& r) {
+    if (!c.watch) return {};
+    WatchedStep s;
+    s.step = r.step;
+    s.learning_rate = r.learning_rate;
+    s.skipped = r.update.skipped, s.empty = r.update.loss.empty;
+    if (r.flips_counted) s.flip_rate = r.update.flip_rate;
+    objective.watched(s, r);
+    return watch_step(state.watch, s, *c.watch);
+}
 
 // The metrics of the step that is done, which wait in `pending`, are logged, with those of its evaluation if that is due.
 // False: the evaluation was stopped
@@ -171,7 +169,6 @@ inline bool loop_log_pending(const LoopConfig& c, LoopState& state, bool evaluat
 // state: where the run stands; on return, where it ended. An exception leaves it at the last step that is complete.
 inline void train_loop(Trainer& t, Objective& objective, const TrainingData& data, const LoopConfig& c,
                        LoopState& state) {
-    FlipWatch flips;
     auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
     auto evaluates = [&](bool last) { return c.evaluate && due(c.eval_steps) && !last; };
     auto save = [&] { return due(c.save_steps) || (c.worth_saving && c.worth_saving()); };
@@ -189,7 +186,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
         if (!loop_step(t, objective, data, c, state, r)) break;
         done = objective.done();
         if (c.progress) c.progress->to(state.step);
-        flips.step(r);
+        const std::vector<ToldWarning> warnings = loop_watch(objective, c, state, r);
         const bool last = done || state.step == c.steps, logs = due(c.logging_steps) || last;
         const double epoch = (double)state.step / (double)data.steps_per_epoch();
         if (logs || evaluates(last)) {
@@ -211,6 +208,7 @@ inline void train_loop(Trainer& t, Objective& objective, const TrainingData& dat
             if (c.progress) c.progress->spoke();
             flush_report(c.run ? c.run->path : "");
         }
+        tell_warnings(warnings, c.run);
         if (!state.pending.is_null() && !loop_log_pending(c, state, evaluates(last))) break;
         const bool saves = c.save && !last && save();
         if (saves) c.save(state.step);

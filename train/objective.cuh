@@ -12,6 +12,7 @@
 #include "../runtime/run_dir.h"
 #include "../rollout.cuh"
 #include "trainer.cuh"
+#include "watch.h"
 
 // All that a run is besides weights, optimizer and random numbers, which are keyed by the step. It changes when a step is
 // complete, so that a step which was given up has left nothing in it.
@@ -23,6 +24,7 @@ struct LoopState {
     TrainerCounters trainer;  // as that step left them
     nlohmann::ordered_json
         pending;  // the metrics of that step, if they are not logged yet: its evaluation was stopped, or the disk was full
+    Watch watch;                  // what it is warned of
     bool whole = true;            // the weights are those of that step, and not between two updates of the next
     int64_t num_tokens() const {  // TRL's: those that were sampled, where they are; else those that were trained on
         int64_t sampled = generated.prompt_tokens + generated.completion_tokens;
@@ -67,6 +69,8 @@ struct Objective {
     // its own numbers for metrics.jsonl, those that a repeated run repeats, and times
     virtual void metrics(nlohmann::ordered_json&) const {}
     virtual void timings(nlohmann::ordered_json&, const StepReport&) const {}
+    // what a run is warned by (watch.h), as far as the step shows it
+    virtual void watched(WatchedStep&, const StepReport&) const {}
     // the step's line on the console
     virtual std::string line(const StepReport&) const = 0;
     // the step's completions for completions.jsonl, if it sampled any

@@ -46,6 +46,7 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
     j["skipped_steps"] = s.trainer.skipped;
     j["skipped_in_a_row"] = s.trainer.skipped_in_a_row;
     j["pending_metrics"] = s.pending;
+    j["watch"] = watch_to_json(s.watch);
     return j;
 }
 
@@ -75,6 +76,7 @@ inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::str
     if (!j.contains("pending_metrics") || !(j["pending_metrics"].is_null() || j["pending_metrics"].is_object()))
         fail("%s: no object `pending_metrics`; the file is damaged", where.c_str());
     s.pending = j["pending_metrics"];
+    if (j.contains("watch")) s.watch = watch_from_json(j["watch"], where);
     return s;
 }
 

@@ -10,6 +10,7 @@
 #include "../runtime/comm.h"
 #include "advantages.h"
 #include "loops.h"
+#include "watch.h"
 
 inline std::string completion_text(const Tokenizer& tok, const Completion& c) {
     std::vector<int> ids = c.tokens;
@@ -229,4 +230,82 @@ inline void loop_ratios(nlohmann::ordered_json& j, const std::vector<Completion>
     }
     j["completions/garbled_ratio"] = garbled / n;
     j["completions/repeating_ratio"] = repeating / n;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what a run is warned by (watch.h)
+
+// Of a step's completions: in how many an answer of any form is found, and how many declare one as `exact` reads it. NaN:
+// no reward reads answers. lenient: how many are right wherever the answer stands, where no reward calls one right
+struct AnswerShares {
+    double found = NAN, declared = NAN, lenient = NAN;
+};
+
+// share of the completions that are right by a reward that says so; NaN: none does
+inline double right_share(const RewardSet& rewards, const RewardedGroup& r) {
+    double right = 0.0, judged = 0.0;
+    for (size_t i = 0; i < r.total.size(); i++) {
+        bool any = false, good = false;
+        for (size_t f = 0; f < rewards.entries.size(); f++) {
+            if (!(rewards.entries[f].traits & REWARD_OUTCOME) || !reward_applies(r.each[f][i])) continue;
+            any = true, good = good || r.each[f][i] > 0.5f;
+        }
+        judged += any, right += good;
+    }
+    return judged > 0.0 ? right / judged : NAN;
+}
+
+inline AnswerShares answer_shares(const RewardSet& rewards, const std::vector<Example>& batch,
+                                  const std::vector<Completion>& completions, const RewardedGroup& r, int max_length) {
+    AnswerShares shares;
+    if (!(rewards.traits() & (REWARD_GOLD | REWARD_DECLARED)) || completions.empty()) return shares;
+    const bool lenient = right_share(rewards, r) == 0.0;
+    const size_t n = completions.size();
+    int found = 0, declared = 0, right = 0;
+#pragma omp parallel for schedule(dynamic, 4) reduction(+ : found, declared, right)
+    for (size_t i = 0; i < n; i++) {
+        const Completion& c = completions[i];
+        const Prompt& p = batch[c.prompt].prompt;
+        const RewardInput in{p.text, r.texts[i], p.gold, c.finished, c.tokens, max_length};
+        std::string answer;
+        found += !found_answer(in).empty();
+        declared += declared_answer(in, answer);
+        right += lenient && !p.gold.empty() && reward_accuracy(in) > 0.5f;
+    }
+    shares.found = (double)found / (double)n, shares.declared = (double)declared / (double)n;
+    if (lenient) shares.lenient = (double)right / (double)n;
+    return shares;
+}
+
+inline void answer_metrics(nlohmann::ordered_json& j, const AnswerShares& shares) {
+    if (std::isnan(shares.found)) return;
+    j["completions/answered_ratio"] = shares.found;
+    j["completions/declared_ratio"] = shares.declared;
+}
+
+inline void watched_samples(WatchedStep& s, const std::vector<Completion>& samples) {
+    s.completions = (int)samples.size();
+    s.clipped = clipped_ratio(samples);
+    s.ended_length = sample_length_statistics(samples, true).mean;
+}
+
+// the range of the rewards [N], and the standard error of their mean, by the means of the groups of G
+inline void watched_rewards(WatchedStep& s, const std::vector<float>& total, int G) {
+    std::vector<float> means;
+    s.reward_low = INFINITY, s.reward_high = -INFINITY;
+    for (size_t g = 0; g < total.size() / G; g++) {
+        double sum = 0.0;
+        int n = 0;
+        for (int i = 0; i < G; i++) {
+            const float r = total[g * G + i];
+            if (!reward_applies(r)) continue;
+            s.reward_low = std::min(s.reward_low, (double)r), s.reward_high = std::max(s.reward_high, (double)r);
+            sum += r, n++;
+        }
+        if (n) means.push_back((float)(sum / n));
+    }
+    double mean = 0.0;
+    for (float m : means) mean += m / (double)means.size();
+    if (means.size() > 1)
+        s.reward_error = sample_std(means.data(), (int)means.size(), mean) / std::sqrt((double)means.size());
 }

@@ -24,6 +24,8 @@ struct SftObjective : Objective {
         return {total / (double)tokens, (int64_t)forward_tokens};
     }
 
+    void watched(WatchedStep& s, const StepReport& r) const override { s.loss = r.loss; }
+
     std::string line(const StepReport& r) const override {
         return line_step(r) + format(" loss %.4f | ", r.loss) + line_update(r) +
                format(" %s tok/s | %.1f s", human_count((double)r.forward_tokens / r.train_seconds).c_str(), r.seconds);
