@@ -82,8 +82,8 @@ STRICT := -Werror=switch
 # long. No result changes
 ERRNO := -fno-math-errno
 BASE_FLAGS := -std=c++17 $(STRICT) $(ERRNO) $(OPENMP) $(QUIET) $(GARBAGE)
-# dlopen of rewards lies in a library of its own with glibc before 2.34
-LIBS := -lutf8proc -ldl
+# dlopen of rewards and threads lie in libraries of their own with glibc before 2.34
+LIBS := -lutf8proc -ldl -lpthread
 # NCCL is for several ranks; a build without it takes one
 NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h)
 CUDA_LIBS := -lcublasLt $(if $(NCCL),-L$(CUDA_HOME)/lib -lnccl)

@@ -236,6 +236,8 @@ inline int progress_columns() {
     return columns > 0 ? columns : 80;
 }
 
+inline const std::thread::id progress_thread = std::this_thread::get_id();  // the main one
+
 struct ProgressScreen {
     std::mutex lock;  // of all here, and of every count in the stack
     std::condition_variable wake;
@@ -243,7 +245,7 @@ struct ProgressScreen {
     std::vector<ProgressCount*> stack;
     bool silent = false;  // another rank tells
     bool terminal = false, caught = false, ended = false;
-    std::string line;     // that is to be at the bottom; "": none
+    std::string line;     // that was drawn last
     bool inside = false;  // something else has begun a line there
 };
 
@@ -271,34 +273,35 @@ inline void progress_clear() {
     stop_line = 0;
 }
 
-inline void progress_show(ProgressScreen& s) {
-    if (s.line.empty() || s.inside) return;
-    const std::string text = "\r" + s.line + "\033[K";
+// what the stack says now, unless it stands there
+inline void progress_show(ProgressScreen& s, double now) {
+    const pid_t foreground = tcgetpgrp(STDERR_FILENO);  // -1: no terminal of a shell's
+    if (s.stack.empty() || s.inside || (foreground >= 0 && foreground != getpgrp())) return;
+    const std::vector<const ProgressCount*> stack(s.stack.begin(), s.stack.end());
+    const std::string text =
+        "\r" + progress_text(stack, now, progress_columns() - 1) + "\033[K";  // a full line may wrap
+    if (text == s.line && stop_line) return;
+    s.line = text;
     stop_line = 1;
     progress_write(STDERR_FILENO, text.data(), text.size());
 }
 
 inline void progress_tell(ProgressScreen& s, double now) {
-    const std::vector<const ProgressCount*> stack(s.stack.begin(), s.stack.end());
-    if (s.terminal) {
-        const pid_t foreground = tcgetpgrp(STDERR_FILENO);  // -1: no terminal of a shell's
-        if (foreground >= 0 && foreground != getpgrp()) return;
-        s.line = progress_text(stack, now, progress_columns() - 1);  // a full line would wrap on some terminals
-        progress_show(s);
-    } else if (progress_due(s.stack, now)) {
-        const std::string text = progress_text(stack, now, 0) + "\n";
-        progress_write(STDERR_FILENO, text.data(), text.size());
-    }
+    if (s.terminal) return progress_show(s, now);
+    if (!progress_due(s.stack, now)) return;
+    const std::string text = progress_text({s.stack.begin(), s.stack.end()}, now, 0) + "\n";
+    progress_write(STDERR_FILENO, text.data(), text.size());
 }
 
 // printf's way to a terminal; cookie: the descriptor
 inline ssize_t progress_print(void* cookie, const char* text, size_t n) {
     ProgressScreen& s = progress_screen();
     std::lock_guard<std::mutex> hold(s.lock);
+    const bool had = stop_line;
     progress_clear();
     const size_t wrote = progress_write((int)(intptr_t)cookie, text, n);
     if (wrote > 0) s.inside = text[wrote - 1] != '\n';
-    progress_show(s);
+    if (had) progress_show(s, wall_seconds());
     return (ssize_t)wrote;
 }
 
@@ -343,11 +346,11 @@ inline void progress_start(ProgressScreen& s) {
 inline void progress_silence() { progress_screen().silent = true; }
 
 struct Progress {
-    // total 0: not known. Progress of the main thread alone
+    // total 0: not known. Other threads than the main one count, and nothing is shown of it
     Progress(const std::string& what, const char* unit, int64_t total, ProgressKind kind = ProgressKind::work)
         : count(what, unit, total, kind, wall_seconds()) {
         ProgressScreen& s = progress_screen();
-        if (s.silent) return;
+        if (s.silent || std::this_thread::get_id() != progress_thread) return;
         std::lock_guard<std::mutex> hold(s.lock);
         if (kind == ProgressKind::part && s.stack.empty()) return;
         s.stack.push_back(&count);
@@ -372,7 +375,6 @@ struct Progress {
             if (!s.stack.empty()) return;
             s.ended = true;
             progress_clear();
-            s.line.clear();
         }
         s.wake.notify_one();
         if (s.painter.joinable()) s.painter.join();

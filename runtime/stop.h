@@ -18,12 +18,13 @@ inline volatile sig_atomic_t stop_line = 0;    // a line of progress.h is on the
 extern "C" inline void stop_handler(int signal_number) {
     const bool asked_by_hand = signal_number == SIGINT || signal_number == SIGTERM;
     int saved = errno;
-    if (stop_line && asked_by_hand && write(2, "\r\033[K", 4) < 0) errno = 0;
+    const size_t skip = stop_line && asked_by_hand ? 1 : 0;  // the ^C that the terminal shows goes with the line
+    if (skip && write(2, "\r\033[K", 4) < 0) errno = 0;
+    if (skip) stop_line = 0;
     if (stop_signal != 0 && asked_by_hand) _exit(130);
     if (stop_signal == 0) {
         stop_signal = signal_number;
         static const char text[] = "\nstopping; once more to leave at once\n";
-        const size_t skip = stop_line ? 1 : 0;  // the ^C that the terminal shows is cleared with the line
         if (asked_by_hand && write(2, text + skip, sizeof(text) - 1 - skip) < 0)
             errno = 0;  // no terminal: nothing to tell
     }
