@@ -66,7 +66,8 @@ inline std::vector<std::pair<Warning, std::string>> prompt_warnings(const Sessio
                         "of the model's end tokens: a base model, which knows no chat and goes on until it is "
                         "cut off; give --chat_template off, or the instruct model",
                         llama ? "<|eot_id|>" : "<|im_end|>")});
-    } else if (!s.prompt.style.ask) {
+    } else if (!s.prompt.style.ask &&
+               !s.tok.merges.empty()) {  // tokens that are bytes end in <|im_end|> without a chat
         for (bool llama : {false, true}) {
             const int end = turn_end(s.tok, llama);
             const int begin = tokenizer_id(s.tok, llama ? "<|start_header_id|>" : "<|im_start|>");

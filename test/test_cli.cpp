@@ -807,8 +807,12 @@ TEST(Diverged, StopsAfterSkippedSteps) {
     for (float& v : t["model.embed_tokens.weight"].second) v *= 1e3f;
     write_safetensors(m + "/model.safetensors", t);
     std::string out = fresh("diverged");
-    refused(1, {"sft", "--model", m, "--train_data", sums, "--max_steps", "50", "--output_dir", out},
-            {"not finite", "5 steps in a row", "--learning_rate"});
+    const Outcome first = run({"sft", "--model", m, "--train_data", sums, "--max_steps", "50", "--output_dir", out});
+    EXPECT_EQ(first.status, 1);
+    EXPECT_EQ(first.err.rfind("warning: for 2 steps the loss or the gradient was not finite", 0), 0u) << first.err;
+    for (const char* part : {"\ntrain_qrl: loss or gradient not finite", "5 steps in a row", "--learning_rate"})
+        EXPECT_NE(first.err.find(part), std::string::npos) << first.err;
+    EXPECT_EQ(std::count(first.err.begin(), first.err.end(), '\n'), 2) << first.err;
     EXPECT_EQ(read_lines(out + "/metrics.jsonl").size(), 4u);
     EXPECT_EQ(leftovers(out, true), "");
     EXPECT_FALSE(fs::exists(out + "/summary.json"));

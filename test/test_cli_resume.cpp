@@ -28,8 +28,8 @@ static Args with(const Args& args, const Args& more) {
 static std::map<std::string, std::string> left_by(const std::string& out) {
     std::map<std::string, std::string> left;
     for (const std::string& line : learning_curve(out)) left["metrics.jsonl"] += line + "\n";
-    for (const char* name :
-         {"evaluations.jsonl", "completions.jsonl", "samples.jsonl", "code_flips.jsonl", "quant_statistics.jsonl"})
+    for (const char* name : {"evaluations.jsonl", "completions.jsonl", "samples.jsonl", "code_flips.jsonl",
+                             "quant_statistics.jsonl", "warnings.jsonl"})
         if (fs::exists(out + "/" + name)) left[name] = read_text(out + "/" + name);
     int last = -1;
     for (const auto& entry : fs::directory_iterator(out)) {
