@@ -22,6 +22,9 @@ inline void distill_check(const Options& o) {
     if (o.seq_kd_correct && !o.seq_kd)
         fail_usage("--seq_kd_correct grades what the teacher samples: it needs --seq_kd");
     if (o.seq_kd && o.lmbda >= 1.0) fail_usage("--lmbda 1 leaves no step to --seq_kd; leave one out");
+    if (o.assistant_only_loss && (o.seq_kd || o.lmbda > 0.0))
+        fail_usage("--assistant_only_loss is about answers that are given; leave it or --%s out",
+                   o.seq_kd ? "seq_kd" : "lmbda");
     if (o.temperature == 0.0 && o.lmbda > 0.0)
         fail_usage("--temperature 0: on-policy completions are to be samples; allowed: [0.0001, 100]");
 }

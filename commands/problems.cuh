@@ -18,17 +18,26 @@ inline void check_prompt_length(const Session& s, int n, const std::string& sour
             source.c_str(), line, n, s.o.max_completion_length, s.m.config.max_position_embeddings);
 }
 
-// Says what of the flags about prompts does not reach rows of messages, which are asked as they stand
-inline void note_messages(const PromptConfig& c, const nlohmann::ordered_json& messages, bool graded) {
+// Says what of the flags about prompts does not reach a row: of messages, or (learnt_whole) of text alone
+inline void note_prompt_flags(const Options& o, const PromptConfig& c, const nlohmann::ordered_json& messages,
+                              bool graded, bool learnt_whole = false) {
+    const bool styled = c.style.ask || *c.style.system, chat = use_chat(c);
+    if (learnt_whole) {
+        const char* flag = styled                       ? "prompt_style"
+                           : !o.prompt_template.empty() ? "prompt_template"
+                           : !o.system_prompt.empty()   ? "system_prompt"
+                           : o.prompt_given != "none"   ? "prompt_given"
+                                                        : nullptr;
+        if (flag) note_once(format("note: rows of text are learnt as they stand; --%s is for those that ask", flag));
+        return;
+    }
+    if (!o.system_prompt.empty() && !chat)
+        note_once("note: --system_prompt is a message of the chat template, and none is in use; prompts go without it");
     if (messages.is_null()) return;
-    const bool styled = c.style.ask || *c.style.system;
     if (!system_message(c).empty() && has_system_message(messages))
         note_once(format("note: rows with a system message of their own keep it; --%s is for the others",
                          styled ? "prompt_style" : "system_prompt"));
-    if (!c.prompt_template.empty() || c.style.ask)
-        note_once(format("note: rows of messages are asked as they stand; --%s is for rows of text",
-                         styled ? "prompt_style" : "prompt_template"));
-    else if (graded)
+    if (graded && !styled && c.prompt_template.empty())
         note_once("note: rows of messages are asked as they stand; they say themselves in what form to answer");
 }
 
@@ -37,9 +46,7 @@ inline std::string given_option(const Options& o) { return o.prompt_given == "no
 
 // of whatever length
 inline Prompt session_prompt(const Session& s, const Problem& problem) {
-    if (!s.prompt.system_prompt.empty() && !use_chat(s.prompt))
-        note_once("note: --system_prompt is a message of the chat template, and none is in use; prompts go without it");
-    note_messages(s.prompt, problem.messages, true);
+    note_prompt_flags(s.o, s.prompt, problem.messages, true);
     return make_prompt(s.tok, problem, s.prompt);
 }
 
@@ -185,19 +192,19 @@ inline void check_overlap(const Session& s, const TrainingData& d, const std::ve
     note_once("note: " + escape_controls(text));
 }
 
-// The example as tokens, of whatever length
-inline Example session_example(const Session& s, const SftExample& e) {
+// The example as tokens, of whatever length. every_answer: of a conversation, and not the last alone
+inline Example session_example(const Session& s, const SftExample& e, bool every_answer = false) {
     const std::vector<int>& ends = s.m.config.eos_token_ids;
-    note_messages(s.prompt, e.messages, false);
-    Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0]);
+    note_prompt_flags(s.o, s.prompt, e.messages, false, e.messages.is_null() && e.prompt.empty());
+    Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0], every_answer);
     if (completion_tokens(out) <= 0)
         fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return out;
 }
 
 // The same, or an error where it is longer than it may be
-inline Example checked_example(const Session& s, const SftExample& e) {
-    Example out = session_example(s, e);
+inline Example checked_example(const Session& s, const SftExample& e, bool every_answer = false) {
+    Example out = session_example(s, e, every_answer);
     const int n = (int)(out.prompt.tokens.size() + out.completion.size());
     auto at_most = [&](int most, const char* of, bool can_be_raised) {
         if (n > most)
@@ -217,7 +224,8 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
     const RowLimit most = example_limit(s), most_asked = prompt_limit(s);
     auto add = [&](const SftExample& e) {
         const bool refuses = overlong.how == Overlong::error;
-        Example x = refuses ? checked_example(s, e) : session_example(s, e);
+        Example x =
+            refuses ? checked_example(s, e, s.o.assistant_only_loss) : session_example(s, e, s.o.assistant_only_loss);
         const int64_t asked = (int64_t)x.prompt.tokens.size();
         if (sampled && refuses) check_prompt_length(s, (int)asked, e.source, e.line);
         if (sampled && asked > most_asked.tokens) {  // what is sampled for it would have no room

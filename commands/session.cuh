@@ -149,6 +149,13 @@ inline void check_device_takes_model(const Session& s) {
              s.m.config.head_dim);
 }
 
+// a switch of one template alone
+inline void check_enable_thinking(const Options& o, const PromptConfig& p) {
+    if (o.enable_thinking == "auto" || (use_chat(p) && p.chat == ChatTemplate::qwen3)) return;
+    fail_usage("--enable_thinking %s is a switch of Qwen3's chat template, and %s; leave it out",
+               o.enable_thinking.c_str(), use_chat(p) ? "this model has another" : "no chat template is in use");
+}
+
 // Tokenizer, and the model's configuration and quantizers, for s.m.dev
 inline void session_describe(Session& s) {
     s.prompt = prompt_config(s.o);
@@ -164,6 +171,7 @@ inline void session_describe(Session& s) {
         std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
         s.prompt.chat = chat_template_detect(s.tok.chat_text);
+        check_enable_thinking(s.o, s.prompt);
         s.m.config = model_config(s.o.model);
         session_stored_quantizer(s.o, s.m.config);
         if (s.o.lora_r > 0 && !s.o.given("weights") && s.o.weights == "none" && !s.o.lora_inside_quantizer)

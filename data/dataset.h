@@ -18,7 +18,8 @@ struct SftExample {
     nlohmann::ordered_json messages;  // [{role, content}, ...], or null for plain text
     nlohmann::ordered_json tools;     // as in Problem
     int prompt_messages = 0;
-    std::string given;  // as in Problem
+    int first_learnt = 0;  // the answers from this message on are the row's own, where each of them is learnt
+    std::string given;     // as in Problem
     std::string source;
     int line = 0;
 };
@@ -136,7 +137,7 @@ inline SftExample parse_sft(const DatasetRow& row) {
             e.completion = text_field(row, completion);
         } else {
             e.messages = messages_field(row, kind);
-            e.prompt_messages = (int)e.messages.size();
+            e.prompt_messages = e.first_learnt = (int)e.messages.size();
             for (const auto& message : messages_field(row, completion)) e.messages.push_back(message);
             if (!message_has_role(e.messages[(size_t)e.prompt_messages], "assistant"))
                 fail("%s: `completion` does not begin with a message of the assistant", row.where.c_str());

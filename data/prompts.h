@@ -28,8 +28,8 @@ inline std::string problem_question(const Problem& p) {
     return p.given.empty() ? p.question : p.given + "\n\n" + p.question;
 }
 
-// The problem inside the template or the style. Without one, a `prompt` row stands as it is, and a bare question is told
-// how to answer.
+// The problem inside the template or the style. Without one, a row of `prompt` or messages stands as it is, and a bare
+// question is told how to answer.
 inline std::string problem_text(const PromptConfig& c, const Problem& problem, bool chat) {
     const std::string question = problem_question(problem), end = chat ? "" : "\n";
     if (c.style.ask) return few_shot_text(c.style, c.shots, c.num_shots, question, problem.question);
@@ -78,14 +78,28 @@ inline bool add_system_message(nlohmann::ordered_json& messages, const PromptCon
     return true;
 }
 
-// puts what is given before the last message of the user among the first n
-inline void give_to_messages(nlohmann::ordered_json& messages, const std::string& given, size_t n) {
-    if (given.empty()) return;
+// The last message of the user among the first n becomes `text`; false: there is none
+inline bool ask_in_messages(nlohmann::ordered_json& messages, const std::string& text, size_t n) {
     for (size_t i = n; i-- > 0;)
         if (message_has_role(messages[i], "user")) {
-            messages[i]["content"] = given + "\n\n" + messages[i]["content"].get<std::string>();
-            return;
+            messages[i]["content"] = text;
+            return true;
         }
+    return false;
+}
+
+// A row's conversation, of which the last of the first n messages of the user is the problem's question, as it is asked:
+// inside the template or the style, behind what is given, with the system message in front (true: it has one message more)
+inline bool ask_row_messages(nlohmann::ordered_json& messages, const Problem& problem, const PromptConfig& c,
+                             size_t n) {
+    if (!ask_in_messages(messages, problem_text(c, problem, true), n) &&
+        (c.style.ask || !c.prompt_template.empty() || !problem.given.empty()))
+        fail("%s:%d: the row has no message of the user, whose text --%s would change", problem.source.c_str(),
+             problem.line,
+             c.style.ask             ? "prompt_style"
+             : problem.given.empty() ? "prompt_template"
+                                     : "prompt_given");
+    return add_system_message(messages, c);
 }
 
 inline bool chat_takes_tools(ChatTemplate chat) {
@@ -112,8 +126,7 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
         if (messages.is_null()) {
             messages = prompt_messages(problem_text(c, problem, chat), c);
         } else {
-            give_to_messages(messages, problem.given, messages.size());
-            add_system_message(messages, c);
+            ask_row_messages(messages, problem, c, messages.size());
         }
         p.text = chat_render_row(format("%s:%d", problem.source.c_str(), problem.line), c.chat, messages,
                                  rendered_tools(problem.tools, c), true, c.enable_thinking);

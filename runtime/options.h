@@ -234,6 +234,7 @@ OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES | IN_BENCH, "most t
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
+OPT(bool, assistant_only_loss, false, "", IN_SFT | IN_DISTILL, "learn every answer of a row of messages, as TRL does with this flag; false: the last one, given all that is before it") \
 OPT(std::string, overlong_rows, "drop", "drop|truncate|wrap|error", IN_TRAIN, "rows of train_data that are longer than max_prompt_length, max_length or the model's context: drop (left out, and counted), truncate (a prompt's question loses its beginning, a completion its end), wrap (a row of text goes on in further rows; others are dropped) or error") \
 OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many steps; 0: only at the end") \
 OPT(int, eval_n, -1, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all; unset: all, in training as many as take an eighth of the completions that it trains on, 32 at least") \

@@ -1268,14 +1268,19 @@ TEST(Grpo, CanBeWatchedInTensorBoard) {
 
 // what the embedded model learns is plain text: its checkpoint must not make other commands wrap prompts as a chat
 // rows of messages: the system prompt reaches them, and what does not is said once
-TEST(Eval, RowsOfMessages) {
-    const std::string m = model_copy(), out = fresh("eval");
+static std::string chat_model() {
+    const std::string m = model_copy();
     write_text(m + "/tokenizer_config.json",
                json{{"chat_template",
                      "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
                      "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' "
                      "}}{% endif %}"}}
                    .dump());
+    return m;
+}
+
+TEST(Eval, RowsOfMessages) {
+    const std::string m = chat_model(), out = fresh("eval");
     auto user = [](const char* text) { return format("{\"role\": \"user\", \"content\": \"%s\"}", text); };
     const std::string own = "{\"role\": \"system\", \"content\": \"own\"}", tail = "], \"answer\": \"2\"}\n";
     const std::string rows = jsonl("chat", "{\"prompt\": [" + user("u") + tail + "{\"prompt\": [" + own + ", " +
@@ -1286,17 +1291,38 @@ TEST(Eval, RowsOfMessages) {
     auto asked = [](const std::string& text) {
         return "<|im_start|>user\n" + text + "<|im_end|>\n<|im_start|>assistant\n";
     };
-    EXPECT_EQ(samples.at(0).value("prompt", ""), "<|im_start|>system\ngiven<|im_end|>\n" + asked("u"));
-    EXPECT_EQ(samples.at(1).value("prompt", ""), "<|im_start|>system\nown<|im_end|>\n" + asked("v"));
-    EXPECT_EQ(r.err,
-              "note: rows of messages are asked as they stand; --prompt_template is for rows of text\n"
-              "note: rows with a system message of their own keep it; --system_prompt is for the others\n");
+    EXPECT_EQ(samples.at(0).value("prompt", ""), "<|im_start|>system\ngiven<|im_end|>\n" + asked("Q u"));
+    EXPECT_EQ(samples.at(1).value("prompt", ""), "<|im_start|>system\nown<|im_end|>\n" + asked("Q v"));
+    EXPECT_EQ(r.err, "note: rows with a system message of their own keep it; --system_prompt is for the others\n");
+    for (const std::string& of : {m, base})
+        refused(2, {"eval", "--model", of, "--eval_data", problems, "--enable_thinking", "false", "--output_dir", out},
+                {"--enable_thinking false is a switch of Qwen3's chat template", of == m ? "another" : "no chat"});
     const Outcome plain =
         good({"eval", "--model", base, "--eval_data", problems, "--eval_n", "2", "--max_completion_length", "4",
               "--system_prompt", "given", "--output_dir", fresh("eval")});
     EXPECT_EQ(plain.err,
               "note: --system_prompt is a message of the chat template, and none is in use; prompts go without "
               "it\n");
+}
+
+// every answer of a conversation is learnt as in rows of their own
+TEST(Sft, AssistantOnlyLoss) {
+    const std::string m = chat_model();
+    auto turn = [](const char* role, const char* text) { return json{{"role", role}, {"content", text}}; };
+    const json talk = {turn("user", "1+1"), turn("assistant", "2"), turn("user", "2+2"), turn("assistant", "is 4")};
+    const std::string whole = jsonl("whole", json{{"messages", talk}}.dump() + "\n");
+    const std::string apart =
+        jsonl("apart", json{{"messages", {talk[0], talk[1]}}}.dump() + "\n" + json{{"messages", talk}}.dump() + "\n");
+    auto loss = [&](const std::string& rows, const Args& more) {
+        const std::string out = fresh("sft");
+        good(Args{"sft", "--model", m, "--train_data", rows, "--max_steps", "1", "--output_dir", out} + more);
+        return number(read_lines(out + "/metrics.jsonl").at(0), "loss");
+    };
+    const double every = loss(whole, {"--assistant_only_loss", "true"});
+    EXPECT_NEAR(every, loss(apart, {}), 1e-3);
+    EXPECT_GT(fabs(every - loss(whole, {})), 0.01);
+    refused(2, {"distill", "--model", m, "--train_data", whole, "--assistant_only_loss", "true", "--lmbda", "0.5"},
+            {"--assistant_only_loss", "--lmbda"});
 }
 
 TEST(Grpo, EmbeddedCheckpointTakesPlainPrompts) {

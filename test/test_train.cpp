@@ -220,6 +220,27 @@ TEST(SftObjective, LossIsTheSameHoweverItIsCutAndWithoutItsGradient) {
     EXPECT_THROW(small.loss(t, c, true), Error);
 }
 
+// Two answers in one conversation are learnt as if each were an example of its own, after what is before it
+TEST(SftObjective, EveryAnswerOfAConversation) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    Example both = example({1, 2}, {3, 4, 5, 6, 7, 8});
+    both.learnt = {{0, 2}, {5, 6}};
+    StepContext whole, apart;
+    whole.batch = {both, example({9}, {10, 11})};
+    apart.batch = {example({1, 2}, {3, 4}), example({1, 2, 3, 4, 5, 6, 7}, {8}), example({9}, {10, 11})};
+    Trainer t, u;
+    trainer_init(t, m, 64, false), trainer_init(u, m, 64, false);
+    SftObjective o;
+    EXPECT_NEAR(o.loss(t, whole, true).loss, o.loss(u, apart, true).loss, 1e-6);
+    EXPECT_GT(squares(gradients(t)), 0.0);
+    EXPECT_LT(distance(gradients(t), gradients(u)), ROUNDING);
+    Example all = both;
+    all.learnt.clear();
+    whole.batch[0] = all;
+    EXPECT_GT(fabs(o.loss(t, whole, false).loss - o.loss(u, apart, false).loss), 1e-3);
+}
+
 // A loss of log-probabilities and entropies, along its gradient; and none without room for it
 TEST(ScoreBackward, TheEntropySGradientReachesTheWeights) {
     Model m;

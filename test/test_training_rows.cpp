@@ -11,6 +11,12 @@ std::string stderr_of(const std::function<void()>& f) {
     return testing::internal::GetCapturedStderr();
 }
 
+// a row that a test writes in several lines
+std::string in_one_line(std::string row) {
+    std::replace(row.begin(), row.end(), '\n', ' ');
+    return row;
+}
+
 std::vector<SftExample> examples_in(const std::string& text) {
     TempDir dir;
     put(dir / "rows.jsonl", text);
@@ -205,4 +211,201 @@ TEST(OverlongRows, ATextGoesOnInFurtherRows) {
     expect_has(stderr_of([&] { say_overlong(o, "rows.jsonl"); }),
                "3 of 3 rows are longer than --max_length 4 allows and go on in further rows, 3 of them, but 1 of them "
                "are left out (--overlong_rows wrap)");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// how rows are asked: every flag about prompts, for rows of every kind, in training on problems and on examples
+
+namespace {
+
+std::string chatml(const std::vector<std::pair<const char*, std::string>>& turns) {
+    std::string text;
+    for (const auto& [role, content] : turns) chatml_turn(text, role, content);
+    return text;
+}
+
+std::string asked_in_chat(const std::string& system, const std::string& user) {
+    return (system.empty() ? "" : chatml({{"system", system}})) + chatml({{"user", user}}) + "<|im_start|>assistant\n";
+}
+
+// the prompt of a row, the same whether its answer is sampled or learnt
+std::string asked_of(const std::string& fields, const PromptConfig& c, const char* given = "") {
+    TempDir dir;
+    ProblemReading how;
+    how.given = given;
+    put(dir / "problem.jsonl", in_one_line("{" + fields + ", \"plan\": \"p\", \"answer\": \"#### 1\"}"));
+    std::string learnt_fields = fields;
+    if (fields.find("\"question\"") == std::string::npos)
+        learnt_fields += fields.find("[") == std::string::npos
+                             ? R"(, "completion": "#### 1")"
+                             : R"(, "completion": [{"role": "assistant", "content": "#### 1"}])";
+    put(dir / "example.jsonl", in_one_line("{" + learnt_fields + ", \"plan\": \"p\", \"answer\": \"#### 1\"}"));
+    const Tokenizer tok = tokenizer_byte_level();
+    const std::string text = make_prompt(tok, load_problems(dir / "problem.jsonl", how)[0], c).text;
+    const Example e = make_example(tok, load_sft(dir / "example.jsonl", given)[0], c, -1);
+    EXPECT_EQ(e.prompt.text, text) << fields;
+    EXPECT_EQ(text_of(e.completion).find("#### 1"), c.style.ask && !use_chat(c) ? 1u
+                                                    : c.enable_thinking == 0    ? 0u
+                                                                                : text_of(e.completion).find("#"));
+    return text;
+}
+
+}  // namespace
+
+TEST(PromptFlags, OnEveryKindOfRow) {
+    const std::string bare = R"("question": "Q")", text = R"("prompt": "Q")",
+                      messages = R"("prompt": [{"role": "user", "content": "Q"}])",
+                      own = R"("prompt": [{"role": "system", "content": "own"}, {"role": "user", "content": "Q"}])",
+                      turns = R"("prompt": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"},
+                                           {"role": "user", "content": "Q"}])";
+    const std::string told = "Q" + std::string(ANSWER_INSTRUCTION);
+    const std::string box = find_prompt_style("boxed").system, few = "Q: a\nA: b\n\nQ: Q\nA:";
+    PromptConfig plain, chat, system, around, boxed, shots, thinking, off;
+    chat.chat = system.chat = around.chat = boxed.chat = shots.chat = off.chat = ChatTemplate::chatml;
+    system.system_prompt = "S";
+    around.prompt_template = "<{question}>";
+    boxed.style = find_prompt_style("boxed");
+    shots.style = find_prompt_style("lm_eval_gsm8k_cot"), shots.shots = {{"a", "b"}}, shots.num_shots = 1;
+    thinking.chat = ChatTemplate::qwen3, thinking.enable_thinking = 0;
+    off.chat_template = "off";
+    PromptConfig around_off = around, boxed_off = boxed, shots_off = shots, system_off = system;
+    for (PromptConfig* c : {&around_off, &boxed_off, &shots_off, &system_off}) c->chat_template = "off";
+
+    struct {
+        const PromptConfig& config;
+        std::string bare, text, messages;  // what is asked; of messages the user's text
+        std::string system;                // before the messages
+    } rows[] = {
+        {chat, told, "Q", "Q", ""},  {system, told, "Q", "Q", "S"}, {around, "<Q>", "<Q>", "<Q>", ""},
+        {boxed, "Q", "Q", "Q", box}, {shots, few, few, few, ""},
+    };
+    for (const auto& r : rows) {
+        EXPECT_EQ(asked_of(bare, r.config), asked_in_chat(r.system, r.bare));
+        EXPECT_EQ(asked_of(text, r.config), asked_in_chat(r.system, r.text));
+        EXPECT_EQ(asked_of(messages, r.config), asked_in_chat(r.system, r.messages));
+        EXPECT_EQ(asked_of(own, r.config), asked_in_chat("own", r.messages));
+        EXPECT_EQ(asked_of(turns, r.config), (r.system.empty() ? "" : chatml({{"system", r.system}})) +
+                                                 chatml({{"user", "1"}, {"assistant", "2"}}) +
+                                                 asked_in_chat("", r.messages));
+    }
+    const std::string plan = "A plan for the solution:\np\n\n";
+    EXPECT_EQ(asked_of(bare, chat, "plan"), asked_in_chat("", plan + told));
+    EXPECT_EQ(asked_of(text, around, "plan"), asked_in_chat("", "<" + plan + "Q>"));
+    EXPECT_EQ(asked_of(messages, around, "plan"), asked_in_chat("", "<" + plan + "Q>"));
+    for (const std::string& row : {bare, text, messages})
+        EXPECT_EQ(asked_of(row, thinking), asked_in_chat("", row == bare ? told : "Q") + "<think>\n\n</think>\n\n");
+    // without a chat template
+    for (const PromptConfig* c : {&plain, &off, &system_off}) {
+        EXPECT_EQ(asked_of(bare, *c), told + "\n");
+        EXPECT_EQ(asked_of(text, *c), "Q");
+        expect_has(error_of([&] { asked_of(messages, *c); }), "no chat template is in use");
+    }
+    EXPECT_EQ(asked_of(text, around_off), "<Q>");
+    EXPECT_EQ(asked_of(bare, boxed_off), "Q\n" + box + "\n");
+    EXPECT_EQ(asked_of(bare, shots_off), few);
+    EXPECT_EQ(asked_of(text, around_off, "plan"), "<" + plan + "Q>");
+}
+
+TEST(PromptFlags, NeedAMessageOfTheUser) {
+    const std::string row =
+        R"({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}]})";
+    PromptConfig c;
+    c.chat = ChatTemplate::chatml;
+    const SftExample e = examples_in(row)[0];
+    EXPECT_EQ(make_example(tokenizer_byte_level(), e, c, -1).prompt.text,
+              chatml({{"system", "s"}}) + "<|im_start|>assistant\n");
+    c.prompt_template = "<{question}>";
+    expect_has(error_of([&] { make_example(tokenizer_byte_level(), e, c, -1); }),
+               "rows.jsonl:1: the row has no message of the user, whose text --prompt_template would change");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// every answer of a conversation
+
+namespace {
+
+// what is learnt of a row of messages, joined by |, after the prompt
+std::string every_answer(const std::string& messages, ChatTemplate chat, int enable_thinking = -1,
+                         const std::string& tools = "null") {
+    PromptConfig c;
+    c.chat = chat, c.enable_thinking = enable_thinking;
+    const Tokenizer tok = tokenizer_byte_level();
+    const Example e = make_example(
+        tok, examples_in(in_one_line("{\"messages\": " + messages + ", \"tools\": " + tools + "}"))[0], c, -1, true);
+    // the whole is what the template shows of the conversation
+    const std::string all = chat_render(chat, nlohmann::ordered_json::parse(messages),
+                                        nlohmann::ordered_json::parse(tools), false, enable_thinking);
+    EXPECT_EQ(e.prompt.text + text_of(e.completion), all);
+    EXPECT_EQ(text_of(e.prompt.tokens), e.prompt.text);
+    std::string learnt = e.prompt.text;
+    int64_t n = 0;
+    for (const auto& [begin, end] : e.learnt) {
+        learnt += "|" + text_of({e.completion.begin() + begin, e.completion.begin() + end});
+        n += end - begin;
+    }
+    EXPECT_EQ(completion_tokens(e), n);
+    return learnt;
+}
+
+}  // namespace
+
+TEST(EveryAnswer, IsWhereTheTemplateShowsIt) {
+    const std::string talk = R"([{"role": "system", "content": "s"}, {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"}, {"role": "user", "content": "v"}, {"role": "assistant", "content": "b"}])";
+    const std::string before = chatml({{"system", "s"}, {"user", "u"}}) + "<|im_start|>assistant\n";
+    for (ChatTemplate chat : {ChatTemplate::chatml, ChatTemplate::smollm2, ChatTemplate::qwen2, ChatTemplate::qwen2_5,
+                              ChatTemplate::qwen3_instruct})
+        EXPECT_EQ(every_answer(talk, chat), before + "|a<|im_end|>\n|b<|im_end|>\n");
+    EXPECT_EQ(
+        every_answer(talk, ChatTemplate::llama3),
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user"
+        "<|end_header_id|>\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n|a<|eot_id|>|b<|eot_id|>");
+    // Qwen3 writes an empty reasoning into the last answer alone; where it is given to it, it is not learnt
+    EXPECT_EQ(every_answer(talk, ChatTemplate::qwen3), before + "|a<|im_end|>\n|<think>\n\n</think>\n\nb<|im_end|>\n");
+    EXPECT_EQ(every_answer(talk, ChatTemplate::qwen3, 0), before + "|a<|im_end|>\n|b<|im_end|>\n");
+    std::string reasons = talk;
+    reasons.replace(reasons.find("\"b\""), 3, "\"<think>\\nr\\n</think>\\n\\nb\"");
+    EXPECT_EQ(every_answer(reasons, ChatTemplate::qwen3),
+              before + "|a<|im_end|>\n|<think>\nr\n</think>\n\nb<|im_end|>\n");
+    // reasoning that the template drops cannot be learnt
+    for (const char* a : {"\"<think>\\nr\\n</think>\\n\\na\"", "\"a\", \"reasoning_content\": \"r\""}) {
+        std::string dropped = talk;
+        dropped.replace(dropped.find("\"a\""), 3, a);
+        expect_has(error_of([&] { every_answer(dropped, ChatTemplate::qwen3); }),
+                   "rows.jsonl:1: the chat template shows message 3, an answer, in another way");
+    }
+    // calls of tools are answers, and what tools say is not
+    const std::string calls = R"([{"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]},
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "b"}])";
+    for (ChatTemplate chat : {ChatTemplate::qwen2_5, ChatTemplate::qwen3}) {
+        const std::string learnt = every_answer(calls, chat, -1, R"([{"name": "f"}])");
+        expect_has(learnt, "<|im_start|>assistant\n|<tool_call>");
+        expect_has(learnt, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n|");
+        EXPECT_EQ(learnt.find("<tool_response>"), std::string::npos);
+    }
+}
+
+TEST(EveryAnswer, OnlyTheRowsOwn) {
+    const Tokenizer tok = tokenizer_byte_level();
+    PromptConfig c;
+    c.chat = ChatTemplate::chatml, c.system_prompt = "S";
+    const std::string history = R"({"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}, )",
+                      rest = R"({"role": "user", "content": "v"}], "completion": [{"role": "assistant", "content": "b"},
+                          {"role": "user", "content": "w"}, {"role": "assistant", "content": "c"}]})";
+    const SftExample row = examples_in(in_one_line("{\"prompt\": [" + history + rest))[0];
+    Example e = make_example(tok, row, c, -1, true);
+    ASSERT_EQ(e.learnt.size(), 2u);
+    EXPECT_EQ(e.prompt.text,
+              chatml({{"system", "S"}, {"user", "u"}, {"assistant", "a"}, {"user", "v"}}) + "<|im_start|>assistant\n");
+    EXPECT_EQ(completion_tokens(e), (int64_t)std::string("b<|im_end|>\nc<|im_end|>\n").size() - 2 * 9);
+    EXPECT_TRUE(make_example(tok, row, c, -1).learnt.empty());
+    // cut within the second answer, before it, and within the first
+    const int second = e.learnt[1].first;
+    for (const auto& [n, learnt] : {std::pair(second + 1, 4), {second, 3}, {1, 1}}) {
+        Example cut = e;
+        example_cut(cut, n);
+        EXPECT_EQ(completion_tokens(cut), learnt) << n;
+        EXPECT_EQ((int)cut.completion.size(), n);
+    }
 }

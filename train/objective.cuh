@@ -166,7 +166,9 @@ bool each_micro_batch(const std::vector<Example>& examples, int64_t budget, cons
         for (int i : batch) {
             const Example& e = examples[begin + i];
             batch_add(b, e.prompt.tokens, e.completion);
-            score_last_sequence(s, b, (int)e.prompt.tokens.size());
+            const int prompt = (int)e.prompt.tokens.size();
+            if (e.learnt.empty()) score_last_sequence(s, b, prompt);
+            for (const auto& [first, last] : e.learnt) score_last_sequence(s, b, prompt + first, prompt + last);
         }
         if (s.size() > 0) use(b, s);
         line.add(b.T());

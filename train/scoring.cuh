@@ -40,9 +40,9 @@ struct ScoredTokens {
     int64_t size() const { return (int64_t)rows.size(); }
 };
 
-// score tokens first..n-1 of the sequence that was just added to the batch
-inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first) {
-    int start = b.starts[b.starts.size() - 2], end = b.starts.back();
+// score tokens first..last-1 (-1: to its end) of the sequence that was just added to the batch
+inline void score_last_sequence(ScoredTokens& s, const Batch& b, int first, int last = -1) {
+    int start = b.starts[b.starts.size() - 2], end = last < 0 ? b.starts.back() : start + last;
     for (int i = start + (first > 1 ? first : 1); i < end; i++) {
         s.rows.push_back(i - 1);
         s.targets.push_back(b.tokens[i]);

@@ -1,4 +1,5 @@
-// Supervised fine-tuning: the mean negative log-likelihood of the completions' tokens, given what is before them.
+// Supervised fine-tuning: the mean negative log-likelihood of the completions' tokens (of those that are learnt, where
+// Example::learnt says which), given what is before them.
 //   loss = -sum_i sum_t log p(y_it | x_i, y_i<t) / N,   N: tokens of all completions of the step
 // So it does not matter how the step is cut into micro-batches or shared among ranks.
 #pragma once
