@@ -274,7 +274,7 @@ OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") 
 OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \
 OPT(double, margin, 0, "[0, 100)", IN_COMPARE, "points within which two evaluations count as equal, which two one-sided tests then test; 0: not tested") \
 OPT(int, bootstrap_samples, 10000, "[100, 1000000]", IN_COMPARE, "resamples of the bootstrap, and of the sign flips where an exact test would take too long") \
-OPT(std::string, output, "", "", IN_COMPARE | IN_REPORT, "compare: JSON file for all that is printed and more; empty: none; report: the HTML file; empty: report.html in the run's folder, of several runs in the current one") \
+OPT(std::string, output, "", "", IN_COMPARE | IN_REPORT, "compare: JSON file for all that is printed and more; empty: none; report: the HTML file, or an .svg for the curve alone; empty: report.html in the run's folder, of several runs in the current one") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set; with --model they must be asked for") \
 OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this") \
