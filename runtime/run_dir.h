@@ -39,6 +39,7 @@ inline std::vector<std::string> event_files(const std::string& folder) {
     std::vector<std::string> names;
     const size_t before = strlen(EVENTS_PREFIX), around = before + strlen(EVENTS_SUFFIX);
     for (const auto& entry : std::filesystem::directory_iterator(folder, ec)) {
+        if (!std::filesystem::is_regular_file(entry.symlink_status(ec))) continue;  // what a link points to is not cut
         const std::string name = entry.path().filename().string();
         if (name.size() == around + 10 && name.rfind(EVENTS_PREFIX, 0) == 0 &&
             name.find_first_not_of("0123456789", before) == before + 10 && name.substr(before + 10) == EVENTS_SUFFIX)

@@ -223,6 +223,7 @@ TEST(Tfevents, FilesThatAreNotOurs) {
     const std::string own = event_files(t.path)[0], other = "events.out.tfevents.0000000001.train_qrl";
     put(t / other, "mine");
     put(t / "events.out.tfevents.1700000000.host.1.0", "mine, too");
+    fs::create_symlink("nowhere", t / "events.out.tfevents.0000000002.train_qrl");
     EXPECT_EQ(event_files(t.path).size(), 2u);
     { RunDir run = begin_run(t.path, 0); }  // cuts what is its own, and nothing else
     EXPECT_EQ(read_file(t / other), "mine");

@@ -2,6 +2,7 @@
 // what is trained on is data/examples.h's, what for is an objective's, and how a number gets into the weights an
 // optimizer's.
 #pragma once
+#include <map>
 #include "../formats/tfevents.h"
 #include "objective.cuh"
 #include "rank_check.cuh"
