@@ -175,6 +175,7 @@ OPT(std::string, reward_funcs, "exact", "", IN_GRPO | IN_EVAL, "comma list of re
 OPT(std::string, reward_weights, "", "", IN_GRPO | IN_EVAL, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
 OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \
+OPT(std::string, curriculum, "", "", IN_GRPO, "which training problems come first, by the share of their answers that are right: a field of the rows that has it, such as pass_rate, or the folder of an evaluation of them, with settings such as evals/train:by=easy_first or pass_rate:min=0.1:max=0.9; by=variance, unless given: in proportion to p (1 - p); empty: none") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
 GROUP("sampler that differs from the trainer") \
 OPT(std::string, rollout_weights, "", "", IN_GRPO, "quantizer of the weights that completions are sampled with, as --weights has it, or none: full precision; made of the trainer's masters before each rollout; empty: the trainer's weights") \
@@ -228,6 +229,7 @@ OPT(double, num_train_epochs, 1.0, "[1e-06, 1000000]", IN_TRAIN, "passes over th
 GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
 OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES | IN_BENCH, "most tokens in one forward and backward pass; raised where one sequence is longer") \
+OPT(bool, shuffle_dataset, true, "", IN_TRAIN, "draw the order of the rows anew for each epoch, by the seed; false: as they stand in the file") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
