@@ -1026,6 +1026,33 @@ TEST(Grpo, ConfigRepeatsARun) {
     refused(2, {"sft", "--config", out + "/config.json"}, {"grpo", "sft"});
 }
 
+// the same of the other commands, whose defaults follow from other flags and from the model's folder
+TEST(Config, RepeatsEveryCommand) {
+    const std::string learnt = fresh("learnt"),
+                      text = jsonl("text", std::string(400, 'a') + " " + std::string(400, 'b'));
+    good(grpo(learnt, {"--reward_funcs", "exact,entropy", "--weights", "int4:g16"}));
+    const std::string checkpoint = learnt + "/checkpoint-2";
+    for (const Args& args :
+         {Args{"sft", "--model", base, "--train_data", sums, "--max_steps", "2"},
+          Args{"sft", "--model", checkpoint, "--train_data", sums, "--max_steps", "2"},  // with its grid
+          Args{"distill", "--model", checkpoint, "--train_data", sums, "--max_steps", "2", "--overwrite_output_dir"},
+          Args{"quantize", "--model", trained, "--weights", "int4:g16", "--ptq", "rtn", "--eval_data", sums},
+          Args{"eval", "--model", checkpoint, "--eval_data", problems, "--eval_n", "4", "--max_completion_length", "4"},
+          Args{"eval", "--model", trained, "--eval_text", text, "--eval_text_length", "64"}}) {
+        const std::string out = fresh("run"), again = fresh("run");
+        good(args + Args{"--output_dir", out});
+        good({"--config", out + "/config.json", "--output_dir", again});
+        json a = read_json(out + "/config.json"), b = read_json(again + "/config.json");
+        EXPECT_EQ(learning_curve(again), learning_curve(out)) << args[0];
+        EXPECT_EQ(read_text(again + "/completions.jsonl"), read_text(out + "/completions.jsonl"));  // or none
+        for (const char* own : {"output_dir", "run_id", "given"}) a.erase(own), b.erase(own);
+        EXPECT_EQ(a, b) << args[0];
+        a = read_json(out + "/summary.json"), b = read_json(again + "/summary.json");
+        for (const char* same : {"log_loss", "eval", "held_out_text", "code_flip_total", "steps"})
+            EXPECT_EQ(a.value(same, json()), b.value(same, json())) << args[0] << " " << same;
+    }
+}
+
 TEST(Grpo, LossTypes) {
     std::map<std::string, std::string> curves;
     for (const char* loss : {"grpo", "dr_grpo", "bnpo", "dapo"}) {
