@@ -55,6 +55,7 @@ inline void distill_data(TrainingRun& r) {
     const bool sampled = o.seq_kd || o.lmbda > 0.0;
     if (o.seq_kd || o.lmbda >= 1.0) r.data = training_data(training_prompts(r.s, o.seq_kd_correct), per_step, o.seed);
     else r.data = training_examples(r.s, per_step, sampled);
+    training_order(r);
     if (sampled) training_whole_steps(r, "per_device_train_batch_size");
     training_hold_out(r, (double)per_step);
     check_overlap(r.s, r.data, r.held_out);

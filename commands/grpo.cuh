@@ -77,6 +77,13 @@ inline void grpo_check(const Options& o) {
         fail_usage("--cold_start_loss belongs to the embedded model; use the sft command before grpo");
 }
 
+inline void grpo_check_curriculum(const Options& o) {
+    if (o.curriculum.empty()) return;
+    curriculum_parse(o.curriculum);
+    if (o.train_data.empty()) fail_usage("--curriculum orders the rows of --train_data; give one");
+    if (!o.shuffle_dataset) fail_usage("--curriculum makes an order of its own; leave --shuffle_dataset false out");
+}
+
 inline void grpo_check_reference(const Session& s) {
     const Options &o = s.o, normal;
     if (!o.sync_ref_model) {
@@ -132,6 +139,7 @@ inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
         grpo_check_rows(examples, rewards, o);
         r.data = training_data(std::move(examples), per_step, o.seed);
     }
+    training_order(r);
     training_whole_steps(r, "prompts_per_step");
     if (o.dynamic_sampling && r.data.count == r.data.per_step)
         fail_usage("--dynamic_sampling has no other prompts to draw: each step has all %lld; lower --prompts_per_step",
@@ -148,6 +156,7 @@ inline int grpo_command(Session& s) {
     if (o.train_data.empty()) embedded_defaults(o, task);
     grpo_check(o);
     grpo_check_loss(o);
+    grpo_check_curriculum(o);
     grpo_check_reference(s);
     GrpoObjective objective;
     objective.rewards = rewards_parse(o.reward_funcs, o.reward_weights);

@@ -75,6 +75,7 @@ inline RunDir session_run_dir(Session& s, RunDirSetting setting, const std::stri
     if (setting.overwrite) check_inputs_outside_run(o);
     setting.completions &= o.log_completions, setting.samples &= o.log_completions;
     nlohmann::ordered_json config = options_to_json(o);
+    add_given(config, o);
     config["run_id"] = run_id;
     config["machine"] = machine_json(s);
     return open_run_dir(o.output_dir, setting, config);

@@ -3,6 +3,7 @@
 #include "../data/overlong_rows.h"
 #include "../data/tasks/tasks.h"
 #include "../rewards/rewards.h"
+#include "curriculum.cuh"
 #include "memory.cuh"
 
 // A prompt of n tokens that completions are to be sampled for; source, line: where it stands
@@ -46,8 +47,9 @@ inline std::string given_option(const Options& o) { return o.prompt_given == "no
 
 // of whatever length
 inline Prompt session_prompt(const Session& s, const Problem& problem) {
+    Prompt p = make_prompt(s.tok, problem, s.prompt);
     note_prompt_flags(s.o, s.prompt, problem.messages, true);
-    return make_prompt(s.tok, problem, s.prompt);
+    return p;
 }
 
 inline Prompt checked_prompt(const Session& s, const Problem& problem) {
@@ -140,9 +142,16 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     ProblemReading how = problem_reading(s, graded);
     how.keep_rows = keep_rows;
     how.own_rewards = s.o.command == COMMAND_GRPO;
-    const std::vector<Problem> problems = s.o.train_data.empty()
-                                              ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
-                                              : load_problems(s.o.train_data, how);
+    const Curriculum curriculum = curriculum_parse(s.o.curriculum);
+    const std::string evaluation = curriculum_file(curriculum);
+    if (evaluation.empty()) how.pass_rate = curriculum.source;
+    std::vector<Problem> problems = s.o.train_data.empty()
+                                        ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
+                                        : load_problems(s.o.train_data, how);
+    if (!evaluation.empty())
+        take_pass_rates(problems, evaluated_pass_rates(evaluation, data_set_name(s.o.train_data)), s.o.train_data,
+                        evaluation);
+    if (curriculum.on()) curriculum_choose(curriculum, problems, s.o.train_data);
     OverlongRows overlong;
     overlong.how = overlong_of(s.o.overlong_rows);
     if (overlong.how == Overlong::wrap)
@@ -195,8 +204,8 @@ inline void check_overlap(const Session& s, const TrainingData& d, const std::ve
 // The example as tokens, of whatever length. every_answer: of a conversation, and not the last alone
 inline Example session_example(const Session& s, const SftExample& e, bool every_answer = false) {
     const std::vector<int>& ends = s.m.config.eos_token_ids;
-    note_prompt_flags(s.o, s.prompt, e.messages, false, e.messages.is_null() && e.prompt.empty());
     Example out = make_example(s.tok, e, s.prompt, ends.empty() ? -1 : ends[0], every_answer);
+    note_prompt_flags(s.o, s.prompt, e.messages, false, e.messages.is_null() && e.prompt.empty());
     if (completion_tokens(out) <= 0)
         fail("%s:%d: the completion is empty, there is nothing to learn", e.source.c_str(), e.line);
     return out;

@@ -140,6 +140,7 @@ inline nlohmann::ordered_json input_files(const Session& s) {
     add("eval_data", o.eval_data);
     add("eval_text", o.eval_text);
     add("teacher", o.teacher);
+    if (o.command == COMMAND_GRPO) add("curriculum", curriculum_file(curriculum_parse(o.curriculum)));
     if (o.command == COMMAND_GRPO)
         for (const std::string& file : own_reward_files(o.reward_funcs))
             add(("reward_funcs " + own_reward_name(file)).c_str(), file);

@@ -21,6 +21,7 @@ inline int sft_command(Session& s) {
     if (o.train_data.empty() && o.model.empty()) embedded_sft_defaults(o);
     training_open(r);
     r.data = training_examples(s, (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps);
+    training_order(r);
     training_hold_out(r, (double)r.data.per_step);
     check_overlap(s, r.data, r.held_out);
     micro_batch_grow(s, r.data.longest);

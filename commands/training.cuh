@@ -44,6 +44,12 @@ inline void training_open(TrainingRun& r, const char* flag = "", int per_step = 
     if (!freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
 }
 
+// --shuffle_dataset and --curriculum
+inline void training_order(TrainingRun& r) {
+    r.data.shuffled = r.s.o.shuffle_dataset;
+    curriculum_order(curriculum_parse(r.s.o.curriculum), r.data);
+}
+
 // The ranks share the prompts that completions are sampled for, and a step has as many of them as another
 inline void training_whole_steps(TrainingRun& r, const char* flag) {
     if (r.data.count < r.data.per_step)

@@ -173,17 +173,27 @@ struct TrainingData {
     int64_t per_step = 1;
     bool whole_steps = false;  // leave out what an epoch's last step lacks to be as large as the others
     bool shuffled = true;
+    std::vector<double> weights;     // [count] likelier to come early in an epoch; empty: all alike
+    std::vector<double> difficulty;  // [count] an epoch's order is ascending in it; empty: in nothing
     uint64_t seed = 0;
     int64_t longest_prompt = 0, longest = 0;  // tokens; longest: with the completion that is given
 
     int64_t steps_per_epoch() const { return whole_steps ? count / per_step : (count + per_step - 1) / per_step; }
 };
 
+// all of them, in an order of the epoch's, or of what else the stream counts
+inline std::vector<int> data_order(const TrainingData& d, uint32_t epoch, RngStream stream = RNG_SHUFFLE) {
+    return d.weights.empty() ? epoch_order((int)d.count, d.seed, epoch, stream)
+                             : weighted_order(d.weights, d.seed, epoch, stream);
+}
+
 // which examples a step takes; it counts from 0 and runs on over the epochs
 inline std::vector<int64_t> training_indices(const TrainingData& d, int64_t step) {
     const int64_t epoch = step / d.steps_per_epoch(), first = step % d.steps_per_epoch() * d.per_step;
     std::vector<int> order;
-    if (d.shuffled) order = epoch_order((int)d.count, d.seed, (uint32_t)epoch);
+    if (d.shuffled) order = data_order(d, (uint32_t)epoch);
+    if (!d.difficulty.empty())
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return d.difficulty[a] < d.difficulty[b]; });
     std::vector<int64_t> indices;
     for (int64_t i = first; i < std::min(first + d.per_step, d.count); i++)
         indices.push_back(d.shuffled ? order[i] : i);
@@ -197,13 +207,21 @@ inline std::vector<Example> training_batch(const TrainingData& d, int64_t step) 
 }
 
 // Examples in place of a step's own: n of them from the first-th on, in an order of the step's in which its own are left
-// out; fewer at its end. They depend on the seed and the step alone, and what later steps take is not moved.
+// out; fewer at its end. They depend on the seed and the step alone, and what later steps take is not moved. Where rows
+// have a difficulty, those that are nearest to the step's own come first.
 inline std::vector<Example> further_examples(const TrainingData& d, int64_t step, int64_t first, int64_t n) {
     const std::vector<int64_t> own = training_indices(d, step);
     const std::set<int64_t> left_out(own.begin(), own.end());
     std::vector<Example> examples;
     int64_t at = 0;
-    for (int i : epoch_order((int)d.count, d.seed, (uint32_t)step, RNG_REDRAW)) {
+    std::vector<int> order = data_order(d, (uint32_t)step, RNG_REDRAW);
+    if (!d.difficulty.empty()) {
+        const double here = d.difficulty[own[own.size() / 2]];
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+            return std::fabs(d.difficulty[a] - here) < std::fabs(d.difficulty[b] - here);
+        });
+    }
+    for (int i : order) {
         if (left_out.count(i) || at++ < first) continue;
         if ((int64_t)examples.size() == n) break;
         examples.push_back(d.example(i));

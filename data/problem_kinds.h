@@ -30,6 +30,7 @@ struct Problem {
     int line = 0;                     // from 1
     // what the row says of it; empty: nothing
     std::string id, subject, level;
+    double pass_rate = -1.0;                            // the share of its answers that were right; -1: nobody says
     std::string reward_funcs;                           // a reward of its own, as in --reward_funcs
     std::shared_ptr<const nlohmann::ordered_json> row;  // all of its fields, where they were asked for
 };
@@ -42,6 +43,7 @@ struct ProblemReading {
     std::string given;                                    // --prompt_given
     bool keep_rows = false;                               // Problem::row
     bool own_rewards = false;                             // a row may name its rewards
+    std::string pass_rate;                                // the field that has it; empty: none
 };
 
 static constexpr size_t MOST_OPTIONS = 10;  // A to J, the letters that the grader knows
@@ -69,6 +71,18 @@ inline void read_labels(const DatasetRow& row, Problem& p) {
     p.subject = label_field(row.object, {"subject", "subfield", "Subdomain", "High-level domain", "category", "type",
                                          "Type", "problem_type", "data_source", "source", "year"});
     p.level = label_field(row.object, {"level", "difficulty", "Writer's Difficulty Estimate"});
+}
+
+inline double pass_rate_field(const DatasetRow& row, const std::string& name) {
+    if (!first_field(row, {name.c_str()}))
+        fail("%s: --curriculum %s: the row has no such field, and no folder is called so; it has: %s",
+             row.where.c_str(), printable(name).c_str(), row_fields(row).c_str());
+    const nlohmann::ordered_json& v = row.object.at(name);
+    const double p = v.is_number() ? v.get<double>() : -1.0;
+    if (!(p >= 0.0 && p <= 1.0))
+        fail("%s: --curriculum %s: %s is not a share of right answers, a number from 0 to 1", row.where.c_str(),
+             printable(name).c_str(), printable(v.dump(), 60).c_str());
+    return p;
 }
 
 inline bool is_true(const DatasetRow& row, const char* name) {
@@ -357,5 +371,6 @@ inline ParsedProblem parse_problem(const DatasetRow& row, const ProblemReading& 
     p.gold = gold.text;
     read_labels(row, p);
     if (!how.given.empty()) p.given = given_text(row, how.given);
+    if (!how.pass_rate.empty()) p.pass_rate = pass_rate_field(row, how.pass_rate);
     return out;
 }

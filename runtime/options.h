@@ -178,6 +178,7 @@ OPT(std::string, reward_funcs, "exact", "", IN_GRPO | IN_EVAL, "comma list of re
 OPT(std::string, reward_weights, "", "", IN_GRPO | IN_EVAL, "comma list of numbers, one for each reward; empty: 1 each") \
 OPT(bool, dynamic_sampling, false, "", IN_GRPO, "prompts whose completions are all right or all wrong are replaced by others before the update (DAPO)") \
 OPT(int, dynamic_sampling_max_batches, 10, "[2, 60]", IN_GRPO, "most batches of prompts that one step samples for dynamic_sampling, its own included") \
+OPT(std::string, curriculum, "", "", IN_GRPO, "which training problems come first, by the share of their answers that are right: a field of the rows that has it, such as pass_rate, or the folder of an evaluation of them, with settings such as evals/train:by=easy_first or pass_rate:min=0.1:max=0.9; by=variance, unless given: in proportion to p (1 - p); empty: none") \
 OPT(bool, mask_truncated_completions, false, "", IN_GRPO, "leave completions that hit the length limit out of the loss") \
 GROUP("sampler that differs from the trainer") \
 OPT(std::string, rollout_weights, "", "", IN_GRPO, "quantizer of the weights that completions are sampled with, as --weights has it, or none: full precision; made of the trainer's masters before each rollout; empty: the trainer's weights") \
@@ -231,6 +232,7 @@ OPT(double, num_train_epochs, 1.0, "[1e-06, 1000000]", IN_TRAIN, "passes over th
 GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \
 OPT(int, micro_batch_tokens, 4096, "[1, 16777216]", IN_FILES | IN_BENCH, "most tokens in one forward and backward pass; raised where one sequence is longer") \
+OPT(bool, shuffle_dataset, true, "", IN_TRAIN, "draw the order of the rows anew for each epoch, by the seed; false: as they stand in the file") \
 OPT(bool, gradient_checkpointing, false, "", IN_TRAIN, "recompute activations in the backward pass") \
 OPT(int, per_device_train_batch_size, 16, "[1, 65536]", IN_SFT | IN_DISTILL | IN_BENCH, "rows per batch") \
 OPT(int, max_length, 1024, "[2, 1048576]", IN_SFT | IN_DISTILL | IN_QUANTIZE | IN_BENCH, "tokens of prompt and completion together") \
@@ -336,6 +338,7 @@ struct Options {
     std::vector<std::string> arguments;  // what stands beside the flags, for a command with arguments_text()
     OptionsAction action = OPTIONS_RUN;
     bool is_given[OPTION_ROWS] = {};  // on the command line or in --config
+    bool is_taken[OPTION_ROWS] = {};  // not given, but with the value that the run of a config.json took
 
     // did the user set it? (a caller may change only what was not given)
     bool given(const char* name) const {
@@ -346,7 +349,7 @@ struct Options {
     // `value` unless the user gave the option another
     template <class T>
     void set_default(const char* name, T& field, const T& value) {
-        if (!given(name)) field = value;
+        if (!given(name) && !is_taken[option_index(name)]) field = value;
     }
 };
 
@@ -442,6 +445,25 @@ inline std::string option_text(const Options& o, int row) {
             return *(const bool*)p ? "true" : "false";
     }
     return "";
+}
+
+// value as JSON has it; null: unset
+inline nlohmann::ordered_json option_json(const Options& o, int row) {
+    const void* p = option_field(o, row);
+    if (!option_is_set(o, row)) return nullptr;
+    switch (option_rows[row].type) {
+        case OPTION_STRING:
+            return *(const std::string*)p;
+        case OPTION_INT:
+            return *(const int*)p;
+        case OPTION_UINT64:
+            return *(const uint64_t*)p;
+        case OPTION_DOUBLE:
+            return *(const double*)p;
+        case OPTION_BOOL:
+            return *(const bool*)p;
+    }
+    return nullptr;
 }
 
 template <typename T>
@@ -572,6 +594,33 @@ inline void config_arguments(Options& o, const nlohmann::ordered_json& list, con
     if (o.arguments.empty()) o.arguments = list.get<std::vector<std::string>>();
 }
 
+// What a run adds to its options: `given`, the names of those that the user gave, and `taken`, those of the others whose
+// value is not their default, because it follows from the model, the task or other options
+inline void add_given(nlohmann::ordered_json& j, const Options& o) {
+    const Options normal;
+    j["given"] = nlohmann::ordered_json::array();
+    j["taken"] = nlohmann::ordered_json::object();
+    for (int i = 0; i < OPTION_ROWS; i++) {
+        if (!option_rows[i].name || !j.contains(option_rows[i].name)) continue;
+        if (o.is_given[i]) j["given"].push_back(option_rows[i].name);
+        else if (option_text(o, i) != option_text(normal, i)) j["taken"][option_rows[i].name] = option_json(o, i);
+    }
+}
+
+// Does a value of a config file count as given? All do, but those that a run's config.json has only because the run had
+// them (add_given), unless they were changed there by hand. Else a rerun would be refused what was never asked for.
+inline bool config_given(const nlohmann::ordered_json& j, const std::string& name, const nlohmann::ordered_json& value,
+                         int row, const std::string& file) {
+    if (!j.contains("given")) return true;
+    const nlohmann::ordered_json& given = j["given"];
+    const nlohmann::ordered_json taken = j.contains("taken") ? j["taken"] : nlohmann::ordered_json::object();
+    if (!given.is_array() || !taken.is_object())
+        fail_usage("%sgiven and taken: not a list and an object, as a run writes them", file.c_str());
+    if (std::find(given.begin(), given.end(), name) != given.end()) return true;
+    if (taken.contains(name)) return taken[name] != value;
+    return option_json(Options(), row) != value;
+}
+
 inline void apply_config_file(Options& o, const std::string& path) {
     nlohmann::ordered_json j = read_config_file(path);
     std::string file = printable(path, 400) + ": ";
@@ -586,6 +635,7 @@ inline void apply_config_file(Options& o, const std::string& path) {
     for (auto& item : j.items()) {
         if (item.key() == "command" || item.key() == "version" || item.key() == "run_id" || item.key() == "machine")
             continue;
+        if (item.key() == "given" || item.key() == "taken") continue;  // config_given()
         if (item.key() == "arguments" && *arguments_text(o.command)) {
             config_arguments(o, item.value(), file);
             continue;
@@ -595,13 +645,15 @@ inline void apply_config_file(Options& o, const std::string& path) {
         int row = option_row_of(item.key(), o.command, shown, "");
         const nlohmann::ordered_json& v = item.value();
         if (v.is_null()) continue;
+        const bool given = config_given(j, item.key(), v, row, file);
+        if (!given && !option_is_set(Options(), row)) continue;  // it follows from others
         OptionType type = option_rows[row].type;
         const char* wanted = type == OPTION_STRING ? "a string" : type == OPTION_BOOL ? "true or false" : "a number";
         bool right = type == OPTION_STRING ? v.is_string() : type == OPTION_BOOL ? v.is_boolean() : v.is_number();
         if (!right) fail_usage("%s: not %s", shown.c_str(), wanted);
         std::string text = v.is_string() ? v.get<std::string>() : v.dump();
         set_option(o, row, text, file + item.key() + " " + printable(text));
-        o.is_given[row] = true;
+        (given ? o.is_given : o.is_taken)[row] = true;
     }
 }
 
@@ -810,7 +862,7 @@ inline std::string options_print(const Options& o) {
 }
 
 // Everything that applies to the command, in the table's order; --config FILE reads it back. Left out are --config itself,
-// whose values are in here, and --resume_from_checkpoint: to repeat a run is to begin it.
+// whose values are in here, and what goes on with a run or replaces one: to repeat a run is to begin it.
 inline nlohmann::ordered_json options_to_json(const Options& o) {
     nlohmann::ordered_json j;
     j["version"] = TRAIN_QRL_VERSION;
@@ -819,29 +871,10 @@ inline nlohmann::ordered_json options_to_json(const Options& o) {
     for (int i = 0; i < OPTION_ROWS; i++) {
         const OptionRow& r = option_rows[i];
         const std::string name = r.name ? r.name : "config";
-        if (!(r.commands >> o.command & 1) || name == "config" || name == "resume_from_checkpoint") continue;
-        const void* p = option_field(o, i);
-        if (!option_is_set(o, i)) {
-            j[r.name] = nullptr;
+        if (!(r.commands >> o.command & 1) || name == "config" || name == "resume_from_checkpoint" ||
+            name == "resume" || name == "overwrite_output_dir")
             continue;
-        }
-        switch (r.type) {
-            case OPTION_STRING:
-                j[r.name] = *(const std::string*)p;
-                break;
-            case OPTION_INT:
-                j[r.name] = *(const int*)p;
-                break;
-            case OPTION_UINT64:
-                j[r.name] = *(const uint64_t*)p;
-                break;
-            case OPTION_DOUBLE:
-                j[r.name] = *(const double*)p;
-                break;
-            case OPTION_BOOL:
-                j[r.name] = *(const bool*)p;
-                break;
-        }
+        j[r.name] = option_json(o, i);
     }
     return j;
 }

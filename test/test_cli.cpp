@@ -574,7 +574,8 @@ TEST(OverlongRows, AreLeftOutOrCutAndSaid) {
     EXPECT_NE(r.err.find("1 of 9 rows are longer than --max_prompt_length 16 allows and are cut"), std::string::npos)
         << r.err;
     EXPECT_NE(r.out.find("9 training prompts"), std::string::npos) << r.out;
-    refused(1, grpo(fresh("never"), few + Args{"--eval_data", held_out}), {"held.jsonl:1", "61 tokens"});
+    refused(1, grpo(fresh("never"), {"--max_prompt_length", "16", "--eval_data", held_out}),
+            {"held.jsonl:1", "61 tokens"});
     text = jsonl("text", "{\"text\": \"ab\"}\n{\"text\": \"" + longest + "\"}\n");
     for (const auto& [how, examples] : {std::pair("drop", 1), {"truncate", 2}, {"wrap", 5}}) {
         r = good({"sft", "--model", base, "--train_data", text, "--max_length", "16", "--overlong_rows", how,
@@ -583,6 +584,59 @@ TEST(OverlongRows, AreLeftOutOrCutAndSaid) {
             << how << r.out;
         EXPECT_NE(r.err.find(std::string("(--overlong_rows ") + how + "); the first: "), std::string::npos) << r.err;
     }
+}
+
+// problems in the order of their pass rates, from an evaluation of them or from a field
+TEST(Curriculum, OfAnEvaluationAndOfAField) {
+    const std::string rated = fresh("evaluation"), out = fresh("easy");
+    good({"eval", "--model", trained, "--eval_data", problems, "--eval_samples", "4", "--eval_greedy", "false",
+          "--max_completion_length", "16", "--output_dir", rated});
+    std::map<std::string, double> rate;  // by prompt
+    for (const json& row : read_lines(rated + "/completions.jsonl"))
+        rate[row["prompt"]] += row["strict"].get<bool>() ? 0.25 : 0.0;
+    good(grpo(out, {"--curriculum", rated + ":by=easy_first"}));
+    std::vector<double> asked;
+    for (const json& row : read_lines(out + "/completions.jsonl")) asked.push_back(rate.at(row["prompt"]));
+    EXPECT_TRUE(std::is_sorted(asked.rbegin(), asked.rend()));
+    EXPECT_GT(asked.front(), 0.0);
+    // those between the bounds alone
+    const int between =
+        (int)std::count_if(rate.begin(), rate.end(), [](const auto& r) { return r.second > 0.1 && r.second < 0.9; });
+    ASSERT_GE(between, 8);
+    const Outcome bounded = good(grpo(fresh("bounded"), {"--curriculum", rated + "/:min=0.1:max=0.9"}));
+    EXPECT_NE(bounded.out.find("data        " + std::to_string(between) + " training prompts"), std::string::npos)
+        << bounded.out;
+    EXPECT_NE(bounded.err.find(std::to_string(100 - between) + " of 100 problems have a pass rate outside"),
+              std::string::npos);
+    // an evaluation of other problems, without samples, and what no row has
+    const std::string other = jsonl("other", "{\"prompt\": \"9+9+9=?\\n\", \"answer\": \"27\"}\n");
+    refused(1, grpo(out, {"--train_data", other, "--curriculum", rated}), {"none of the 1 problems is in", rated});
+    const std::string greedy = fresh("evaluation");
+    good({"eval", "--model", trained, "--eval_data", problems, "--eval_samples", "0", "--eval_n", "2",
+          "--max_completion_length", "4", "--output_dir", greedy});
+    refused(1, grpo(out, {"--curriculum", greedy}), {"no sampled completions", "--eval_samples"});
+    refused(1, grpo(out, {"--curriculum", "pass_rate"}), {":1: --curriculum pass_rate", "no such field"});
+    refused(2, grpo(out, {"--curriculum", rated, "--shuffle_dataset", "false"}), {"--curriculum", "--shuffle_dataset"});
+    // a run that goes on takes the same, and refuses an evaluation that has changed
+    const Args four = {"--curriculum", rated, "--max_steps", "4", "--save_steps", "2"};
+    const std::string whole = fresh("whole"), branch = fresh("branch");
+    good(grpo(whole, four));
+    good({"grpo", "--resume_from_checkpoint", whole + "/checkpoint-2", "--output_dir", branch});
+    const std::vector<std::string> all = learning_curve(whole), rest = learning_curve(branch);
+    EXPECT_EQ(rest, std::vector<std::string>(all.begin() + 2, all.end()));
+    write_text(rated + "/completions.jsonl", read_text(greedy + "/completions.jsonl"));
+    refused(1, {"grpo", "--resume_from_checkpoint", whole + "/checkpoint-2", "--output_dir", fresh("never")},
+            {"curriculum", "has changed"});
+}
+
+TEST(ShuffleDataset, FalseTakesTheRowsAsTheyStand) {
+    const std::string out = fresh("run");
+    good(grpo(out, {"--shuffle_dataset", "false", "--max_steps", "1"}));
+    std::string prompts, rows;
+    for (const json& row : read_lines(out + "/completions.jsonl")) prompts += row.value("prompt", "");
+    for (int b = 0; b < 8; b++)
+        for (int sample = 0; sample < 8; sample++) rows += "0+" + std::to_string(b) + "=?\n";
+    EXPECT_EQ(prompts, rows);
 }
 
 // A micro-batch grows to the longest sequence that can come, before the memory is planned, and the start says so
@@ -975,6 +1029,33 @@ TEST(Grpo, ConfigRepeatsARun) {
     for (const char* own : {"output_dir", "run_id"}) a.erase(own), b.erase(own);
     EXPECT_EQ(a, b);
     refused(2, {"sft", "--config", out + "/config.json"}, {"grpo", "sft"});
+}
+
+// the same of the other commands, whose defaults follow from other flags and from the model's folder
+TEST(Config, RepeatsEveryCommand) {
+    const std::string learnt = fresh("learnt"),
+                      text = jsonl("text", std::string(400, 'a') + " " + std::string(400, 'b'));
+    good(grpo(learnt, {"--reward_funcs", "exact,entropy", "--weights", "int4:g16"}));
+    const std::string checkpoint = learnt + "/checkpoint-2";
+    for (const Args& args :
+         {Args{"sft", "--model", base, "--train_data", sums, "--max_steps", "2"},
+          Args{"sft", "--model", checkpoint, "--train_data", sums, "--max_steps", "2"},  // with its grid
+          Args{"distill", "--model", checkpoint, "--train_data", sums, "--max_steps", "2", "--overwrite_output_dir"},
+          Args{"quantize", "--model", trained, "--weights", "int4:g16", "--ptq", "rtn", "--eval_data", sums},
+          Args{"eval", "--model", checkpoint, "--eval_data", problems, "--eval_n", "4", "--max_completion_length", "4"},
+          Args{"eval", "--model", trained, "--eval_text", text, "--eval_text_length", "64"}}) {
+        const std::string out = fresh("run"), again = fresh("run");
+        good(args + Args{"--output_dir", out});
+        good({"--config", out + "/config.json", "--output_dir", again});
+        json a = read_json(out + "/config.json"), b = read_json(again + "/config.json");
+        EXPECT_EQ(learning_curve(again), learning_curve(out)) << args[0];
+        EXPECT_EQ(read_text(again + "/completions.jsonl"), read_text(out + "/completions.jsonl"));  // or none
+        for (const char* own : {"output_dir", "run_id", "given"}) a.erase(own), b.erase(own);
+        EXPECT_EQ(a, b) << args[0];
+        a = read_json(out + "/summary.json"), b = read_json(again + "/summary.json");
+        for (const char* same : {"log_loss", "eval", "held_out_text", "code_flip_total", "steps"})
+            EXPECT_EQ(a.value(same, json()), b.value(same, json())) << args[0] << " " << same;
+    }
 }
 
 TEST(Grpo, LossTypes) {

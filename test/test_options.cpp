@@ -260,6 +260,33 @@ TEST(Config, AWrittenConfigGivesTheSameOptions) {
     EXPECT_FALSE(options_to_json(parse_options(Args{"eval"})).contains("beta"));
 }
 
+// what a run took without being given it is neither given by its config.json nor forgotten, unless it was changed there
+TEST(Config, OfARunKeepsWhatWasGiven) {
+    Options o = parse_options(Args{"grpo", "--task", "arithmetic", "--epsilon", "0.1"});
+    o.set_default("learning_rate", o.learning_rate, 0.5);  // as the embedded model does
+    nlohmann::ordered_json j = options_to_json(o);
+    add_given(j, o);
+    ConfigFile f(j.dump());
+    Options again = parse_options(Args{"--config", f.path, "--epsilon", "0.3"});
+    EXPECT_TRUE(again.given("task") && again.given("epsilon"));
+    for (const char* name : {"learning_rate", "beta", "seed", "epsilon_high"}) EXPECT_FALSE(again.given(name)) << name;
+    EXPECT_EQ(again.learning_rate, 0.5);
+    EXPECT_EQ(again.epsilon_high, 0.3);  // which follows epsilon
+    again.set_default("learning_rate", again.learning_rate, 0.7);
+    EXPECT_EQ(again.learning_rate, 0.5);
+    j["learning_rate"] = 0.25, j["beta"] = 0.5;
+    ConfigFile changed(j.dump());
+    again = parse_options(Args{"--config", changed.path});
+    EXPECT_TRUE(again.given("learning_rate") && again.given("beta"));
+    EXPECT_EQ(again.learning_rate, 0.25);
+    j["learning_rate"] = 1e-6;  // back to the table's default
+    ConfigFile back(j.dump());
+    EXPECT_TRUE(parse_options(Args{"--config", back.path}).given("learning_rate"));
+    j["given"] = "task";
+    ConfigFile broken(j.dump());
+    EXPECT_THROW(parse_options(Args{"--config", broken.path}), Error);
+}
+
 TEST(Config, ErrorsNameTheFile) {
     struct {
         const char *text, *part;

@@ -1,5 +1,9 @@
-// What a run makes of its rows: those that are too long, empty or wrong, and SVAMP's equations as worked solutions.
+// What a run makes of its rows: those that are too long, empty or wrong, how they are asked, what of them is learnt, and in
+// which order.
 #include <gtest/gtest.h>
+#include <algorithm>
+#include <set>
+#include "../data/curriculum.h"
 #include "../data/overlong_rows.h"
 #include "file_test.h"
 
@@ -407,5 +411,108 @@ TEST(EveryAnswer, OnlyTheRowsOwn) {
         example_cut(cut, n);
         EXPECT_EQ(completion_tokens(cut), learnt) << n;
         EXPECT_EQ((int)cut.completion.size(), n);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// order
+
+TEST(WeightedOrder, DrawsInProportionToTheWeights) {
+    const std::vector<double> weights = {4.0, 0.0, 1.0, 3.0};
+    const int n = 4000;
+    int first[4] = {}, second_after_0[4] = {};
+    for (int epoch = 0; epoch < n; epoch++) {
+        const std::vector<int> order = weighted_order(weights, 5, (uint32_t)epoch);
+        ASSERT_EQ(std::set<int>(order.begin(), order.end()).size(), 4u);
+        EXPECT_EQ(order[3], 1);  // of weight 0
+        first[order[0]]++;
+        if (order[0] == 0) second_after_0[order[1]]++;
+    }
+    // 4.5 standard deviations of a binomial
+    auto near = [](int count, int all, double share) {
+        EXPECT_NEAR(count, all * share, 4.5 * std::sqrt(all * share * (1 - share)));
+    };
+    near(first[0], n, 0.5), near(first[2], n, 0.125), near(first[3], n, 0.375);
+    near(second_after_0[3], first[0], 0.75);
+    EXPECT_EQ(weighted_order(weights, 5, 1), weighted_order(weights, 5, 1));
+    std::vector<double> equal(50, 1.0);
+    EXPECT_NE(weighted_order(equal, 5, 1), weighted_order(equal, 5, 2));
+    EXPECT_NE(weighted_order(equal, 5, 1), weighted_order(equal, 6, 1));
+    EXPECT_NE(weighted_order(equal, 5, 1), weighted_order(equal, 5, 1, RNG_REDRAW));
+}
+
+namespace {
+
+// problems with these pass rates, read from a field
+std::vector<Problem> rated(const std::vector<double>& rates) {
+    TempDir dir;
+    std::string rows;
+    for (double p : rates) rows += format("{\"prompt\": \"q\", \"answer\": \"1\", \"solved\": %g}\n", p);
+    put(dir / "rows.jsonl", rows);
+    ProblemReading how;
+    how.pass_rate = "solved";
+    return load_problems(dir / "rows.jsonl", how);
+}
+
+TrainingData ordered(const std::string& curriculum, std::vector<double> rates, int64_t per_step) {
+    std::vector<Example> examples;
+    const Curriculum c = curriculum_parse(curriculum);
+    std::vector<Problem> problems = rated(rates);
+    curriculum_choose(c, problems, "rows.jsonl");
+    for (const Problem& p : problems) {
+        examples.emplace_back();
+        examples.back().prompt.problem = std::make_shared<const Problem>(p);
+    }
+    TrainingData d = training_data(std::move(examples), per_step, 3);
+    curriculum_order(c, d);
+    return d;
+}
+
+double rate_of(const TrainingData& d, int64_t i) { return d.example(i).prompt.problem->pass_rate; }
+
+}  // namespace
+
+TEST(Curriculum, EasyOnesFirstAndEveryRowOfAnEpochOnce) {
+    const TrainingData d = ordered("solved:by=easy_first", {0.5, 0.25, 1, 0.5, 0, 0.5, 1, 0.75}, 4);
+    std::vector<double> rates;
+    std::set<int64_t> seen;
+    for (int64_t step : {0, 1})
+        for (int64_t i : training_indices(d, step)) rates.push_back(rate_of(d, i)), seen.insert(i);
+    EXPECT_EQ(rates, (std::vector<double>{1, 1, 0.75, 0.5, 0.5, 0.5, 0.25, 0}));
+    EXPECT_EQ(seen.size(), 8u);
+    // what takes the place of a step's own is as hard
+    std::vector<Example> further = further_examples(d, 1, 0, 2);
+    ASSERT_EQ(further.size(), 2u);
+    EXPECT_EQ(further[0].prompt.problem->pass_rate, 0.5);
+    EXPECT_EQ(further[1].prompt.problem->pass_rate, 0.75);
+}
+
+TEST(Curriculum, UncertainOnesFirst) {
+    std::vector<double> rates(100, 1.0);
+    for (int i = 0; i < 10; i++) rates[(size_t)i * 7] = 0.5;
+    const TrainingData d = ordered("solved", rates, 10);
+    int uncertain = 0;
+    for (int64_t step = 0; step < 100; step += 10)
+        for (int64_t i : training_indices(d, step)) uncertain += rate_of(d, i) == 0.5;
+    EXPECT_GT(uncertain, 60);  // of 100; at random 10
+    const TrainingData bounded = ordered("solved:max=0.9", rates, 10);
+    EXPECT_EQ(bounded.count, 10);
+    expect_has(error_of([&] { ordered("solved:min=0.6:max=0.9", rates, 10); }),
+               "rows.jsonl: 100 of 100 problems have a pass rate outside of [0.6, 0.9], and nothing is left");
+}
+
+TEST(Curriculum, BadOnes) {
+    for (const char* bad : {"solved:by=hard", "solved:min=2", "solved:min=0.6:max=0.5", ":min=0", "solved:low=1"})
+        EXPECT_THROW(curriculum_parse(bad), Error) << bad;
+    TempDir dir;
+    ProblemReading how;
+    how.pass_rate = "solved";
+    for (const auto& [field, part] : {std::pair("", "no such field"),
+                                      {", \"solved\": 1.5", "1.5 is not a share of right answers"},
+                                      {", \"solved\": \"x\"", "\"x\" is not a share of right answers"}}) {
+        put(dir / "rows.jsonl", format("{\"prompt\": \"q\", \"answer\": \"1\"%s}", field));
+        const std::string error = error_of([&] { load_problems(dir / "rows.jsonl", how); });
+        expect_has(error, "rows.jsonl:1: --curriculum solved: ");
+        expect_has(error, part);
     }
 }
