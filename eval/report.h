@@ -177,8 +177,7 @@ inline std::vector<std::array<std::string, 3>> report_options(const nlohmann::or
     const nlohmann::ordered_json normal = options_to_json(defaults);
     auto text = [](const nlohmann::ordered_json& v) { return v.is_string() ? v.get<std::string>() : v.dump(); };
     for (const auto& item : config.items()) {
-        if (item.key() == "version" || item.key() == "command" || item.key() == "run_id" || item.key() == "machine")
-            continue;
+        if (is_about_run(item.key())) continue;
         const bool known = normal.contains(item.key());
         list.push_back({item.key(), text(item.value()), known ? text(normal[item.key()]) : "\xE2\x80\x93"});
     }

@@ -12,9 +12,8 @@ struct ReportArm {
 
 // options that do not make another arm
 inline bool is_of_run(const std::string& option) {
-    for (const char* name : {"seed", "output_dir", "overwrite_output_dir", "run_id", "machine"})
-        if (option == name) return true;
-    return false;
+    if (option == "command" || option == "version") return false;
+    return is_about_run(option) || option == "seed" || option == "output_dir" || option == "overwrite_output_dir";
 }
 
 // name -> text of what makes the arm; an option that an older version did not have is at its default

@@ -607,6 +607,13 @@ inline void add_given(nlohmann::ordered_json& j, const Options& o) {
     }
 }
 
+// what a run's config.json has beside options; given and taken: see config_given()
+inline bool is_about_run(const std::string& key) {
+    for (const char* name : {"command", "version", "run_id", "machine", "given", "taken"})
+        if (key == name) return true;
+    return false;
+}
+
 // Does a value of a config file count as given? All do, but those that a run's config.json has only because the run had
 // them (add_given), unless they were changed there by hand. Else a rerun would be refused what was never asked for.
 inline bool config_given(const nlohmann::ordered_json& j, const std::string& name, const nlohmann::ordered_json& value,
@@ -633,9 +640,7 @@ inline void apply_config_file(Options& o, const std::string& path) {
         o.command = c;
     }
     for (auto& item : j.items()) {
-        if (item.key() == "command" || item.key() == "version" || item.key() == "run_id" || item.key() == "machine")
-            continue;
-        if (item.key() == "given" || item.key() == "taken") continue;  // config_given()
+        if (is_about_run(item.key())) continue;
         if (item.key() == "arguments" && *arguments_text(o.command)) {
             config_arguments(o, item.value(), file);
             continue;
