@@ -7,6 +7,7 @@
 // flags that change nothing in the weights.
 #pragma once
 #include <functional>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -34,10 +35,13 @@ inline std::string md_code(const std::string& text, size_t most = 400) {
 
 // on one line, as words
 inline std::string md_text(const std::string& text, size_t most = 400) {
+    const std::string all = printable(text, most);
+    auto of_word = [&](size_t i) { return i < all.size() && isalnum((unsigned char)all[i]); };
     std::string out;
-    for (char c : printable(text, most)) {
-        if (c && strchr("\\`*_{}[]()<>#+-!|~&$", c)) out += '\\';
-        out += c;
+    for (size_t i = 0; i < all.size(); i++) {
+        const bool within = all[i] == '_' && i > 0 && of_word(i - 1) && of_word(i + 1);
+        if (!within && strchr("\\`*_{}[]<>#|~&$", all[i])) out += '\\';
+        out += all[i];
     }
     return out;
 }
@@ -72,7 +76,7 @@ inline std::string shell_word(const std::string& text) {
 // A flag that says where and how a run is done, not what comes out
 inline bool flag_is_circumstance(const Options& o, const std::string& name) {
     for (const char* other :
-         {"config", "plan", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "device"})
+         {"config", "plan", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "report_to", "device"})
         if (name == other) return true;
     const char* effect = flag_effect(o, name);
     return effect && effect == std::string("changes nothing in the weights") && name != "save_dtype" &&
@@ -187,12 +191,21 @@ inline std::string card_base_name(const CardBase& b) {
 // ---------------------------------------------------------------------------------------------------------------------
 // parts of a card
 
+// A checked word as YAML has it: no, null and 1e3 would be something else than text
+inline std::string yaml_word(const std::string& word) {
+    static const std::set<std::string> others = {"y", "n", "yes", "no", "true", "false", "on", "off", "null"};
+    std::string lower = word;
+    for (char& c : lower) c = (char)tolower((unsigned char)c);
+    const bool plain = isalpha((unsigned char)word[0]) && !others.count(lower);
+    return plain ? word : "\"" + word + "\"";
+}
+
 // library: transformers or peft; made_by: of the tags, such as grpo
 inline std::string card_head(const CardBase& base, const char* library, const std::vector<std::string>& made_by,
                              const std::vector<std::string>& datasets) {
     std::string text = "---\n";
-    if (!base.id.empty()) text += "base_model: " + base.id + "\n";
-    if (!base.licence.empty()) text += "license: " + base.licence + "\n";
+    if (!base.id.empty()) text += "base_model: " + yaml_word(base.id) + "\n";
+    if (!base.licence.empty()) text += "license: " + yaml_word(base.licence) + "\n";
     if (!datasets.empty()) text += "datasets:\n";
     for (const std::string& id : datasets) text += "- " + id + "\n";
     text += format("library_name: %s\npipeline_tag: text-generation\ntags:\n- train_qrl\n", library);
@@ -317,7 +330,6 @@ inline std::string card_warnings(const std::vector<ToldWarning>& told) {
 struct TrainedCard {
     int64_t step = 0, steps = 0;
     int64_t examples = 0, held_out = 0;
-    std::string optimizer;
     nlohmann::ordered_json before, latest;  // evaluations; null: there is none
     nlohmann::ordered_json changes;         // of flags on the way
     std::vector<ToldWarning> told;
@@ -370,17 +382,18 @@ inline std::string trained_card(const Session& s, const TrainedCard& c, bool mer
     if (s.m.weight_rules.on()) tags.push_back(adapter ? "quantized" : "quantization-aware-training");
     if (adapter) tags.push_back("lora");
     std::string text = card_head(base, adapter && !merged ? "peft" : "transformers", tags, card_datasets(o.train_data));
-    text += "# " + md_text(card_base_name(base)) +
-            format(" after %lld steps of %s\n\n", (long long)c.step, command_rows[o.command].name);
+    text +=
+        "# " + md_text(card_base_name(base)) +
+        format(" after %lld step%s of %s\n\n", (long long)c.step, c.step == 1 ? "" : "s", command_rows[o.command].name);
+    const std::string help = command_rows[o.command].help;
     text += format("Written by train_qrl %s, `%s`: %s.\n\n", TRAIN_QRL_VERSION, command_rows[o.command].name,
-                   command_rows[o.command].help);
+                   help.substr(0, help.find(" (the default)")).c_str());
     text += "- base: " +
             (base.name.empty() ? std::string("the embedded model, trained from scratch") : md_code(base.name)) + "\n";
     if (!o.teacher.empty()) text += "- teacher: " + md_code(o.teacher) + "\n";
     text += card_data(o, c);
-    text +=
-        format("- step %lld of %lld, %s, learning rate %g (%s), seed %llu\n", (long long)c.step, (long long)c.steps,
-               md_text(c.optimizer).c_str(), o.learning_rate, o.lr_scheduler_type.c_str(), (unsigned long long)o.seed);
+    text += format("- step %lld of %lld, %s, learning rate %g (%s), seed %llu\n", (long long)c.step, (long long)c.steps,
+                   o.optim.c_str(), o.learning_rate, o.lr_scheduler_type.c_str(), (unsigned long long)o.seed);
     if (o.command == COMMAND_GRPO)
         text +=
             format(

@@ -167,7 +167,6 @@ inline TrainedCard card_of_run(const TrainingRun& r, int64_t steps) {
     TrainedCard c;
     c.step = r.state.step, c.steps = steps;
     c.examples = r.data.count, c.held_out = (int64_t)r.held_out.size();
-    c.optimizer = optimizer_text(r.t.optimizer);
     for (const nlohmann::ordered_json* found : {&r.evaluated, &r.measured})
         if (found->contains("before")) {
             if (found == &r.evaluated) c.before.update((*found)["before"]);

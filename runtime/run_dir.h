@@ -194,6 +194,8 @@ inline RunDir open_run_dir(const std::string& path, const RunDirSetting& setting
     make_folders(path);
     run.lock = FolderLock(path);
     repair_folders(path);
+    for (int64_t step : checkpoint_steps(path))  // whose cards are written again
+        for (const char* suffix : {"", "-merged"}) repair_folders(checkpoint_folder(path, step) + suffix);
     const bool resumes = setting.resume_step >= 0 || setting.goes_on;
     const std::string found = run_in_folder(path);
     if (!found.empty() && !setting.overwrite && !resumes)

@@ -33,7 +33,7 @@ TEST(Warnings, CompletionsThatAreCutOffNameTheFlagBeforeTheFirstStep) {
     EXPECT_EQ("warning: " + read_lines(out + "/warnings.jsonl").at(0)["text"].get<std::string>() + "\n", r.err);
 }
 
-// 0 in every group, for the answers are right and not in the form that is paid
+// told apart by what is wrong with them
 TEST(Warnings, StepsWithoutASignal) {
     const std::string own = root + "/nothing.sh";
     write_text(own, "#!/bin/sh\nwhile read line; do echo 0.25; done\n");
@@ -186,7 +186,7 @@ TEST(Card, OfACheckpointSaysWhatItIsAndHowItWasMade) {
                                100 * evaluated["greedy_interval"][1].get<double>())),
               card.npos)
         << card;
-    EXPECT_NE(first.find("after 1 steps of grpo"), first.npos);
+    EXPECT_NE(first.find("after 1 step of grpo"), first.npos);
     EXPECT_NE(first.find("| before training |\n"), first.npos) << "what comes later is not known yet\n" << first;
     const std::string command = block(card, "The command");
     for (const char* flag : {"--beta 0.04", "--weights int4:g32", "--max_steps 2"})
