@@ -179,9 +179,9 @@ UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train t
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
-UNITY_host := test_json test_mismatch test_options test_plot test_progress test_rewards test_grader test_run_dir test_runtime test_statistics test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch
+UNITY_host := test_json test_mismatch test_options test_plot test_progress test_report test_rewards test_grader test_run_dir test_runtime test_statistics test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch
 # small ones that run the program: each binary trains a model first, which takes longer than most of them
-UNITY_cli := $(addprefix test_cli_,compare drift eval grade grpo progress rewards sampler watch)
+UNITY_cli := $(addprefix test_cli_,compare drift eval grade grpo progress report rewards sampler watch)
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host cli simulation)
 # those that run longest come first, or one of them is left for the end with a core that idles
 TEST_BINARIES := $(filter %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_devices test_cli_resume test_gemm@portable) \
@@ -193,7 +193,7 @@ SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVER
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
 # quarter to a third faster; what runs for less than a second, not optimized
-$(addprefix $(BUILD)/,test_unity@host test_unity@cli test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(addprefix test_,cli cli_adapters cli_compare cli_distill cli_drift cli_eval cli_grade cli_grpo cli_methods cli_progress cli_quantize cli_resume cli_rewards cli_sampler cli_watch devices)): \
+$(addprefix $(BUILD)/,test_unity@host test_unity@cli test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(UNITY_cli) $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume devices)): \
   TEST_OPTIMIZE := -Og
 $(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra

@@ -66,6 +66,12 @@ inline std::string held_out_text(const HeldOut& h, const std::string& metric, bo
     if (std::isfinite(h.low)) s += " [" + format(form, 100 * h.low) + ", " + format(form, 100 * h.high) + "]";
     return s;
 }
+// the same in a tile, the interval below
+inline std::string held_out_tile(const HeldOut& h, const std::string& metric, bool sign = false) {
+    std::string s = held_out_text(h, metric, sign);
+    const size_t at = s.find(" [");
+    return at == std::string::npos ? s : s.substr(0, at) + " <small>" + s.substr(at + 1) + "</small>";
+}
 
 inline std::string seconds_text(double seconds) {
     if (!std::isfinite(seconds)) return "\xE2\x80\x93";
@@ -120,11 +126,11 @@ inline std::string headline_html(const ReportRun& r) {
         const HeldOut before = held_out_when(evaluations, metric, "before");
         const HeldOut after = held_out_when(evaluations, metric, "last", &when);
         const HeldOut best = held_out_when(evaluations, metric, "best");
-        if (before.known()) s += tile("Held out before: " + name, held_out_text(before, metric));
-        if (after.known()) s += tile("Held out, " + html_text(when) + ": " + name, held_out_text(after, metric));
-        if (best.known()) s += tile("Held out, best weights: " + name, held_out_text(best, metric));
+        if (before.known()) s += tile("Held out before: " + name, held_out_tile(before, metric));
+        if (after.known()) s += tile("Held out, " + html_text(when) + ": " + name, held_out_tile(after, metric));
+        if (best.known()) s += tile("Held out, best weights: " + name, held_out_tile(best, metric));
         if (before.known() && after.known())
-            s += tile("Difference", held_out_text(held_out_difference(before, after), metric, true),
+            s += tile("Difference", held_out_tile(held_out_difference(before, after), metric, true),
                       metric == "log_loss" ? "" : "as of independent problems; train_qrl compare pairs them");
     }
     if (std::isfinite(final_mean(r, "reward")))
@@ -264,7 +270,7 @@ inline std::string report_page(const ReportRun& r) {
     else sections.push_back({"summary", "What came out", headline_html(r)});
     const std::string warnings = warnings_html(r);
     if (!warnings.empty()) sections.push_back({"warnings", "Warnings and notes", warnings});
-    const std::string curves = figures_html(report_figures(r));
+    const std::string curves = figures_html(r);
     if (!curves.empty()) sections.push_back({"curves", "Curves", curves});
     const std::string samples = samples_html(r);
     if (!samples.empty()) sections.push_back({"samples", "Sample completions", samples});

@@ -7,27 +7,22 @@ struct FigureSection {
     bool empty() const { return figures.empty() && constants.empty(); }
 };
 
-inline double longest_line(const std::vector<PlotSeries>& lines) {
-    size_t n = 0;
-    for (const PlotSeries& s : lines) n = std::max(n, s.x.size());
-    return (double)n;
+// what a point of a curve is, where a run has logged more steps than are drawn; "": one step
+inline std::string thinning_note(size_t steps) {
+    if (steps <= REPORT_MOST_POINTS) return "";
+    return format(
+        "<p class=\"soft\">Each point of a curve is the mean of about %zu logged steps. Where a plot says nothing else "
+        "of it, "
+        "a band reaches from the least to the largest of them.</p>\n",
+        (steps + REPORT_MOST_POINTS - 1) / REPORT_MOST_POINTS);
 }
 
 // lines of one plot, thinned alike; "": there is none
 inline std::string lines_figure(const std::string& title, const std::string& x, const std::string& y,
-                                std::vector<PlotSeries> lines, std::string note, bool log = false) {
+                                std::vector<PlotSeries> lines, const std::string& note, bool log = false) {
     if (lines.empty()) return "";
-    const double n = longest_line(lines);
     const bool spread = lines.size() <= 2;
-    bool own = false;
-    for (PlotSeries& s : lines) {
-        own |= !s.low.empty();
-        s = plot_thinned(s, REPORT_MOST_POINTS, spread);
-    }
-    const double parts = longest_line(lines);
-    if (n > parts)
-        note += format("%sEach point is the mean of about %.0f steps%s", note.empty() ? "" : " ", n / parts,
-                       spread && !own ? ", its band from the least to the largest." : ".");
+    for (PlotSeries& s : lines) s = plot_thinned(s, REPORT_MOST_POINTS, spread);
     Plot p;
     p.title = title, p.x.label = x, p.y.label = y, p.y.log = log, p.series = std::move(lines);
     return plot_figure(p, html_text(note));
@@ -152,8 +147,11 @@ inline std::vector<FigureSection> report_figures(const ReportRun& r) {
     return sections;
 }
 
-inline std::string figures_html(const std::vector<FigureSection>& sections) {
-    std::string s;
+inline std::string figures_html(const ReportRun& r) {
+    size_t steps = 0;
+    for (const auto& item : r.numbers) steps = std::max(steps, item.second.x.size());
+    const std::vector<FigureSection> sections = report_figures(r);
+    std::string s = sections.empty() ? "" : thinning_note(steps);
     for (const FigureSection& section : sections) {
         s += "<h3>" + section.title + "</h3>\n";
         if (!section.figures.empty()) s += "<div class=\"curves\">\n" + section.figures + "</div>\n";

@@ -118,7 +118,7 @@ inline void report_metrics(ReportRun& r, const nlohmann::ordered_json& j) {
         for (const auto& x : v) numbers.push_back(x.is_number() ? x.get<double>() : NAN);
     }
     const double all = number_at(j, "step_time");
-    if (any && std::isfinite(all)) put("timing_s/rest", std::max(all - timed, 0.0));
+    if (any && std::isfinite(all) && !j.contains("timing_s/rest")) put("timing_s/rest", std::max(all - timed, 0.0));
 }
 
 // "model.layers.12.mlp.down_proj.weight": 12, "down"; -1: of no layer

@@ -15,6 +15,7 @@ h4{font-size:.95rem;margin:0 0 .25rem}
 p{margin:.5rem 0;max-width:70ch}
 header p,figcaption,.soft{color:var(--soft)}
 a{color:var(--link)}
+code{overflow-wrap:anywhere}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 .skip{position:absolute;left:-99rem}
 .skip:focus{position:static;display:inline-block;padding:.5rem}
@@ -24,13 +25,14 @@ main:focus{outline:none}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr));gap:.75rem;margin:1rem 0;padding:0;list-style:none}
 .tiles li{background:var(--well);border:1px solid var(--rule);border-radius:6px;padding:.6rem .8rem}
 .tiles b{display:block;font-size:1.35rem;line-height:1.3;overflow-wrap:anywhere}
+.tiles small{font-size:.9rem;font-weight:400;white-space:nowrap;display:block}
 .tiles span{color:var(--soft);font-size:.9rem;display:block}
 .curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem}
 figure{margin:0;min-width:0}
 .curve{border:1px solid var(--rule);border-radius:6px;padding:.6rem .7rem}
 .curve svg{display:block;width:100%;height:auto;touch-action:pan-y}
 .curve .here{stroke:var(--ink);stroke-dasharray:3 3}
-.read{min-height:1.5em;margin:.1rem 0;font-size:.85rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.read{min-height:1.4em;margin:0;font-size:.85rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 figcaption{font-size:.85rem}
 details{margin:.4rem 0}
 summary{cursor:pointer;padding:.2rem 0}
