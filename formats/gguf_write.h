@@ -16,6 +16,7 @@
 #include <vector>
 #include "gguf_grid.h"
 #include "../model.cuh"
+#include "../runtime/progress.h"
 #include "../tokenizer.h"
 
 // ----------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ static Outcome run_on_terminal(const Args& args, const TerminalSetting& setting 
             if (n <= 0) break;
             r.out.append(buffer, (size_t)n);
         }
-        if (!interrupted && r.out.find("| sampling") != r.out.npos) interrupted = write(master, "\x03", 1) == 1;
+        if (!interrupted && r.out.find("| rewards") != r.out.npos) interrupted = write(master, "\x03", 1) == 1;
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (seconds > setting.seconds * slowness() && !r.timed_out) kill(pid, SIGKILL), r.timed_out = true;
     }
@@ -84,12 +84,17 @@ static std::vector<std::string> shown_lines(const std::string& bytes, std::vecto
     return lines;
 }
 
-// a second or some of steps
-static Args watched(const std::string& out, const Args& more = {}) {
-    Args args = {"--max_completion_length", "32", "--eval_n", "0"};
-    for (const Args& a : {Args{"--max_steps", "24"}, {"--prompts_per_step", "32"}})
-        if (std::find(more.begin(), more.end(), a[0]) == more.end()) args = args + a;
-    return grpo(out, args + more);
+// steps that take a fifth of a second on any machine, for their reward sleeps; it is the same for all, which is warned of
+// at the third step
+static Args watched(const std::string& out, const std::string& steps = "6") {
+    static std::string reward;
+    if (reward.empty()) {
+        reward = fresh("slow");
+        write_text(reward, "#!/bin/sh\nwhile read -r line; do sleep 0.03; echo 1; done\n");
+        fs::permissions(reward, fs::perms::owner_all);
+    }
+    return grpo(out,
+                {"--max_steps", steps, "--prompts_per_step", "2", "--num_generations", "4", "--reward_funcs", reward});
 }
 
 // of the console: without its times
@@ -106,7 +111,7 @@ TEST(Progress, StepsScrollAboveTheLineAtEveryWidth) {
     std::vector<std::string> expected;
     for (std::string line; std::getline(piped, line);) expected.push_back(line);
     expected = steps_of(expected);
-    ASSERT_EQ(expected.size(), 24u);
+    ASSERT_EQ(expected.size(), 6u);
     for (const auto& [columns, no_color] : {std::pair(200, false), {80, true}, {40, false}, {20, false}}) {
         TerminalSetting setting;
         setting.columns = columns;
@@ -122,8 +127,11 @@ TEST(Progress, StepsScrollAboveTheLineAtEveryWidth) {
             of_steps |= line.rfind("grpo ", 0) == 0 && line.find("step ") != line.npos;
         }
         EXPECT_TRUE(of_steps) << columns << "\n" << r.out;
+        EXPECT_EQ(std::count_if(lines.begin(), lines.end(),
+                                [](const std::string& line) { return line.rfind("warning: for 3 steps all", 0) == 0; }),
+                  1);
         for (const std::string& line : lines) {
-            EXPECT_EQ(line.find("grpo "), line.npos) << "left behind: " << line;
+            EXPECT_NE(line.rfind("grpo ", 0), 0u) << "left behind: " << line;
             EXPECT_EQ(line.find("[#"), line.npos) << "left behind: " << line;
         }
         EXPECT_EQ(lines.back(), "");
@@ -133,7 +141,7 @@ TEST(Progress, StepsScrollAboveTheLineAtEveryWidth) {
 TEST(Progress, CtrlCClearsTheLineFirst) {
     TerminalSetting setting;
     setting.interrupt = true;
-    const Outcome r = run_on_terminal(watched(fresh("stopped"), {"--max_steps", "1000"}), setting);
+    const Outcome r = run_on_terminal(watched(fresh("stopped"), "1000"), setting);
     EXPECT_EQ(r.status, 130) << r.out;
     std::vector<std::string> painted;
     const std::vector<std::string> lines = shown_lines(r.out, painted);
@@ -145,12 +153,12 @@ TEST(Progress, CtrlCClearsTheLineFirst) {
 TEST(Progress, PipesAndDumbTerminalsGetLines) {
     const Outcome piped = good(watched(fresh("piped")));
     for (char c : piped.out + piped.err) EXPECT_TRUE(c == '\n' || (c >= ' ' && c < 127)) << (int)c;
-    EXPECT_EQ(piped.out.find("sampling "), std::string::npos);
+    EXPECT_EQ((piped.out + piped.err).find("| rewards"), std::string::npos);
     for (const std::map<std::string, std::string>& variables :
          {std::map<std::string, std::string>{{"TERM", "dumb"}}, std::map<std::string, std::string>{}}) {
         TerminalSetting setting;
         setting.variables = variables;
-        const Outcome r = run_on_terminal(watched(fresh("dumb"), {"--max_steps", "3"}), setting);
+        const Outcome r = run_on_terminal(watched(fresh("dumb"), "3"), setting);
         EXPECT_EQ(r.status, 0) << r.out;
         EXPECT_EQ(r.out.find('\033'), std::string::npos);
         EXPECT_EQ(r.out.find("\r\r"), std::string::npos);
@@ -159,8 +167,8 @@ TEST(Progress, PipesAndDumbTerminalsGetLines) {
 
 TEST(Progress, StepsEndInWhatIsLeft) {
     RunSetting setting;
-    setting.when = [](const Outcome& r) { return r.out.find("step     9/5000") != std::string::npos; };
-    const Outcome r = run(watched(fresh("left"), {"--max_steps", "5000"}), setting);
+    setting.when = [](const Outcome& r) { return r.out.find("step     3/5000") != std::string::npos; };
+    const Outcome r = run(watched(fresh("left"), "5000"), setting);
     EXPECT_EQ(r.status, 130) << r.err;
     EXPECT_NE(r.out.find(" left\n"), std::string::npos) << r.out;
 }
@@ -178,7 +186,7 @@ TEST(Progress, AClosedStandardOutputIsNoReasonToStop) {
 // results go to a file whole, and the line to the terminal
 TEST(Progress, ResultsAreLeftAlone) {
     std::string rows;
-    for (int i = 0; i < 30000; i++)
+    for (int i = 0; i < 10000; i++)
         rows += R"({"gold": "\\frac{)" + std::to_string(i) + R"(}{7}", "prediction": "x^2+\\sqrt{)" +
                 std::to_string(i) + "}\"}\n";
     const std::string input = jsonl("rows", rows), output = fresh("graded");
@@ -186,11 +194,11 @@ TEST(Progress, ResultsAreLeftAlone) {
     setting.input = input.c_str(), setting.output = output.c_str();
     const Outcome r = run_on_terminal({"grade"}, setting);
     EXPECT_EQ(r.status, 0) << r.out;
-    EXPECT_EQ(read_lines(output).size(), 30000u);
+    EXPECT_EQ(read_lines(output).size(), 10000u);
     std::vector<std::string> painted;
     const std::vector<std::string> lines = shown_lines(r.out, painted);
     ASSERT_EQ(lines.size(), 2u) << r.out;
-    EXPECT_EQ(lines[0].rfind("graded 30000: ", 0), 0u) << lines[0];
+    EXPECT_EQ(lines[0].rfind("graded 10000: ", 0), 0u) << lines[0];
     for (const std::string& line : painted) EXPECT_EQ(line.rfind("grade [", 0), 0u) << line;
     EXPECT_FALSE(painted.empty());
 }
