@@ -441,7 +441,8 @@ inline std::vector<std::string> learning_curve(const std::string& out) {
     for (const json& row : read_lines(out + "/metrics.jsonl")) {
         json kept;
         for (const auto& item : row.items())
-            if (item.key().find("tim") == std::string::npos && item.key().rfind("perf/", 0) != 0)
+            if (item.key().find("tim") == std::string::npos && item.key().rfind("perf/", 0) != 0 &&
+                item.key() != "seconds")
                 kept[item.key()] = item.value();
         curve.push_back(kept.dump());
     }

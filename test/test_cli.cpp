@@ -1035,8 +1035,8 @@ TEST(Grpo, ConfigRepeatsARun) {
 
 // the same of the other commands, whose defaults follow from other flags and from the model's folder
 TEST(Config, RepeatsEveryCommand) {
-    const std::string learnt = fresh("learnt"),
-                      text = jsonl("text", std::string(400, 'a') + " " + std::string(400, 'b'));
+    const std::string learnt = fresh("learnt"), text = fresh("text.txt");
+    write_text(text, std::string(400, 'a') + " " + std::string(400, 'b'));
     good(grpo(learnt, {"--reward_funcs", "exact,entropy", "--weights", "int4:g16"}));
     const std::string checkpoint = learnt + "/checkpoint-2";
     for (const Args& args :
