@@ -23,6 +23,7 @@ inline std::string lines_figure(const std::string& title, const std::string& x, 
     if (lines.empty()) return "";
     const bool spread = lines.size() <= 2;
     for (PlotSeries& s : lines) s = plot_thinned(s, REPORT_MOST_POINTS, spread);
+    if (lines.size() == 1) lines[0].dashed = false;
     Plot p;
     p.title = title, p.x.label = x, p.y.label = y, p.y.log = log, p.series = std::move(lines);
     return plot_figure(p, html_text(note));
@@ -42,7 +43,9 @@ inline void add_row(FigureSection& section, const ReportRun& r, const std::vecto
         scale_line(s, row.scale);
         if (drawn.size() < (size_t)PLOT_MOST_SERIES) drawn.push_back(std::move(s));
     }
-    section.figures += lines_figure(title, "step", row.y, std::move(drawn), row.note, row.log);
+    // without the others of its row a line has no legend
+    const std::string y = drawn.size() == 1 && lines.size() > 1 ? row.y + ": " + drawn[0].name : row.y;
+    section.figures += lines_figure(title, "step", y, std::move(drawn), row.note, row.log);
 }
 
 // at most n places of [0, size), with the first and the last

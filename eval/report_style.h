@@ -33,6 +33,7 @@ figure{margin:0;min-width:0}
 .curve svg{display:block;width:100%;height:auto;touch-action:pan-y}
 .curve .here{stroke:var(--ink);stroke-dasharray:3 3}
 .read{min-height:1.4em;margin:0;font-size:.85rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.sample .read:empty{min-height:0}
 figcaption{font-size:.85rem}
 details{margin:.4rem 0}
 summary{cursor:pointer;padding:.2rem 0}
