@@ -65,12 +65,13 @@ inline std::string duration_text(double seconds) {
 struct Pace {
     double begin = 0.0, latest = 0.0;  // when it began, and when work was last done
     double seconds = 0.0, work = 0.0;  // weighted
+    double last = 0.0;                 // work that came at once: a step, the tokens of a micro-batch
     void see(double done, double now) {
         const double before = latest - begin, since = now - begin;
         const double keep = since > 0.0 ? before * before / (since * since) : 1.0;
         seconds = seconds * keep + now - latest;
         work = work * keep + done;
-        latest = now;
+        latest = now, last = done;
     }
     void pause(double how_long) { begin += how_long, latest += how_long; }
     double each() const { return work > 0.0 ? seconds / work : 0.0; }
@@ -125,12 +126,12 @@ struct ProgressCount {
         const double s = total > 0 ? (double)done / (double)total : all > 0.0 ? amount / all : 0.0;
         return std::min(std::max(s, 0.0), 1.0);
     }
-    // -1: not known yet. The unit at work is taken to be as far as the time since the last one says
+    // -1: not known yet. What is at work is taken to be as far as the time since the last says, if it is as much
     double left(double now) const {
         const double rest = all > 0.0 ? all - amount : (double)(total - done), each = pace.each();
         const double enough = kind == ProgressKind::steps ? 0.0 : 5.0;
         if (!known() || each == 0.0 || now - pace.begin < enough) return -1.0;
-        return std::max(each * rest - std::min(now - pace.latest, each), 0.0) + later;
+        return std::max(each * rest - std::min(now - pace.latest, each * pace.last), 0.0) + later;
     }
 };
 

@@ -68,6 +68,15 @@ TEST(Progress, WhatIsLeftOfTokens) {
     EXPECT_EQ(p.left(205), 0.0);
 }
 
+// tokens that come a micro-batch at a time
+TEST(Progress, WhatIsLeftCountsDownBetween) {
+    ProgressCount p("update", "token", 5000, Kind::part, 0);
+    p.to(1000, 100);
+    EXPECT_DOUBLE_EQ(p.left(100), 400.0);
+    EXPECT_DOUBLE_EQ(p.left(160), 340.0);
+    EXPECT_DOUBLE_EQ(p.left(900), 300.0);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // the line
 
