@@ -144,7 +144,10 @@ inline PlotSeries arm_line(const ReportArm& arm, const CurveLine& line) {
             std::vector<double> values;
             for (const PlotSeries& s : lines) values.push_back(s.y[i]);
             const HeldOut h = over_values(values);
-            mean.y.push_back(h.value), mean.low.push_back(h.low), mean.high.push_back(h.high);
+            const auto ends = std::minmax_element(values.begin(), values.end());
+            const bool two = values.size() == 2 && !bars;  // t is 12.7 then, and the band would be all that is seen
+            mean.y.push_back(h.value);
+            mean.low.push_back(two ? *ends.first : h.low), mean.high.push_back(two ? *ends.second : h.high);
         }
     }
     mean.name = arm.label, mean.dashed = false;
@@ -252,7 +255,8 @@ inline std::string arms_notes(const std::vector<ReportArm>& arms) {
                 s += "<p class=\"warning\">" + html_text(r.path + ": " + note, 600) + "</p>\n";
             if (!r.warnings.empty())
                 s += "<p class=\"warning\">" + html_text(r.path, 300) +
-                     format(": it gave %zu warnings; its own report has them</p>\n", r.warnings.size());
+                     format(": it gave %zu warning%s; its own report has them</p>\n", r.warnings.size(),
+                            r.warnings.size() == 1 ? "" : "s");
         }
         if (ends.size() > 1)
             s += "<p class=\"warning\">Arm " + arm.name +
@@ -283,8 +287,20 @@ inline std::string arms_figure(const std::vector<ReportArm>& arms, const CurveRo
 
 inline std::string arms_curves(const std::vector<ReportArm>& arms) {
     std::string s, section;
-    std::set<std::string> named;
     bool open = false;
+    size_t seeds = 1, steps = 0;
+    for (const ReportArm& arm : arms) {
+        seeds = std::max(seeds, arm.runs.size());
+        for (const ReportRun& r : arm.runs)
+            for (const auto& item : r.numbers) steps = std::max(steps, item.second.x.size());
+    }
+    if (seeds > 1)
+        s += "<p class=\"soft\">Lines are means over an arm's seeds, bands and bars Student's 95 % intervals of them; "
+             "of two "
+             "seeds a band reaches from one to the other.</p>\n";
+    if (steps > REPORT_MOST_POINTS)
+        s += format("<p class=\"soft\">Each point of a curve is the mean of about %zu logged steps.</p>\n",
+                    (steps + REPORT_MOST_POINTS - 1) / REPORT_MOST_POINTS);
     auto add = [&](const std::string& title, const std::string& figure) {
         if (figure.empty()) return;
         if (title != section) s += format("%s<h3>", open ? "</div>\n" : "") + title + "</h3>\n<div class=\"curves\">\n";
@@ -296,14 +312,12 @@ inline std::string arms_curves(const std::vector<ReportArm>& arms) {
         for (const ReportArm& arm : arms)
             for (const ReportRun& r : arm.runs)
                 for (const CurveLine& line : curve_lines(r, row))
-                    if (std::none_of(lines.begin(), lines.end(), [&](const CurveLine& l) { return l.key == line.key; }))
+                    if (!curve_line(r, report_evaluations(r), line).x.empty() &&
+                        std::none_of(lines.begin(), lines.end(), [&](const CurveLine& l) { return l.key == line.key; }))
                         lines.push_back(line);
-        for (const CurveLine& line : lines) {
-            named.insert(line.key);
-            add(row.section, arms_figure(arms, row, line, lines.size() > 1));
-        }
+        for (const CurveLine& line : lines) add(row.section, arms_figure(arms, row, line, lines.size() > 1));
     }
-    return s + (open ? "</div>\n" : "");
+    return open ? s + "</div>\n" : "";
 }
 
 inline std::string comparison_page(const std::vector<ReportArm>& arms) {

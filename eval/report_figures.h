@@ -32,9 +32,11 @@ inline std::string lines_figure(const std::string& title, const std::string& x, 
 inline void add_row(FigureSection& section, const ReportRun& r, const std::vector<nlohmann::ordered_json>& evaluations,
                     const CurveRow& row, const std::string& title, const std::vector<CurveLine>& lines) {
     std::vector<PlotSeries> drawn;
+    size_t there = 0;
     for (const CurveLine& line : lines) {
         PlotSeries s = curve_line(r, evaluations, line);
         if (std::none_of(s.y.begin(), s.y.end(), [](double v) { return std::isfinite(v); })) continue;
+        there++;
         if (is_constant(s)) {
             section.constants += format("%s<code>%s</code> %s", section.constants.empty() ? "" : ", ",
                                         html_text(line.key, 80).c_str(), number_text(s.y[0]).c_str());
@@ -44,7 +46,7 @@ inline void add_row(FigureSection& section, const ReportRun& r, const std::vecto
         if (drawn.size() < (size_t)PLOT_MOST_SERIES) drawn.push_back(std::move(s));
     }
     // without the others of its row a line has no legend
-    const std::string y = drawn.size() == 1 && lines.size() > 1 ? row.y + ": " + drawn[0].name : row.y;
+    const std::string y = drawn.size() == 1 && there > 1 ? row.y + ": " + drawn[0].name : row.y;
     section.figures += lines_figure(title, "step", y, std::move(drawn), row.note, row.log);
 }
 

@@ -16,6 +16,7 @@ p{margin:.5rem 0;max-width:70ch}
 header p,figcaption,.soft{color:var(--soft)}
 a{color:var(--link)}
 code{overflow-wrap:anywhere}
+th code{white-space:nowrap}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 .skip{position:absolute;left:-99rem}
 .skip:focus{position:static;display:inline-block;padding:.5rem}
@@ -44,7 +45,9 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);text-align:right;
 th{font-weight:600}
 tr>:first-child{text-align:left}
 .numbers{max-height:18rem;overflow:auto}
-.words td{text-align:left;overflow-wrap:anywhere;min-width:8rem;max-width:40rem}
+.wide td{white-space:nowrap}
+.words th{text-align:left}
+.words td{white-space:normal;text-align:left;overflow-wrap:anywhere;min-width:8rem;max-width:40rem}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;contain:paint;font:.85rem/1.7 ui-monospace,monospace;background:var(--well);border:1px solid var(--rule);border-radius:6px;padding:.5rem .7rem;margin:.4rem 0;max-width:none}
 .sample{border-left:4px solid var(--rule);padding-left:.8rem;margin:1rem 0}
 .sample.plus{border-left-color:var(--c0)}
