@@ -66,7 +66,9 @@ inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerR
     for (const char* name : {"activations", "kv_cache", "k_pre_bias", "hadamard"})
         if (stored.contains(name)) policy[name] = stored[name];
     if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
-    const std::string text = policy.value("weights", weights.on() ? rules_text(weights) : "none");
+    const std::string text = policy.contains("weights") ? policy["weights"].get<std::string>()
+                             : weights.on()             ? rules_text(weights)
+                                                        : "none";
     const std::string is = export_format(s.o.format)->container != Container::none || !weights.on()
                                ? "Weights: " + md_code(text) + ".\n"
                                : "Weights: plain numbers, rounded to " + md_code(text) + ".\n";
