@@ -338,7 +338,9 @@ inline int drift_command(Session& s) {
         rollout_allocate(r.reference_state, r.reference.m, shape);
     });
     if (session_allocate(s)) return 0;
-    RunDir run = session_run_dir(s, {false, problems}, new_run_id());
+    RunDirSetting setting;
+    setting.completions = problems;
+    RunDir run = session_run_dir(s, setting, new_run_id());
     drift_begin(r);
     drift_of_texts(r, "text", r.text);
     drift_of_texts(r, "traces", r.traces);

@@ -147,7 +147,7 @@ inline void cut_evaluations(const std::string& path, int64_t step, const std::st
 struct RunDirSetting {
     bool overwrite = false;
     // which logs there are, beside metrics.jsonl; samples: of tokens, events: for TensorBoard
-    bool evaluations = false, completions = false, samples = false, code_flips = false, quant_statistics = false,
+    bool completions = false, evaluations = false, samples = false, code_flips = false, quant_statistics = false,
          warnings = false, events = false;
     int64_t resume_step = -1;          // the run goes on behind this step; -1: it begins
     std::string last_evaluation = "";  // and behind the evaluation whose line begins so (evaluation_start)

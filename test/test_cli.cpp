@@ -765,18 +765,18 @@ static void full_disk(const Args& args, const Args& parts, const RunSetting& set
 
 TEST(OutputDir, FullDisk) {
     NEEDS_FILE_SIZE_LIMIT();
-    for (rlim_t limit : {100, 4000, 40000}) {
+    for (rlim_t limit : {100, 6000, 40000}) {
         std::string out = fresh("full");
         RunSetting s;
         s.file_size = limit;
-        // at 4000 the limit is to hit a log of a step, and not the options among the first events
-        full_disk(grpo(out, {"--weights", "int8:channel", "--report_to", limit == 4000 ? "none" : "tensorboard"}),
+        // at 6000 the limit is to hit a log of a step, and not the options among the first events
+        full_disk(grpo(out, {"--weights", "int8:channel", "--report_to", limit == 6000 ? "none" : "tensorboard"}),
                   {"cannot", out, "ulimit -f"}, s, limit > 100);
         EXPECT_EQ(leftovers(out, true), "") << limit;
         EXPECT_FALSE(fs::exists(out + "/summary.json")) << limit;
         for (const char* name : {"/metrics.jsonl", "/completions.jsonl", "/code_flips.jsonl"})
             if (fs::exists(out + name)) read_lines(out + name);  // whole lines
-        if (limit == 40000) {
+        if (limit == 60000) {
             EXPECT_EQ(read_lines(out + "/metrics.jsonl").size(), 2u) << "the limit is to hit the checkpoint";
         }
     }

@@ -367,6 +367,8 @@ struct TokenObjective : GrpoObjective {
     RewardedGroup reward() const override {
         RewardedGroup r;
         for (const Completion& c : samples) r.total.push_back((float)c.tokens[0]);
+        r.each = {r.total};
+        r.texts.resize(samples.size());
         return r;
     }
 };
