@@ -181,8 +181,10 @@ TEST(Progress, AClosedStandardOutputIsNoReasonToStop) {
     const Outcome r = run_on_terminal(watched(fresh("closed")), setting);
     EXPECT_EQ(r.status, 0) << r.out;
     std::vector<std::string> painted;
-    for (const std::string& line : shown_lines(r.out, painted))
-        if (line.rfind("warning: ", 0) != 0) EXPECT_EQ(line.find("step "), line.npos) << line;
+    for (const std::string& line : shown_lines(r.out, painted)) {
+        const bool of_a_step = line.rfind("warning: ", 0) != 0 && line.find("step ") != line.npos;
+        EXPECT_FALSE(of_a_step) << line;
+    }
     EXPECT_FALSE(painted.empty());
 }
 
