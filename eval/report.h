@@ -2,6 +2,7 @@
 // from which file. The same bytes for the same files.
 #pragma once
 #include "../runtime/options.h"
+#include "../runtime/progress.h"
 #include "report_samples.h"
 #include "statistics.h"
 
@@ -74,9 +75,7 @@ inline std::string held_out_tile(const HeldOut& h, const std::string& metric, bo
 }
 
 inline std::string seconds_text(double seconds) {
-    if (!std::isfinite(seconds)) return "\xE2\x80\x93";
-    if (seconds < 90.0) return format("%.0f s", seconds);
-    return seconds < 5400.0 ? format("%.0f min", seconds / 60.0) : format("%.1f h", seconds / 3600.0);
+    return std::isfinite(seconds) ? duration_text(seconds) : "\xE2\x80\x93";
 }
 
 inline double run_seconds(const ReportRun& r) {
