@@ -140,11 +140,7 @@ inline nlohmann::ordered_json bench_machine() {
     j["threads"] = bench_threads();
     j["precision"] = PRECISION_NAME;
     j["products"] = instructions_name();
-#if defined(__clang__)
-    j["compiler"] = "clang " __clang_version__;
-#else
-    j["compiler"] = "g++ " __VERSION__;
-#endif
+    j["compiler"] = COMPILER_NAME;
     return j;
 }
 

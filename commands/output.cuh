@@ -24,6 +24,12 @@ inline void check_inputs_outside_run(const Options& o) {
             check_inputs_outside(o, checkpoint_folder(o.output_dir, step) + suffix);
 }
 
+#if defined(__clang__)
+static constexpr const char* COMPILER_NAME = "clang " __clang_version__;
+#else
+static constexpr const char* COMPILER_NAME = "g++ " __VERSION__;
+#endif
+
 // the instructions of the products; those that multiply bf16 are of no use to an fp32 build
 inline const char* instructions_name() {
     const CpuIsa isa = cpu_isa();
@@ -55,11 +61,7 @@ inline nlohmann::ordered_json machine_json(const Session& s) {
 #endif
     j["ranks"] = world_size();
     j["precision"] = PRECISION_NAME;
-#if defined(__clang__)
-    j["compiler"] = "clang " __clang_version__;
-#else
-    j["compiler"] = "g++ " __VERSION__;
-#endif
+    j["compiler"] = COMPILER_NAME;
     return j;
 }
 
