@@ -63,7 +63,7 @@ inline void training_whole_steps(TrainingRun& r, const char* flag) {
 inline double planned_evaluations(const TrainingRun& r) {
     const Options& o = r.s.o;
     const bool frozen = o.lora_r > 0 || !o.adapter.empty();  // there is nothing but the base's codes
-    const bool in_full_precision = !frozen && (o.weights != "none" || o.activations != "none");
+    const bool in_full_precision = o.eval_full_precision && !frozen && (o.weights != "none" || o.activations != "none");
     double n = 2.0 * (1 + in_full_precision);
     if (o.load_best_model_at_end) n += 1 + in_full_precision;
     return o.eval_steps > 0 ? n + (double)(training_steps(r) / o.eval_steps) : n;
@@ -153,8 +153,8 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
         return true;
     }
     r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes,
-    r.with_full_precision =
-        !s.m.frozen && (s.m.weight_rules.on() || s.m.activation_rules.on());  // and there is nothing but its codes
+    r.with_full_precision = s.o.eval_full_precision && !s.m.frozen &&
+                            (s.m.weight_rules.on() || s.m.activation_rules.on());  // and there is nothing but its codes
     return false;
 }
 

@@ -242,6 +242,7 @@ OPT(int, eval_steps, 0, "[0, 1000000000]", IN_TRAIN, "evaluate every so many ste
 OPT(int, eval_n, -1, "[0, 1000000000]", IN_FILES, "held-out problems; 0: all; unset: all, in training as many as take an eighth of the completions that it trains on, 32 at least") \
 OPT(int, eval_samples, 1, "[0, 1024]", IN_TRAIN | IN_EVAL, "sampled completions per held-out problem") \
 OPT(bool, eval_greedy, true, "", IN_TRAIN | IN_EVAL, "also a greedy completion per held-out problem") \
+OPT(bool, eval_full_precision, true, "", IN_TRAIN, "before and after training of a quantized policy, also without its quantizers") \
 OPT(std::string, generation_config, "none", "none|model", IN_EVAL | IN_GENERATE, "model: sample as the model's generation_config.json recommends, where no flag says otherwise") \
 OPT(bool, resume, false, "", IN_EVAL, "go on with the evaluation in output_dir that was stopped") \
 OPT(int, save_steps, 0, "[0, 1000000000]", IN_TRAIN, "checkpoint every so many steps; 0: only at the end") \
