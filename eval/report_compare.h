@@ -277,7 +277,7 @@ inline std::string arms_figure(const std::vector<ReportArm>& arms, const CurveRo
     for (const ReportArm& arm : arms) {
         PlotSeries s = arm_line(arm, line);
         if (s.x.empty()) continue;
-        constant = constant && is_constant(s) && (lines.empty() || lines[0].y[0] == s.y[0]);
+        constant = constant && is_flat(s) && (lines.empty() || lines[0].y[0] == s.y[0]);
         lines.push_back(std::move(s));
     }
     if (lines.empty() || constant) return "";

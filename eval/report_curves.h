@@ -282,7 +282,7 @@ inline std::vector<CurveLine> curve_lines(const ReportRun& r, const CurveRow& ro
     return lines;
 }
 
-inline bool is_constant(const PlotSeries& s) {
+inline bool is_flat(const PlotSeries& s) {
     for (double v : s.y)
         if (!(v == s.y[0])) return false;
     return s.low.empty() || std::equal(s.low.begin(), s.low.end(), s.high.begin());

@@ -37,7 +37,7 @@ inline void add_row(FigureSection& section, const ReportRun& r, const std::vecto
         PlotSeries s = curve_line(r, evaluations, line);
         if (std::none_of(s.y.begin(), s.y.end(), [](double v) { return std::isfinite(v); })) continue;
         there++;
-        if (is_constant(s)) {
+        if (is_flat(s)) {
             section.constants += format("%s<code>%s</code> %s", section.constants.empty() ? "" : ", ",
                                         html_text(line.key, 80).c_str(), number_text(s.y[0]).c_str());
             continue;
@@ -80,7 +80,7 @@ inline std::string layer_figures(const LayerLog& log, const char* column, const 
     }
     std::string figures;
     for (auto* lines : {&along, &over}) {
-        const bool flat = std::all_of(lines->begin(), lines->end(), is_constant);
+        const bool flat = std::all_of(lines->begin(), lines->end(), is_flat);
         const bool drawn = std::any_of(lines->begin(), lines->end(), [](const PlotSeries& s) {
             return std::any_of(s.y.begin(), s.y.end(), [](double v) { return std::isfinite(v); });
         });
@@ -113,10 +113,10 @@ inline std::string mismatch_figures(const ReportRun& r) {
     place.y = numbers("sampling/logp_difference_by_position");
     for (size_t i = 0; i < place.y.size(); i++) place.x.push_back((double)i);
     entropy.x = numbers("sampling/entropy_of_bin"), entropy.y = numbers("sampling/logp_difference_by_entropy");
-    if (place.y.size() > 1 && !is_constant(place))
+    if (place.y.size() > 1 && !is_flat(place))
         figures += lines_figure("Difference by place in the completion", "place, as a power of two", "nat", {place},
                                 "At the last step: tokens 1, 2-3, 4-7, ...");
-    if (entropy.x.size() > 1 && entropy.x.size() == entropy.y.size() && !is_constant(entropy))
+    if (entropy.x.size() > 1 && entropy.x.size() == entropy.y.size() && !is_flat(entropy))
         figures += lines_figure("Difference by the trainer's entropy", "entropy, nat", "nat", {entropy},
                                 "At the last step: ten parts of equally many tokens.");
     return figures;
