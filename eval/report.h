@@ -180,7 +180,9 @@ inline std::vector<std::array<std::string, 3>> report_options(const nlohmann::or
         if (text_at(config, "command") == command_rows[c].name) defaults.command = (Command)c;
     resolve_options(defaults);
     const nlohmann::ordered_json normal = options_to_json(defaults);
-    auto text = [](const nlohmann::ordered_json& v) { return v.is_string() ? v.get<std::string>() : v.dump(); };
+    auto text = [](const nlohmann::ordered_json& v) {
+        return v.is_string() ? v.get<std::string>() : v.is_null() ? std::string("unset") : v.dump();
+    };
     for (const auto& item : config.items()) {
         if (is_about_run(item.key())) continue;
         const bool known = normal.contains(item.key());

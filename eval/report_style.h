@@ -3,8 +3,8 @@
 #pragma once
 
 static constexpr const char* REPORT_STYLE = R"css(<style>
-:root{--ink:#1b1f24;--paper:#fff;--soft:#555d66;--rule:#d4d9df;--well:#f5f7f9;--link:#0a58a8;--up:#9ecbff;--up1:#9ecbff73;--down:#ffc39a;--down1:#ffc39a73;--c0:#0072B2;--c1:#D55E00}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#181818;--soft:#b0b6bd;--rule:#3c4046;--well:#222427;--link:#7cb8ff;--up:#1d4f80;--up1:#1d4f8073;--down:#7a3d12;--down1:#7a3d1273;--c0:#56B4E9;--c1:#FF8C3B}}
+:root{--ink:#1b1f24;--paper:#fff;--soft:#555d66;--rule:#d4d9df;--well:#f5f7f9;--link:#0a58a8;--up:#9ecbff;--up1:#d6e9ff;--down:#ffc39a;--down1:#ffe7d6;--c0:#0072B2;--c1:#D55E00}
+@media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#181818;--soft:#b0b6bd;--rule:#3c4046;--well:#222427;--link:#7cb8ff;--up:#1d4f80;--up1:#20354c;--down:#7a3d12;--down1:#46301f;--c0:#56B4E9;--c1:#FF8C3B}}
 *{box-sizing:border-box}
 html{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);-webkit-text-size-adjust:100%}
 body{margin:0 auto;padding:0 clamp(.75rem,3vw,2rem) 2rem;max-width:84rem}
