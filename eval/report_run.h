@@ -237,11 +237,10 @@ inline nlohmann::ordered_json report_json(ReportRun& r, const std::string& name)
 // what there is in the folder, and the names of checkpoints
 inline void report_files(ReportRun& r) {
     r.files.clear();
-    for (const char* name : run_dir_files) {
+    for (const std::string& name : run_file_names(r.path)) {
         std::error_code ec;
         const uintmax_t bytes = std::filesystem::file_size(r.path + "/" + name, ec);
-        if (!ec && std::string(name) != "report.html")
-            r.files.push_back(format("%s\t%s", name, (human_count((double)bytes) + "B").c_str()));
+        if (!ec && name != "report.html") r.files.push_back(name + "\t" + human_count((double)bytes) + "B");
     }
     for (int64_t step : checkpoint_steps(r.path)) r.files.push_back(format("checkpoint-%lld/\t", (long long)step));
 }
