@@ -307,7 +307,7 @@ inline std::string arms_curves(const std::vector<ReportArm>& arms) {
         section = title, open = true;
         s += figure;
     };
-    for (const CurveRow& row : report_curves()) {
+    for (const CurveRow& row : report_curves) {
         std::vector<CurveLine> lines;
         for (const ReportArm& arm : arms)
             for (const ReportRun& r : arm.runs)

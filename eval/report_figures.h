@@ -126,7 +126,7 @@ inline std::vector<FigureSection> report_figures(const ReportRun& r) {
     const std::vector<nlohmann::ordered_json> evaluations = report_evaluations(r);
     std::vector<FigureSection> sections;
     std::set<std::string> named;
-    for (const CurveRow& row : report_curves()) {
+    for (const CurveRow& row : report_curves) {
         if (sections.empty() || sections.back().title != row.section) sections.push_back({row.section, "", ""});
         const std::vector<CurveLine> lines = curve_lines(r, row);
         for (const CurveLine& line : lines)

@@ -330,7 +330,7 @@ TEST(Report, AThousandStepsOfTwoHundredTensorsFitInTwoMegabytes) {
                             random(), random());
         flips << "}\n";
         J j = {{"step", s}};
-        for (const CurveRow& row : report_curves())
+        for (const CurveRow& row : report_curves)
             for (const CurveLine& line : row.lines)
                 for (const std::string& key : {line.key, line.around, line.low, line.high})
                     if (!key.empty() && key[0] != 'e')
