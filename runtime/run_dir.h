@@ -154,10 +154,14 @@ struct RunDirSetting {
     bool goes_on = false;              // an evaluation: its logs are kept as they are
 };
 
+// by name: nvcc writes pointers to members with parentheses that g++ then warns of
+using RunDirFile = AppendFile RunDir::*;
+using RunDirFlag = bool RunDirSetting::*;
+
 struct RunLog {
     const char* name;
-    AppendFile RunDir::*file;
-    bool RunDirSetting::*asked;  // null: in any case
+    RunDirFile file;
+    RunDirFlag asked;  // null: in any case
 };
 
 static constexpr RunLog run_logs[] = {
