@@ -203,6 +203,7 @@ struct RankEnd {
 struct Ranks : testing::Test {
     std::string folder, meeting;
     void SetUp() override {
+        ASSERT_EQ(cudaGetLastError(), cudaSuccess) << "of another test; the ranks would inherit it";
         folder = (std::filesystem::temp_directory_path() / format("test_nccl_%d", (int)getpid())).string();
         std::filesystem::remove_all(folder);
         std::filesystem::create_directories(folder);

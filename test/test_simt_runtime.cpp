@@ -220,6 +220,7 @@ TEST(SimtRuntime, LazyWorkRunsInOrderWhenWaitedFor) {
     LAUNCH(add_kernel, 1, 1, 0, nullptr, p, 10);  // the default stream does not wait for a non-blocking one
     EXPECT_EQ(*p, 11);
     EXPECT_EQ(cudaStreamQuery(lazy.a), cudaErrorNotReady);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorNotReady);
     CUDA_CHECK(cudaStreamSynchronize(lazy.a));
     EXPECT_EQ(*p, 26);
     LAUNCH(add_kernel, 1, 1, 0, lazy.b, p, 1);
@@ -298,6 +299,7 @@ TEST(SimtRuntime, Events) {
     int questions = 0;
     while (cudaEventQuery(end) == cudaErrorNotReady) questions++;
     EXPECT_EQ(questions, 3);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorNotReady);
     EXPECT_EQ(*p, 1);
     EXPECT_EQ(cudaEventElapsedTime(&milliseconds, start, end), cudaSuccess);
     EXPECT_GE(milliseconds, 0);
