@@ -17,12 +17,12 @@ inline std::vector<ScoredText> held_out_texts(const Session& s) {
 inline std::vector<std::vector<int>> calibration_of_problems(const Session& s) {
     if (!s.o.train_data.empty()) return calibration_documents(s.tok, s.prompt, s.o.train_data);
     std::vector<std::vector<int>> documents;
-    const Task& task = find_task(s.o.task);
+    const TaskSet task = find_task(s.o.task);
     const int64_t enough = (int64_t)s.o.calibration_samples * s.o.calibration_length;
     for (int64_t i = 0, tokens = 0; tokens < enough; i++) {
-        TaskProblem p = task.problem(task_seed(s.o.seed, false), (uint32_t)i, false);
-        documents.emplace_back();
-        append_tokens(s.tok, p.question + p.solution, documents.back());
+        const Example e = checked_example(s, task_example(task, task_seed(s.o.seed, false), (uint32_t)i, false));
+        documents.push_back(e.prompt.tokens);
+        documents.back().insert(documents.back().end(), e.completion.begin(), e.completion.end());
         tokens += (int64_t)documents.back().size();
     }
     return documents;

@@ -85,9 +85,9 @@ inline nlohmann::ordered_json distill_measure(TrainingRun& r, DistillObjective& 
 inline std::vector<Example> held_out_examples(const Session& s) {
     const Options& o = s.o;
     std::vector<Example> out;
-    const Task& task = find_task(o.task);
+    const TaskSet task = find_task(o.task);
     if (o.eval_text.empty() && o.eval_data.empty() && o.train_data.empty())
-        for (uint32_t i = 0; i < (o.eval_n > 0 ? std::min((uint32_t)o.eval_n, task.held_out) : task.held_out); i++)
+        for (uint32_t i = 0; i < (o.eval_n > 0 ? (uint32_t)o.eval_n : task.task->held_out); i++)
             out.push_back(checked_example(s, task_example(task, task_seed(o.seed, true), i, true)));
     for (const ScoredText& t : held_out_texts(s)) {
         const auto first = t.ids.begin() + (t.first > 1 ? t.first : 0);
@@ -105,9 +105,9 @@ inline int distill_command(Session& s) {
     Teacher teacher;
     DistillObjective d;
     distill_check(o);
-    const Task& task = session_task(o);
+    const TaskSet task = session_task(o);
     const ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
-    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
+    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     const bool sampled = o.lmbda > 0.0 || o.seq_kd;
     training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
     ModelConfig config = model_config(source.path);

@@ -319,9 +319,9 @@ inline int drift_command(Session& s) {
     if (o.model.empty()) fail_usage("eval --against needs --model: a Hugging Face folder or a .gguf file");
     const bool problems = (o.eval_text.empty() && o.traces.empty()) || !o.eval_data.empty() || o.given("task");
     if (problems) {
-        const Task& task = session_task(o);
+        const TaskSet task = session_task(o);
         if (o.eval_data.empty())
-            o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
+            o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     }
     session_open(s);
     reference_open(r);

@@ -12,18 +12,18 @@
 // the sets of --eval_data, or the task's problems
 inline std::vector<EvalSet> eval_sets(const Session& s, bool keep_rows) {
     std::vector<EvalSet> sets;
-    const std::vector<std::string> named =
-        s.o.eval_data.empty() ? std::vector<std::string>{""} : split_words(s.o.eval_data, ",");
-    for (const std::string& name : named) {
+    const bool made_up = s.o.eval_data.empty();
+    for (const std::string& name : split_words(made_up ? s.o.task : s.o.eval_data, ",")) {
         EvalSet set;
-        set.source = name.empty() ? "task " + s.o.task : name;
+        set.source = made_up ? "task " + name : name;
         set.shots = s.prompt.num_shots;
-        set.name = name.empty() ? s.o.task : data_set_name(name);
-        set.prompts = eval_set_prompts(s, name, s.o.eval_n, keep_rows, &set.available);
+        set.name = made_up ? name : data_set_name(name);
+        set.prompts = eval_set_prompts(s, made_up ? "" : name, name, s.o.eval_n, keep_rows, &set.available);
         for (const EvalSet& other : sets)
             if (other.name == set.name)
-                fail_usage("--eval_data: %s and %s are both called %s in the results; rename one", other.source.c_str(),
-                           set.source.c_str(), set.name.c_str());
+                fail_usage("--%s: %s and %s are both called %s in the results; %s", made_up ? "task" : "eval_data",
+                           other.source.c_str(), set.source.c_str(), set.name.c_str(),
+                           made_up ? "leave one out" : "rename one");
         sets.push_back(std::move(set));
     }
     return sets;
@@ -254,7 +254,7 @@ inline void eval_check(Session& s) {
         o.eval_samples = 0;
     }
     if (o.eval_data.empty() && !o.given("max_completion_length"))
-        o.max_completion_length = find_task(o.task).completion_length;
+        o.max_completion_length = longest_of(find_tasks(o.task)).completion;
     if (o.resume && !o.log_completions)
         fail_usage("--resume goes on from completions.jsonl, which --log_completions false leaves out; give one");
 }

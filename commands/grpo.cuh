@@ -7,21 +7,21 @@
 #include "training.cuh"
 
 // The defaults of the embedded task. What the user gave stays.
-inline void embedded_defaults(Options& o, const Task& task) {
+inline void embedded_defaults(Options& o, const TaskSet& task) {
     o.set_default("weights", o.weights, std::string("int4:g32:sym"));
     o.set_default("learning_rate", o.learning_rate, 3e-4);
     o.set_default("adam_beta2", o.adam_beta2, 0.99);
     o.set_default("max_steps", o.max_steps, 80);
     o.set_default("prompts_per_step", o.prompts_per_step, 64);
-    o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
+    o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     o.set_default("rollout_batch", o.rollout_batch, 512);
     o.set_default("eval_samples", o.eval_samples, 4);
 }
 
 // the solutions that the embedded model first learns from
 inline std::function<Example(int64_t)> cold_start_examples(const Session& s) {
-    const Task& task = find_task(s.o.task);
-    return [&s, &task](int64_t i) {
+    const TaskSet task = find_task(s.o.task);
+    return [&s, task](int64_t i) {
         return make_example(s.tok, task_example(task, s.o.seed, (uint32_t)i, false), s.prompt,
                             s.m.config.eos_token_ids[0]);
     };
@@ -29,7 +29,7 @@ inline std::function<Example(int64_t)> cold_start_examples(const Session& s) {
 
 // tokens of the longest one that a cold start may meet, as the task says
 inline int64_t longest_cold_start(const Session& s, int64_t longest_prompt) {
-    return longest_prompt + find_task(s.o.task).completion_length;
+    return longest_prompt + find_task(s.o.task).longest().completion;
 }
 
 // A base of adapters is not trained with them: a model of its own learns, and is saved as `folder`
@@ -152,7 +152,7 @@ inline void grpo_data(TrainingRun& r, const RewardSet& rewards) {
 inline int grpo_command(Session& s) {
     TrainingRun r(s);
     Options& o = s.o;
-    const Task& task = session_task(o);
+    const TaskSet task = session_task(o);
     if (o.train_data.empty()) embedded_defaults(o, task);
     grpo_check(o);
     grpo_check_loss(o);

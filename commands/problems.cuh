@@ -65,12 +65,13 @@ inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Prob
 }
 
 // The task, if problems are to come from one. A model of the user's own gets one only when asked to.
-inline const Task& session_task(const Options& o) {
-    const Task& task = find_task(o.task);
+inline TaskSet session_task(const Options& o) {
+    const TaskSet task = o.command == COMMAND_EVAL ? find_tasks(o.task)[0] : find_task(o.task);
     const bool evaluates = o.command == COMMAND_EVAL;
     if (!o.model.empty() && (evaluates ? o.eval_data : o.train_data).empty() && !o.given("task"))
         fail_usage("name a data set with --%s, or take made-up problems with --task %s",
-                   evaluates ? "eval_data" : "train_data", task.name);
+                   evaluates ? "eval_data" : "train_data", task.name.c_str());
+    if (!evaluates && o.train_data.empty()) check_trainable(task);
     return task;
 }
 
@@ -101,13 +102,17 @@ inline std::vector<Problem> held_out_set(const Session& s, const std::string& na
     return problems;
 }
 
-// The problems of one set, the first `most` of them (0: all); name: a file, a name of known_sets, or empty for the task's.
+// The problems of one set, the first `most` of them (0: all); name: a file, a name of known_sets, or empty for `task`'s.
 // keep_rows: with all fields of their rows; available: how many there are
-inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, int most, bool keep_rows = false,
-                                            int* available = nullptr) {
-    const Task& task = find_task(s.o.task);
-    std::vector<Problem> problems = name.empty() ? task_problems(task, task_seed(s.o.seed, true), task.held_out, true)
-                                                 : held_out_set(s, name, keep_rows);
+inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string& name, const std::string& task,
+                                            int most, bool keep_rows = false, int* available = nullptr) {
+    std::vector<Problem> problems;
+    if (name.empty()) {
+        const TaskSet set = find_task(task);
+        problems = task_problems(set, task_seed(s.o.seed, true), std::max(set.task->held_out, (uint32_t)most), true);
+    } else {
+        problems = held_out_set(s, name, keep_rows);
+    }
     if (available) *available = (int)problems.size();
     if (most > 0 && (int)problems.size() > most) problems.resize(most);
     return make_prompts(s, problems);
@@ -116,7 +121,7 @@ inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string&
 // held-out problems: --eval_data, else the task's when that is what is trained on; empty otherwise
 inline std::vector<Prompt> eval_prompts(const Session& s, int most, bool keep_rows = false) {
     if (s.o.eval_data.empty() && !s.o.train_data.empty()) return {};
-    return eval_set_prompts(s, s.o.eval_data, most, keep_rows);
+    return eval_set_prompts(s, s.o.eval_data, s.o.task, most, keep_rows);
 }
 
 // What the training data's prompts, and its prompts and completions together, may have
@@ -138,7 +143,7 @@ inline RowLimit example_limit(const Session& s) {
 // what is trained on: problems without their solutions. graded: each needs a gold answer; keep_rows: with their rows
 inline std::vector<Example> training_prompts(const Session& s, bool graded = true, bool keep_rows = false) {
     std::vector<Example> out;
-    const Task& task = find_task(s.o.task);
+    const TaskSet task = find_task(s.o.task);
     ProblemReading how = problem_reading(s, graded);
     how.keep_rows = keep_rows;
     how.own_rewards = s.o.command == COMMAND_GRPO;
@@ -146,7 +151,7 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     const std::string evaluation = curriculum_file(curriculum);
     if (evaluation.empty()) how.pass_rate = curriculum.source;
     std::vector<Problem> problems = s.o.train_data.empty()
-                                        ? task_problems(task, task_seed(s.o.seed, false), task.train, false)
+                                        ? task_problems(task, task_seed(s.o.seed, false), task.task->train, false)
                                         : load_problems(s.o.train_data, how);
     if (!evaluation.empty())
         take_pass_rates(problems, evaluated_pass_rates(evaluation, data_set_name(s.o.train_data)), s.o.train_data,
@@ -168,16 +173,16 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
 // The same for the embedded model, whose tokens are bytes: each problem is made up when it is drawn. Making all 100,000
 // beforehand takes longer than the first steps.
 inline TrainingData embedded_training_prompts(const Session& s, int64_t per_step) {
-    const Task& task = find_task(s.o.task);
+    const TaskSet task = find_task(s.o.task);
     auto prompt = [&s](const Problem& p) { return Example{checked_prompt(s, p), {}}; };
     Problem longest = task_problem(task, task_seed(s.o.seed, false), 0, false);
-    longest.question = task.longest;
+    longest.question = std::string(task.longest().question, '0');
     TrainingData d;
-    d.count = task.train;
+    d.count = task.task->train;
     d.per_step = per_step;
     d.seed = s.o.seed;
     d.longest = d.longest_prompt = (int64_t)prompt(longest).prompt.tokens.size();
-    d.example = [&s, &task, prompt](int64_t i) {
+    d.example = [&s, task, prompt](int64_t i) {
         return prompt(task_problem(task, task_seed(s.o.seed, false), (uint32_t)i, false));
     };
     return d;
@@ -243,11 +248,11 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
         }
         add_fitting(overlong, all, std::move(x), e.source, e.line, most);
     };
-    const Task& task = find_task(s.o.task);
+    const TaskSet task = find_task(s.o.task);
     if (!s.o.train_data.empty())
         for (const SftExample& e : load_sft(s.o.train_data, given_option(s.o))) add(e);
     else
-        for (uint32_t i = 0; i < task.train; i++) {
+        for (uint32_t i = 0; i < task.task->train; i++) {
             add(task_example(task, task_seed(s.o.seed, false), i, false));
             if (!all.empty()) all.back().prompt.problem = nullptr;  // of 100,000: 60 MB that nobody asks for
         }

@@ -52,7 +52,7 @@ inline ModelConfig embedded_config() {
     c.num_attention_heads = 4;
     c.num_key_value_heads = 2;
     c.head_dim = 32;
-    c.max_position_embeddings = 512;
+    c.max_position_embeddings = 1024;
     c.rms_norm_eps = 1e-6f;
     c.rope_theta = 10000.0f;
     c.tie_word_embeddings = true;

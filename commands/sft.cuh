@@ -16,8 +16,8 @@ inline void embedded_sft_defaults(Options& o) {
 inline int sft_command(Session& s) {
     TrainingRun r(s);
     Options& o = s.o;
-    const Task& task = session_task(o);
-    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.completion_length);
+    const TaskSet task = session_task(o);
+    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     if (o.train_data.empty() && o.model.empty()) embedded_sft_defaults(o);
     training_open(r);
     r.data = training_examples(s, (int64_t)o.per_device_train_batch_size * o.gradient_accumulation_steps);

@@ -58,6 +58,9 @@ TEST(BadUse, Values) {
     refused(2, {"--weights", "", "--output_dir", out}, {"--weights", "none"});
     refused(2, {"--quantize_layers", "q,gates", "--output_dir", out}, {"--quantize_layers", "gates", "gate"});
     refused(2, {"--task", "chess", "--output_dir", out}, {"--task chess", "arithmetic"});
+    refused(2, {"--task", "chains:7", "--output_dir", out}, {"chains has levels 1 to 5", "chains:hard"});
+    refused(2, {"--task", "chains:hard", "--output_dir", out}, {"--task chains:hard", "never trained on"});
+    refused(2, {"--task", "chains,words", "--output_dir", out}, {"--task chains,words"});
     refused(2, {"--train_data", problems, "--output_dir", out}, {"--train_data", "--model"});
     refused(2, {"--model", trained, "--output_dir", out}, {"--train_data", "--task arithmetic"});
     refused(2, {"--model", trained, "--eval_data", problems, "--output_dir", out},

@@ -159,6 +159,15 @@ TEST(CliEval, StopsAndGoesOn) {
             {"--resume", "holds no evaluation"});
 }
 
+TEST(CliEval, TasksAtTheirLevels) {
+    const std::string out = fresh("eval");
+    good({"eval", "--model", trained, "--task", "arithmetic,arithmetic:hard,chains:1", "--eval_n", "4", "--output_dir", out});
+    const json sets = read_json(out + "/summary.json")["eval"];
+    for (const char* name : {"arithmetic", "arithmetic:hard", "chains:1"}) EXPECT_EQ(sets.at(name)["n"], 4) << name;
+    refused(2, {"eval", "--model", trained, "--task", "chains,chains", "--output_dir", fresh("eval")},
+            {"--task", "both called chains"});
+}
+
 TEST(CliEval, RewardsOfTheRun) {
     const std::string run_dir = fresh("run"), out = fresh("eval");
     good(grpo(run_dir, {"--max_steps", "1", "--reward_funcs", "exact,format,overlong:cache=4", "--reward_weights",

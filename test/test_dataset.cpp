@@ -4,6 +4,8 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <set>
 #include "../data/examples.h"
 #include "../data/tasks/tasks.h"
 
@@ -334,13 +336,155 @@ TEST(EpochOrder, DrawsHaveNoBias) {
     EXPECT_NEAR(below / (double)draws, 1.0 / 3, 0.014);  // 4 standard errors
 }
 
-// the embedded run plans for the longest question, and makes the others when it draws them
-TEST(Tasks, NoQuestionIsLongerThanTheLongest) {
+// ---------------------------------------------------------------------------------------------------------------------
+// tasks
+
+// each task at each level, and as it is trained on
+static std::vector<TaskSet> all_task_sets() {
+    std::vector<TaskSet> out;
     for (const Task& task : tasks) {
-        size_t longest = 0;
-        for (bool held_out : {false, true})
-            for (const Problem& p : task_problems(task, 3, 3000, held_out))
-                longest = std::max(longest, p.question.size());
-        EXPECT_EQ(longest, strlen(task.longest)) << task.name;
+        out.push_back(find_task(task.name));
+        for (size_t level = 1; level <= task.levels.size(); level++)
+            out.push_back(find_task(format("%s:%zu", task.name, level)));
+    }
+    return out;
+}
+
+// the embedded run plans for the longest question, and makes the others when it draws them
+TEST(Tasks, NothingIsLongerThanTheLevelSays) {
+    for (const TaskSet& set : all_task_sets()) {
+        size_t question = 0, solution = 0;
+        for (uint32_t i = 0; i < 1000; i++) {
+            const TaskProblem p = made_up_problem(set, 3, i, true);
+            question = std::max(question, p.question.size());
+            solution = std::max(solution, p.solution.size());
+        }
+        const TaskLevel most = set.longest();
+        EXPECT_LE(question, (size_t)most.question) << set.name;
+        EXPECT_LT(solution, (size_t)most.completion) << set.name;  // and the end of text
+        EXPECT_GT(question + 24, (size_t)most.question) << set.name;
+        EXPECT_GT(solution + 32, (size_t)most.completion) << set.name;
+    }
+}
+
+TEST(Tasks, AProblemIsAFunctionOfSeedAndIndex) {
+    for (const TaskSet& set : all_task_sets()) {
+        std::set<std::string> questions;
+        for (uint32_t i = 0; i < 50; i++) {
+            const TaskProblem p = made_up_problem(set, 5, i, true), again = made_up_problem(set, 5, i, true);
+            EXPECT_EQ(p.question + p.solution + p.gold, again.question + again.solution + again.gold);
+            questions.insert(p.question);
+            EXPECT_EQ(p.question.back(), '\n');
+            EXPECT_EQ(p.question.find('\n'), p.question.size() - 1);
+            EXPECT_EQ(p.solution.substr(p.solution.rfind('\n') + 1), "#### " + p.gold);
+        }
+        EXPECT_GT(questions.size(), 35u) << set.name;
+    }
+}
+
+TEST(Tasks, TrainingAndHeldOutAreDisjoint) {
+    for (const Task& task : tasks) {
+        std::set<std::string> trained;
+        const TaskSet set = find_task(task.name);
+        for (uint32_t i = 0; i < 1000; i++) trained.insert(made_up_problem(set, task_seed(i % 3, false), i, false).question);
+        for (const TaskSet& evaluated : all_task_sets())
+            for (uint32_t i = 0; i < 256; i++)
+                EXPECT_EQ(trained.count(made_up_problem(evaluated, task_seed(0, true), i, true).question), 0u);
+        const TaskSet hard = find_task(std::string(task.name) + ":hard");
+        EXPECT_THROW(made_up_problem(hard, 1, 0, false), Error) << "the harder split is never trained on";
+    }
+}
+
+TEST(Tasks, Names) {
+    EXPECT_EQ(find_task("chains:2").low, 2);
+    EXPECT_EQ(find_task("chains:2").high, 2);
+    EXPECT_EQ(find_task("chains:1-2").high, 2);
+    EXPECT_EQ(find_task("chains:hard").low, find_task("chains").high + 1);
+    EXPECT_EQ(find_tasks("chains:hard,words").size(), 2u);
+    for (const char* wrong : {"", "chain", "chains:", "chains:0", "chains:9", "chains:3-2", "chains:1-", "chains:x", ",", "chains,,x"})
+        EXPECT_THROW(find_tasks(wrong), Error) << wrong;
+}
+
+// the working and the answer, by another way than the generator's
+TEST(Tasks, TheAnswersOfChains) {
+    for (uint32_t i = 0; i < 2000; i++) {
+        const TaskProblem p = made_up_problem(find_task("chains:1-5"), 7, i, true);
+        std::map<char, int> value;
+        char asked = 0;
+        for (const std::string& part : split_words(p.question.substr(0, p.question.size() - 1), ";")) {
+            auto operand = [&](size_t at) { return isalpha(part[at]) ? value.at(part[at]) : atoi(&part[at]); };
+            const size_t sign = part.find_first_of("+-*");
+            if (part.substr(1) == "=?") asked = part[0];
+            else if (sign == std::string::npos) value[part[0]] = atoi(&part[2]);
+            else {
+                const int a = operand(2), b = operand(sign + 1);
+                value[part[0]] = part[sign] == '+' ? a + b : part[sign] == '-' ? a - b : a * b;
+            }
+        }
+        ASSERT_EQ(p.gold, std::to_string(value.at(asked))) << p.question;
+        ASSERT_NE(p.solution.find(format("%c=", asked)), std::string::npos);
+    }
+}
+
+TEST(Tasks, KnightsHaveOneSolution) {
+    for (uint32_t i = 0; i < 1000; i++) {
+        const TaskProblem p = made_up_problem(find_task("knights:1-3"), 7, i, true);
+        std::vector<std::string> said;
+        std::string names;
+        for (const std::string& part : split_words(p.question, "."))
+            if (const size_t colon = part.find(':'); colon != std::string::npos) {
+                names += part[colon - 1];
+                said.push_back(part.substr(colon + 2));
+            }
+        const int n = (int)said.size();
+        std::vector<std::string> solutions;
+        for (int knights = 0; knights < 1 << n; knights++) {
+            auto kind = [&](char name) { return knights >> names.find(name) & 1; };
+            bool fits = true;
+            for (int j = 0; j < n; j++) {
+                const std::string& s = said[j];
+                const bool pair = s.substr(1, 5) == " and ", alike = s.find("alike") != std::string::npos;
+                const bool holds = pair ? (kind(s[0]) == kind(s[6])) == alike
+                                        : kind(s[0]) == (s.find("knight") != std::string::npos);
+                fits = fits && holds == (bool)(knights >> j & 1);
+            }
+            std::string who;
+            for (int j = 0; fits && j < n; j++)
+                if (knights >> j & 1) who += (who.empty() ? "" : ", ") + std::string(1, names[j]);
+            if (fits) solutions.push_back(who);
+        }
+        ASSERT_EQ(solutions, std::vector<std::string>{p.gold}) << p.question;
+        ASSERT_NE(p.solution.find(": fits\n####"), std::string::npos) << p.solution;
+    }
+}
+
+// equations of the working, and each quantity told in the question
+TEST(Tasks, TheWorkingOfWordProblems) {
+    for (uint32_t i = 0; i < 1000; i++) {
+        const TaskProblem p = made_up_problem(find_task("words:1-5"), 7, i, true);
+        std::string asked, last;
+        int value = 0, lines = 0;
+        for (const std::string& line : split_words(p.solution, "\n")) {
+            if (line[0] == '#') continue;
+            const size_t colon = line.find(": ");
+            last = line.substr(0, colon);
+            const std::string sum = line.substr(colon + 2);
+            EXPECT_NE(p.question.find(last), std::string::npos);
+            const size_t sign = sum.find_first_of("+-*"), equals = sum.find('=');
+            value = atoi(sum.c_str() + (equals == std::string::npos ? 0 : equals + 1));
+            if (sign != std::string::npos) {
+                const int a = atoi(sum.c_str()), b = atoi(sum.c_str() + sign + 1);
+                ASSERT_EQ(value, sum[sign] == '+' ? a + b : sum[sign] == '-' ? a - b : a * b) << line;
+            }
+            ASSERT_GE(value, 1);
+            ASSERT_LE(value, WORD_MOST);
+            lines++;
+        }
+        ASSERT_EQ(p.gold, std::to_string(value));
+        const size_t in = last.find(" in ");
+        EXPECT_NE(p.question.find("How many " + last.substr(0, in) + " are in " + last.substr(in + 4) + "?"),
+                  std::string::npos)
+            << p.question << p.solution;
+        ASSERT_GE(lines, 2);
     }
 }
