@@ -11,6 +11,7 @@
 #include "commands/quantize.cuh"     // quantize_command: post-training quantization
 #include "commands/sft.cuh"          // sft_command: supervised fine-tuning
 #include "commands/report.cuh"       // report_command: a run as a page of curves
+#include "commands/study.cuh"        // study_command: arms over a grid and seeds, as one table
 #include "commands/text.cuh"         // tokenize_command, logprobs_command: JSON lines in and out
 #include "runtime/cpu_check.h"       // before main: has the CPU what the program was compiled for?
 #include "runtime/standard_files.h"  // open_standard_files, flush_result, flush_report
@@ -48,10 +49,10 @@ int main(int argc, char** argv) {
         fprintf(stderr, "warning: built without OpenMP, one core is used\n");
 #endif
         signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), with a message
-        const bool prints_result = s.o.plan || !((IN_FILES | IN_EXPORT) >> s.o.command & 1);
+        const bool prints_result = s.o.plan || !((IN_FILES | IN_EXPORT | IN_STUDY) >> s.o.command & 1);
         if (!prints_result) signal(SIGPIPE, SIG_IGN);
         // the other commands have nothing to save: Ctrl-C ends them at once, also while they wait for input
-        if ((IN_TRAIN | IN_EVAL) >> s.o.command & 1) install_stop_handler();
+        if ((IN_TRAIN | IN_EVAL | IN_STUDY) >> s.o.command & 1) install_stop_handler();
         if (IN_TRAIN >> s.o.command & 1) session_resume(s, std::vector<std::string>(argv + 1, argv + argc));
         session_adapter(s);
         const int status = run_command(s);

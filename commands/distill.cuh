@@ -72,7 +72,7 @@ inline nlohmann::ordered_json distill_measure(TrainingRun& r, DistillObjective& 
         distill_pass(r.t, *d.teacher, d.memory, texts, DistillConfig(), d.micro_batch_tokens, alone, false);
     if (pass.abandoned) return nullptr;
     const DistillSums& s = pass.sums;
-    printf("held out %-7s| log-loss %.4f | KL from the teacher %.4f | same first choice %.1f%% | %.0f tokens\n", when,
+    printf("held out %-6s | log-loss %.4f | KL from the teacher %.4f | same first choice %.1f%% | %.0f tokens\n", when,
            s.cross_entropy / s.tokens, s.divergence / s.tokens, 100 * s.agree / s.tokens, s.tokens);
     fflush(stdout);
     return {{"log_loss", s.cross_entropy / s.tokens},

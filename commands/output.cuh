@@ -163,6 +163,7 @@ inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s
     summary["weights"] = rules_text(s.m.weight_rules);
     summary["activations"] = rules_text(s.m.activation_rules);
     summary["kv_cache"] = rules_text(s.m.kv_rules);
+    summary["bits_per_weight"] = bits_per_weight(s.m);
     const std::string rotated = rotated_text(rotated_linears(s.m));
     if (rotated != "none") summary["hadamard"] = rotated;
 }
@@ -183,7 +184,7 @@ inline void print_eval(const char* when, const EvalResult& quantized, const Eval
                        const std::string& weights) {
     if (!quantized.complete) return;
     const EvalScores& s = quantized.scores;
-    printf("held out %-7s| %-13s %s", when, weights.c_str(), accuracy_text(s).c_str());
+    printf("held out %-6s | %-13s %s", when, weights.c_str(), accuracy_text(s).c_str());
     if (full && full->complete) printf(" | full precision %s", accuracy_text(full->scores).c_str());
     if (!s.rewards.empty()) printf(" | reward %.3f", s.reward.mean);
     printf(" | %d problems x %d samples, length %.1f\n", s.problems, std::max(s.samples, 1), s.mean_length);

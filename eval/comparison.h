@@ -460,6 +460,7 @@ struct SetComparison {
 struct CompareConfig {
     std::string metric = "auto", set;  // set: empty: all
     bool all_pairs = false;
+    std::vector<std::pair<size_t, size_t>> pairs = {};  // these alone, each against its first; none: see all_pairs
     double margin = 0.0;
     int resamples = 10000;
 };
@@ -525,12 +526,14 @@ inline SetComparison compare_set(const std::vector<Arm>& arms, const std::string
         if (has_set(arm, set)) note_arm(c, arm, c.arms.back());
         else c.notes.push_back(arm.name + " does not have this set");
     }
-    for (size_t a = 0; a < (config.all_pairs ? arms.size() : 1); a++)
-        for (size_t b = a + 1; b < arms.size(); b++) {
-            const PairResult r = compare_arms(arms, a, b, set, c.metric, config.margin, config.resamples);
-            note_pair(c, arms, r);
-            if (r.problems > 0) c.pairs.push_back(r);
-        }
+    std::vector<std::pair<size_t, size_t>> pairs = config.pairs;
+    for (size_t a = 0; config.pairs.empty() && a < (config.all_pairs ? arms.size() : 1); a++)
+        for (size_t b = a + 1; b < arms.size(); b++) pairs.push_back({a, b});
+    for (const auto& [a, b] : pairs) {
+        const PairResult r = compare_arms(arms, a, b, set, c.metric, config.margin, config.resamples);
+        note_pair(c, arms, r);
+        if (r.problems > 0) c.pairs.push_back(r);
+    }
     return c;
 }
 

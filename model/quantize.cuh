@@ -152,6 +152,22 @@ inline double part_bits(const QuantizedTensor& t) {
     return quantized_weight_bits_per_weight(w);
 }
 
+// of a weight as it is, quantized or not
+inline double weight_bits(const LinearPart& p) {
+    return p.quantizer.on() ? part_bits(p) : 8.0 * sizeof(floatX);
+}
+
+// bits of a weight on average, over the linears of the layers and what else is quantized
+inline double bits_per_weight(const Model& m) {
+    double bits = 0.0, weights = 0.0;
+    for (const ParamTensor& t : m.tensors) {
+        const LinearPart* p = part_of(m, t);
+        if (!p || (t.layer < 0 && !p->quantizer.on())) continue;
+        bits += weight_bits(*p) * (double)t.count(), weights += (double)t.count();
+    }
+    return weights > 0.0 ? bits / weights : 0.0;
+}
+
 // "0-2,5" of sorted numbers
 inline std::string ranges_text(const std::vector<int>& numbers) {
     std::string text;
@@ -173,13 +189,11 @@ inline std::string quantizer_table(const Model& m) {
         double bits, weights;
     };
     std::vector<Row> rows;
-    double bits = 0.0, weights = 0.0;
     for (const ParamTensor& t : m.tensors) {
         const LinearPart* p = part_of(m, t);
         if (!p || (t.layer < 0 && !p->quantizer.on())) continue;
         const std::string text = quantizer_text(p->quantizer);
-        const double each = p->quantizer.on() ? part_bits(*p) : 8.0 * sizeof(floatX);
-        bits += each * (double)t.count(), weights += (double)t.count();
+        const double each = weight_bits(*p);
         auto row =
             std::find_if(rows.begin(), rows.end(), [&](const Row& r) { return r.text == text && r.label == t.label; });
         if (row == rows.end()) row = rows.insert(rows.end(), Row{text, t.label, {}, 0.0, 0.0});
@@ -203,7 +217,7 @@ inline std::string quantizer_table(const Model& m) {
         table += format("%s%-16s %6.3f bits a weight  %s\n", table.empty() ? "weights     " : "            ",
                         r.text.c_str(), r.bits / r.weights, where.c_str());
     }
-    if (rows.size() > 1) table += format("            %-16s %6.3f bits a weight\n", "together", bits / weights);
+    if (rows.size() > 1) table += format("            %-16s %6.3f bits a weight\n", "together", bits_per_weight(m));
     return table;
 }
 

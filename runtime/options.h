@@ -44,6 +44,7 @@
     CMD(EVAL, eval, false, "accuracy of a model on a set of problems")                           \
     CMD(COMPARE, compare, false, "paired tests between evaluations")                             \
     CMD(REPORT, report, false, "a run as a page of curves, or several beside each other")        \
+    CMD(STUDY, study, false, "arms, each a chain of stages, over a grid and seeds, as one table")   \
     CMD(QUANTIZE, quantize, false, "post-training quantization of a model's weights")            \
     CMD(GENERATE, generate, false, "complete one prompt")                                        \
     CMD(TOKENIZE, tokenize, false, "text to token ids, or back with --decode")                   \
@@ -88,7 +89,7 @@ static constexpr CommandRow command_rows[COMMAND_COUNT] = {
 
 // what a command takes beside its flags; "": nothing
 inline const char* arguments_text(Command c) {
-    return c == COMMAND_COMPARE ? "EVALUATION EVALUATION ..." : c == COMMAND_REPORT ? "RUN [RUN ...]" : "";
+    return c == COMMAND_COMPARE ? "EVALUATION EVALUATION ..." : c == COMMAND_REPORT ? "RUN [RUN ...]" : c == COMMAND_STUDY ? "STUDY" : "";
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -97,12 +98,12 @@ inline const char* arguments_text(Command c) {
 // clang-format off
 #define OPTION_TABLE(GROUP, OPT) \
 GROUP("files") \
-OPT(std::string, model, "", "", IN_OPEN, "Hugging Face folder or .gguf file; empty: the embedded model") \
+OPT(std::string, model, "", "", IN_OPEN | IN_STUDY, "Hugging Face folder or .gguf file; empty: the embedded model") \
 OPT(std::string, tokenizer, "", "", IN_OPEN, "folder or tokenizer.json; empty: the one beside the model") \
 OPT(std::string, train_data, "", "", IN_TRAIN | IN_QUANTIZE, "JSONL or JSON list to train on, or gsm8k as data/download fetched it; empty: the embedded task") \
 OPT(std::string, eval_data, "", "", IN_FILES, "JSONL or JSON list of held-out problems, or the name of a set that data/download fetched, such as gsm8k; empty: the embedded task's; eval takes several, joined by commas") \
 OPT(bool, allow_overlap, false, "", IN_TRAIN, "go on where held-out problems are trained on, too; they are counted and the first is named") \
-OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
+OPT(std::string, output_dir, "out", "", IN_FILES | IN_EXPORT | IN_BENCH | IN_STUDY, "folder for config.json, metrics.jsonl and checkpoints; unless given, the first of out, out-2, ... without a run; bench writes only if it is given") \
 OPT(bool, overwrite_output_dir, false, "", IN_FILES | IN_EXPORT | IN_BENCH, "write into a folder that already holds a run or an export; what this program wrote there is replaced, and nothing else") \
 OPT(std::string, eval_text, "", "", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "text or JSONL file whose log-loss is measured") \
 OPT(int, eval_text_length, 512, "[2, 1048576]", IN_EVAL | IN_QUANTIZE | IN_DISTILL, "tokens of the windows into which eval_text is cut") \
@@ -259,7 +260,7 @@ OPT(int, ddp_timeout, 1800, "[1, 604800]", IN_TRAIN, "seconds that a rank waits 
 OPT(int, threads, 0, "[0, 4096]", IN_MODEL | IN_EXPORT | IN_BENCH, "CPU threads; 0: the cores that affinity and a container's quota allow") \
 OPT(std::string, device, "auto", "auto|cpu|cuda", IN_MODEL, "where the model runs; auto: the GPU in a program compiled by nvcc, else the CPU") \
 OPT(bool, batch_invariant, true, "", IN_MODEL, "on a GPU, matmuls of the forward give a token the same bits in whatever batch it is, so that the policy ratio starts at exactly 1; false: cuBLASLt") \
-OPT(bool, plan, false, "", IN_MODEL, "print the memory plan and stop") \
+OPT(bool, plan, false, "", IN_MODEL | IN_STUDY, "print the memory plan, of a study its runs, and stop") \
 GROUP("prompts") \
 OPT(std::string, prompt, "", "", IN_TEXT, "the text to work on; empty: standard input") \
 OPT(bool, decode, false, "", IN_TOKENIZE, "the input is token ids") \
@@ -272,6 +273,7 @@ OPT(std::string, system_prompt, "", "", IN_FILES | IN_GENERATE, "system message 
 OPT(std::string, chat_template, "auto", "auto|on|off", IN_FILES | IN_GENERATE, "wrap prompts as chat messages; auto: if the tokenizer has a template") \
 OPT(std::string, enable_thinking, "auto", "auto|true|false", IN_FILES | IN_GENERATE | IN_TOKENIZE, "Qwen3's thinking switch of the chat template") \
 GROUP("comparison") \
+OPT(int, jobs, 0, "[0, 1024]", IN_STUDY, "runs of a study at a time, which share the cores; 0: as many as cores") \
 OPT(std::string, metric, "auto", "", IN_COMPARE, "of a problem: strict or lenient (share of its sampled completions that are right), pass@K and maj@K (strict, of K samples), greedy or greedy_lenient; auto: strict, and greedy where an evaluation has no samples") \
 OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") \
 OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \
@@ -696,6 +698,8 @@ inline void check_options(const Options& o) {
             "seeds of one arm are joined by commas: a1,a2,a3");
     if (o.command == COMMAND_REPORT && o.arguments.empty())
         fail_usage("report needs the folder of a run, or several: train_qrl report RUN [RUN ...]");
+    if (o.command == COMMAND_STUDY && o.arguments.size() != 1)
+        fail_usage("study needs one study: a name of eval/studies, or a file: train_qrl study STUDY");
 }
 
 // args without the program's name. Throws Error(2) with one line on bad use. help, -h, --help and --version win over

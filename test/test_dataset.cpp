@@ -395,6 +395,19 @@ TEST(Tasks, TrainingAndHeldOutAreDisjoint) {
     }
 }
 
+TEST(Tasks, ValidationHasNothingOfAnEvaluation) {
+    for (const Task& task : tasks) {
+        const TaskSet test = find_task(task.name), validation = find_task(std::string(task.name) + ":validation");
+        std::set<std::string> tested;
+        for (const Problem& p : task_problems(test, task_seed(1, true), 1024, true)) tested.insert(p.question);
+        for (const Problem& p : task_problems(validation, task_seed(1, true), 200, true)) {
+            EXPECT_EQ(tested.count(p.question), 0u) << p.question;
+            EXPECT_TRUE(task_question_held_out(p.question));
+        }
+        EXPECT_THROW(made_up_problem(validation, 1, 0, false), Error);
+    }
+}
+
 TEST(Tasks, Names) {
     EXPECT_EQ(find_task("chains:2").low, 2);
     EXPECT_EQ(find_task("chains:2").high, 2);

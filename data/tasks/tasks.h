@@ -3,8 +3,10 @@
 //
 // A problem is a pure function of (seed, index). Train and held-out are disjoint by construction: a question is held out
 // when a hash of its text is 0 modulo 8, whatever the seed and the level, and each split draws again until it has one of its
-// own. The levels above Task::trained are the harder split: they are evaluated on and never trained on.
+// own. The levels above Task::trained are the harder split: they are evaluated on and never trained on. Validation is drawn
+// like what is held out, by another seed, and has none of an evaluation's first problems.
 #pragma once
+#include <set>
 #include <string>
 #include <vector>
 #include "../../runtime/options.h"
@@ -56,6 +58,7 @@ struct TaskSet {
     const Task* task = nullptr;
     int low = 1, high = 1;
     std::string name;  // as --task has it
+    bool validation = false;
 
     bool hard() const { return high > task->trained; }
     TaskLevel longest() const {
@@ -68,7 +71,7 @@ struct TaskSet {
     }
 };
 
-// --task NAME, NAME:2, NAME:1-3 or NAME:hard
+// --task NAME, NAME:2, NAME:1-3, NAME:hard or NAME:validation
 inline TaskSet find_task(const std::string& text) {
     const size_t colon = text.find(':');
     const std::string name = text.substr(0, colon), levels = colon == std::string::npos ? "" : text.substr(colon + 1);
@@ -79,6 +82,7 @@ inline TaskSet find_task(const std::string& text) {
         const int hardest = (int)t.levels.size();
         if (levels.empty() && colon == std::string::npos) return {&t, 1, t.trained, text};
         if (levels == "hard") return {&t, t.trained + 1, hardest, text};
+        if (levels == "validation") return {&t, 1, t.trained, text, true};
         const size_t dash = levels.find('-');
         const std::string first = levels.substr(0, dash),
                           last = dash == std::string::npos ? first : levels.substr(dash + 1);
@@ -87,8 +91,8 @@ inline TaskSet find_task(const std::string& text) {
         };
         const int low = level(first), high = level(last);
         if (!low || !high || low > high)
-            fail_usage("--task %s: %s has levels 1 to %d, such as %s:2, %s:1-%d or %s:hard", printable(text).c_str(),
-                       t.name, hardest, t.name, t.name, t.trained, t.name);
+            fail_usage("--task %s: %s has levels 1 to %d: %s:2, %s:1-%d or %s:hard; and %s:validation",
+                       printable(text).c_str(), t.name, hardest, t.name, t.name, t.trained, t.name, t.name);
         return {&t, low, high, text};
     }
     fail_usage("--task %s: not one of %s%s", printable(text).c_str(), join_words(names).c_str(),
@@ -125,6 +129,8 @@ inline void check_trainable(const TaskSet& set) {
     if (set.hard())
         fail_usage("--task %s: levels above %d are the harder split of %s, which is never trained on; eval takes it",
                    printable(set.name).c_str(), set.task->trained, set.task->name);
+    if (set.validation)
+        fail_usage("--task %s: validation is evaluated on, and not trained on", printable(set.name).c_str());
 }
 
 // the index-th problem of a split
@@ -149,10 +155,20 @@ inline Problem task_problem(const TaskSet& set, uint64_t seed, uint32_t index, b
     return p;
 }
 
-// the first n problems
+static constexpr uint32_t TASK_TESTED = 2048;  // of an evaluation's problems are in no validation
+
+// the first n problems; seed: of task_seed()
 inline std::vector<Problem> task_problems(const TaskSet& set, uint64_t seed, uint32_t n, bool held_out) {
     std::vector<Problem> out;
-    for (uint32_t i = 0; i < n; i++) out.push_back(task_problem(set, seed, i, held_out));
+    std::set<std::string> tested;
+    for (uint32_t i = 0; set.validation && i < TASK_TESTED; i++)
+        tested.insert(made_up_problem(set, task_seed(0, true), i, held_out).question);
+    for (uint32_t i = 0; out.size() < n; i++) {
+        if (i > 1000 * (n + 1))
+            fail("--task %s: it has no %u problems that an evaluation has not", printable(set.name).c_str(), n);
+        Problem p = task_problem(set, set.validation ? seed + 1 : seed, i, held_out);
+        if (!tested.count(p.question)) out.push_back(p);
+    }
     return out;
 }
 

@@ -1,0 +1,111 @@
+// train_qrl study: runs, what is left of a study that was killed, arms that fail, sweeps.
+#include "cli.h"
+
+static json small_study() {
+    return {{"seeds", {1, 2}},
+            {"all", {{"task", "arithmetic"}, {"max_completion_length", 8}, {"rollout_batch", 16}, {"eval_n", 1},
+                     {"eval_samples", 1}, {"eval_full_precision", false}, {"report_to", "none"}}},
+            {"evaluation", {{"task", "arithmetic:1,arithmetic:hard"}, {"eval_n", 6}, {"eval_samples", 2}}},
+            {"stages", {{"rl", {{"command", "grpo"}, {"max_steps", 3}, {"prompts_per_step", 2}, {"num_generations", 2}, {"save_steps", 1}}},
+                        {"rtn", {{"command", "quantize"}, {"ptq", "rtn"}, {"weights", "{bits}"}}}}},
+            {"grid", {{"bits", {"int4:g16", "int2:g16"}}}},
+            {"arms", {{"fp", {"rl"}}, {"fp>rtn", {"rl", "rtn"}}}},
+            {"compare", {"fp>rtn - fp"}}};
+}
+
+static Args study_args(const json& j, const std::string& out) {
+    const std::string file = fresh("study") + ".json";
+    write_text(file, j.dump());
+    return {"study", file, "--model", trained, "--output_dir", out, "--jobs", "2"};
+}
+
+TEST(CliStudy, ATableOfCells) {
+    const std::string out = fresh("out");
+    const Args args = study_args(small_study(), out);
+    const Outcome planned = good(args + Args{"--plan"});
+    EXPECT_NE(planned.out.find("3 cells x 2 seeds, 12 runs, 12 of them to do"), std::string::npos) << planned.out;
+    EXPECT_FALSE(fs::exists(out));
+    const Outcome r = good(args);
+    EXPECT_NE(r.out.find("| fp>rtn int2:g16 |"), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("fp>rtn int4:g16 - fp"), std::string::npos) << r.out;
+    const std::vector<json> rows = read_lines(out + "/results.jsonl");
+    ASSERT_EQ(rows.size(), 3u * 2 * 2);  // cells, seeds, sets
+    for (const json& row : rows) {
+        EXPECT_EQ(row["state"], "done");
+        EXPECT_TRUE(row["pass@1"].is_number());
+    }
+    EXPECT_EQ(rows[0]["bits_per_weight"], bf16_build ? 16 : 32);
+    EXPECT_LT(number(rows.back(), "bits_per_weight"), 4);
+    const std::string csv = read_text(out + "/results.csv"), table = read_text(out + "/table.md");
+    EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 13);
+    // nothing is left to do, and nothing changes
+    const std::string lines = read_text(out + "/results.jsonl");
+    const Outcome again = good(args);
+    EXPECT_NE(again.out.find("12 runs, 0 of them to do"), std::string::npos) << again.out;
+    EXPECT_EQ(again.out.find("done    "), std::string::npos) << again.out;
+    EXPECT_EQ(read_text(out + "/results.jsonl"), lines);
+    EXPECT_EQ(read_text(out + "/table.md"), table);
+    // an arm more runs alone
+    json more = small_study();
+    more["arms"]["rtn"] = {"rtn"};
+    const Outcome longer = good(study_args(more, out));
+    EXPECT_NE(longer.out.find("20 runs, 8 of them to do"), std::string::npos) << longer.out;
+}
+
+TEST(CliStudy, KilledAnywhereItEndsWithTheSameNumbers) {
+    const std::string whole = fresh("whole"), killed = fresh("killed");
+    good(study_args(small_study(), whole));
+    const Args args = study_args(small_study(), killed);
+    int kills = 0;
+    for (double seconds : {0.15, 0.3, 0.5, 0.8, 1.2}) {
+        RunSetting s;
+        s.seconds = seconds / slowness();
+        kills += run(args, s).timed_out;
+    }
+    EXPECT_GE(kills, 1);
+    RunSetting stopped;  // and told to stop
+    stopped.when = [](const Outcome& r) { return r.out.find("done    ") != std::string::npos; };
+    const Outcome r = run(args, stopped);
+    EXPECT_TRUE(r.status == 130 || r.status == 0) << shown_run(args, r);
+    good(args);
+    for (const char* file : {"/results.jsonl", "/results.csv", "/table.md"})
+        EXPECT_EQ(read_text(killed + file), read_text(whole + file)) << file;
+}
+
+TEST(CliStudy, AnArmThatFailsLeavesTheOthersAlone) {
+    json j = small_study();
+    j["stages"]["broken"] = {{"command", "sft"}, {"max_steps", 1}, {"train_data", "/there/is/none.jsonl"}};
+    j["arms"]["no"] = {"rl", "broken", "rtn"};
+    const std::string out = fresh("out");
+    const Args args = study_args(j, out);
+    const Outcome r = run(args);
+    EXPECT_EQ(r.status, 1) << shown_run(args, r);
+    EXPECT_NE(r.out.find("| no int4:g16 | failed: broken: train_qrl: "), std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("/there/is/none.jsonl"), std::string::npos) << r.out;
+    int done = 0;
+    for (const json& row : read_lines(out + "/results.jsonl")) done += row["state"] == "done";
+    EXPECT_EQ(done, 12);
+}
+
+TEST(CliStudy, ASweepChooses) {
+    json j = small_study();
+    j["stages"]["rl"]["sweep"] = {{"learning_rate", {1e-6, 1e-3}}};
+    const std::string out = fresh("out");
+    const Outcome r = good(study_args(j, out));
+    EXPECT_NE(r.out.find("rl.learning_rate "), std::string::npos) << r.out;
+    EXPECT_EQ(read_lines(out + "/results.jsonl").size(), 12u);
+}
+
+TEST(CliStudy, BadInput) {
+    const std::string out = fresh("out");
+    json j = small_study();
+    refused(2, {"study"}, {"study needs one study"});
+    refused(2, {"study", "nothing"}, {"study nothing", "there is no such file"});
+    refused(1, {"study", "/there/is/none.json"}, {"/there/is/none.json"});
+    j["stages"]["rl"]["learning_rate"] = -1;
+    refused(2, study_args(j, out), {"stage rl", "--learning_rate"});
+    EXPECT_FALSE(fs::exists(out));
+    good(study_args(small_study(), out));
+    write_text(out + "/study.json", R"({"version": "0.0.9"})");
+    refused(1, study_args(small_study(), out), {"version '0.0.9'", "--output_dir"});
+}
