@@ -198,7 +198,8 @@ inline bool study_run_all(StudyWork& w) {
             if (state != StudyState::ready || (int)w.running.size() >= w.jobs) continue;
             w.running.push_back({study_start(w, w.layout.runs[i]), i, wall_seconds()});
         }
-        progress.measure((double)done, (double)w.layout.runs.size());
+        progress.of((int64_t)w.layout.runs.size());
+        progress.to(done);
         if (w.running.empty()) return !stop_requested();
         for (bool one = false; !one;) {
             for (size_t k = 0; k < w.running.size() && !one; k++) {

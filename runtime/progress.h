@@ -391,6 +391,11 @@ struct Progress {
         count.to(n, wall_seconds());
     }
     void add(int64_t n = 1) { to(count.done + n); }
+    // the units that there are to do, where work brings more of it
+    void of(int64_t total) {
+        std::lock_guard<std::mutex> hold(progress_screen().lock);
+        count.total = total;
+    }
     // Time is measured by this and not by units; all: what it will be in the end, as far as one knows
     void measure(double amount, double all, const char* rate = "") {
         std::lock_guard<std::mutex> hold(progress_screen().lock);
