@@ -204,9 +204,10 @@ inline void print_samples(const char* when, const std::vector<Prompt>& prompts, 
     printf("samples %s\n", when);
     for (int i = 0; i < 5 && i < e.scores.problems; i++) {
         const EvalSample& c = sampled[(size_t)i * e.scores.samples];
+        const Prompt& prompt = prompts[c.problem];  // whose text may begin with a system message that all have
         printf("  %s  %s -> %s  (answer %s)\n", c.strict ? "right" : "wrong",
-               one_line(prompts[c.problem].text, 60).c_str(), one_line(c.text, 100).c_str(),
-               one_line(prompts[c.problem].gold, 100).c_str());
+               one_line(prompt.problem ? prompt.problem->question : prompt.text, 60).c_str(),
+               one_line(c.text, 100).c_str(), one_line(prompt.gold, 100).c_str());
     }
 }
 
