@@ -6,14 +6,13 @@
 #include "sampler_options.cuh"
 #include "training.cuh"
 
-// The defaults of the embedded task. What the user gave stays.
-inline void embedded_defaults(Options& o, const TaskSet& task) {
+// The defaults of the embedded model. What the user gave stays.
+inline void embedded_defaults(Options& o) {
     o.set_default("weights", o.weights, std::string("int4:g32:sym"));
     o.set_default("learning_rate", o.learning_rate, 3e-4);
     o.set_default("adam_beta2", o.adam_beta2, 0.99);
     o.set_default("max_steps", o.max_steps, 80);
     o.set_default("prompts_per_step", o.prompts_per_step, 64);
-    o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     o.set_default("rollout_batch", o.rollout_batch, 512);
     o.set_default("eval_samples", o.eval_samples, 4);
 }
@@ -153,7 +152,8 @@ inline int grpo_command(Session& s) {
     TrainingRun r(s);
     Options& o = s.o;
     const TaskSet task = session_task(o);
-    if (o.train_data.empty()) embedded_defaults(o, task);
+    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
+    if (o.model.empty() && o.train_data.empty()) embedded_defaults(o);
     grpo_check(o);
     grpo_check_loss(o);
     grpo_check_curriculum(o);

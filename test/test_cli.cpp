@@ -890,7 +890,7 @@ TEST(Diverged, StopsAfterSkippedSteps) {
 // ---------------------------------------------------------------------------------------------------------------------
 // grpo
 
-TEST(Grpo, EmbeddedTaskWithAModel) {
+TEST(Grpo, ATaskWithAModel) {
     std::string out = fresh("run"), again = fresh("run"), other = fresh("run");
     auto args = [&](const std::string& folder, const std::string& seed) {
         return Args{"grpo",
@@ -898,6 +898,10 @@ TEST(Grpo, EmbeddedTaskWithAModel) {
                     trained,
                     "--task",
                     "arithmetic",
+                    "--weights",
+                    "int4:g32:sym",
+                    "--learning_rate",
+                    "3e-4",
                     "--max_steps",
                     "2",
                     "--prompts_per_step",

@@ -2,7 +2,7 @@
 #include "cli.h"
 
 static json small_study() {
-    return {{"seeds", {1, 2}},
+    return {{"title", "Small"}, {"seeds", {1, 2}},
             {"all", {{"task", "arithmetic"}, {"max_completion_length", 8}, {"rollout_batch", 16}, {"eval_n", 1},
                      {"eval_samples", 1}, {"eval_full_precision", false}, {"report_to", "none"}}},
             {"evaluation", {{"task", "arithmetic:1,arithmetic:hard"}, {"eval_n", 6}, {"eval_samples", 2}}},
