@@ -152,7 +152,8 @@ inline int grpo_command(Session& s) {
     TrainingRun r(s);
     Options& o = s.o;
     const TaskSet task = session_task(o);
-    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
+    if (o.train_data.empty())
+        o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     if (o.model.empty() && o.train_data.empty()) embedded_defaults(o);
     grpo_check(o);
     grpo_check_loss(o);

@@ -109,7 +109,8 @@ inline std::vector<Prompt> eval_set_prompts(const Session& s, const std::string&
     std::vector<Problem> problems;
     if (name.empty()) {
         const TaskSet set = find_task(task);
-        problems = task_problems(set, task_seed(s.o.seed, true), std::max(set.task->held_out, (uint32_t)most), true);
+        problems = task_problems(set, task_seed(s.o.seed, true),
+                                 std::max(set.task->held_out, (uint32_t)std::max(most, 0)), true);
     } else {
         problems = held_out_set(s, name, keep_rows);
     }

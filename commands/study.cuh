@@ -32,7 +32,8 @@ inline void study_check_flags(const StudyWork& w) {
 // What made the results of the folder: those of another program are not mixed with this one's
 inline void study_claim_folder(const StudyWork& w) {
     const std::string path = w.folder + "/study.json";
-    StudyJson now = {{"version", TRAIN_QRL_VERSION}, {"precision", PRECISION_NAME}, {"instructions", instructions_name()}};
+    StudyJson now = {
+        {"version", TRAIN_QRL_VERSION}, {"precision", PRECISION_NAME}, {"instructions", instructions_name()}};
     if (file_exists(path)) {
         const nlohmann::json before = json_parse(read_file(path, 1 << 20), path);
         for (const auto& item : now.items()) {
@@ -109,10 +110,11 @@ inline int study_command(Session& s) {
     study_check_flags(w);
     int to_do = 0;
     for (int i = 0; i < (int)w.layout.runs.size(); i++) to_do += study_state(w, i) != StudyState::done;
-    printf("study   %s: %zu cells x %zu seeds, %zu runs%s, %d of them to do; %d at a time with %d thread%s each; in %s\n",
-           w.study.name.c_str(), w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
-           w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.jobs, w.threads,
-           w.threads == 1 ? "" : "s", w.folder.c_str());
+    printf(
+        "study   %s: %zu cells x %zu seeds, %zu runs%s, %d of them to do; %d at a time with %d thread%s each; in %s\n",
+        w.study.name.c_str(), w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
+        w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.jobs, w.threads,
+        w.threads == 1 ? "" : "s", w.folder.c_str());
     if (o.plan) {
         study_print_plan(w);
         return 0;

@@ -212,7 +212,8 @@ inline bool study_run_all(StudyWork& w) {
             }
             if (!one) usleep(20000);
             for (StudyJob& job : w.running)
-                if (stop_requested() && !std::exchange(job.told, true)) kill(job.process, SIGTERM);  // it saves and ends
+                if (stop_requested() && !std::exchange(job.told, true))
+                    kill(job.process, SIGTERM);  // it saves and ends
         }
     }
 }

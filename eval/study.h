@@ -96,8 +96,8 @@ inline std::vector<std::string> study_texts(const StudyPlace& place, const Study
 }
 
 // flags that a study gives its runs itself
-inline constexpr const char* study_own_flags[] = {"model",  "seed",   "output_dir", "overwrite_output_dir",
-                                                  "config", "resume", "resume_from_checkpoint"};
+inline constexpr const char* study_own_flags[] = {
+    "model", "seed", "output_dir", "overwrite_output_dir", "config", "resume", "resume_from_checkpoint"};
 
 inline void study_flag(const StudyPlace& place, const std::string& flag, const StudyJson& value) {
     std::vector<std::string> known;
@@ -223,22 +223,27 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
 
 inline Study study_parse(const StudyJson& j, const std::string& file) {
     const StudyPlace place{printable(file, 400) + ": "};
-    study_keys(place, j, {"title", "about", "model", "seeds", "sweep_seed", "all", "stages", "arms", "grid",
-                          "evaluation", "validation", "compare", "start", "full"});
+    study_keys(place, j,
+               {"title", "about", "model", "seeds", "sweep_seed", "all", "stages", "arms", "grid", "evaluation",
+                "validation", "compare", "start", "full"});
     for (const char* needed : {"seeds", "stages", "arms"})
         if (!j.contains(needed)) fail_usage("%sno `%s`", place.at.c_str(), needed);
     Study s;
     s.file = file;
     s.name = std::filesystem::path(file).stem().string();
-    for (const auto& [key, text] : {std::pair("title", &s.title), {"about", &s.about}, {"model", &s.model},
-                                    {"start", &s.start}, {"full", &s.full}})
+    for (const auto& [key, text] : {std::pair("title", &s.title),
+                                    {"about", &s.about},
+                                    {"model", &s.model},
+                                    {"start", &s.start},
+                                    {"full", &s.full}})
         if (j.contains(key)) *text = study_text(place / key, j[key]);
     s.seeds = study_seeds(place / "seeds", j["seeds"]);
     s.sweep_seed = *std::max_element(s.seeds.begin(), s.seeds.end()) + 1000;
     if (j.contains("sweep_seed")) {
         s.sweep_seed = study_seeds(place / "sweep_seed", StudyJson::array({j["sweep_seed"]}))[0];
         if (std::find(s.seeds.begin(), s.seeds.end(), s.sweep_seed) != s.seeds.end())
-            fail_usage("%s: one of the seeds; what chooses a value is not used again", (place / "sweep_seed").at.c_str());
+            fail_usage("%s: one of the seeds; what chooses a value is not used again",
+                       (place / "sweep_seed").at.c_str());
     }
     if (j.contains("all")) s.all = study_flags(place / "all", j["all"]);
     if (j.contains("evaluation")) s.evaluation = study_flags(place / "evaluation", j["evaluation"]);
@@ -269,8 +274,10 @@ inline Study study_parse(const StudyJson& j, const std::string& file) {
     study_check_names(s, place);
     for (const StudyStage& stage : s.stages)
         if (!stage.sweep.empty() && s.validation.empty() && s.evaluation.contains("eval_data"))
-            fail_usage("%s: what it is to be chosen on is not known; name other problems than the evaluation's in `validation`",
-                       (place / "stages" / stage.name / "sweep").at.c_str());
+            fail_usage(
+                "%s: what it is to be chosen on is not known; name other problems than the evaluation's in "
+                "`validation`",
+                (place / "stages" / stage.name / "sweep").at.c_str());
     return s;
 }
 
@@ -296,7 +303,7 @@ struct StudyCell {
 };
 
 struct StudyLayout {
-    std::vector<StudyRun> runs;    // each behind those it needs
+    std::vector<StudyRun> runs;  // each behind those it needs
     std::vector<StudyCell> cells;
     bool complete = true;  // false: sweeps have to end first
 };

@@ -8,18 +8,18 @@
 
 // one cell with one seed
 struct StudyOutcome {
-    std::string state;       // done, or why it is not
-    nlohmann::json summary;  // of its evaluation
-    double tokens = 0.0;     // that training stages ran forward and backward
-    double seconds = 0.0, peak = 0.0;          // of all its stages
-    double flips = NAN, bits = NAN;            // share of codes that differ from the start of the last stage; bits a weight
+    std::string state;                 // done, or why it is not
+    nlohmann::json summary;            // of its evaluation
+    double tokens = 0.0;               // that training stages ran forward and backward
+    double seconds = 0.0, peak = 0.0;  // of all its stages
+    double flips = NAN, bits = NAN;    // share of codes that differ from the start of the last stage; bits a weight
     double reward = NAN, entropy = NAN, kl = NAN;  // at the end of the last stage that has them
 };
 
 struct StudyResults {
     std::vector<std::vector<StudyOutcome>> outcomes;  // [cells][seeds]
-    std::vector<Arm> arms;                            // [cells], of the seeds that are done; those without any are left out
-    std::vector<int> arm_of;                          // [cells]; -1: none is done
+    std::vector<Arm> arms;    // [cells], of the seeds that are done; those without any are left out
+    std::vector<int> arm_of;  // [cells]; -1: none is done
     std::vector<SetComparison> sets;
 };
 
@@ -59,7 +59,8 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         o.peak = std::max(o.peak, j.contains("peak_rss_bytes") ? study_number(j, "peak_rss_bytes") : 0.0);
         o.flips = study_number(j, "code_flip_total");
         const std::vector<nlohmann::json> steps = study_steps(folder_of(run));
-        for (const auto& [to, key] : {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"}})
+        for (const auto& [to, key] :
+             {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"}})
             if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
     }
     if (cell.evaluations[seed] >= 0) o.summary = summary_of(layout.runs[cell.evaluations[seed]]);
@@ -205,7 +206,8 @@ inline std::string md_row(const std::vector<std::string>& cells) {
 // what a sweep has chosen: "rl.learning_rate 1e-4"
 inline std::string study_chosen_text(const StudyCell& cell) {
     std::string s;
-    for (const auto& [name, value] : cell.chosen) s += (s.empty() ? "" : ", ") + name + " " + (value.is_string() ? value.get<std::string>() : value.dump());
+    for (const auto& [name, value] : cell.chosen)
+        s += (s.empty() ? "" : ", ") + name + " " + (value.is_string() ? value.get<std::string>() : value.dump());
     return s;
 }
 
@@ -228,7 +230,8 @@ inline std::string study_set_table(const StudyResults& r, const Study& study, co
             row.resize(rows[0].size(), "");
         } else {
             const ArmResult& a = set.arms[r.arm_of[c]];
-            const double flips = study_mean(outcomes, &StudyOutcome::flips), entropy = study_mean(outcomes, &StudyOutcome::entropy);
+            const double flips = study_mean(outcomes, &StudyOutcome::flips),
+                         entropy = study_mean(outcomes, &StudyOutcome::entropy);
             for (const std::string& text :
                  {study_percent(a.value), study_percent(a.interval.low) + " to " + study_percent(a.interval.high),
                   study_percent(a.greedy), study_percent(study_kept(r, study, layout, set, (int)c)),
@@ -237,7 +240,8 @@ inline std::string study_set_table(const StudyResults& r, const Study& study, co
                   std::isnan(flips) ? std::string("-") : format("%.3f %%", 100.0 * flips),
                   std::isnan(entropy) ? std::string("-") : format("%.3f", entropy),
                   human_count(study_mean(outcomes, &StudyOutcome::tokens)),
-                  done == outcomes.size() ? std::to_string(done) : format("%zu of %zu: %s", done, outcomes.size(), why.c_str()),
+                  done == outcomes.size() ? std::to_string(done)
+                                          : format("%zu of %zu: %s", done, outcomes.size(), why.c_str()),
                   study_chosen_text(cell)})
                 row.push_back(text);
         }
@@ -252,7 +256,8 @@ inline std::string study_set_table(const StudyResults& r, const Study& study, co
 
 inline std::string study_pairs_table(const StudyResults& r, const SetComparison& set) {
     if (set.pairs.empty()) return "";
-    std::string text = md_row({"difference", "points", "95 %", "p", "Holm's p", "verdict"}) + "|---|---|---|---|---|---|\n";
+    std::string text =
+        md_row({"difference", "points", "95 %", "p", "Holm's p", "verdict"}) + "|---|---|---|---|---|---|\n";
     for (const PairResult& p : set.pairs)
         text += md_row({r.arms[p.b].name + " - " + r.arms[p.a].name, format("%+.1f", 100.0 * p.estimate.value),
                         format("%+.1f to %+.1f", 100.0 * p.interval.low, 100.0 * p.interval.high),

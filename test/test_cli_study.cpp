@@ -2,15 +2,25 @@
 #include "cli.h"
 
 static json small_study() {
-    return {{"title", "Small"}, {"seeds", {1, 2}},
-            {"all", {{"task", "arithmetic"}, {"max_completion_length", 8}, {"rollout_batch", 16}, {"eval_n", 1},
-                     {"eval_samples", 1}, {"eval_full_precision", false}, {"report_to", "none"}}},
-            {"evaluation", {{"task", "arithmetic:1,arithmetic:hard"}, {"eval_n", 6}, {"eval_samples", 2}}},
-            {"stages", {{"rl", {{"command", "grpo"}, {"max_steps", 3}, {"prompts_per_step", 2}, {"num_generations", 2}, {"save_steps", 1}}},
-                        {"rtn", {{"command", "quantize"}, {"ptq", "rtn"}, {"weights", "{bits}"}}}}},
-            {"grid", {{"bits", {"int4:g16", "int2:g16"}}}},
-            {"arms", {{"fp", {"rl"}}, {"fp>rtn", {"rl", "rtn"}}}},
-            {"compare", {"fp>rtn - fp"}}};
+    return {
+        {"title", "Small"},
+        {"seeds", {1, 2}},
+        {"all",
+         {{"task", "arithmetic"},
+          {"max_completion_length", 8},
+          {"rollout_batch", 16},
+          {"eval_n", 1},
+          {"eval_samples", 1},
+          {"eval_full_precision", false},
+          {"report_to", "none"}}},
+        {"evaluation", {{"task", "arithmetic:1,arithmetic:hard"}, {"eval_n", 6}, {"eval_samples", 2}}},
+        {"stages",
+         {{"rl",
+           {{"command", "grpo"}, {"max_steps", 3}, {"prompts_per_step", 2}, {"num_generations", 2}, {"save_steps", 1}}},
+          {"rtn", {{"command", "quantize"}, {"ptq", "rtn"}, {"weights", "{bits}"}}}}},
+        {"grid", {{"bits", {"int4:g16", "int2:g16"}}}},
+        {"arms", {{"fp", {"rl"}}, {"fp>rtn", {"rl", "rtn"}}}},
+        {"compare", {"fp>rtn - fp"}}};
 }
 
 static Args study_args(const json& j, const std::string& out) {

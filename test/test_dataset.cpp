@@ -386,7 +386,8 @@ TEST(Tasks, TrainingAndHeldOutAreDisjoint) {
     for (const Task& task : tasks) {
         std::set<std::string> trained;
         const TaskSet set = find_task(task.name);
-        for (uint32_t i = 0; i < 1000; i++) trained.insert(made_up_problem(set, task_seed(i % 3, false), i, false).question);
+        for (uint32_t i = 0; i < 1000; i++)
+            trained.insert(made_up_problem(set, task_seed(i % 3, false), i, false).question);
         for (const TaskSet& evaluated : all_task_sets())
             for (uint32_t i = 0; i < 256; i++)
                 EXPECT_EQ(trained.count(made_up_problem(evaluated, task_seed(0, true), i, true).question), 0u);
@@ -414,7 +415,8 @@ TEST(Tasks, Names) {
     EXPECT_EQ(find_task("chains:1-2").high, 2);
     EXPECT_EQ(find_task("chains:hard").low, find_task("chains").high + 1);
     EXPECT_EQ(find_tasks("chains:hard,words").size(), 2u);
-    for (const char* wrong : {"", "chain", "chains:", "chains:0", "chains:9", "chains:3-2", "chains:1-", "chains:x", ",", "chains,,x"})
+    for (const char* wrong :
+         {"", "chain", "chains:", "chains:0", "chains:9", "chains:3-2", "chains:1-", "chains:x", ",", "chains,,x"})
         EXPECT_THROW(find_tasks(wrong), Error) << wrong;
 }
 
@@ -457,8 +459,8 @@ TEST(Tasks, KnightsHaveOneSolution) {
             for (int j = 0; j < n; j++) {
                 const std::string& s = said[j];
                 const bool pair = s.substr(1, 5) == " and ", alike = s.find("alike") != std::string::npos;
-                const bool holds = pair ? (kind(s[0]) == kind(s[6])) == alike
-                                        : kind(s[0]) == (s.find("knight") != std::string::npos);
+                const bool holds =
+                    pair ? (kind(s[0]) == kind(s[6])) == alike : kind(s[0]) == (s.find("knight") != std::string::npos);
                 fits = fits && holds == (bool)(knights >> j & 1);
             }
             std::string who;

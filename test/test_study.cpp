@@ -34,9 +34,18 @@ TEST(Study, CellsAreArmsOverTheKeysThatTheyHave) {
     const StudyLayout l = study_lay_out(parsed(study_json()), {});
     std::vector<std::string> names;
     for (const StudyCell& c : l.cells) names.push_back(c.name);
-    const std::vector<std::string> wanted = {"start", "fp", "qat int4:g32", "qat int3:g32",
-                                             "fp>rtn int4:g32 rtn", "fp>rtn int4:g32 gptq", "fp>rtn int3:g32 rtn", "fp>rtn int3:g32 gptq",
-                                             "kd int4:g32 rtn", "kd int4:g32 gptq", "kd int3:g32 rtn", "kd int3:g32 gptq"};
+    const std::vector<std::string> wanted = {"start",
+                                             "fp",
+                                             "qat int4:g32",
+                                             "qat int3:g32",
+                                             "fp>rtn int4:g32 rtn",
+                                             "fp>rtn int4:g32 gptq",
+                                             "fp>rtn int3:g32 rtn",
+                                             "fp>rtn int3:g32 gptq",
+                                             "kd int4:g32 rtn",
+                                             "kd int4:g32 gptq",
+                                             "kd int3:g32 rtn",
+                                             "kd int3:g32 gptq"};
     EXPECT_EQ(names, wanted);
     EXPECT_TRUE(l.complete);
 }
@@ -141,7 +150,8 @@ TEST(Study, WhatAFileMayNotSay) {
             EXPECT_EQ(e.exit_code, 2) << e.what();
             const std::string what = e.what();
             EXPECT_EQ(what.rfind("some.json: ", 0), 0u) << what;
-            for (const std::string& part : parts) EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks " << part;
+            for (const std::string& part : parts)
+                EXPECT_NE(what.find(part), std::string::npos) << what << "\nlacks " << part;
         }
     };
     refuses(R"({"stage": {}})", {"stage: no such key", "did you mean stages"});
@@ -165,7 +175,8 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"stages": {"kd": {"teacher": "@kd"}}})", {"refers to itself"});
     refuses(R"({"stages": {"rl": {"sweep": {"learning_rate": [1]}}}})", {"two values"});
     refuses(R"({"stages": {"rl": {"sweep": {"learning_rate": [1, 2]}}}})", {"is given and swept"});
-    refuses(R"({"stages": {"qat": {"sweep": {"learning_rate": [1, 2]}}}, "evaluation": {"eval_data": "x.jsonl"}})", {"sweep", "validation"});
+    refuses(R"({"stages": {"qat": {"sweep": {"learning_rate": [1, 2]}}}, "evaluation": {"eval_data": "x.jsonl"}})",
+            {"sweep", "validation"});
     refuses(R"({"evaluation": {"learning_rate": 1}})", {"evaluation.learning_rate: eval has no"});
     refuses(R"({"compare": ["fp qat"]})", {"compare", "ARM - ARM"});
     refuses(R"({"compare": ["fp - qta"]})", {"no arm is called qta"});

@@ -22,7 +22,8 @@ inline TaskProblem chain_problem(TaskRandom& random, int level) {
     while ((int)value.size() < level + 2) {
         const int n = (int)value.size();
         const int from = random.between(0, 3) ? n - 1 : random.between(0, n - 1);
-        const int kind = random.between(0, 3);  // a number added, taken away, or times it; another value added or taken away
+        const int kind =
+            random.between(0, 3);  // a number added, taken away, or times it; another value added or taken away
         int other = -1, number = kind == 2 ? random.between(2, 5) : random.between(2, 20);
         char operation = "+-*+"[kind];
         if (kind == 3 && n > 1) {

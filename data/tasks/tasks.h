@@ -164,7 +164,7 @@ inline std::vector<Problem> task_problems(const TaskSet& set, uint64_t seed, uin
     for (uint32_t i = 0; set.validation && i < TASK_TESTED; i++)
         tested.insert(made_up_problem(set, task_seed(0, true), i, held_out).question);
     for (uint32_t i = 0; out.size() < n; i++) {
-        if (i > 1000 * (n + 1))
+        if (i > 1000 * (uint64_t)(n + 1))
             fail("--task %s: it has no %u problems that an evaluation has not", printable(set.name).c_str(), n);
         Problem p = task_problem(set, set.validation ? seed + 1 : seed, i, held_out);
         if (!tested.count(p.question)) out.push_back(p);

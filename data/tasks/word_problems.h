@@ -18,7 +18,8 @@ static constexpr int WORD_MOST = 99;
 
 inline TaskProblem word_problem(TaskRandom& random, int level) {
     static const char* const things[] = {"pens", "cups", "eggs", "coins", "books", "nuts", "balls", "keys"};
-    static const char* const places[] = {"a box", "a bag", "a crate", "a chest", "a desk", "a cart", "a room", "a barn"};
+    static const char* const places[] = {"a box",  "a bag",  "a crate", "a chest",
+                                         "a desk", "a cart", "a room",  "a barn"};
     std::vector<const char*> thing(things, things + 8), place(places, places + 8);
     random.shuffle(thing);
     random.shuffle(place);
@@ -49,10 +50,10 @@ inline TaskProblem word_problem(TaskRandom& random, int level) {
             const int number = kind == 2 ? random.between(2, 4) : random.between(2, 20);
             const char operation = "+-*"[kind];
             result = kind == 0 ? value[from] + number : kind == 1 ? value[from] - number : value[from] * number;
-            sentence = kind == 2 ? format("There are %d times as many %s as %s.", number, mine.c_str(),
-                                          called(from).c_str())
-                                 : format("There are %d %s %s than %s.", number, kind == 0 ? "more" : "fewer",
-                                          mine.c_str(), called(from).c_str());
+            sentence = kind == 2
+                           ? format("There are %d times as many %s as %s.", number, mine.c_str(), called(from).c_str())
+                           : format("There are %d %s %s than %s.", number, kind == 0 ? "more" : "fewer", mine.c_str(),
+                                    called(from).c_str());
             working = format("%d%c%d=%d", value[from], operation, number, result);
         }
         if (result < 1 || result > WORD_MOST) continue;
