@@ -40,17 +40,17 @@ struct Session {
     std::vector<std::string> notes;
 };
 
-// A Qwen3-style model of 0.6M parameters over bytes: large enough to learn column arithmetic in a minute on two
-// cores
-inline ModelConfig embedded_config() {
+// A Qwen3-style model over bytes. 4 layers of width 128, 0.6M parameters, are large enough to learn column arithmetic in a
+// minute on two cores
+inline ModelConfig embedded_config(int layers = 4, int width = 128) {
     ModelConfig c;
     c.model_type = "qwen3";
     c.vocab_size = 259;
-    c.hidden_size = 128;
-    c.intermediate_size = 256;
-    c.num_hidden_layers = 4;
-    c.num_attention_heads = 4;
-    c.num_key_value_heads = 2;
+    c.hidden_size = width;
+    c.intermediate_size = 2 * width;
+    c.num_hidden_layers = layers;
+    c.num_attention_heads = width / 32;
+    c.num_key_value_heads = width / 64;
     c.head_dim = 32;
     c.max_position_embeddings = 1024;
     c.rms_norm_eps = 1e-6f;
@@ -59,6 +59,18 @@ inline ModelConfig embedded_config() {
     c.qk_norm = true;
     c.torch_dtype = "float32";
     return c;
+}
+
+// --embedded_size 4x128
+inline ModelConfig embedded_config_of(const std::string& size) {
+    const size_t times = size.find('x');
+    int layers = 0, width = 0;
+    if (times == std::string::npos || !parse_whole(size.substr(0, times), &layers) ||
+        !parse_whole(size.substr(times + 1), &width) || layers < 1 || layers > 64 || width < 64 || width > 1024 ||
+        width % 64)
+        fail_usage("--embedded_size %s: not LAYERSxWIDTH, such as 4x128; 1 to 64 layers, a multiple of 64 up to 1024",
+                   printable(size).c_str());
+    return embedded_config(layers, width);
 }
 
 inline Tokenizer load_tokenizer(const std::string& path) {
@@ -163,11 +175,14 @@ inline void session_describe(Session& s) {
     if (s.prompt.num_shots > 0) s.o.set_default("max_prompt_length", s.o.max_prompt_length, 2048);  // with its examples
     s.embedded_model = s.o.model.empty();
     if (s.embedded_model) {
-        s.m.config = embedded_config();
+        s.m.config = embedded_config_of(s.o.embedded_size);
         s.tok = tokenizer_byte_level();  // without a template: it would cost more tokens than the task's plain prompts
         s.m.config.eos_token_ids = s.tok.eos;
         if (!s.o.tokenizer.empty()) fail_usage("--tokenizer: the embedded model has its own; give --model too");
     } else {
+        if (s.o.given("embedded_size"))
+            fail_usage("--embedded_size %s is of the embedded model; leave it or --model out",
+                       printable(s.o.embedded_size).c_str());
         std::string path = s.o.tokenizer.empty() ? s.o.model : s.o.tokenizer;
         if (s.o.command != COMMAND_LOGPROBS || !lacks_tokenizer(path)) s.tok = load_tokenizer(path);
         s.prompt.chat = chat_template_detect(s.tok.chat_text);

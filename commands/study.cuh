@@ -1,6 +1,6 @@
 // study: arms over a grid and seeds, from one file: the runs (study_runs.cuh), and then tables of what they found.
 #pragma once
-#include "../eval/study_results.h"
+#include "../eval/study_page.h"
 #include "study_runs.cuh"
 
 // Studies that come with the program stand in eval/studies; a path is a file of the user's own
@@ -78,6 +78,8 @@ inline void study_write(const StudyWork& w, const StudyResults& r) {
     write_file_atomic(w.folder + "/results.jsonl", lines);
     write_file_atomic(w.folder + "/results.csv", study_csv(rows));
     write_file_atomic(w.folder + "/table.md", study_table(r, w.study, w.layout));
+    report_write(w.folder + "/report.html",
+                 study_page(r, w.study, w.layout, [&](const StudyRun& run) { return w.path(run); }));
 }
 
 // --plan: what there is to do, as the command lines that do it
@@ -129,7 +131,7 @@ inline int study_command(Session& s) {
         printf("stopped; the same command goes on\n");
         return stop_exit_code();
     }
-    printf("\n%s\nresults in %s: table.md, results.csv, results.jsonl\n", study_table(r, w.study, w.layout).c_str(),
+    printf("\n%s\nresults in %s: report.html, table.md, results.csv, results.jsonl\n", study_table(r, w.study, w.layout).c_str(),
            w.folder.c_str());
     return w.failed.empty() ? 0 : 1;
 }

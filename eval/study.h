@@ -1,7 +1,8 @@
 // A study: arms, each a chain of stages (cold start, RL, quantization, ...), over a grid of values and several seeds, read
 // from a file and made into runs that share what they have in common. docs/study.md tells users of the file.
 //
-//   stage   a command with its flags; "{bits}" in a flag is the value of the grid's key `bits`, "@ARM" what that arm ends in
+//   stage   a command with its flags; "{bits}" in a flag is the value of the grid's key `bits`, "@ARM" what that arm ends in.
+//           `all` are flags of every stage, `evaluation` those by which the end of every arm is measured
 //   arm     the stages that lead to it, one after the other, each from the last checkpoint of the one before
 //   cell    an arm at one point of the grid, if its stages have such keys; what a row of the table is about
 //   run     a stage of some cells with one seed. Cells that begin alike share their first runs: a run is known by a hash of
@@ -208,12 +209,17 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     };
     for (const StudyArm& arm : s.arms)
         for (const std::string& stage : arm.stages) known(file / "arms" / arm.name, "stage", stage, stages);
-    for (const StudyStage& stage : s.stages)
-        for (const auto& flag : stage.flags.items()) {
-            const StudyPlace place = file / "stages" / stage.name / flag.key();
-            for (const std::string& key : study_keys_in(flag.value())) known(place, "key of the grid", key, keys);
-            if (const std::string to = study_reference(flag.value()); !to.empty()) known(place, "arm", to, arms);
+    auto flags_know = [&](const StudyPlace& place, const StudyJson& flags) {
+        for (const auto& flag : flags.items()) {
+            for (const std::string& key : study_keys_in(flag.value()))
+                known(place / flag.key(), "key of the grid", key, keys);
+            if (const std::string to = study_reference(flag.value()); !to.empty())
+                known(place / flag.key(), "arm", to, arms);
         }
+    };
+    for (const StudyStage& stage : s.stages) flags_know(file / "stages" / stage.name, stage.flags);
+    flags_know(file / "all", s.all), flags_know(file / "evaluation", s.evaluation);
+    flags_know(file / "validation", s.validation);
     for (const std::string& arm : arms) study_check_circle(s, file / "arms", arm, {});
     for (const StudyPair& pair : s.pairs)
         for (const std::string& arm : {pair.better, pair.worse}) known(file / "compare", "arm", arm, arms);
@@ -348,11 +354,12 @@ struct StudyBuilder {
         return at->second;
     }
 
-    int add_evaluation(int of, uint64_t seed, bool validation) {
+    int add_evaluation(const StudyCell& cell, int of, uint64_t seed, bool validation) {
         StudyRun run;
         run.stage = validation ? "validation" : "evaluation";
         run.command = COMMAND_EVAL;
         run.flags = merged(COMMAND_EVAL, study.evaluation);
+        substitute(cell, run.flags);
         if (validation) {
             const std::string task = run.flags.value("task", "arithmetic");
             for (const auto& flag : study.validation.items()) run.flags[flag.key()] = flag.value();
@@ -363,12 +370,17 @@ struct StudyBuilder {
         return add(run, seed);
     }
 
-    std::string substituted(const StudyCell& cell, std::string text) const {
-        for (const auto& [key, value] : cell.point) {
-            const std::string braced = "{" + key + "}";
-            for (size_t at; (at = text.find(braced)) != std::string::npos;) text.replace(at, braced.size(), value);
+    // the values of the cell's point in place of the grid's keys
+    static void substitute(const StudyCell& cell, StudyJson& flags) {
+        for (auto& flag : flags.items()) {
+            if (!flag.value().is_string()) continue;
+            std::string text = flag.value().get<std::string>();
+            for (const auto& [key, value] : cell.point) {
+                const std::string braced = "{" + key + "}";
+                for (size_t at; (at = text.find(braced)) != std::string::npos;) text.replace(at, braced.size(), value);
+            }
+            flag.value() = text;
         }
-        return text;
     }
 
     // the run of one stage; choice: of its sweep, or null
@@ -380,8 +392,7 @@ struct StudyBuilder {
         run.from = from;
         run.of_sweep = of_sweep;
         run.flags = merged(stage.command, stage.flags);
-        for (auto& flag : run.flags.items())
-            if (flag.value().is_string()) flag.value() = substituted(cell, flag.value().get<std::string>());
+        substitute(cell, run.flags);
         const StudyJson given = run.flags;
         for (const auto& flag : given.items()) {
             const std::string to = study_reference(flag.value());
@@ -415,7 +426,7 @@ struct StudyBuilder {
             }
             const int run = add_stage(cell, stage, from, study.sweep_seed, value, true);
             if (run < 0) return nullptr;
-            const auto score = scores.find(layout.runs[add_evaluation(run, study.sweep_seed, true)].id);
+            const auto score = scores.find(layout.runs[add_evaluation(cell, run, study.sweep_seed, true)].id);
             if (score == scores.end()) all = false;
             else if (score->second > most) most = score->second, best = value;
         }
@@ -447,15 +458,18 @@ struct StudyBuilder {
     }
 };
 
-// the keys of the grid that an arm's stages, and those of arms they refer to, have
+// the keys of the grid that an arm's stages, those of arms they refer to, and what all have in common need
 inline std::set<std::string> study_arm_keys(const Study& s, const StudyArm& arm) {
     std::set<std::string> keys;
-    for (const std::string& name : arm.stages)
-        for (const auto& flag : s.stage(name).flags.items()) {
+    auto add = [&](const StudyJson& flags) {
+        for (const auto& flag : flags.items()) {
             for (const std::string& key : study_keys_in(flag.value())) keys.insert(key);
             if (const std::string to = study_reference(flag.value()); !to.empty())
                 for (const std::string& key : study_arm_keys(s, s.arm(to))) keys.insert(key);
         }
+    };
+    for (const std::string& name : arm.stages) add(s.stage(name).flags);
+    add(s.all), add(s.evaluation);
     return keys;
 }
 
@@ -482,7 +496,7 @@ inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
             for (const uint64_t seed : s.seeds) {
                 cell.chains.push_back(b.add_chain(cell, arm, seed, false));
                 cell.evaluations.push_back(
-                    cell.chains.back().empty() ? -1 : b.add_evaluation(cell.chains.back().back(), seed, false));
+                    cell.chains.back().empty() ? -1 : b.add_evaluation(cell, cell.chains.back().back(), seed, false));
             }
             b.layout.cells.push_back(cell);
         }

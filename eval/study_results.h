@@ -1,7 +1,7 @@
 // What a study found: of each cell and seed the numbers of its runs, and of each cell their means with intervals over seeds,
 // what of the gain it kept, and the pairs that the study asks for, tested and corrected for their number (Holm).
 //   results.jsonl, results.csv   a row for each cell, seed and set
-//   table.md                     a row for each cell; then the pairs
+//   table.md                     a row for each cell; then the pairs; report.html: study_page.h
 #pragma once
 #include "comparison.h"
 #include "study.h"
@@ -194,13 +194,22 @@ inline double study_mean(const std::vector<StudyOutcome>& outcomes, double Study
     return n ? sum / n : NAN;
 }
 
-inline std::string md_row(const std::vector<std::string>& cells) {
-    std::string s = "|";
-    for (std::string cell : cells) {
-        for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2) cell.insert(at, "\\");
-        s += " " + cell + " |";
+// rows of cells, the first of which is the head
+typedef std::vector<std::vector<std::string>> StudyTable;
+
+inline std::string md_table(const StudyTable& rows) {
+    std::string text;
+    for (size_t i = 0; i < rows.size(); i++) {
+        text += "|";
+        for (std::string cell : rows[i]) {
+            for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2) cell.insert(at, "\\");
+            text += " " + cell + " |";
+        }
+        text += "\n";
+        for (size_t k = 0; i == 0 && k < rows[0].size(); k++) text += k ? "---|" : "|---|";
+        if (i == 0) text += "\n";
     }
-    return s + "\n";
+    return text;
 }
 
 // what a sweep has chosen: "rl.learning_rate 1e-4"
@@ -211,9 +220,9 @@ inline std::string study_chosen_text(const StudyCell& cell) {
     return s;
 }
 
-inline std::string study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
-                                   const SetComparison& set) {
-    std::vector<std::vector<std::string>> rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length",
+inline StudyTable study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
+                                  const SetComparison& set) {
+    StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length",
                                                    "cut off", "bits a weight", "codes flipped", "entropy",
                                                    "tokens trained", "seeds", "chosen"}};
     for (size_t c = 0; c < layout.cells.size(); c++) {
@@ -247,40 +256,41 @@ inline std::string study_set_table(const StudyResults& r, const Study& study, co
         }
         rows.push_back(row);
     }
-    std::string text = md_row(rows[0]) + "|";
-    for (size_t i = 0; i < rows[0].size(); i++) text += "---|";
-    text += "\n";
-    for (size_t i = 1; i < rows.size(); i++) text += md_row(rows[i]);
-    return text;
+    return rows;
 }
 
-inline std::string study_pairs_table(const StudyResults& r, const SetComparison& set) {
-    if (set.pairs.empty()) return "";
-    std::string text =
-        md_row({"difference", "points", "95 %", "p", "Holm's p", "verdict"}) + "|---|---|---|---|---|---|\n";
+inline StudyTable study_pairs_table(const StudyResults& r, const SetComparison& set) {
+    StudyTable rows = {{"difference", "points", "95 %", "p", "Holm's p", "verdict"}};
+    auto p_text = [](double p) { return format(p >= 0.0001 ? "%.4f" : "%.0e", p); };
     for (const PairResult& p : set.pairs)
-        text += md_row({r.arms[p.b].name + " - " + r.arms[p.a].name, format("%+.1f", 100.0 * p.estimate.value),
-                        format("%+.1f to %+.1f", 100.0 * p.interval.low, 100.0 * p.interval.high),
-                        format(p.p >= 0.0001 ? "%.4f" : "%.0e", p.p),
-                        format(p.p_holm >= 0.0001 ? "%.4f" : "%.0e", p.p_holm), verdict_of(p, 0.0, r.arms[p.b].name)});
-    return text;
+        rows.push_back({r.arms[p.b].name + " - " + r.arms[p.a].name, format("%+.1f", 100.0 * p.estimate.value),
+                        format("%+.1f to %+.1f", 100.0 * p.interval.low, 100.0 * p.interval.high), p_text(p.p),
+                        p_text(p.p_holm), verdict_of(p, 0.0, r.arms[p.b].name)});
+    return rows;
 }
 
-inline std::string study_table(const StudyResults& r, const Study& study, const StudyLayout& layout) {
-    std::string text = "# " + (study.title.empty() ? study.name : study.title) + "\n\n";
-    if (!study.about.empty()) text += study.about + "\n\n";
+// how the tables are to be read
+inline std::string study_note(const StudyResults& r, const Study& study) {
     std::vector<std::string> seeds;
     for (const uint64_t seed : study.seeds) seeds.push_back(std::to_string(seed));
     size_t pairs = 0;
-    for (const SetComparison& set : r.sets) {
-        text += "## " + set.set + "\n\n" + study_set_table(r, study, layout, set) + "\n";
-        if (!set.pairs.empty()) text += study_pairs_table(r, set) + "\n";
-        pairs += set.pairs.size();
-    }
-    if (r.sets.empty()) text += "No arm has ended with an evaluation.\n\n";
-    text += "Seeds " + join_words(seeds) + ". In percent, with intervals over seeds and problems";
+    for (const SetComparison& set : r.sets) pairs += set.pairs.size();
+    std::string text = "Seeds " + join_words(seeds) + ". In percent, with intervals over seeds and problems";
     if (!study.start.empty())
         text += "; gain kept: of what " + study.full + " gained over " + study.start + ", less than a point is none";
     if (pairs) text += format("; Holm's correction over %zu comparison%s", pairs, pairs == 1 ? "" : "s");
-    return text + ".\n";
+    return text + ".";
+}
+
+inline std::string study_heading(const Study& study) { return study.title.empty() ? study.name : study.title; }
+
+inline std::string study_table(const StudyResults& r, const Study& study, const StudyLayout& layout) {
+    std::string text = "# " + study_heading(study) + "\n\n";
+    if (!study.about.empty()) text += study.about + "\n\n";
+    for (const SetComparison& set : r.sets) {
+        text += "## " + set.set + "\n\n" + md_table(study_set_table(r, study, layout, set)) + "\n";
+        if (!set.pairs.empty()) text += md_table(study_pairs_table(r, set)) + "\n";
+    }
+    if (r.sets.empty()) text += "No arm has ended with an evaluation.\n\n";
+    return text + study_note(r, study) + "\n";
 }

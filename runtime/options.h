@@ -282,6 +282,7 @@ OPT(int, bootstrap_samples, 10000, "[100, 1000000]", IN_COMPARE, "resamples of t
 OPT(std::string, output, "", "", IN_COMPARE | IN_REPORT, "compare: JSON file for all that is printed and more; empty: none; report: the HTML file, or an .svg for the curve alone; empty: report.html in the run's folder, of several runs in the current one") \
 GROUP("embedded task") \
 OPT(std::string, task, "arithmetic", "", IN_FILES, "problems made up without a data set: arithmetic, chains, knights or words, at levels of difficulty such as chains:2, chains:1-3 or chains:hard; eval takes several, joined by commas; with --model they must be asked for") \
+OPT(std::string, embedded_size, "4x128", "", IN_TRAIN, "layers and width of the embedded model, which is made from scratch; the width a multiple of 64") \
 OPT(double, cold_start_loss, 0.065, "[1e-06, 10]", IN_GRPO, "the embedded model is first taught by examples until its loss a token is below this") \
 GROUP("benchmark") \
 OPT(std::string, bench_model, "135m", "{embedded, 135m, 0.5b, 0.6b, 1.5b}", IN_BENCH, "shapes with random weights: the embedded model, SmolLM2-135M, Qwen2.5-0.5B, Qwen3-0.6B, Qwen2.5-1.5B") \

@@ -58,6 +58,9 @@ TEST(BadUse, Values) {
     refused(2, {"--weights", "", "--output_dir", out}, {"--weights", "none"});
     refused(2, {"--quantize_layers", "q,gates", "--output_dir", out}, {"--quantize_layers", "gates", "gate"});
     refused(2, {"--task", "chess", "--output_dir", out}, {"--task chess", "arithmetic"});
+    refused(2, {"--embedded_size", "4x100", "--output_dir", out}, {"--embedded_size 4x100", "multiple of 64"});
+    refused(2, {"--embedded_size", "2x64", "--model", trained, "--task", "arithmetic", "--output_dir", out},
+            {"--embedded_size 2x64", "--model"});
     refused(2, {"--task", "chains:7", "--output_dir", out}, {"chains has levels 1 to 5", "chains:hard"});
     refused(2, {"--task", "chains:hard", "--output_dir", out}, {"--task chains:hard", "never trained on"});
     refused(2, {"--task", "chains,words", "--output_dir", out}, {"--task chains,words"});

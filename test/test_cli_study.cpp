@@ -48,6 +48,9 @@ TEST(CliStudy, ATableOfCells) {
     EXPECT_LT(number(rows.back(), "bits_per_weight"), 4);
     const std::string csv = read_text(out + "/results.csv"), table = read_text(out + "/table.md");
     EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 13);
+    const std::string page = read_text(out + "/report.html");
+    for (const char* part : {"Small", "fp&gt;rtn int2:g16", "Accuracy against bits", "Curves of what was trained"})
+        EXPECT_NE(page.find(part), std::string::npos) << part;
     // nothing is left to do, and nothing changes
     const std::string lines = read_text(out + "/results.jsonl");
     const Outcome again = good(args);

@@ -84,6 +84,19 @@ TEST(Study, FlagsAreSubstitutedAndThoseOfAllAreGivenToCommandsThatHaveThem) {
     EXPECT_EQ(distill.others[0].second, cell_of(l, "fp").chains[1].back());
 }
 
+TEST(Study, WhatAllStagesHaveMayBeOfTheGrid) {
+    StudyJson j = study_json();
+    j["grid"]["task"] = {"chains", "words"};
+    j["all"]["task"] = "{task}";
+    j["evaluation"]["task"] = "{task},{task}:hard";
+    const StudyLayout l = study_lay_out(parsed(j), {});
+    const StudyCell& words = cell_of(l, "fp words");
+    EXPECT_EQ(l.runs[words.chains[0].back()].flags["task"], "words");
+    EXPECT_EQ(l.runs[words.evaluations[0]].flags["task"], "words,words:hard");
+    EXPECT_NE(words.chains[0][0], cell_of(l, "fp chains").chains[0][0]);
+    EXPECT_EQ(l.cells.size(), 24u);
+}
+
 TEST(Study, ARunIsKnownByAllThatLeadsToIt) {
     auto last_id = [](const StudyJson& j) {
         const StudyLayout l = study_lay_out(parsed(j), {});
@@ -171,6 +184,7 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"stages": {"rl": {"output_dir": "x"}}})", {"the study gives its runs --output_dir itself"});
     refuses(R"({"stages": {"rl": {"learning_rate": [1]}}})", {"not a text, a number"});
     refuses(R"({"stages": {"qat": {"weights": "{bit}"}}})", {"no key of the grid is called bit", "did you mean bits"});
+    refuses(R"({"evaluation": {"task": "{taks}"}})", {"evaluation.task", "no key of the grid is called taks"});
     refuses(R"({"stages": {"kd": {"teacher": "@fpp"}}})", {"no arm is called fpp", "did you mean fp"});
     refuses(R"({"stages": {"kd": {"teacher": "@kd"}}})", {"refers to itself"});
     refuses(R"({"stages": {"rl": {"sweep": {"learning_rate": [1]}}}})", {"two values"});

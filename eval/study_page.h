@@ -1,0 +1,105 @@
+// A study as one page: its tables, accuracy against bits a weight, and the curves of what it trained, means over seeds.
+#pragma once
+#include "report_compare.h"
+#include "study_results.h"
+
+inline std::string study_html_table(const std::string& caption, const StudyTable& rows) {
+    HtmlRow head;
+    std::vector<HtmlRow> body;
+    for (size_t i = 0; i < rows.size(); i++) {
+        HtmlRow row;
+        for (const std::string& cell : rows[i]) row.push_back(html_text(cell, 300));
+        if (i == 0) head = row;
+        else body.push_back(row);
+    }
+    return html_table(html_text(caption), head, body);
+}
+
+// Arms by what is deployed: a point for each cell with its interval, a line for each arm. Of more arms than a chart can tell
+// apart there are several charts
+inline std::string study_pareto(const StudyResults& r, const StudyLayout& layout, const SetComparison& set) {
+    std::vector<PlotSeries> series;
+    for (size_t c = 0; c < layout.cells.size(); c++) {
+        if (r.arm_of[c] < 0) continue;
+        const ArmResult& a = set.arms[r.arm_of[c]];
+        const double bits = study_mean(r.outcomes[c], &StudyOutcome::bits);
+        if (a.problems == 0 || std::isnan(bits)) continue;
+        if (series.empty() || series.back().name != layout.cells[c].arm) {
+            series.emplace_back();
+            series.back().name = layout.cells[c].arm, series.back().bars = true;
+        }
+        PlotSeries& s = series.back();
+        const size_t at = std::upper_bound(s.x.begin(), s.x.end(), bits) - s.x.begin();
+        auto put = [at](std::vector<double>& to, double v) { to.insert(to.begin() + (long)at, v); };
+        put(s.x, bits), put(s.y, 100.0 * a.value);
+        put(s.low, 100.0 * a.interval.low), put(s.high, 100.0 * a.interval.high);
+    }
+    std::string html;
+    for (size_t i = 0; i < series.size(); i += PLOT_MOST_SERIES) {
+        Plot p;
+        p.title = set.set + ": accuracy against bits a weight";
+        p.x.label = "bits a weight", p.x.log = true;
+        p.y.label = set.metric.name() + ", percent";
+        p.series.assign(series.begin() + (long)i,
+                        series.begin() + (long)std::min(series.size(), i + (size_t)PLOT_MOST_SERIES));
+        html += plot_figure(p, "Bars: 95 % intervals over seeds and problems.");
+    }
+    return html.empty() ? "" : "<div class=\"curves\">" + html + "</div>\n";
+}
+
+// the last run of each cell that has steps, each once. folder_of(run)
+template <class Folder>
+inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const StudyResults& r, const Folder& folder_of) {
+    std::vector<ReportArm> arms;
+    std::set<int> drawn;
+    for (size_t c = 0; c < layout.cells.size(); c++) {
+        const StudyCell& cell = layout.cells[c];
+        ReportArm arm;
+        arm.name = arm_name(arms.size()), arm.label = cell.name;
+        for (size_t s = 0; s < cell.chains.size(); s++) {
+            int last = -1;
+            for (const int run : cell.chains[s])
+                if (file_exists(folder_of(layout.runs[run]) + "/metrics.jsonl") &&
+                    IN_TRAIN >> layout.runs[run].command & 1)
+                    last = run;
+            if (last >= 0 && r.outcomes[c][s].state == "done" && drawn.insert(last).second)
+                arm.runs.push_back(report_open(folder_of(layout.runs[last])));
+        }
+        if (!arm.runs.empty() && arm.runs[0].last_step() > 0) arms.push_back(std::move(arm));
+    }
+    return arms;
+}
+
+template <class Folder>
+inline std::string study_page(const StudyResults& r, const Study& study, const StudyLayout& layout,
+                              const Folder& folder_of) {
+    std::string tables, pairs, pareto;
+    for (const SetComparison& set : r.sets) {
+        tables += study_html_table(set.set, study_set_table(r, study, layout, set));
+        if (!set.pairs.empty()) pairs += study_html_table(set.set, study_pairs_table(r, set));
+        pareto += study_pareto(r, layout, set);
+    }
+    const std::string note = "<p>" + html_text(study_note(r, study)) + "</p>\n";
+    std::vector<PageSection> sections = {{"arms", "Arms", tables + note}};
+    if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
+    if (!pareto.empty()) sections.push_back({"bits", "Accuracy against bits", pareto});
+    const std::vector<ReportArm> arms = study_curve_arms(layout, r, folder_of);
+    const size_t charts = (arms.size() + PLOT_MOST_SERIES - 1) / PLOT_MOST_SERIES;
+    for (size_t i = 0; i < charts; i++) {
+        const auto first = arms.begin() + (long)(i * PLOT_MOST_SERIES);
+        const auto end = i + 1 == charts ? arms.end() : first + PLOT_MOST_SERIES;
+        const std::string curves = arms_curves(std::vector<ReportArm>(first, end));
+        if (!curves.empty())
+            sections.push_back({format("curves-%zu", i + 1),
+                                "Curves of what was trained" + (charts > 1 ? format(", %zu of %zu", i + 1, charts) : ""),
+                                curves});
+    }
+    std::vector<HtmlRow> runs;
+    for (const StudyRun& run : layout.runs) {
+        const std::string folder = folder_of(run);
+        runs.push_back({html_text(run.id), command_rows[run.command].name, html_text(folder, 300)});
+    }
+    sections.push_back({"runs", "Runs", html_table("Runs", {"run", "command", "folder"}, runs, "words")});
+    const std::string heading = html_text(study_heading(study));
+    return html_page(heading + " \xC2\xB7 train_qrl", heading, html_text(study.about), sections);
+}
