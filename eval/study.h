@@ -209,17 +209,19 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     };
     for (const StudyArm& arm : s.arms)
         for (const std::string& stage : arm.stages) known(file / "arms" / arm.name, "stage", stage, stages);
-    auto flags_know = [&](const StudyPlace& place, const StudyJson& flags) {
+    auto flags_know = [&](const StudyPlace& place, const StudyJson& flags, bool of_stage) {
         for (const auto& flag : flags.items()) {
             for (const std::string& key : study_keys_in(flag.value()))
                 known(place / flag.key(), "key of the grid", key, keys);
-            if (const std::string to = study_reference(flag.value()); !to.empty())
-                known(place / flag.key(), "arm", to, arms);
+            const std::string to = study_reference(flag.value());
+            if (to.empty()) continue;
+            if (!of_stage) fail_usage("%s: only a stage can refer to an arm", (place / flag.key()).at.c_str());
+            known(place / flag.key(), "arm", to, arms);
         }
     };
-    for (const StudyStage& stage : s.stages) flags_know(file / "stages" / stage.name, stage.flags);
-    flags_know(file / "all", s.all), flags_know(file / "evaluation", s.evaluation);
-    flags_know(file / "validation", s.validation);
+    for (const StudyStage& stage : s.stages) flags_know(file / "stages" / stage.name, stage.flags, true);
+    flags_know(file / "all", s.all, false), flags_know(file / "evaluation", s.evaluation, false);
+    flags_know(file / "validation", s.validation, false);
     for (const std::string& arm : arms) study_check_circle(s, file / "arms", arm, {});
     for (const StudyPair& pair : s.pairs)
         for (const std::string& arm : {pair.better, pair.worse}) known(file / "compare", "arm", arm, arms);

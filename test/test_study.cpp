@@ -184,6 +184,7 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"stages": {"rl": {"output_dir": "x"}}})", {"the study gives its runs --output_dir itself"});
     refuses(R"({"stages": {"rl": {"learning_rate": [1]}}})", {"not a text, a number"});
     refuses(R"({"stages": {"qat": {"weights": "{bit}"}}})", {"no key of the grid is called bit", "did you mean bits"});
+    refuses(R"({"all": {"teacher": "@fp"}})", {"all.teacher", "only a stage can refer to an arm"});
     refuses(R"({"evaluation": {"task": "{taks}"}})", {"evaluation.task", "no key of the grid is called taks"});
     refuses(R"({"stages": {"kd": {"teacher": "@fpp"}}})", {"no arm is called fpp", "did you mean fp"});
     refuses(R"({"stages": {"kd": {"teacher": "@kd"}}})", {"refers to itself"});
