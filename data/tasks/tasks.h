@@ -44,12 +44,12 @@ inline const Task tasks[] = {
     {"knights",
      "Knights and Knaves with 2 or 3 islanders (hard: 4), worked out case after case",
      knights_problem,
-     {{62, 60}, {84, 160}, {106, 336}},
+     {{62, 64}, {84, 160}, {106, 372}},
      2},
     {"words",
      "word problems with 2 to 4 quantities (hard: 5 and 6) in any order, worked out one after the other",
      word_problem,
-     {{216, 68}, {300, 96}, {384, 124}, {460, 152}, {540, 180}},
+     {{216, 68}, {302, 96}, {388, 124}, {474, 152}, {560, 180}},
      3},
 };
 
