@@ -44,6 +44,10 @@ inline void study_claim_folder(const StudyWork& w) {
         }
         return;
     }
+    for (const auto& entry : std::filesystem::directory_iterator(w.folder))
+        if (const std::string name = entry.path().filename().string(); name != ".lock")
+            fail("%s holds %s and is no study's folder; give another --output_dir", w.folder.c_str(),
+                 printable(name).c_str());
     write_file_atomic(path, now.dump(1) + "\n");
 }
 
@@ -131,7 +135,7 @@ inline int study_command(Session& s) {
         printf("stopped; the same command goes on\n");
         return stop_exit_code();
     }
-    printf("\n%s\nresults in %s: report.html, table.md, results.csv, results.jsonl\n", study_table(r, w.study, w.layout).c_str(),
-           w.folder.c_str());
+    printf("\n%s\nresults in %s: report.html, table.md, results.csv, results.jsonl\n",
+           study_table(r, w.study, w.layout).c_str(), w.folder.c_str());
     return w.failed.empty() ? 0 : 1;
 }

@@ -44,12 +44,13 @@ inline std::string study_pareto(const StudyResults& r, const StudyLayout& layout
                         series.begin() + (long)std::min(series.size(), i + (size_t)PLOT_MOST_SERIES));
         html += plot_figure(p, "Bars: 95 % intervals over seeds and problems.");
     }
-    return html.empty() ? "" : "<div class=\"curves\">" + html + "</div>\n";
+    return html;
 }
 
 // the last run of each cell that has steps, each once. folder_of(run)
 template <class Folder>
-inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const StudyResults& r, const Folder& folder_of) {
+inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const StudyResults& r,
+                                               const Folder& folder_of) {
     std::vector<ReportArm> arms;
     std::set<int> drawn;
     for (size_t c = 0; c < layout.cells.size(); c++) {
@@ -82,7 +83,8 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
     const std::string note = "<p>" + html_text(study_note(r, study)) + "</p>\n";
     std::vector<PageSection> sections = {{"arms", "Arms", tables + note}};
     if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
-    if (!pareto.empty()) sections.push_back({"bits", "Accuracy against bits", pareto});
+    if (!pareto.empty())
+        sections.push_back({"bits", "Accuracy against bits", "<div class=\"curves\">\n" + pareto + "</div>\n"});
     const std::vector<ReportArm> arms = study_curve_arms(layout, r, folder_of);
     const size_t charts = (arms.size() + PLOT_MOST_SERIES - 1) / PLOT_MOST_SERIES;
     for (size_t i = 0; i < charts; i++) {
@@ -90,9 +92,9 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
         const auto end = i + 1 == charts ? arms.end() : first + PLOT_MOST_SERIES;
         const std::string curves = arms_curves(std::vector<ReportArm>(first, end));
         if (!curves.empty())
-            sections.push_back({format("curves-%zu", i + 1),
-                                "Curves of what was trained" + (charts > 1 ? format(", %zu of %zu", i + 1, charts) : ""),
-                                curves});
+            sections.push_back(
+                {format("curves-%zu", i + 1),
+                 "Curves of what was trained" + (charts > 1 ? format(", %zu of %zu", i + 1, charts) : ""), curves});
     }
     std::vector<HtmlRow> runs;
     for (const StudyRun& run : layout.runs) {

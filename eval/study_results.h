@@ -222,9 +222,8 @@ inline std::string study_chosen_text(const StudyCell& cell) {
 
 inline StudyTable study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
                                   const SetComparison& set) {
-    StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length",
-                                                   "cut off", "bits a weight", "codes flipped", "entropy",
-                                                   "tokens trained", "seeds", "chosen"}};
+    StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length", "cut off", "bits a weight",
+                        "codes flipped", "entropy", "tokens trained", "seeds", "chosen"}};
     for (size_t c = 0; c < layout.cells.size(); c++) {
         const StudyCell& cell = layout.cells[c];
         const std::vector<StudyOutcome>& outcomes = r.outcomes[c];
@@ -256,6 +255,9 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
         }
         rows.push_back(row);
     }
+    const bool nothing = std::all_of(rows.begin() + 1, rows.end(), [](const auto& row) { return row.back().empty(); });
+    for (std::vector<std::string>& row : rows)
+        if (nothing) row.pop_back();  // no arm has a sweep
     return rows;
 }
 

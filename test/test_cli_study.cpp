@@ -118,6 +118,11 @@ TEST(CliStudy, BadInput) {
     j["stages"]["rl"]["learning_rate"] = -1;
     refused(2, study_args(j, out), {"stage rl", "--learning_rate"});
     EXPECT_FALSE(fs::exists(out));
+    fs::create_directories(out);
+    write_text(out + "/table.md", "mine");
+    refused(1, study_args(small_study(), out), {"holds table.md and is no study's folder", "--output_dir"});
+    EXPECT_EQ(read_text(out + "/table.md"), "mine");
+    fs::remove(out + "/table.md");
     good(study_args(small_study(), out));
     write_text(out + "/study.json", R"({"version": "0.0.9"})");
     refused(1, study_args(small_study(), out), {"version '0.0.9'", "--output_dir"});
