@@ -7,18 +7,11 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // as text
 
-inline std::string percent_text(double share) {
-    return std::isnan(share) ? std::string("-") : format("%.1f", 100 * share);
-}
-
 // in points; sign: of a difference
 inline std::string points_text(const Confidence& c, bool sign) {
     return sign ? format("[%+.1f, %+.1f]", 100 * c.low, 100 * c.high)
                 : format("[%.1f, %.1f]", 100 * c.low, 100 * c.high);
 }
-
-// "0.0321", "2e-05"
-inline std::string p_text(double p) { return format(p >= 0.0001 ? "%.4f" : "%.0e", p); }
 
 // rows of cells as columns, two blanks between them: numbers end at the right, text (the first column, and with `words`
 // the last) begins at the left

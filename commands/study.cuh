@@ -66,7 +66,7 @@ inline StudyResults study_results(const StudyWork& w) {
                 if (o.state.empty() && failed != w.failed.end())
                     o.state = "failed: " + w.layout.runs[i].stage + ": " + failed->second;
             }
-            if (o.state.empty()) o.state = all.empty() ? "its sweep has not ended" : "not run yet";
+            if (o.state.empty()) o.state = all.empty() ? "no sweep of it has ended" : "not run yet";
             r.outcomes.back().push_back(o);
         }
     }

@@ -25,7 +25,6 @@ struct StudyWork {
     StudyScores scores;
     std::map<std::string, std::string> failed;  // by id: why
     std::vector<StudyJob> running;
-    int ended = 0;  // by this process
 
     std::string path(const StudyRun& run) const { return folder + "/runs/" + run.id; }
 };
@@ -170,7 +169,6 @@ inline void study_ended(StudyWork& w, const StudyJob& job, const std::string& id
     const double seconds = wall_seconds() - job.begun;
     if (stop_requested()) return;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !study_summary(out).is_null()) {
-        w.ended++;
         printf("done    %s, %s\n", id.c_str(), duration_text(seconds).c_str());
     } else {
         const std::string how = WIFSIGNALED(status) ? format("killed by signal %d: ", WTERMSIG(status)) : "";

@@ -14,6 +14,7 @@
 #include "equation.h"
 #include "gold.h"
 #include "order.h"
+#include "../runtime/words.h"
 #include "prompt_given.h"
 
 struct Problem {
@@ -120,12 +121,6 @@ inline void add_options(const DatasetRow& row, Problem& p, const std::vector<std
     p.question = trim_field(p.question) + "\n";
     for (size_t i = 0; i < options.size(); i++) p.question += format("\n%c) ", (char)('A' + i)) + options[i];
     p.bare = p.choice = true;
-}
-
-inline uint64_t text_hash(const std::string& text) {  // FNV-1a
-    uint64_t h = 14695981039346656037ull;
-    for (unsigned char c : text) h = (h ^ c) * 1099511628211ull;
-    return h;
 }
 
 // {"Question", "Correct Answer", "Incorrect Answer 1" .. "3"}

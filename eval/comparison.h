@@ -432,6 +432,14 @@ inline PairResult compare_arms(const std::vector<Arm>& arms, size_t a, size_t b,
     return r;
 }
 
+// percent with one digit; "-" without a number
+inline std::string percent_text(double share) {
+    return std::isnan(share) ? std::string("-") : format("%.1f", 100 * share);
+}
+
+// "0.0321", "2e-05"
+inline std::string p_text(double p) { return format(p >= 0.0001 ? "%.4f" : "%.0e", p); }
+
 // in words, for b against a. A difference counts when both its interval and its adjusted p say so.
 inline std::string verdict_of(const PairResult& r, double margin, const std::string& b) {
     const double points = 100.0 * r.estimate.value;

@@ -36,7 +36,7 @@ struct StudyStage {
 };
 
 struct StudyArm {
-    std::string name, about;
+    std::string name;
     std::vector<std::string> stages;
 };
 
@@ -265,7 +265,7 @@ inline Study study_parse(const StudyJson& j, const std::string& file) {
     for (const auto& item : j["stages"].items())
         s.stages.push_back(study_stage(place / "stages" / item.key(), item.key(), item.value()));
     for (const auto& item : j["arms"].items())
-        s.arms.push_back({item.key(), "", study_texts(place / "arms" / item.key(), item.value())});
+        s.arms.push_back({item.key(), study_texts(place / "arms" / item.key(), item.value())});
     if (j.contains("grid")) {
         if (!j["grid"].is_object()) fail_usage("%s: not an object of lists", (place / "grid").at.c_str());
         for (const auto& item : j["grid"].items())
@@ -299,7 +299,6 @@ struct StudyRun {
     StudyJson flags = StudyJson::object();            // with the seed
     int from = -1;                                    // the run whose last checkpoint it begins with; -1: none
     std::vector<std::pair<std::string, int>> others;  // flags that name another run's checkpoint
-    bool of_sweep = false;                            // and of no cell
 };
 
 struct StudyCell {
@@ -318,12 +317,6 @@ struct StudyLayout {
 
 // pass@1 on validation of the runs of sweeps that have ended, by StudyRun::id
 typedef std::map<std::string, double> StudyScores;
-
-inline std::string study_hash(const std::string& text) {
-    uint64_t h = 1469598103934665603ull;  // FNV-1a
-    for (const unsigned char c : text) h = (h ^ c) * 1099511628211ull;
-    return format("%016llx", (unsigned long long)h);
-}
 
 struct StudyBuilder {
     const Study& study;
@@ -348,11 +341,10 @@ struct StudyBuilder {
         if (run.from >= 0) all["from"] = layout.runs[run.from].id;
         else all["from"] = study.model;
         for (const auto& [flag, other] : run.others) all[flag] = layout.runs[other].id;
-        run.id = format("%s-s%llu-%s", run.stage.c_str(), (unsigned long long)seed,
-                        study_hash(nlohmann::json(all).dump()).substr(0, 10).c_str());
+        run.id = format("%s-s%llu-%010llx", run.stage.c_str(), (unsigned long long)seed,
+                        (unsigned long long)text_hash(nlohmann::json(all).dump()) >> 24);
         const auto [at, fresh] = known.emplace(run.id, (int)layout.runs.size());
         if (fresh) layout.runs.push_back(run);
-        else layout.runs[at->second].of_sweep = layout.runs[at->second].of_sweep && run.of_sweep;
         return at->second;
     }
 
@@ -366,7 +358,6 @@ struct StudyBuilder {
             const std::string task = run.flags.value("task", "arithmetic");
             for (const auto& flag : study.validation.items()) run.flags[flag.key()] = flag.value();
             if (study.validation.empty()) run.flags["task"] = task.substr(0, task.find_first_of(",:")) + ":validation";
-            run.of_sweep = true;
         }
         run.from = of;
         return add(run, seed);
@@ -386,13 +377,11 @@ struct StudyBuilder {
     }
 
     // the run of one stage; choice: of its sweep, or null
-    int add_stage(StudyCell& cell, const StudyStage& stage, int from, uint64_t seed, const StudyJson& choice,
-                  bool of_sweep) {
+    int add_stage(StudyCell& cell, const StudyStage& stage, int from, uint64_t seed, const StudyJson& choice) {
         StudyRun run;
         run.stage = stage.name;
         run.command = stage.command;
         run.from = from;
-        run.of_sweep = of_sweep;
         run.flags = merged(stage.command, stage.flags);
         substitute(cell, run.flags);
         const StudyJson given = run.flags;
@@ -402,7 +391,7 @@ struct StudyBuilder {
             run.flags.erase(flag.key());
             StudyCell other;
             other.point = cell.point;
-            const std::vector<int> chain = add_chain(other, study.arm(to), seed, of_sweep);
+            const std::vector<int> chain = add_chain(other, study.arm(to), seed);
             if (chain.empty()) return -1;
             run.others.push_back({flag.key(), chain.back()});
         }
@@ -423,10 +412,10 @@ struct StudyBuilder {
             for (const std::string& name : before) {
                 const StudyStage& earlier = study.stage(name);
                 const StudyJson choice = earlier.sweep.empty() ? StudyJson() : choose(cell, earlier, {});
-                from = add_stage(cell, earlier, from, study.sweep_seed, choice, true);
+                from = add_stage(cell, earlier, from, study.sweep_seed, choice);
                 if (from < 0) return nullptr;
             }
-            const int run = add_stage(cell, stage, from, study.sweep_seed, value, true);
+            const int run = add_stage(cell, stage, from, study.sweep_seed, value);
             if (run < 0) return nullptr;
             const auto score = scores.find(layout.runs[add_evaluation(cell, run, study.sweep_seed, true)].id);
             if (score == scores.end()) all = false;
@@ -438,7 +427,7 @@ struct StudyBuilder {
     }
 
     // the runs of an arm with one seed; empty: a sweep has not ended
-    std::vector<int> add_chain(StudyCell& cell, const StudyArm& arm, uint64_t seed, bool of_sweep) {
+    std::vector<int> add_chain(StudyCell& cell, const StudyArm& arm, uint64_t seed) {
         std::vector<int> chain;
         std::vector<std::string> before;
         for (const std::string& name : arm.stages) {
@@ -451,7 +440,7 @@ struct StudyBuilder {
                     return {};
                 }
             }
-            const int run = add_stage(cell, stage, chain.empty() ? -1 : chain.back(), seed, choice, of_sweep);
+            const int run = add_stage(cell, stage, chain.empty() ? -1 : chain.back(), seed, choice);
             if (run < 0) return {};
             chain.push_back(run);
             before.push_back(name);
@@ -496,7 +485,7 @@ inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
             cell.point = point;
             for (const auto& [key, value] : point) cell.name += " " + value;
             for (const uint64_t seed : s.seeds) {
-                cell.chains.push_back(b.add_chain(cell, arm, seed, false));
+                cell.chains.push_back(b.add_chain(cell, arm, seed));
                 cell.evaluations.push_back(
                     cell.chains.back().empty() ? -1 : b.add_evaluation(cell, cell.chains.back().back(), seed, false));
             }

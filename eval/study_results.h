@@ -181,11 +181,6 @@ inline std::string study_csv(const std::vector<StudyJson>& rows) {
     return text;
 }
 
-// percent with one digit; "-" without one
-inline std::string study_percent(double share) {
-    return std::isnan(share) ? std::string("-") : format("%.1f", 100.0 * share);
-}
-
 inline double study_mean(const std::vector<StudyOutcome>& outcomes, double StudyOutcome::*of) {
     double sum = 0.0;
     int n = 0;
@@ -241,9 +236,9 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
             const double flips = study_mean(outcomes, &StudyOutcome::flips),
                          entropy = study_mean(outcomes, &StudyOutcome::entropy);
             for (const std::string& text :
-                 {study_percent(a.value), study_percent(a.interval.low) + " to " + study_percent(a.interval.high),
-                  study_percent(a.greedy), study_percent(study_kept(r, study, layout, set, (int)c)),
-                  format("%.1f", a.length), study_percent(a.cut_off),
+                 {percent_text(a.value), percent_text(a.interval.low) + " to " + percent_text(a.interval.high),
+                  percent_text(a.greedy), percent_text(study_kept(r, study, layout, set, (int)c)),
+                  format("%.1f", a.length), percent_text(a.cut_off),
                   format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
                   std::isnan(flips) ? std::string("-") : format("%.3f %%", 100.0 * flips),
                   std::isnan(entropy) ? std::string("-") : format("%.3f", entropy),
@@ -263,7 +258,6 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
 
 inline StudyTable study_pairs_table(const StudyResults& r, const SetComparison& set) {
     StudyTable rows = {{"difference", "points", "95 %", "p", "Holm's p", "verdict"}};
-    auto p_text = [](double p) { return format(p >= 0.0001 ? "%.4f" : "%.0e", p); };
     for (const PairResult& p : set.pairs)
         rows.push_back({r.arms[p.b].name + " - " + r.arms[p.a].name, format("%+.1f", 100.0 * p.estimate.value),
                         format("%+.1f to %+.1f", 100.0 * p.interval.low, 100.0 * p.interval.high), p_text(p.p),

@@ -1,5 +1,6 @@
 // Lists of words in one text, such as --quantize_layers q,k,v.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -29,4 +30,10 @@ inline bool list_has(const std::string& list, const std::string& item) {
     for (const std::string& word : split_words(list))
         if (word == item || word == "all") return true;
     return false;
+}
+
+inline uint64_t text_hash(const std::string& text) {  // FNV-1a
+    uint64_t h = 14695981039346656037ull;
+    for (const unsigned char c : text) h = (h ^ c) * 1099511628211ull;
+    return h;
 }
