@@ -57,7 +57,7 @@ inline StudyResults study_results(const StudyWork& w) {
     auto folder_of = [&](const StudyRun& run) { return w.path(run); };
     for (const StudyCell& cell : w.layout.cells) {
         r.outcomes.emplace_back();
-        for (size_t s = 0; s < w.study.seeds.size(); s++) {
+        for (size_t s = 0; s < cell.chains.size(); s++) {
             StudyOutcome o = study_outcome(w.layout, cell, s, summary_of, folder_of);
             std::vector<int> all = cell.chains[s];
             if (cell.evaluations[s] >= 0) all.push_back(cell.evaluations[s]);
@@ -75,15 +75,29 @@ inline StudyResults study_results(const StudyWork& w) {
     return r;
 }
 
-inline void study_write(const StudyWork& w, const StudyResults& r) {
+inline std::vector<ClaimResult> study_claims(const StudyWork& w, const StudyResults& r) {
+    return study_claims(r, w.study, w.layout, [&](int cell, size_t seed) {
+        std::vector<nlohmann::json> last;
+        for (const int i : w.layout.cells[cell].chains[seed])
+            if (IN_TRAIN >> w.layout.runs[i].command & 1) last = study_steps(w.path(w.layout.runs[i]));
+        return last;
+    });
+}
+
+inline void study_write(const StudyWork& w, const StudyResults& r, const std::vector<ClaimResult>& claims) {
     const std::vector<StudyJson> rows = study_rows(r, w.study, w.layout);
     std::string lines;
     for (const StudyJson& row : rows) lines += json_line(row) + "\n";
     write_file_atomic(w.folder + "/results.jsonl", lines);
     write_file_atomic(w.folder + "/results.csv", study_csv(rows));
-    write_file_atomic(w.folder + "/table.md", study_table(r, w.study, w.layout));
+    if (!claims.empty()) {
+        lines.clear();
+        for (const ClaimResult& claim : claims) lines += json_line(claim_row(claim)) + "\n";
+        write_file_atomic(w.folder + "/claims.jsonl", lines);
+    }
+    write_file_atomic(w.folder + "/table.md", study_table(r, w.study, w.layout, claims));
     report_write(w.folder + "/report.html",
-                 study_page(r, w.study, w.layout, [&](const StudyRun& run) { return w.path(run); }));
+                 study_page(r, w.study, w.layout, claims, [&](const StudyRun& run) { return w.path(run); }));
 }
 
 // --plan: what there is to do, as the command lines that do it
@@ -106,7 +120,7 @@ inline int study_command(Session& s) {
     const Options& o = s.o;
     StudyWork w;
     const std::string file = study_file(o.arguments[0]);
-    w.study = study_parse(json_parse<StudyJson>(read_file(file, 64 << 20), file), file);
+    w.study = study_parse(json_parse<StudyJson>(read_file(file, 64 << 20), file), file, o.quick);
     if (!o.model.empty()) w.study.model = o.model;
     w.folder = o.given("output_dir") ? o.output_dir : "study-" + w.study.name;
     const CpuShare share = cpu_share();
@@ -130,12 +144,13 @@ inline int study_command(Session& s) {
     study_claim_folder(w);
     const bool ended = study_run_all(w);
     const StudyResults r = study_results(w);
-    study_write(w, r);
+    const std::vector<ClaimResult> claims = study_claims(w, r);
+    study_write(w, r, claims);
     if (!ended) {
         printf("stopped; the same command goes on\n");
         return stop_exit_code();
     }
     printf("\n%s\nresults in %s: report.html, table.md, results.csv, results.jsonl\n",
-           study_table(r, w.study, w.layout).c_str(), w.folder.c_str());
+           study_table(r, w.study, w.layout, claims).c_str(), w.folder.c_str());
     return w.failed.empty() ? 0 : 1;
 }

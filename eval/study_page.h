@@ -1,7 +1,7 @@
 // A study as one page: its tables, accuracy against bits a weight, and the curves of what it trained, means over seeds.
 #pragma once
 #include "report_compare.h"
-#include "study_results.h"
+#include "study_claims.h"
 
 inline std::string study_html_table(const std::string& caption, const StudyTable& rows) {
     HtmlRow head;
@@ -73,7 +73,7 @@ inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const 
 
 template <class Folder>
 inline std::string study_page(const StudyResults& r, const Study& study, const StudyLayout& layout,
-                              const Folder& folder_of) {
+                              const std::vector<ClaimResult>& claims, const Folder& folder_of) {
     std::string tables, pairs, pareto;
     for (const SetComparison& set : r.sets) {
         tables += study_html_table(set.set, study_set_table(r, study, layout, set));
@@ -81,7 +81,12 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
         pareto += study_pareto(r, layout, set);
     }
     const std::string note = "<p>" + html_text(study_note(r, study)) + "</p>\n";
-    std::vector<PageSection> sections = {{"arms", "Arms", tables + note}};
+    std::vector<PageSection> sections;
+    if (!claims.empty())
+        sections.push_back({"claims", "Claims",
+                            study_html_table("Claims", study_claims_table(claims)) + "<p>" +
+                                html_text(study_noise_text(claims)) + "</p>\n"});
+    sections.push_back({"arms", "Arms", tables + note});
     if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
     if (!pareto.empty())
         sections.push_back({"bits", "Accuracy against bits", "<div class=\"curves\">\n" + pareto + "</div>\n"});

@@ -1,7 +1,11 @@
-// What a study found: of each cell and seed the numbers of its runs, and of each cell their means with intervals over seeds,
-// what of the gain it kept, and the pairs that the study asks for, tested and corrected for their number (Holm).
-//   results.jsonl, results.csv   a row for each cell, seed and set
-//   table.md                     a row for each cell; then the pairs; report.html: study_page.h
+// What a study found: of each cell and seed the numbers of its runs, of each cell what of the gain it kept, and the pairs
+// that the study asks for, tested and corrected for their number (Holm).
+//   contrast   of a seed and a problem: a sum of cells' accuracies, such as better - worse. Cells with the same seed began
+//              alike, so that seeds are paired
+//   estimate   its mean, with Student's t over seeds and problems (statistics.h; a hierarchical bootstrap is too narrow with
+//              few seeds, docs/evaluation.md)
+//   share      of the gain, (arm - start) / (full - start): at least x where arm - start - x (full - start) is above 0, which
+//              is a contrast; its interval is Fieller's (1954), all x that this test does not reject
 #pragma once
 #include "comparison.h"
 #include "study.h"
@@ -14,10 +18,11 @@ struct StudyOutcome {
     double seconds = 0.0, peak = 0.0;  // of all its stages
     double flips = NAN, bits = NAN;    // share of codes that differ from the start of the last stage; bits a weight
     double reward = NAN, entropy = NAN, kl = NAN;  // at the end of the last stage that has them
+    double rate = NAN, crossed = NAN;  // of the last stage that trains: its learning rate, and that in cells, over all steps
 };
 
 struct StudyResults {
-    std::vector<std::vector<StudyOutcome>> outcomes;  // [cells][seeds]
+    std::vector<std::vector<StudyOutcome>> outcomes;  // [cells][seeds of the cell]
     std::vector<Arm> arms;    // [cells], of the seeds that are done; those without any are left out
     std::vector<int> arm_of;  // [cells]; -1: none is done
     std::vector<SetComparison> sets;
@@ -41,8 +46,9 @@ inline std::vector<nlohmann::json> study_steps(const std::string& run_folder) {
     return steps;
 }
 
-inline double study_number(const nlohmann::json& j, const char* key) {
-    return j.contains(key) && j[key].is_number() ? j[key].get<double>() : NAN;
+template <class Json>
+inline double study_number(const Json& j, const char* key) {
+    return j.contains(key) && j[key].is_number() ? j[key].template get<double>() : NAN;
 }
 
 // summary_of(run): null where it has not ended; folder_of(run)
@@ -62,6 +68,9 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         for (const auto& [to, key] :
              {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"}})
             if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
+        if (!(IN_TRAIN >> run.command & 1) || steps.empty()) continue;
+        if (run.flags.contains("learning_rate")) o.rate = study_number(run.flags, "learning_rate");
+        o.crossed = study_number(steps.back(), "quant/learning_rate_in_cells_total");
     }
     if (cell.evaluations[seed] >= 0) o.summary = summary_of(layout.runs[cell.evaluations[seed]]);
     if (!o.summary.is_null()) o.state = "done", o.bits = study_number(o.summary, "bits_per_weight");
@@ -88,7 +97,7 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
     for (size_t c = 0; c < layout.cells.size(); c++) {
         Arm arm;
         arm.name = layout.cells[c].name;
-        for (size_t s = 0; s < study.seeds.size(); s++)
+        for (size_t s = 0; s < r.outcomes[c].size(); s++)
             if (r.outcomes[c][s].state == "done") arm.runs.push_back(load_evaluation(folder_of_evaluation(c, s)));
         r.arm_of.push_back(arm.runs.empty() ? -1 : (int)r.arms.size());
         if (!arm.runs.empty()) r.arms.push_back(std::move(arm));
@@ -112,181 +121,124 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
     adjust_pairs(r.sets);
 }
 
-// share of the gain from `start` to `full` that a cell has; NAN: there is none to speak of, less than a point
-inline double study_kept(const StudyResults& r, const Study& study, const StudyLayout& layout, const SetComparison& set,
-                         int cell) {
-    if (study.start.empty() || study.full.empty() || r.arm_of[cell] < 0) return NAN;
-    double ends[2] = {NAN, NAN};
-    for (const int e : {0, 1})
-        for (const int i : study_cells_beside(layout, layout.cells[cell], e ? study.full : study.start))
-            if (r.arm_of[i] >= 0) ends[e] = set.arms[r.arm_of[i]].value;
-    return ends[1] - ends[0] >= 0.01 ? (set.arms[r.arm_of[cell]].value - ends[0]) / (ends[1] - ends[0]) : NAN;
+// ---------------------------------------------------------------------------------------------------------------------
+// contrasts
+
+struct StudyTerm {
+    int cell;
+    double weight;
+};
+typedef std::vector<StudyTerm> StudyContrast;
+
+struct StudyEvidence {
+    const StudyResults& results;
+    const Study& study;
+    const StudyLayout& layout;
+    std::string set;
+    Metric metric;
+
+    bool done(int cell, size_t seed) const {
+        return seed < results.outcomes[cell].size() && results.outcomes[cell][seed].state == "done";
+    }
+    // the evaluation of a cell with a seed; the arm has those that are done, in order
+    const Evaluation& evaluation(int cell, size_t seed) const {
+        size_t at = 0;
+        for (size_t s = 0; s < seed; s++) at += done(cell, s);
+        return results.arms[results.arm_of[cell]].runs[at];
+    }
+    // seeds with which all of these cells are done
+    std::vector<size_t> seeds_of(const StudyContrast& terms) const {
+        std::vector<size_t> list;
+        for (size_t s = 0; s < study.seeds.size(); s++)
+            if (std::all_of(terms.begin(), terms.end(), [&](const StudyTerm& t) { return done(t.cell, s); }))
+                list.push_back(s);
+        return list;
+    }
+
+    // [seeds][problems that all of them have]
+    Runs values(const StudyContrast& terms, const std::vector<size_t>& seeds) const {
+        std::vector<Arm> arms(terms.size());
+        std::vector<const Arm*> pointers;
+        for (size_t t = 0; t < terms.size(); t++) {
+            for (const size_t s : seeds) arms[t].runs.push_back(evaluation(terms[t].cell, s));
+            pointers.push_back(&arms[t]);
+        }
+        const std::vector<std::string> problems = shared_problems(pointers, set, metric);
+        Runs sum(seeds.size(), std::vector<double>(problems.size(), 0.0));
+        for (size_t t = 0; t < terms.size(); t++) {
+            const Runs of = values_of(arms[t], set, problems, metric);
+            for (size_t s = 0; s < seeds.size(); s++)
+                for (size_t p = 0; p < problems.size(); p++) sum[s][p] += terms[t].weight * of[s][p];
+        }
+        return sum;
+    }
+};
+
+inline StudyContrast study_sum(StudyContrast a, const StudyContrast& b, double weight) {
+    for (const StudyTerm& t : b) a.push_back({t.cell, weight * t.weight});
+    StudyContrast sum;
+    for (const StudyTerm& t : a) {
+        auto at = std::find_if(sum.begin(), sum.end(), [&](const StudyTerm& s) { return s.cell == t.cell; });
+        if (at == sum.end()) sum.push_back(t);
+        else at->weight += t.weight;
+    }
+    return sum;
+}
+
+// start and full beside a cell; -1: none
+inline std::pair<int, int> study_ends(const StudyEvidence& e, int cell) {
+    const std::vector<int> start = study_cells_beside(e.layout, e.layout.cells[cell], e.study.start),
+                           full = study_cells_beside(e.layout, e.layout.cells[cell], e.study.full);
+    return {start.empty() ? -1 : start[0], full.empty() ? -1 : full[0]};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// as files
+// the share of the gain
 
-inline std::vector<StudyJson> study_rows(const StudyResults& r, const Study& study, const StudyLayout& layout) {
-    std::vector<StudyJson> rows;
-    for (size_t c = 0; c < layout.cells.size(); c++)
-        for (size_t s = 0; s < study.seeds.size(); s++) {
-            const StudyOutcome& o = r.outcomes[c][s];
-            StudyJson row = {{"arm", layout.cells[c].arm}, {"cell", layout.cells[c].name}};
-            for (const auto& [key, values] : study.grid) row[key] = nullptr;
-            for (const auto& [key, value] : layout.cells[c].point) row[key] = value;
-            row["seed"] = study.seeds[s];
-            row["state"] = o.state;
-            auto add = [&](const std::string& set, const nlohmann::json& eval) {
-                StudyJson full = row;
-                full["set"] = set;
-                for (const char* key : {"pass@1", "greedy", "completions/mean_length", "completions/clipped_ratio"})
-                    full[key] = study_number(eval, key);
-                full["bits_per_weight"] = o.bits, full["code_flips"] = o.flips;
-                full["reward"] = o.reward, full["entropy"] = o.entropy, full["kd/divergence"] = o.kl;
-                full["tokens_trained"] = o.tokens;
-                rows.push_back(full);
-            };
-            if (o.summary.is_null()) {
-                add("", nlohmann::json::object());
-                continue;
-            }
-            const nlohmann::json& eval = o.summary["eval"];
-            if (eval.contains("n")) add(r.sets.size() == 1 ? r.sets[0].set : "", eval);
-            else
-                for (const auto& item : eval.items()) add(item.key(), item.value());
-        }
-    return rows;
-}
+struct StudyShare {
+    double value = NAN;
+    Confidence interval = {NAN, NAN};  // infinite where the gain itself may be none
+    int seeds = 0;
+};
 
-inline std::string csv_cell(const StudyJson& v) {
-    if (v.is_null() || (v.is_number_float() && !std::isfinite(v.get<double>()))) return "";
-    if (!v.is_string()) return v.dump();
-    std::string s = v.get<std::string>(), quoted;
-    if (s.find_first_of(",\"\n") == std::string::npos) return s;
-    for (const char c : s) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-    return "\"" + quoted + "\"";
-}
-
-inline std::string study_csv(const std::vector<StudyJson>& rows) {
-    std::string text;
-    for (const StudyJson& row : rows) {
-        std::string line, head;
-        for (const auto& item : row.items()) {
-            head += (head.empty() ? "" : ",") + csv_cell(item.key());
-            line += (line.empty() ? "" : ",") + csv_cell(item.value());
-        }
-        if (text.empty()) text = head + "\n";
-        text += line + "\n";
+// The mean share of several cells
+inline StudyShare study_share(const StudyEvidence& e, const std::vector<int>& cells) {
+    StudyShare share;
+    StudyContrast kept, gain;
+    for (const int c : cells) {
+        const auto [start, full] = study_ends(e, c);
+        if (start < 0 || full < 0) return share;
+        const double w = 1.0 / (double)cells.size();
+        kept = study_sum(kept, {{c, w}, {start, -w}}, 1.0);
+        gain = study_sum(gain, {{full, w}, {start, -w}}, 1.0);
     }
-    return text;
+    if (cells.empty()) return share;
+    const std::vector<size_t> seeds = e.seeds_of(study_sum(kept, gain, 1.0));
+    if (seeds.empty()) return share;
+    // both over the same problems
+    const StudyContrast all = study_sum(kept, gain, 0.0);
+    Runs of_kept = e.values(all, seeds), of_gain = e.values(study_sum(gain, kept, 0.0), seeds);
+    const double g = mean_of(over_seeds(of_gain));
+    share.seeds = (int)seeds.size();
+    if (!(g >= 0.01)) return share;  // less than a point is no gain to speak of
+    share.value = mean_of(over_seeds(of_kept)) / g;
+    auto rejected = [&](double x) {
+        Runs d = of_kept;
+        for (size_t s = 0; s < d.size(); s++)
+            for (size_t p = 0; p < d[s].size(); p++) d[s][p] -= x * of_gain[s][p];
+        const Confidence c = seeds_estimate({}, d).interval();
+        return c.low > 0.0 || c.high < 0.0;
+    };
+    // outwards by steps of 5 %, and back by those of 0.1 %; beyond 300 % the gain itself is hardly there
+    auto end = [&](double sign) {
+        double x = share.value;
+        while (std::fabs(x - share.value) < 3.0 && !rejected(x)) x += sign * 0.05;
+        if (!rejected(x)) return sign * INFINITY;
+        while (rejected(x - sign * 0.001)) x -= sign * 0.001;
+        return x;
+    };
+    share.interval = {end(-1.0), end(1.0)};
+    return share;
 }
 
-inline double study_mean(const std::vector<StudyOutcome>& outcomes, double StudyOutcome::*of) {
-    double sum = 0.0;
-    int n = 0;
-    for (const StudyOutcome& o : outcomes)
-        if (o.state == "done" && !std::isnan(o.*of)) sum += o.*of, n++;
-    return n ? sum / n : NAN;
-}
-
-// rows of cells, the first of which is the head
-typedef std::vector<std::vector<std::string>> StudyTable;
-
-inline std::string md_table(const StudyTable& rows) {
-    std::string text;
-    for (size_t i = 0; i < rows.size(); i++) {
-        text += "|";
-        for (std::string cell : rows[i]) {
-            for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2) cell.insert(at, "\\");
-            text += " " + cell + " |";
-        }
-        text += "\n";
-        for (size_t k = 0; i == 0 && k < rows[0].size(); k++) text += k ? "---|" : "|---|";
-        if (i == 0) text += "\n";
-    }
-    return text;
-}
-
-// what a sweep has chosen: "rl.learning_rate 1e-4"
-inline std::string study_chosen_text(const StudyCell& cell) {
-    std::string s;
-    for (const auto& [name, value] : cell.chosen)
-        s += (s.empty() ? "" : ", ") + name + " " + (value.is_string() ? value.get<std::string>() : value.dump());
-    return s;
-}
-
-inline StudyTable study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
-                                  const SetComparison& set) {
-    StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length", "cut off", "bits a weight",
-                        "codes flipped", "entropy", "tokens trained", "seeds", "chosen"}};
-    for (size_t c = 0; c < layout.cells.size(); c++) {
-        const StudyCell& cell = layout.cells[c];
-        const std::vector<StudyOutcome>& outcomes = r.outcomes[c];
-        std::string why;
-        size_t done = 0;
-        for (const StudyOutcome& o : outcomes)
-            if (o.state == "done") done++;
-            else why = o.state;
-        std::vector<std::string> row = {cell.name};
-        if (r.arm_of[c] < 0) {
-            row.push_back(why);
-            row.resize(rows[0].size(), "");
-        } else {
-            const ArmResult& a = set.arms[r.arm_of[c]];
-            const double flips = study_mean(outcomes, &StudyOutcome::flips),
-                         entropy = study_mean(outcomes, &StudyOutcome::entropy);
-            for (const std::string& text :
-                 {percent_text(a.value), percent_text(a.interval.low) + " to " + percent_text(a.interval.high),
-                  percent_text(a.greedy), percent_text(study_kept(r, study, layout, set, (int)c)),
-                  format("%.1f", a.length), percent_text(a.cut_off),
-                  format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
-                  std::isnan(flips) ? std::string("-") : format("%.3f %%", 100.0 * flips),
-                  std::isnan(entropy) ? std::string("-") : format("%.3f", entropy),
-                  human_count(study_mean(outcomes, &StudyOutcome::tokens)),
-                  done == outcomes.size() ? std::to_string(done)
-                                          : format("%zu of %zu: %s", done, outcomes.size(), why.c_str()),
-                  study_chosen_text(cell)})
-                row.push_back(text);
-        }
-        rows.push_back(row);
-    }
-    const bool nothing = std::all_of(rows.begin() + 1, rows.end(), [](const auto& row) { return row.back().empty(); });
-    for (std::vector<std::string>& row : rows)
-        if (nothing) row.pop_back();  // no arm has a sweep
-    return rows;
-}
-
-inline StudyTable study_pairs_table(const StudyResults& r, const SetComparison& set) {
-    StudyTable rows = {{"difference", "points", "95 %", "p", "Holm's p", "verdict"}};
-    for (const PairResult& p : set.pairs)
-        rows.push_back({r.arms[p.b].name + " - " + r.arms[p.a].name, format("%+.1f", 100.0 * p.estimate.value),
-                        format("%+.1f to %+.1f", 100.0 * p.interval.low, 100.0 * p.interval.high), p_text(p.p),
-                        p_text(p.p_holm), verdict_of(p, 0.0, r.arms[p.b].name)});
-    return rows;
-}
-
-// how the tables are to be read
-inline std::string study_note(const StudyResults& r, const Study& study) {
-    std::vector<std::string> seeds;
-    for (const uint64_t seed : study.seeds) seeds.push_back(std::to_string(seed));
-    size_t pairs = 0;
-    for (const SetComparison& set : r.sets) pairs += set.pairs.size();
-    std::string text = "Seeds " + join_words(seeds) + ". In percent, with intervals over seeds and problems";
-    if (!study.start.empty())
-        text += "; gain kept: of what " + study.full + " gained over " + study.start + ", less than a point is none";
-    if (pairs) text += format("; Holm's correction over %zu comparison%s", pairs, pairs == 1 ? "" : "s");
-    return text + ".";
-}
-
-inline std::string study_heading(const Study& study) { return study.title.empty() ? study.name : study.title; }
-
-inline std::string study_table(const StudyResults& r, const Study& study, const StudyLayout& layout) {
-    std::string text = "# " + study_heading(study) + "\n\n";
-    if (!study.about.empty()) text += study.about + "\n\n";
-    for (const SetComparison& set : r.sets) {
-        text += "## " + set.set + "\n\n" + md_table(study_set_table(r, study, layout, set)) + "\n";
-        if (!set.pairs.empty()) text += md_table(study_pairs_table(r, set)) + "\n";
-    }
-    if (r.sets.empty()) text += "No arm has ended with an evaluation.\n\n";
-    return text + study_note(r, study) + "\n";
-}
+inline std::string share_text(double share) { return std::isinf(share) ? std::string("none") : percent_text(share); }

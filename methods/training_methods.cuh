@@ -7,6 +7,7 @@
 #include "freeze.cuh"
 #include "invariant_scaling.cuh"
 #include "roste.cuh"
+#include "rounding_noise.cuh"
 #include "training_method.cuh"
 
 // the table
@@ -19,6 +20,7 @@ inline const std::vector<const MethodRow*>& training_methods() {
         &freeze_row,      //
         &invariant_scaling_row,
         &roste_row,
+        &rounding_noise_row,
     };
     return rows;
 }
