@@ -1,7 +1,7 @@
 // study: arms over a grid and seeds, from one file: the runs (study_runs.cuh), and then tables of what they found.
 #pragma once
 #include "../eval/study_page.h"
-#include "study_runs.cuh"
+#include "study_needs.cuh"
 
 // Studies that come with the program stand in eval/studies; a path is a file of the user's own
 inline std::string study_file(const std::string& name) {
@@ -135,10 +135,9 @@ inline int study_command(Session& s) {
         w.study.name.c_str(), w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
         w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.jobs, w.threads,
         w.threads == 1 ? "" : "s", w.folder.c_str());
-    if (o.plan) {
-        study_print_plan(w);
-        return 0;
-    }
+    if (o.plan) study_print_plan(w);
+    study_check_needs(w);
+    if (o.plan) return 0;
     make_folders(w.folder);
     const FolderLock lock(w.folder);
     study_claim_folder(w);

@@ -163,6 +163,15 @@ inline void study_update(StudyWork& w) {
     }
 }
 
+// What only a run that is resumed needs: a run that is done is not, and a checkpoint is a third of its size without
+inline void study_drop_state(const std::string& run_folder) {
+    for (const int64_t step : checkpoint_steps(run_folder))
+        for (const char* file : {"trainer_state.json", "trainer.safetensors", "optimizer.safetensors"}) {
+            std::error_code ec;
+            std::filesystem::remove(checkpoint_folder(run_folder, step) + "/" + file, ec);
+        }
+}
+
 // one of the children has ended
 inline void study_ended(StudyWork& w, const StudyJob& job, const std::string& id, int status) {
     const std::string out = w.folder + "/runs/" + id;
@@ -170,6 +179,7 @@ inline void study_ended(StudyWork& w, const StudyJob& job, const std::string& id
     if (stop_requested()) return;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !study_summary(out).is_null()) {
         printf("done    %s, %s\n", id.c_str(), duration_text(seconds).c_str());
+        study_drop_state(out);
     } else {
         const std::string how = WIFSIGNALED(status) ? format("killed by signal %d: ", WTERMSIG(status)) : "";
         w.failed[id] = how + study_last_words(out + ".log");

@@ -125,7 +125,7 @@ inline ClaimEvidence claim_kept(const StudyEvidence& e, const StudyClaim& claim)
     if (d.empty() || seeds.empty()) return c;
     const StudyShare share = study_share(e, cells);
     if (std::isnan(share.value)) {
-        c.result.why = "full precision gained less than a point";
+        c.result.verdict = ClaimVerdict::undecided, c.result.why = "full precision gained less than a point";
         return c;
     }
     const double sign = claim.rule == "kept_below" ? -1.0 : 1.0;
@@ -287,62 +287,71 @@ inline ClaimResult claim_correlations(const StudyEvidence& e, ClaimResult r, con
     return r;
 }
 
-// mean pass@k of a cell over seeds; k: 1, or -1 for as many as there are samples
-inline double cell_accuracy(const StudyEvidence& e, int cell, const std::vector<size_t>& seeds, bool all_samples) {
-    double sum = 0.0;
-    for (const size_t s : seeds) {
-        const SetResult* set = find_set(e.evaluation(cell, s), e.set);
-        if (!set || set->empty()) return NAN;
-        double mean = 0.0;
+// pass@1 of a cell by seed, or with all its samples pass@K; NAN where it is not done
+inline std::vector<double> cell_accuracies(const StudyEvidence& e, int cell, bool all_samples) {
+    std::vector<double> list;
+    for (size_t s = 0; s < e.study.seeds.size(); s++) {
+        const SetResult* set = e.done(cell, s) ? find_set(e.evaluation(cell, s), e.set) : nullptr;
+        list.push_back(NAN);
+        if (!set || set->empty()) continue;
+        double sum = 0.0;
         for (const auto& [name, r] : *set) {
             const Graded& g = e.metric.of(r);
-            mean += all_samples ? (double)(g.strict > 0) : (double)g.strict / std::max(g.samples, 1);
+            sum += all_samples ? (double)(g.strict > 0) : (double)g.strict / std::max(g.samples, 1);
         }
-        sum += mean / (double)set->size();
+        list.back() = sum / (double)set->size();
     }
+    return list;
+}
+
+inline double mean_at(const std::vector<double>& x, const std::vector<size_t>& seeds) {
+    double sum = 0.0;
+    for (const size_t s : seeds) sum += x[s];
     return sum / (double)seeds.size();
 }
 
 inline ClaimResult claim_follows_cells(const StudyEvidence& e, const StudyClaim& claim) {
     ClaimResult r;
     std::vector<std::vector<int>> needed;
+    std::vector<std::vector<double>> after, before, full, x[2];
     for (const StudyPair& pair : claim.pairs)
         for (const int cell : claim_cells(e.layout, claim, pair.better)) {
-            const auto [start, full] = study_ends(e, cell);
-            if (start < 0 || full < 0) continue;
+            const auto [start, end] = study_ends(e, cell);
+            if (start < 0 || end < 0) continue;
             r.cells.push_back({cell, -1});
-            needed.push_back({cell, start, full});
+            needed.push_back({cell, start, end});
+            after.push_back(cell_accuracies(e, cell, false));
+            before.push_back(cell_accuracies(e, start, false));
+            full.push_back(cell_accuracies(e, end, false));
+            for (std::vector<std::vector<double>>& list : x) list.emplace_back();
+            for (const StudyOutcome& o : e.results.outcomes[cell])
+                x[0].back().push_back(o.crossed), x[1].back().push_back(o.rate);
         }
     auto kept = [&](size_t i, const std::vector<size_t>& seeds) {
-        const double from = cell_accuracy(e, needed[i][1], seeds, false);
-        return (cell_accuracy(e, needed[i][0], seeds, false) - from) / (cell_accuracy(e, needed[i][2], seeds, false) - from);
+        const double from = mean_at(before[i], seeds);
+        return (mean_at(after[i], seeds) - from) / (mean_at(full[i], seeds) - from);
     };
-    auto x = [&](size_t i, int which, const std::vector<size_t>& seeds) {
-        double sum = 0.0;
-        for (const size_t s : seeds) {
-            const StudyOutcome& o = e.results.outcomes[needed[i][0]][s];
-            sum += which ? o.rate : o.crossed;
-        }
-        return sum;
-    };
-    return claim_correlations(e, r, needed, kept, x, "cells crossed", "the rate");
+    auto of = [&](size_t i, int which, const std::vector<size_t>& seeds) { return mean_at(x[which][i], seeds); };
+    return claim_correlations(e, r, needed, kept, of, "cells crossed", "the rate");
 }
 
 inline ClaimResult claim_foretold(const StudyEvidence& e, const StudyClaim& claim) {
     ClaimResult r;
     std::vector<std::vector<int>> needed;
+    std::vector<std::vector<double>> accuracy, x[2];
     for (const StudyPair& pair : claim.pairs)
         for (const auto& [after, before] : claim_pairs(e.layout, claim, pair)) {
             r.cells.push_back({after, before});
             needed.push_back({after, before});
+            accuracy.push_back(cell_accuracies(e, after, false));
+            x[0].push_back(cell_accuracies(e, before, true));
+            x[1].push_back(cell_accuracies(e, before, false));
         }
     auto gain = [&](size_t i, const std::vector<size_t>& seeds) {
-        return cell_accuracy(e, needed[i][0], seeds, false) - cell_accuracy(e, needed[i][1], seeds, false);
+        return mean_at(accuracy[i], seeds) - mean_at(x[1][i], seeds);
     };
-    auto x = [&](size_t i, int which, const std::vector<size_t>& seeds) {
-        return cell_accuracy(e, needed[i][1], seeds, which == 0);
-    };
-    return claim_correlations(e, r, needed, gain, x, "coverage", "pass@1");
+    auto of = [&](size_t i, int which, const std::vector<size_t>& seeds) { return mean_at(x[which][i], seeds); };
+    return claim_correlations(e, r, needed, gain, of, "coverage", "pass@1");
 }
 
 // after Holm's correction
@@ -403,13 +412,25 @@ inline std::vector<ClaimResult> study_claims(const StudyResults& results, const 
 // ---------------------------------------------------------------------------------------------------------------------
 // the number of seeds
 
-// the least number of seeds that finds a difference with this power, paired, two-sided at `alpha`; differences between seeds
-// vary by `deviation`
-inline int seeds_for(double difference, double deviation, double power, double alpha) {
-    for (int n = 2; n < 1000; n++) {
-        const double needed = student_quantile(1.0 - 0.5 * alpha, n - 1) + student_quantile(power, n - 1);
-        if (needed * deviation <= difference * std::sqrt((double)n)) return n;
+// The chance that a paired two-sided test of n seeds at `alpha` finds a difference of `effect` standard deviations:
+// P(T > t) of Student's noncentral t, whose deviation sqrt(V / df) is integrated over (Simpson)
+inline double seeds_power(int n, double effect, double alpha) {
+    const double df = n - 1.0, critical = student_quantile(1.0 - 0.5 * alpha, df), shift = effect * std::sqrt((double)n);
+    const int steps = 2000;
+    const double most = 6.0, h = most / steps;  // of s = sqrt(V / df)
+    const double log_norm = std::log(2.0) + 0.5 * df * std::log(0.5 * df) - std::lgamma(0.5 * df);
+    double sum = 0.0;
+    for (int i = 1; i <= steps; i++) {
+        const double s = h * i, density = std::exp(log_norm + (df - 1.0) * std::log(s) - 0.5 * df * s * s);
+        sum += (i == steps ? 1.0 : i % 2 ? 4.0 : 2.0) * density * normal_cdf(shift - critical * s);
     }
+    return sum * h / 3.0;
+}
+
+// the least number of seeds that finds a difference with this power; differences vary by `deviation` between seeds
+inline int seeds_for(double difference, double deviation, double power, double alpha) {
+    for (int n = 2; n < 1000; n++)
+        if (deviation <= 0.0 || seeds_power(n, difference / deviation, alpha) >= power) return n;
     return 1000;
 }
 

@@ -395,17 +395,26 @@ inline StudyJson study_quick(const StudyPlace& place, StudyJson j) {
     return j;
 }
 
-// With --quick: what needs arms that are not there is left out
+// With --quick: what needs arms or values of the grid that are not there is left out
 inline void study_drop_unknown(Study& s) {
     auto gone = [&](const StudyPair& pair) {
         return !study_side_known(s, pair.better) || (!pair.worse.empty() && !study_side_known(s, pair.worse));
     };
+    auto undecidable = [&](StudyClaim& c) {
+        for (auto& [key, values] : c.where) {
+            const auto in_grid = [&, key = key](const std::string& value) {
+                for (const auto& [its, there] : s.grid)
+                    if (its == key) return std::find(there.begin(), there.end(), value) != there.end();
+                return true;  // no key of the grid: that is said later
+            };
+            values.erase(std::remove_if(values.begin(), values.end(), [&](const auto& v) { return !in_grid(v); }),
+                         values.end());
+            if (values.empty()) return true;
+        }
+        return std::any_of(c.pairs.begin(), c.pairs.end(), gone);
+    };
     s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(), gone), s.pairs.end());
-    s.claims.erase(std::remove_if(s.claims.begin(), s.claims.end(),
-                                  [&](const StudyClaim& c) {
-                                      return std::any_of(c.pairs.begin(), c.pairs.end(), gone);
-                                  }),
-                   s.claims.end());
+    s.claims.erase(std::remove_if(s.claims.begin(), s.claims.end(), undecidable), s.claims.end());
 }
 
 inline Study study_parse(const StudyJson& given, const std::string& file, bool quick = false) {

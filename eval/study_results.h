@@ -69,7 +69,9 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
              {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"}})
             if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
         if (!(IN_TRAIN >> run.command & 1) || steps.empty()) continue;
-        if (run.flags.contains("learning_rate")) o.rate = study_number(run.flags, "learning_rate");
+        if (const StudyJson rate = run.flags.value("learning_rate", StudyJson()); rate.is_string())
+            o.rate = strtod(rate.get<std::string>().c_str(), nullptr);  // of the grid
+        else if (rate.is_number()) o.rate = rate.get<double>();
         o.crossed = study_number(steps.back(), "quant/learning_rate_in_cells_total");
     }
     if (cell.evaluations[seed] >= 0) o.summary = summary_of(layout.runs[cell.evaluations[seed]]);

@@ -1,0 +1,233 @@
+// Claims: each rule on results that are made up, so that what it has to say is known (eval/study_claims.h).
+#include <gtest/gtest.h>
+#include "../eval/study_claims.h"
+
+// Accuracies by cell and seed as evaluations of 200 problems with four samples each. The same problems are hard in all cells
+struct MadeUp {
+    Study study;
+    StudyLayout layout;
+    StudyResults results;
+
+    static constexpr int problems = 200, samples = 4;
+
+    int add(const std::string& arm, const std::string& bits, const std::vector<double>& accuracies) {
+        StudyCell cell;
+        cell.arm = cell.name = arm;
+        if (!bits.empty()) cell.point.push_back({"bits", bits}), cell.name += " " + bits;
+        Arm a;
+        std::vector<StudyOutcome> outcomes;
+        for (const double accuracy : accuracies) {
+            Evaluation e;
+            const int right = (int)std::lround(accuracy * problems * samples);
+            for (int p = 0; p < problems; p++) {
+                ProblemResult r;
+                r.gold = std::to_string(p);
+                r.sampled.samples = samples;
+                // evenly over the problems, the first ones get what is left over
+                r.sampled.strict = right / problems + (p < right % problems);
+                e.sets["set"][std::to_string(p)] = r;
+            }
+            a.runs.push_back(e);
+            StudyOutcome o;
+            o.state = "done";
+            outcomes.push_back(o);
+            cell.chains.push_back({0});
+            cell.evaluations.push_back(0);
+        }
+        while (study.seeds.size() < accuracies.size()) study.seeds.push_back(study.seeds.size() + 1);
+        layout.cells.push_back(cell);
+        results.outcomes.push_back(outcomes);
+        results.arm_of.push_back((int)results.arms.size());
+        results.arms.push_back(a);
+        if (results.sets.empty()) {
+            results.sets.emplace_back();
+            results.sets[0].set = "set", results.sets[0].metric = Metric{true, true, 1};
+        }
+        return (int)layout.cells.size() - 1;
+    }
+
+    void claim(const std::string& rule, const std::vector<StudyPair>& pairs, double bound) {
+        StudyClaim c;
+        c.id = rule, c.text = rule, c.rule = rule, c.pairs = pairs, c.bound = bound;
+        study.claims.push_back(c);
+    }
+
+    std::map<std::pair<int, size_t>, std::vector<double>> curves;
+    ClaimResult decide(size_t i = 0) const {
+        return study_claims(results, study, layout, [&](int cell, size_t seed) {
+            std::vector<nlohmann::json> steps;
+            const auto at = curves.find({cell, seed});
+            for (size_t k = 0; at != curves.end() && k < at->second.size(); k++)
+                steps.push_back({{"step", k + 1}, {"divergence", at->second[k]}});
+            return steps;
+        })[i];
+    }
+};
+
+static std::string verdict(const MadeUp& m, size_t i = 0) { return claim_verdict_name(m.decide(i).verdict); }
+
+TEST(Claims, MoreIsSupportedContradictedOrUndecided) {
+    const std::vector<StudyPair> pair = {{"a", "b"}};
+    MadeUp better;
+    better.add("a", "", {0.50, 0.52, 0.49, 0.51}), better.add("b", "", {0.40, 0.43, 0.39, 0.40});
+    better.claim("more", pair, 1.0);
+    const ClaimResult r = better.decide();
+    EXPECT_EQ(r.verdict, ClaimVerdict::supported);
+    EXPECT_EQ(r.figure, "+10.0");
+    EXPECT_EQ(r.seeds, 4);
+    EXPECT_NEAR(r.deviation, 0.0082, 1e-4);  // of 0.10, 0.09, 0.10, 0.11
+    better.claim("more", {{"b", "a"}}, 1.0);
+    EXPECT_EQ(verdict(better, 1), "contradicted");
+    better.claim("more", pair, 12.0);
+    EXPECT_EQ(verdict(better, 2), "undecided");
+    EXPECT_EQ(better.decide(2).why, "better, but by less than 12 points");
+
+    MadeUp noisy;  // seeds differ more than the arms do
+    noisy.add("a", "", {0.60, 0.30, 0.55, 0.35}), noisy.add("b", "", {0.35, 0.45, 0.60, 0.30});
+    noisy.claim("more", pair, 1.0);
+    EXPECT_EQ(verdict(noisy), "undecided");
+}
+
+TEST(Claims, SeedsArePaired) {
+    // the seeds are far apart, the difference is the same in each
+    MadeUp m;
+    m.add("a", "", {0.20, 0.40, 0.60, 0.80}), m.add("b", "", {0.17, 0.37, 0.57, 0.77});
+    m.claim("more", {{"a", "b"}}, 1.0);
+    EXPECT_EQ(verdict(m), "supported");
+}
+
+TEST(Claims, EqualityNeedsATestOfIt) {
+    MadeUp m;
+    m.add("a", "", {0.50, 0.51, 0.50, 0.49}), m.add("b", "", {0.50, 0.50, 0.505, 0.495});
+    m.add("c", "", {0.45, 0.46, 0.44, 0.45}), m.add("d", "", {0.60, 0.40, 0.55, 0.45});
+    m.claim("equal", {{"a", "b"}}, 2.0);
+    m.claim("equal", {{"a", "c"}}, 2.0);
+    m.claim("equal", {{"a", "d"}}, 2.0);
+    m.claim("not_below", {{"a", "b"}}, 2.0);
+    m.claim("not_below", {{"c", "a"}}, 2.0);
+    m.claim("not_below", {{"a", "d"}}, 2.0);
+    const char* wanted[] = {"supported", "contradicted", "undecided", "supported", "contradicted", "undecided"};
+    for (size_t i = 0; i < 6; i++) EXPECT_EQ(verdict(m, i), wanted[i]) << i;
+}
+
+TEST(Claims, WhatIsKeptOfTheGain) {
+    MadeUp m;
+    m.study.start = "start", m.study.full = "fp";
+    m.add("start", "", {0.20, 0.21, 0.19, 0.20}), m.add("fp", "", {0.60, 0.62, 0.59, 0.60});
+    const int half = m.add("half", "", {0.40, 0.41, 0.39, 0.41});
+    m.add("all", "", {0.60, 0.61, 0.59, 0.61});
+    m.claim("kept_at_least", {{"all", ""}}, 90.0);
+    m.claim("kept_at_least", {{"half", ""}}, 90.0);
+    m.claim("kept_below", {{"half", ""}}, 60.0);
+    m.claim("kept_below", {{"all", ""}}, 60.0);
+    const char* wanted[] = {"supported", "contradicted", "supported", "contradicted"};
+    for (size_t i = 0; i < 4; i++) EXPECT_EQ(verdict(m, i), wanted[i]) << i;
+    const StudyEvidence e{m.results, m.study, m.layout, "set", Metric{true, true, 1}};
+    const StudyShare share = study_share(e, {half});
+    EXPECT_NEAR(share.value, 0.2025 / 0.4025, 1e-9);
+    EXPECT_LT(share.interval.low, share.value);
+    EXPECT_GT(share.interval.high, share.value);
+    EXPECT_NEAR(share.interval.high - share.interval.low, 0.06, 0.05);
+
+    MadeUp none;  // nothing was gained
+    none.study.start = "start", none.study.full = "fp";
+    none.add("start", "", {0.30, 0.30}), none.add("fp", "", {0.305, 0.305}), none.add("a", "", {0.31, 0.29});
+    none.claim("kept_at_least", {{"a", ""}}, 90.0);
+    EXPECT_EQ(verdict(none), "undecided");
+    EXPECT_NE(none.decide().why.find("less than a point"), std::string::npos);
+}
+
+TEST(Claims, AMeanOverPointsAndOnlyThoseThatCount) {
+    MadeUp m;
+    m.study.grid = {{"bits", {"4", "2"}}};
+    m.add("a", "4", {0.50, 0.51, 0.49}), m.add("a", "2", {0.50, 0.51, 0.49});
+    m.add("b", "4", {0.50, 0.50, 0.50}), m.add("b", "2", {0.30, 0.31, 0.30});
+    m.add("plain", "", {0.40, 0.41, 0.39});
+    m.claim("more", {{"a", "b"}}, 1.0);
+    EXPECT_EQ(m.decide().cells.size(), 2u);  // 4 beside 4, 2 beside 2
+    EXPECT_EQ(m.decide().figure, "+9.8");
+    m.claim("more", {{"a", "b"}}, 1.0);
+    m.study.claims.back().where = {{"bits", {"2"}}};
+    EXPECT_EQ(m.decide(1).figure, "+19.7");
+    m.claim("more", {{"a 4", "b 2"}}, 1.0);  // cells by their names
+    EXPECT_EQ(m.decide(2).figure, "+19.7");
+    m.claim("more", {{"a", "plain"}}, 1.0);  // an arm without the key stands beside every point
+    EXPECT_EQ(m.decide(3).figure, "+10.0");
+    m.claim("more", {{"a 3", "b 2"}}, 1.0);
+    EXPECT_EQ(verdict(m, 4), "not run");
+}
+
+TEST(Claims, HolmOverAllOfThem) {
+    MadeUp m;
+    m.add("a", "", {0.50, 0.53, 0.47}), m.add("b", "", {0.44, 0.45, 0.45});
+    m.claim("more", {{"a", "b"}}, 1.0);
+    const double alone = m.decide().p_holm;
+    EXPECT_EQ(alone, m.decide().p);
+    m.claim("more", {{"b", "a"}}, 1.0);
+    EXPECT_NEAR(m.decide().p_holm, 2.0 * alone, 1e-12);
+}
+
+TEST(Claims, AnOrderHoldsAtEveryPointOrIsTurned) {
+    MadeUp m;
+    m.study.grid = {{"bits", {"4", "2"}}};
+    m.add("a", "4", {0.60, 0.61, 0.59, 0.60}), m.add("a", "2", {0.50, 0.51, 0.49, 0.50});
+    m.add("b", "4", {0.50, 0.51, 0.49, 0.50}), m.add("b", "2", {0.40, 0.41, 0.39, 0.40});
+    m.add("c", "4", {0.30, 0.31, 0.29, 0.30}), m.add("c", "2", {0.45, 0.46, 0.44, 0.45});
+    m.claim("order", {{"a", ""}, {"b", ""}}, 0.0);
+    m.claim("order", {{"a", ""}, {"b", ""}, {"c", ""}}, 0.0);
+    EXPECT_EQ(verdict(m, 0), "supported");
+    EXPECT_EQ(verdict(m, 1), "contradicted");
+    EXPECT_EQ(m.decide(1).why, "c 2 is above b 2");
+}
+
+TEST(Claims, WhichIsSooner) {
+    MadeUp m;
+    const int a = m.add("a", "", {0.5, 0.5, 0.5}), b = m.add("b", "", {0.5, 0.5, 0.5});
+    for (size_t seed = 0; seed < 3; seed++) {
+        std::vector<double> fast, slow;
+        for (int i = 0; i < 40; i++) {
+            fast.push_back(1.0 - std::min(1.0, (i + 0.1 * (double)seed) / 10.0));
+            slow.push_back(1.0 - std::min(1.0, (i + 0.2 * (double)seed) / 30.0));
+        }
+        m.curves[{a, seed}] = fast, m.curves[{b, seed}] = slow;
+    }
+    m.claim("sooner", {{"a", "b"}}, 90.0);
+    m.study.claims.back().curve = "divergence";
+    m.claim("sooner", {{"b", "a"}}, 90.0);
+    m.study.claims.back().curve = "divergence";
+    EXPECT_EQ(verdict(m, 0), "supported");
+    EXPECT_EQ(verdict(m, 1), "contradicted");
+    EXPECT_EQ(step_of_level({{1, 0.0}, {2, 0.5}, {3, 1.0}}, 0.5, true), 2.0);
+    EXPECT_EQ(step_of_level({{1, 0.0}, {2, 0.5}, {3, 1.0}}, 2.0, true), 4.0) << "never";
+    EXPECT_EQ(step_of_level({{1, 1.0}, {2, 0.5}, {3, 0.1}}, 0.5, false), 2.0);
+}
+
+TEST(Claims, WhatIsKeptGoesWithCellsOrWithTheRate) {
+    for (const bool cells : {true, false}) {
+        MadeUp m;
+        m.study.start = "start", m.study.full = "fp";
+        m.add("start", "", {0.20, 0.20, 0.20}), m.add("fp", "", {0.60, 0.61, 0.59});
+        for (int grid = 0; grid < 3; grid++)
+            for (int rate = 0; rate < 4; rate++) {
+                const double crossed = (grid + 1) * 10.0 + rate, order = cells ? crossed : rate * 10.0 + grid;
+                const double accuracy = 0.2 + 0.008 * order;
+                const int c = m.add("q", format("%d%d", grid, rate), {accuracy, accuracy + 0.002, accuracy - 0.002});
+                for (StudyOutcome& o : m.results.outcomes[c]) o.crossed = crossed, o.rate = rate;
+            }
+        m.claim("follows_cells", {{"q", ""}}, 0.0);
+        EXPECT_EQ(verdict(m), cells ? "supported" : "contradicted") << m.decide().figure << m.decide().interval;
+    }
+    EXPECT_NEAR(rank_correlation({1, 2, 3, 4}, {10, 20, 30, 5}), -0.2, 1e-12);  // scipy.stats.spearmanr
+    EXPECT_NEAR(rank_correlation({1, 2, 2, 4}, {1, 3, 2, 4}), 0.9486832980505138, 1e-12);
+    EXPECT_TRUE(std::isnan(rank_correlation({1, 1, 1}, {1, 2, 3})));
+}
+
+// power of the paired t test: statsmodels.stats.power.TTestPower().power(effect, n, alpha)
+TEST(Claims, SeedsForAPower) {
+    EXPECT_NEAR(seeds_power(34, 0.5, 0.05), 0.80778, 1e-5);
+    EXPECT_NEAR(seeds_power(10, 1.0, 0.05), 0.80310, 1e-5);
+    EXPECT_NEAR(seeds_power(10, 1e-9, 0.05), 0.025, 1e-5) << "one side of what chance finds";
+    EXPECT_EQ(seeds_for(0.5, 1.0, 0.8, 0.05), 34);
+    EXPECT_EQ(seeds_for(1.0, 1.0, 0.8, 0.05), 10);
+    EXPECT_EQ(seeds_for(0.05, 0.0, 0.8, 0.05), 2);
+}
