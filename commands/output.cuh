@@ -164,6 +164,7 @@ inline void summary_quantizers(nlohmann::ordered_json& summary, const Session& s
     summary["activations"] = rules_text(s.m.activation_rules);
     summary["kv_cache"] = rules_text(s.m.kv_rules);
     summary["bits_per_weight"] = bits_per_weight(s.m);
+    summary["deployed_bytes"] = deployed_bytes(s.m);
     const std::string rotated = rotated_text(rotated_linears(s.m));
     if (rotated != "none") summary["hadamard"] = rotated;
 }

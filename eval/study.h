@@ -25,6 +25,7 @@ struct StudyCell {
     std::vector<std::pair<std::string, StudyJson>> chosen;  // by sweeps: "stage.flag", value
     std::vector<std::vector<int>> chains;                   // of each of its seeds: its runs; empty: a sweep has not ended
     std::vector<int> evaluations;                           // of each seed
+    std::vector<int> drifts;                                // the same against `full`; -1: not measured
 };
 
 struct StudyLayout {
@@ -80,6 +81,26 @@ struct StudyBuilder {
             if (study.validation.empty()) run.flags["task"] = task.substr(0, task.find_first_of(",:")) + ":validation";
         }
         run.from = of;
+        return add(run, seed);
+    }
+
+    // how far the end of a cell is from what `full` ends in, with the same seed; -1: it is not to be measured, or not known yet
+    int add_drift(const StudyCell& cell, int of, uint64_t seed, const StudyJson& own) {
+        if (study.drift.is_null()) return -1;
+        StudyRun run;
+        run.stage = "drift";
+        run.command = COMMAND_EVAL;
+        run.flags = merged(COMMAND_EVAL, study.drift);
+        for (const auto& flag : own.items())
+            if (flag.key().rfind("eval_", 0) != 0 && flag.key() != "task") run.flags[flag.key()] = flag.value();
+        for (const char* flag : {"eval_samples", "eval_greedy"}) run.flags.erase(flag);  // it has none
+        substitute(cell, run.flags);
+        StudyCell other;
+        other.point = cell.point;
+        const std::vector<int> full = add_chain(other, study.arm(study.full), seed);
+        if (full.empty()) return -1;
+        run.from = of;
+        run.others.push_back({"against", full.back()});
         return add(run, seed);
     }
 
@@ -200,6 +221,9 @@ inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
                 }
             points = longer;
         }
+        bool full_known = !s.full.empty();  // at one point of the grid
+        for (const std::string& key : full_known ? study_arm_keys(s, s.arm(s.full)) : std::set<std::string>())
+            full_known = full_known && keys.count(key);
         for (const auto& point : points) {
             StudyCell cell;
             cell.arm = cell.name = arm.name;
@@ -210,6 +234,8 @@ inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
                 const std::vector<int>& chain = cell.chains.back();
                 cell.evaluations.push_back(
                     chain.empty() ? -1 : b.add_evaluation(cell, chain.back(), s.seeds[i], false, arm.evaluation));
+                cell.drifts.push_back(
+                    chain.empty() || !full_known ? -1 : b.add_drift(cell, chain.back(), s.seeds[i], arm.evaluation));
             }
             b.layout.cells.push_back(cell);
         }

@@ -71,12 +71,14 @@ struct Study {
     std::vector<uint64_t> seeds;
     uint64_t sweep_seed = 0;
     StudyJson all = StudyJson::object(), evaluation = StudyJson::object(), validation = StudyJson::object();  // flags
+    StudyJson drift;  // flags of eval --against, how far each cell is from `full`; null: that is not measured
     std::vector<StudyStage> stages;
     std::vector<StudyArm> arms;
     std::vector<std::pair<std::string, std::vector<std::string>>> grid;
     std::vector<StudyPair> pairs;
     std::string start, full;  // arms between which the share of the gain is measured; empty: it is not
     std::vector<StudyClaim> claims;
+    std::map<std::string, std::string> reported;  // by cell or arm: what a paper says of it
     bool quick = false;
 
     size_t seeds_of(const StudyArm& arm) const {
@@ -255,6 +257,7 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     for (const StudyStage& stage : s.stages) flags_know(file / "stages" / stage.name, stage.flags, true);
     flags_know(file / "all", s.all, false), flags_know(file / "evaluation", s.evaluation, false);
     flags_know(file / "validation", s.validation, false);
+    if (!s.drift.is_null()) flags_know(file / "drift", s.drift, false);
     for (const std::string& arm : arms) study_check_circle(s, file / "arms", arm, {});
     for (const StudyPair& pair : s.pairs)
         for (const std::string& arm : {pair.better, pair.worse}) known(file / "compare", "arm", arm, arms);
@@ -276,6 +279,8 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     }
     for (const auto& [key, arm] : {std::pair("start", s.start), {"full", s.full}})
         if (!arm.empty()) known(file / key, "arm", arm, arms);
+    for (const auto& said : s.reported)
+        if (!study_side_known(s, said.first)) known(file / "reported", "arm", said.first, arms);
 }
 
 // An arm's stages, or an object of them with what is its own
@@ -421,7 +426,7 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
     const StudyPlace place{printable(file, 400) + ": "};
     study_keys(place, given,
                {"title", "about", "model", "seeds", "sweep_seed", "all", "stages", "arms", "grid", "evaluation",
-                "validation", "compare", "start", "full", "claims", "quick"});
+                "validation", "compare", "start", "full", "claims", "quick", "reported", "drift"});
     const StudyJson j = quick ? study_quick(place, given) : given;
     for (const char* needed : {"seeds", "stages", "arms"})
         if (!j.contains(needed)) fail_usage("%sno `%s`", place.at.c_str(), needed);
@@ -445,12 +450,17 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
     if (j.contains("all")) s.all = study_flags(place / "all", j["all"]);
     if (j.contains("evaluation")) s.evaluation = study_flags(place / "evaluation", j["evaluation"]);
     if (j.contains("validation")) s.validation = study_flags(place / "validation", j["validation"]);
+    if (j.contains("drift")) {
+        s.drift = study_flags(place / "drift", j["drift"]);
+        if (s.full.empty()) fail_usage("%s: the distance from `full` needs it", (place / "drift").at.c_str());
+    }
     auto of_eval = [](const StudyPlace& at, const StudyJson& flags) {
         for (const auto& flag : flags.items())
             if (!(option_rows[option_index(flag.key())].commands & IN_EVAL))
                 fail_usage("%s: eval has no --%s", (at / flag.key()).at.c_str(), flag.key().c_str());
     };
     of_eval(place / "evaluation", s.evaluation), of_eval(place / "validation", s.validation);
+    if (!s.drift.is_null()) of_eval(place / "drift", s.drift);
     for (const char* list : {"stages", "arms"})
         if (!j[list].is_object() || j[list].empty()) fail_usage("%s: not an object of them", (place / list).at.c_str());
     for (const auto& item : j["stages"].items())
@@ -465,6 +475,11 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
         if (!j["claims"].is_object()) fail_usage("%s: not an object of claims", (place / "claims").at.c_str());
         for (const auto& item : j["claims"].items())
             s.claims.push_back(study_claim(place / "claims" / item.key(), item.key(), item.value()));
+    }
+    if (j.contains("reported")) {
+        if (!j["reported"].is_object()) fail_usage("%s: not an object of texts", (place / "reported").at.c_str());
+        for (const auto& item : j["reported"].items())
+            s.reported[item.key()] = study_text(place / "reported" / item.key(), item.value());
     }
     s.quick = quick;
     if (quick) study_drop_unknown(s);

@@ -1,4 +1,4 @@
-// A study as one page: its tables, accuracy against bits a weight, and the curves of what it trained, means over seeds.
+// A study as one page: its claims and tables, accuracy against bytes, and the curves of what it trained, means over seeds.
 #pragma once
 #include "report_compare.h"
 #include "study_claims.h"
@@ -22,29 +22,42 @@ inline std::string study_pareto(const StudyResults& r, const StudyLayout& layout
     for (size_t c = 0; c < layout.cells.size(); c++) {
         if (r.arm_of[c] < 0) continue;
         const ArmResult& a = set.arms[r.arm_of[c]];
-        const double bits = study_mean(r.outcomes[c], &StudyOutcome::bits);
-        if (a.problems == 0 || std::isnan(bits)) continue;
+        const double bytes = study_mean(r.outcomes[c], &StudyOutcome::bytes);
+        if (a.problems == 0 || !(bytes > 0.0)) continue;
         if (series.empty() || series.back().name != layout.cells[c].arm) {
             series.emplace_back();
             series.back().name = layout.cells[c].arm, series.back().bars = true;
         }
         PlotSeries& s = series.back();
-        const size_t at = std::upper_bound(s.x.begin(), s.x.end(), bits) - s.x.begin();
+        const size_t at = std::upper_bound(s.x.begin(), s.x.end(), bytes) - s.x.begin();
         auto put = [at](std::vector<double>& to, double v) { to.insert(to.begin() + (long)at, v); };
-        put(s.x, bits), put(s.y, 100.0 * a.value);
+        put(s.x, bytes), put(s.y, 100.0 * a.value);
         put(s.low, 100.0 * a.interval.low), put(s.high, 100.0 * a.interval.high);
     }
     std::string html;
     for (size_t i = 0; i < series.size(); i += PLOT_MOST_SERIES) {
         Plot p;
-        p.title = set.set + ": accuracy against bits a weight";
-        p.x.label = "bits a weight", p.x.log = true;
+        p.title = set.set + ": accuracy against bytes";
+        p.x.label = "bytes of the model as it is deployed", p.x.log = true;
         p.y.label = set.metric.name() + ", percent";
         p.series.assign(series.begin() + (long)i,
                         series.begin() + (long)std::min(series.size(), i + (size_t)PLOT_MOST_SERIES));
         html += plot_figure(p, "Bars: 95 % intervals over seeds and problems.");
     }
     return html;
+}
+
+// What arms took on this machine: no result, for it differs from one time to the next
+inline StudyTable study_cost_table(const StudyResults& r, const StudyLayout& layout) {
+    StudyTable rows = {{"arm", "time of its stages", "peak memory", "tokens trained", "bytes"}};
+    for (size_t c = 0; c < layout.cells.size(); c++) {
+        if (r.arm_of[c] < 0) continue;
+        const std::vector<StudyOutcome>& o = r.outcomes[c];
+        rows.push_back({layout.cells[c].name, duration_text(study_mean(o, &StudyOutcome::seconds)),
+                        bytes_text(study_mean(o, &StudyOutcome::peak)), human_count(study_mean(o, &StudyOutcome::tokens)),
+                        bytes_text(study_mean(o, &StudyOutcome::bytes))});
+    }
+    return rows;
 }
 
 // the last run of each cell that has steps, each once. folder_of(run)
@@ -89,7 +102,7 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
     sections.push_back({"arms", "Arms", tables + note});
     if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
     if (!pareto.empty())
-        sections.push_back({"bits", "Accuracy against bits", "<div class=\"curves\">\n" + pareto + "</div>\n"});
+        sections.push_back({"bytes", "Accuracy against bytes", "<div class=\"curves\">\n" + pareto + "</div>\n"});
     const std::vector<ReportArm> arms = study_curve_arms(layout, r, folder_of);
     const size_t charts = (arms.size() + PLOT_MOST_SERIES - 1) / PLOT_MOST_SERIES;
     for (size_t i = 0; i < charts; i++) {
@@ -101,6 +114,7 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
                 {format("curves-%zu", i + 1),
                  "Curves of what was trained" + (charts > 1 ? format(", %zu of %zu", i + 1, charts) : ""), curves});
     }
+    sections.push_back({"cost", "Cost", study_html_table("Means over seeds, shared stages counted for each", study_cost_table(r, layout))});
     std::vector<HtmlRow> runs;
     for (const StudyRun& run : layout.runs) {
         const std::string folder = folder_of(run);

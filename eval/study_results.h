@@ -16,8 +16,11 @@ struct StudyOutcome {
     nlohmann::json summary;            // of its evaluation
     double tokens = 0.0;               // that training stages ran forward and backward
     double seconds = 0.0, peak = 0.0;  // of all its stages
-    double flips = NAN, bits = NAN;    // share of codes that differ from the start of the last stage; bits a weight
-    double reward = NAN, entropy = NAN, kl = NAN;  // at the end of the last stage that has them
+    double flips = NAN;                // share of codes that differ from the start of the last stage
+    double bits = NAN, bytes = NAN;    // a weight; of the model as it is deployed
+    double drift = NAN;  // KL of a token from `full`, on what that answers
+    double reward = NAN, entropy = NAN, kl = NAN;       // at the end of the last stage that has them
+    double deadzone = NAN, mismatch = NAN;              // the same
     double rate = NAN, crossed = NAN;  // of the last stage that trains: its learning rate, and that in cells, over all steps
 };
 
@@ -66,7 +69,8 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         o.flips = study_number(j, "code_flip_total");
         const std::vector<nlohmann::json> steps = study_steps(folder_of(run));
         for (const auto& [to, key] :
-             {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"}})
+             {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"},
+              {&o.deadzone, "quant/deadzone_share"}, {&o.mismatch, "sampling/sampling_logp_difference/mean"}})
             if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
         if (!(IN_TRAIN >> run.command & 1) || steps.empty()) continue;
         if (const StudyJson rate = run.flags.value("learning_rate", StudyJson()); rate.is_string())
@@ -75,7 +79,13 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         o.crossed = study_number(steps.back(), "quant/learning_rate_in_cells_total");
     }
     if (cell.evaluations[seed] >= 0) o.summary = summary_of(layout.runs[cell.evaluations[seed]]);
-    if (!o.summary.is_null()) o.state = "done", o.bits = study_number(o.summary, "bits_per_weight");
+    if (!o.summary.is_null()) {
+        o.state = "done", o.bits = study_number(o.summary, "bits_per_weight");
+        o.bytes = study_number(o.summary, "deployed_bytes");
+    }
+    if (cell.drifts[seed] >= 0)
+        if (const nlohmann::json j = summary_of(layout.runs[cell.drifts[seed]]); j.contains("completions"))
+            o.drift = study_number(j["completions"], "kl");
     return o;
 }
 

@@ -2,6 +2,7 @@
 //   results.jsonl, results.csv   a row for each cell, seed and set
 //   table.md                     a row for each cell; then the pairs. report.html: study_page.h
 #pragma once
+#include "../runtime/arena.h"
 #include "study_results.h"
 
 inline std::vector<StudyJson> study_rows(const StudyResults& r, const Study& study, const StudyLayout& layout) {
@@ -19,8 +20,10 @@ inline std::vector<StudyJson> study_rows(const StudyResults& r, const Study& stu
                 full["set"] = set;
                 for (const char* key : {"pass@1", "greedy", "completions/mean_length", "completions/clipped_ratio"})
                     full[key] = study_number(eval, key);
-                full["bits_per_weight"] = o.bits, full["code_flips"] = o.flips;
+                full["bits_per_weight"] = o.bits, full["deployed_bytes"] = o.bytes, full["code_flips"] = o.flips;
                 full["reward"] = o.reward, full["entropy"] = o.entropy, full["kd/divergence"] = o.kl;
+                full["kl_from_full"] = o.drift, full["deadzone_share"] = o.deadzone;
+                full["sampling_logp_difference"] = o.mismatch;
                 full["tokens_trained"] = o.tokens;
                 rows.push_back(full);
             };
@@ -98,10 +101,16 @@ inline std::string kept_text(const StudyShare& s) {
     return percent_text(s.value) + " (" + share_text(s.interval.low) + " to " + share_text(s.interval.high) + ")";
 }
 
+inline std::string study_reported(const Study& study, const StudyCell& cell) {
+    for (const std::string& name : {cell.name, cell.arm})
+        if (const auto at = study.reported.find(name); at != study.reported.end()) return at->second;
+    return "";
+}
+
 inline StudyTable study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
                                   const SetComparison& set) {
     StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length", "cut off", "bits a weight",
-                        "codes flipped", "entropy", "tokens trained", "seeds", "chosen"}};
+                        "bytes", "codes flipped", "entropy", "KL from full", "tokens trained", "seeds", "chosen", "reported"}};
     for (size_t c = 0; c < layout.cells.size(); c++) {
         const StudyCell& cell = layout.cells[c];
         const std::vector<StudyOutcome>& outcomes = r.outcomes[c];
@@ -117,25 +126,34 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
         } else {
             const ArmResult& a = set.arms[r.arm_of[c]];
             const double flips = study_mean(outcomes, &StudyOutcome::flips),
-                         entropy = study_mean(outcomes, &StudyOutcome::entropy);
+                         entropy = study_mean(outcomes, &StudyOutcome::entropy),
+                         drift = study_mean(outcomes, &StudyOutcome::drift);
             for (const std::string& text :
                  {percent_text(a.value), percent_text(a.interval.low) + " to " + percent_text(a.interval.high),
                   percent_text(a.greedy), kept_text(study_share({r, study, layout, set.set, set.metric}, {(int)c})),
                   format("%.1f", a.length), percent_text(a.cut_off),
                   format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
+                  study_mean(outcomes, &StudyOutcome::bytes) > 0.0 ? bytes_text(study_mean(outcomes, &StudyOutcome::bytes))
+                                                                    : std::string("-"),
                   std::isnan(flips) ? std::string("-") : format("%.3f %%", 100.0 * flips),
                   std::isnan(entropy) ? std::string("-") : format("%.3f", entropy),
+                  std::isnan(drift) ? std::string("-") : format("%.4f", drift),
                   human_count(study_mean(outcomes, &StudyOutcome::tokens)),
                   done == outcomes.size() ? std::to_string(done)
                                           : format("%zu of %zu: %s", done, outcomes.size(), why.c_str()),
                   study_chosen_text(cell)})
                 row.push_back(text);
         }
+        if (row.size() == rows[0].size()) row.back() = study_reported(study, cell);
+        else row.push_back(study_reported(study, cell));
         rows.push_back(row);
     }
-    const bool nothing = std::all_of(rows.begin() + 1, rows.end(), [](const auto& row) { return row.back().empty(); });
-    for (std::vector<std::string>& row : rows)
-        if (nothing) row.pop_back();  // no arm has a sweep
+    for (const size_t column : {rows[0].size() - 1, rows[0].size() - 2}) {  // no paper says anything, no arm has a sweep
+        bool nothing = true;
+        for (size_t i = 1; i < rows.size(); i++) nothing = nothing && rows[i][column].empty();
+        for (std::vector<std::string>& row : rows)
+            if (nothing) row.erase(row.begin() + (long)column);
+    }
     return rows;
 }
 

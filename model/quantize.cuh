@@ -168,6 +168,16 @@ inline double bits_per_weight(const Model& m) {
     return weights > 0.0 ? bits / weights : 0.0;
 }
 
+// Bytes of the model as it is deployed: codes where it is quantized, 16 bits for every other number, an adapter's too
+inline double deployed_bytes(const Model& m) {
+    double bits = 16.0 * (m.lora.on() ? (double)m.lora.num_params : 0.0);
+    for (const ParamTensor& t : m.tensors) {
+        const LinearPart* p = part_of(m, t);
+        bits += (p && p->quantizer.on() ? part_bits(*p) : 16.0) * (double)t.count();
+    }
+    return bits / 8.0;
+}
+
 // "0-2,5" of sorted numbers
 inline std::string ranges_text(const std::vector<int>& numbers) {
     std::string text;

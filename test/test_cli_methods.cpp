@@ -1,6 +1,7 @@
 // The pairs of docs/methods.md, through the program: every pair that composes trains two steps and is resumed after the
 // first, with the bits of the run that was not; every other is refused by name.
 #include <set>
+#include "../formats/safetensors.h"
 #include "cli.h"
 
 // A system of the page: the command that trains with it, what comes before, and its flags
@@ -189,4 +190,36 @@ TEST(MethodPairs, WithNothingToActOnAreRefused) {
     refused(2, sft + Args{"--methods", "freeze", "--weights", "int4:g16"}, {"freeze", "--qat_scale static"});
     refused(2, sft + Args{"--methods", "freeze", "--weights", "nf4:g16", "--qat_scale", "static"}, {"freeze", "int format"});
     refused(2, sft + Args{"--methods", "roste"}, {"--methods roste", "--weights"});
+}
+
+// rounding_noise: the weights that are saved differ from those of the start by whole cells of one grid
+TEST(RoundingNoise, WeightsChangeByWholeCells) {
+    const std::string out = fresh("out");
+    const Args sft = {"sft", "--model", trained, "--train_data", sums, "--output_dir", out, "--max_steps", "3", "--learning_rate", "0.02"};
+    good(sft + Args{"--methods", "rounding_noise:bits=4:scope=tensor"});
+    const SafetensorsSet before = st_open_folder(trained), after = st_open_folder(out + "/checkpoint-3");
+    int linears = 0;
+    for (const auto& [name, tensor] : before.tensors) {
+        if (name.find("_proj.weight") == std::string::npos) continue;
+        linears++;
+        const int64_t n = (int64_t)tensor.count;
+        std::vector<float> a(n), b(n);
+        st_read_float(tensor, a.data()), st_read_float(st_require(after.tensors, name, "after"), b.data());
+        float most = 0.0f;
+        for (const float w : a) most = std::max(most, std::fabs(w));
+        const double cell = most / 7.0;
+        int64_t moved = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const double cells = ((double)b[i] - a[i]) / cell;
+            ASSERT_NEAR(cells, std::rint(cells), bf16_build ? 0.08 : 1e-4) << name << " " << i;
+            moved += std::fabs(cells) > 0.5;
+        }
+        EXPECT_GT(moved, 0) << name;
+        EXPECT_LT(moved, n) << name;
+    }
+    EXPECT_GT(linears, 6);
+    refused(2, sft + Args{"--methods", "rounding_noise", "--weights", "int4:g16", "--overwrite_output_dir"},
+            {"rounding_noise", "leave --weights out"});
+    refused(2, sft + Args{"--methods", "rounding_noise", "--lora_r", "4", "--weights", "nf4:g16", "--overwrite_output_dir"},
+            {"rounding_noise", "adapter"});
 }

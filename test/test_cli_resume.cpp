@@ -182,6 +182,7 @@ static const std::vector<Kind> kinds = {
      "grpo",
      {"--weights", "int4:g32", "--methods", "efqat:select=cwpn:share=0.3", "--optim", "muon"}},
     {"sft of adapters", "sft", {"--weights", "nf4:g32", "--lora_r", "4", "--lora_dropout", "0.1"}},
+    {"full precision with a grid's noise", "sft", {"--weights", "none", "--methods", "rounding_noise:bits=3:scope=channel"}},
     {"distill", "distill", {"--weights", "int3:g32"}},
     {"distill on-policy", "distill", {"--weights", "int3:g32", "--lmbda", "0.5", "--max_completion_length", "8"}},
 };

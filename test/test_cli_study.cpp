@@ -46,10 +46,11 @@ TEST(CliStudy, ATableOfCells) {
     }
     EXPECT_EQ(rows[0]["bits_per_weight"], bf16_build ? 16 : 32);
     EXPECT_LT(number(rows.back(), "bits_per_weight"), 4);
+    EXPECT_LT(number(rows.back(), "deployed_bytes"), number(rows[0], "deployed_bytes"));
     const std::string csv = read_text(out + "/results.csv"), table = read_text(out + "/table.md");
     EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 13);
     const std::string page = read_text(out + "/report.html");
-    for (const char* part : {"Small", "fp&gt;rtn int2:g16", "Accuracy against bits", "Curves of what was trained"})
+    for (const char* part : {"Small", "fp&gt;rtn int2:g16", "Accuracy against bytes", "Curves of what was trained"})
         EXPECT_NE(page.find(part), std::string::npos) << part;
     // nothing is left to do, and nothing changes
     const std::string lines = read_text(out + "/results.jsonl");
@@ -107,6 +108,41 @@ TEST(CliStudy, ASweepChooses) {
     const Outcome r = good(study_args(j, out));
     EXPECT_NE(r.out.find("rl.learning_rate "), std::string::npos) << r.out;
     EXPECT_EQ(read_lines(out + "/results.jsonl").size(), 12u);
+}
+
+TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
+    json j = small_study();
+    j["claims"] = {{"one", {{"from", "us"}, {"claim", "two bits are fewer"}, {"more", "fp - fp>rtn"}, {"where", {{"bits", {"int2:g16"}}}}}},
+                   {"two", {{"claim", "four bits are enough"}, {"equal", "fp>rtn - fp"}, {"margin", 90}, {"where", {{"bits", {"int4:g16"}}}}}}};
+    j["quick"] = {{"seeds", {1}}, {"grid", {{"bits", {"int2:g16"}}}}};
+    const std::string out = fresh("out");
+    const Outcome quick = good(study_args(j, out) + Args{"--quick"});
+    EXPECT_NE(quick.out.find("2 cells x 1 seeds, 5 runs"), std::string::npos) << quick.out;
+    EXPECT_EQ(read_lines(out + "/claims.jsonl").size(), 1u) << "the other claim is about other bits";
+    const Outcome whole = good(study_args(j, out));
+    EXPECT_NE(whole.out.find("12 runs, 7 of them to do"), std::string::npos) << whole.out;
+    const std::vector<json> claims = read_lines(out + "/claims.jsonl");
+    ASSERT_EQ(claims.size(), 2u);
+    EXPECT_EQ(claims[1]["claim"], "two");
+    EXPECT_EQ(claims[1]["seeds"], 2);
+    EXPECT_EQ(claims[1]["verdict"], "supported") << claims[1];
+    EXPECT_NE(read_text(out + "/table.md").find("| one | us | two bits are fewer |"), std::string::npos);
+    EXPECT_NE(read_text(out + "/table.md").find("Between seeds a difference varies by"), std::string::npos);
+    EXPECT_NE(read_text(out + "/report.html").find("four bits are enough"), std::string::npos);
+    for (const auto& run : fs::directory_iterator(out + "/runs"))  // done: nothing to resume from is left
+        for (const auto& checkpoint : fs::directory_iterator(run))
+            EXPECT_FALSE(fs::exists(checkpoint.path() / "optimizer.safetensors")) << checkpoint.path();
+}
+
+TEST(CliStudy, WhatItNeedsIsSaidAndTooMuchIsRefused) {
+    json j = small_study();
+    const std::string out = fresh("out");
+    const Outcome r = good(study_args(j, out) + Args{"--plan"});
+    EXPECT_NE(r.out.find("needs   "), std::string::npos) << r.out;
+    EXPECT_EQ(r.out.find("needs   0 B"), std::string::npos) << r.out;
+    j["stages"]["rl"]["micro_batch_tokens"] = 16000000;  // terabytes of activations
+    refused(1, study_args(j, out), {"of memory for 2 runs at a time", "lower --jobs"});
+    EXPECT_FALSE(fs::exists(out));
 }
 
 TEST(CliStudy, BadInput) {

@@ -1,5 +1,6 @@
 // Studies: what a file may say, which runs it makes, and what they share (eval/study.h). No run is run here.
 #include <gtest/gtest.h>
+#include <filesystem>
 #include "../eval/study.h"
 
 static const char* STUDY = R"({
@@ -150,6 +151,93 @@ TEST(Study, ASweepRunsWithASeedOfItsOwnAndItsBestValueIsTaken) {
     }
 }
 
+TEST(Study, AnArmMayHaveAnEvaluationAndSeedsOfItsOwn) {
+    StudyJson j = study_json();
+    j["evaluation"] = {{"eval_n", 8}, {"eval_samples", 2}};
+    j["arms"]["start"] = {{"stages", {"cold"}}, {"evaluation", {{"eval_samples", 16}}}, {"seeds", 1}};
+    const StudyLayout l = study_lay_out(parsed(j), {});
+    const StudyCell &start = cell_of(l, "start"), &fp = cell_of(l, "fp");
+    ASSERT_EQ(start.evaluations.size(), 1u);
+    EXPECT_EQ(fp.evaluations.size(), 2u);
+    EXPECT_EQ(l.runs[start.evaluations[0]].flags["eval_samples"], 16);
+    EXPECT_EQ(l.runs[start.evaluations[0]].flags["eval_n"], 8);
+    EXPECT_EQ(l.runs[fp.evaluations[0]].flags["eval_samples"], 2);
+    EXPECT_EQ(start.chains[0][0], fp.chains[0][0]);
+}
+
+// what is left out is known by nothing else: its runs are those of the whole form
+TEST(Study, TheQuickFormIsAPartOfTheWhole) {
+    StudyJson j = study_json();
+    j["start"] = "start", j["full"] = "fp";
+    j["stages"]["qat"]["sweep"]["learning_rate"] = {1e-5, 1e-4, 1e-3};
+    j["claims"] = {{"1", {{"claim", "one"}, {"more", "fp>rtn - qat"}, {"where", {{"bits", {"int4:g32"}}}}}},
+                   {"2", {{"claim", "two"}, {"more", "fp>rtn - kd"}}},
+                   {"3", {{"claim", "three"}, {"kept_below", "qat"}, {"share", 60}, {"where", {{"bits", {"int3:g32"}}}}}}};
+    j["quick"] = {{"seeds", 1},
+                  {"grid", {{"bits", {"int4:g32"}}, {"how", {"rtn"}}}},
+                  {"stages", {{"qat", {{"learning_rate", 1e-4}}}}},
+                  {"arms", {"start", "fp", "fp>rtn", "qat"}}};
+    const Study quick = study_parse(j, "some.json", true), whole = study_parse(j, "some.json");
+    EXPECT_EQ(whole.claims.size(), 3u);
+    ASSERT_EQ(quick.claims.size(), 1u) << "the second has no arm, the third no value of the grid";
+    EXPECT_EQ(quick.claims[0].text, "one");
+    const StudyLayout some = study_lay_out(quick, {});
+    EXPECT_TRUE(some.complete) << "nothing is swept";
+    StudyScores scores;
+    for (const StudyRun& run : study_lay_out(whole, {}).runs)
+        if (run.stage == "validation") scores[run.id] = 0.5;
+    std::set<std::string> ids;
+    for (const StudyRun& run : study_lay_out(whole, scores).runs) ids.insert(run.id);
+    for (const StudyRun& run : some.runs)
+        EXPECT_TRUE(ids.count(run.id) || run.flags.value("learning_rate", 0.0) == 1e-4 || run.stage == "evaluation") << run.id;
+    EXPECT_EQ(some.cells.size(), 4u);
+    j.erase("quick");
+    EXPECT_THROW(study_parse(j, "some.json", true), Error);
+}
+
+TEST(Study, ClaimsAreRead) {
+    StudyJson j = study_json();
+    j["start"] = "start", j["full"] = "fp";
+    j["claims"] = {{"A1", {{"from", "A"}, {"claim", "is above"}, {"more", "fp>rtn - qat"}}},
+                   {"B5", {{"claim", "far above"}, {"more", "kd - qat"}, {"least", 10}}},
+                   {"A2", {{"claim", "keeps little"}, {"kept_below", "qat"}, {"share", 60}}},
+                   {"C5", {{"claim", "in this order"}, {"order", {"kd", "qat"}}}},
+                   {"B2", {{"claim", "sooner"}, {"sooner", "kd - qat"}, {"curve", "reward"}}}};
+    const Study s = parsed(j);
+    ASSERT_EQ(s.claims.size(), 5u);
+    EXPECT_EQ(s.claims[0].pairs[0].better, "fp>rtn");
+    EXPECT_EQ(s.claims[0].pairs[0].worse, "qat");
+    EXPECT_EQ(s.claims[0].bound, 1.0);
+    EXPECT_EQ(s.claims[1].bound, 10.0);
+    EXPECT_EQ(s.claims[2].rule, "kept_below");
+    EXPECT_EQ(s.claims[3].pairs.size(), 2u);
+    EXPECT_EQ(s.claims[4].bound, 90.0);
+}
+
+// Those that come with the program: all flags are what their commands take, quick or not
+TEST(Study, TheStudiesThatComeWithTheProgramAreRead) {
+    int files = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("eval/studies")) {
+        const std::string path = entry.path().string();
+        const StudyJson j = json_parse<StudyJson>(read_file(path, 1 << 20), path);
+        for (const bool quick : {false, true}) {
+            if (quick && !j.contains("quick")) continue;
+            const Study s = study_parse(j, path, quick);
+            const StudyLayout l = study_lay_out(s, {});
+            EXPECT_FALSE(l.runs.empty()) << path;
+            for (const StudyRun& run : l.runs) {
+                std::vector<std::string> args = {command_rows[run.command].name};
+                for (const auto& flag : run.flags.items())
+                    args.push_back("--" + flag.key() + "=" +
+                                   (flag.value().is_string() ? flag.value().get<std::string>() : flag.value().dump()));
+                EXPECT_NO_THROW(parse_options(args)) << path << ": " << run.stage;
+            }
+            files++;
+        }
+    }
+    EXPECT_GE(files, 5);
+}
+
 TEST(Study, WhatAFileMayNotSay) {
     auto refuses = [](const char* change, const std::vector<std::string>& parts) {
         StudyJson j = study_json();
@@ -195,4 +283,21 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"compare": ["fp - qta"]})", {"no arm is called qta"});
     refuses(R"({"full": "fpp"})", {"full", "fpp"});
     refuses(R"({"grid": {"bits": []}})", {"grid.bits: not a list"});
+    refuses(R"({"arms": {"fp": {"stages": ["cold"], "seed": 1}}})", {"arms.fp.seed: no such key", "did you mean seeds"});
+    refuses(R"({"arms": {"fp": {"seeds": 1}}})", {"arms.fp: no `stages`"});
+    refuses(R"({"arms": {"fp": {"stages": ["cold"], "seeds": 0}}})", {"arms.fp.seeds"});
+    refuses(R"({"arms": {"fp": {"stages": ["cold"], "evaluation": {"max_steps": 1}}}})", {"eval has no --max_steps"});
+    refuses(R"({"claims": {"A": {"claim": "x"}}})", {"claims.A: no rule", "kept_at_least"});
+    refuses(R"({"claims": {"A": {"more": "fp - qat"}}})", {"claims.A: no `claim`"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "equal": "fp - qat"}}})", {"a claim has one rule"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp"}}})", {"claims.A.more", "ARM - ARM"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qta"}}})", {"no arm is called qta", "did you mean qat"});
+    refuses(R"({"claims": {"A": {"claim": "x", "mor": "fp - qat"}}})", {"claims.A.mor: no such key", "did you mean more"});
+    refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat", "share": 60}}})", {"`start` and `full`"});
+    refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat"}}, "start": "start", "full": "fp"})", {"no `share`"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "least": -1}}})", {"least: not a number of percent"});
+    refuses(R"({"claims": {"A": {"claim": "x", "sooner": "fp - qat"}}})", {"no `curve`"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "where": {"bit": ["x"]}}}})", {"did you mean bits"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "where": {"bits": ["int4"]}}}})",
+            {"no value of the grid is called int4"});
 }
