@@ -179,7 +179,7 @@ UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train t
 UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
-UNITY_host := test_json test_mismatch test_options test_plot test_progress test_report test_rewards test_grader test_run_dir test_runtime test_statistics test_study test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch
+UNITY_host := test_json test_mismatch test_options test_plot test_progress test_report test_rewards test_grader test_run_dir test_runtime test_statistics test_study test_study_claims test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch
 # small ones that run the program: each binary trains a model first, which takes longer than most of them
 UNITY_cli := $(addprefix test_cli_,compare drift eval grade grpo progress report rewards sampler study watch)
 UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host cli simulation)

@@ -134,10 +134,24 @@ struct StudyBuilder {
             other.point = cell.point;
             const std::vector<int> chain = add_chain(other, study.arm(to), seed);
             if (chain.empty()) return -1;
-            run.others.push_back({flag.key(), chain.back()});
+            const StudyJson value = value_of(other, study.arm(to), flag.key());
+            if (value.is_null()) run.others.push_back({flag.key(), chain.back()});
+            else run.flags[flag.key()] = value;
         }
         if (!choice.is_null()) run.flags[stage.sweep] = choice;
         return add(run, seed);
+    }
+
+    // what the last stage of an arm that has a flag has for it, given or chosen; null: none has
+    StudyJson value_of(const StudyCell& cell, const StudyArm& arm, const std::string& flag) const {
+        StudyJson value;
+        for (const std::string& name : arm.stages) {
+            const StudyStage& stage = study.stage(name);
+            if (stage.flags.contains(flag) && study_reference(stage.flags[flag]).empty()) value = stage.flags[flag];
+            for (const auto& [of, chosen] : cell.chosen)
+                if (of == name + "." + flag) value = chosen;
+        }
+        return value;
     }
 
     // the best value of a stage's sweep; null: not known yet

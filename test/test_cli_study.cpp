@@ -115,12 +115,15 @@ TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
     j["claims"] = {{"one", {{"from", "us"}, {"claim", "two bits are fewer"}, {"more", "fp - fp>rtn"}, {"where", {{"bits", {"int2:g16"}}}}}},
                    {"two", {{"claim", "four bits are enough"}, {"equal", "fp>rtn - fp"}, {"margin", 90}, {"where", {{"bits", {"int4:g16"}}}}}}};
     j["quick"] = {{"seeds", {1}}, {"grid", {{"bits", {"int2:g16"}}}}};
+    j["full"] = "fp";
+    j["drift"] = {{"task", "arithmetic"}, {"eval_n", 4}};
+    j["reported"] = {{"fp>rtn int2:g16", "as much as nothing"}};
     const std::string out = fresh("out");
     const Outcome quick = good(study_args(j, out) + Args{"--quick"});
-    EXPECT_NE(quick.out.find("2 cells x 1 seeds, 5 runs"), std::string::npos) << quick.out;
+    EXPECT_NE(quick.out.find("2 cells x 1 seeds, 6 runs"), std::string::npos) << quick.out;
     EXPECT_EQ(read_lines(out + "/claims.jsonl").size(), 1u) << "the other claim is about other bits";
     const Outcome whole = good(study_args(j, out));
-    EXPECT_NE(whole.out.find("12 runs, 7 of them to do"), std::string::npos) << whole.out;
+    EXPECT_NE(whole.out.find("18 runs, 12 of them to do"), std::string::npos) << whole.out;
     const std::vector<json> claims = read_lines(out + "/claims.jsonl");
     ASSERT_EQ(claims.size(), 2u);
     EXPECT_EQ(claims[1]["claim"], "two");
@@ -128,6 +131,10 @@ TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
     EXPECT_EQ(claims[1]["verdict"], "supported") << claims[1];
     EXPECT_NE(read_text(out + "/table.md").find("| one | us | two bits are fewer |"), std::string::npos);
     EXPECT_NE(read_text(out + "/table.md").find("Between seeds a difference varies by"), std::string::npos);
+    EXPECT_NE(read_text(out + "/table.md").find("as much as nothing"), std::string::npos);
+    for (const json& row : read_lines(out + "/results.jsonl"))
+        if (row["cell"] == "fp") EXPECT_NEAR(number(row, "kl_from_full"), 0.0, 1e-6);
+        else EXPECT_GT(number(row, "kl_from_full"), 1e-4) << row;
     EXPECT_NE(read_text(out + "/report.html").find("four bits are enough"), std::string::npos);
     for (const auto& run : fs::directory_iterator(out + "/runs"))  // done: nothing to resume from is left
         for (const auto& checkpoint : fs::directory_iterator(run))

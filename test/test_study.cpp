@@ -165,6 +165,23 @@ TEST(Study, AnArmMayHaveAnEvaluationAndSeedsOfItsOwn) {
     EXPECT_EQ(start.chains[0][0], fp.chains[0][0]);
 }
 
+TEST(Study, AFlagMayBeWhatAnotherArmHasOrHasChosen) {
+    StudyJson j = study_json();
+    j["stages"]["again"] = {{"command", "grpo"}, {"learning_rate", "@fp"}};
+    j["arms"]["again"] = {"cold", "again"};
+    const StudyLayout given = study_lay_out(parsed(j), {});
+    EXPECT_EQ(given.runs[cell_of(given, "again").chains[0].back()].flags["learning_rate"], 1e-4);
+    j["stages"]["rl"].erase("learning_rate");
+    j["stages"]["rl"]["sweep"]["learning_rate"] = {1e-5, 1e-3};
+    StudyLayout l = study_lay_out(parsed(j), {});
+    EXPECT_TRUE(cell_of(l, "again").chains[0].empty()) << "nothing is chosen yet";
+    StudyScores scores;
+    for (const StudyRun& run : l.runs)
+        if (run.stage == "validation") scores[run.id] = l.runs[run.from].flags["learning_rate"] == 1e-3;
+    l = study_lay_out(parsed(j), scores);
+    EXPECT_EQ(l.runs[cell_of(l, "again").chains[1].back()].flags["learning_rate"], 1e-3);
+}
+
 // what is left out is known by nothing else: its runs are those of the whole form
 TEST(Study, TheQuickFormIsAPartOfTheWhole) {
     StudyJson j = study_json();
