@@ -24,7 +24,7 @@ struct RoundingNoiseMethod : TrainingMethod {
     std::vector<LinearPart*> parts;
 
     explicit RoundingNoiseMethod(const Settings& s)
-        : quantizer(quantizer_parse("int" + s.word("bits") + ":" + s.word("scope") + ":" + s.word("range"), "methods")) {
+        : quantizer(quantizer_parse("int" + s.word("bits") + ":" + s.word("scope") + ":" + s.word("range"), "weights")) {
         quantizer.scale_mode = ScaleMode::kept;
     }
 

@@ -202,9 +202,9 @@ TEST(RoundingNoise, WeightsChangeByWholeCells) {
     for (const auto& [name, tensor] : before.tensors) {
         if (name.find("_proj.weight") == std::string::npos) continue;
         linears++;
-        const int64_t n = (int64_t)tensor.count;
+        const int64_t n = tensor.count;
         std::vector<float> a(n), b(n);
-        st_read_float(tensor, a.data()), st_read_float(st_require(after.tensors, name, "after"), b.data());
+        st_read_float(tensor, a.data()), st_read_float(st_require(after.tensors, name, tensor.shape, out), b.data());
         float most = 0.0f;
         for (const float w : a) most = std::max(most, std::fabs(w));
         const double cell = most / 7.0;
