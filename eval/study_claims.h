@@ -94,7 +94,7 @@ inline ClaimEvidence claim_difference(const StudyEvidence& e, const StudyClaim& 
     if (values[0].empty()) return c;
     c.result.seeds = (int)seeds.size();
     c.result.deviation = seeds_deviation(values);
-    c.estimate = seeds_estimate({}, values);
+    c.estimate = paired_estimate(values);
     c.bounds = c.estimate.interval();
     c.result.figure = points_text(c.estimate.value), c.result.interval = points_text(c.bounds);
     const double bound = claim.bound / 100.0;
@@ -134,7 +134,7 @@ inline ClaimEvidence claim_kept(const StudyEvidence& e, const StudyClaim& claim)
         for (double& v : seed) v *= sign;
     c.result.seeds = (int)seeds.size();
     c.result.deviation = seeds_deviation(values);
-    c.estimate = seeds_estimate({}, values);
+    c.estimate = paired_estimate(values);
     c.bounds = c.estimate.interval();
     c.result.p = c.estimate.p();
     c.result.figure = percent_text(share.value) + " %";
@@ -210,7 +210,7 @@ inline ClaimResult claim_order(const StudyEvidence& e, const StudyClaim& claim) 
             const std::vector<size_t> seeds = e.seeds_of(d);
             r.cells.push_back({a, b});
             if (seeds.empty()) return r;
-            const Estimate estimate = seeds_estimate({}, e.values(d, seeds));
+            const Estimate estimate = paired_estimate(e.values(d, seeds));
             const Confidence bounds = estimate.interval();
             r.seeds = (int)seeds.size();
             all++, above += bounds.low > 0.0, below += bounds.high < 0.0;

@@ -136,6 +136,15 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
 // ---------------------------------------------------------------------------------------------------------------------
 // contrasts
 
+// Of a contrast, by seed and problem. Unlike seeds_estimate, of which this is the value and the error, never with more degrees
+// of freedom than seeds - 1: where two seeds happen to agree, what seeds vary by is estimated as nothing, and an interval over
+// problems alone would be sure of what other seeds may not do. One seed: over problems, for this seed.
+inline Estimate paired_estimate(const Runs& d) {
+    Estimate e = seeds_estimate({}, d);
+    if (d.size() > 1) e.df = std::min(e.df, (double)d.size() - 1.0);
+    return e;
+}
+
 struct StudyTerm {
     int cell;
     double weight;
@@ -238,7 +247,7 @@ inline StudyShare study_share(const StudyEvidence& e, const std::vector<int>& ce
         Runs d = of_kept;
         for (size_t s = 0; s < d.size(); s++)
             for (size_t p = 0; p < d[s].size(); p++) d[s][p] -= x * of_gain[s][p];
-        const Confidence c = seeds_estimate({}, d).interval();
+        const Confidence c = paired_estimate(d).interval();
         return c.low > 0.0 || c.high < 0.0;
     };
     // outwards by steps of 5 %, and back by those of 0.1 %; beyond 300 % the gain itself is hardly there

@@ -98,6 +98,7 @@ inline std::string study_chosen_text(const StudyCell& cell) {
 
 inline std::string kept_text(const StudyShare& s) {
     if (std::isnan(s.value)) return "-";
+    if (std::isinf(s.interval.low) && std::isinf(s.interval.high)) return percent_text(s.value);
     return percent_text(s.value) + " (" + share_text(s.interval.low) + " to " + share_text(s.interval.high) + ")";
 }
 
@@ -119,6 +120,7 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
         for (const StudyOutcome& o : outcomes)
             if (o.state == "done") done++;
             else why = o.state;
+        if (r.arm_of[c] >= 0 && set.arms[r.arm_of[c]].problems == 0) continue;  // it has an evaluation of its own
         std::vector<std::string> row = {cell.name};
         if (r.arm_of[c] < 0) {
             row.push_back(why);

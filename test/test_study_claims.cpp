@@ -231,3 +231,32 @@ TEST(Claims, SeedsForAPower) {
     EXPECT_EQ(seeds_for(1.0, 1.0, 0.8, 0.05), 10);
     EXPECT_EQ(seeds_for(0.05, 0.0, 0.8, 0.05), 2);
 }
+
+// 95 % intervals of a contrast over few seeds, by what seeds and problems vary by: the truth is inside often enough
+TEST(Claims, IntervalsHoldTheTruthWithFewSeeds) {
+    for (const int seeds : {2, 3, 6})
+        for (const double between : {0.0, 0.02}) {
+            int inside = 0, surely = 0;
+            const int trials = 1000, problems = 60;
+            for (int t = 0; t < trials; t++) {
+                ResampleDraws draw(RNG_BOOTSTRAP, t, 3);
+                auto normal = [&] {  // a sum of twelve uniforms
+                    double sum = -6.0;
+                    for (int i = 0; i < 12; i++) sum += (double)draw.below(1000) / 999.0;
+                    return sum;
+                };
+                std::vector<double> problem;
+                for (int p = 0; p < problems; p++) problem.push_back(0.1 * normal());
+                Runs d(seeds);
+                for (auto& seed : d) {
+                    const double shift = between * normal();
+                    for (int p = 0; p < problems; p++) seed.push_back(shift + problem[p] + 0.3 * normal());
+                }
+                const Confidence c = paired_estimate(d).interval(), narrow = seeds_estimate({}, d).interval();
+                inside += c.low <= 0.0 && c.high >= 0.0;
+                surely += narrow.low <= 0.0 && narrow.high >= 0.0;
+            }
+            EXPECT_GE(inside, 940) << seeds << " seeds that vary by " << between << ", and " << surely
+                                   << " with the degrees of freedom of seeds_estimate";
+        }
+}
