@@ -120,7 +120,12 @@ inline int study_command(Session& s) {
     const Options& o = s.o;
     StudyWork w;
     const std::string file = study_file(o.arguments[0]);
-    w.study = study_parse(json_parse<StudyJson>(read_file(file, 64 << 20), file), file, o.quick);
+    StudyJson j = json_parse<StudyJson>(read_file(file, 64 << 20), file);
+    if (o.seeds > 0) {
+        j["seeds"] = o.seeds;
+        if (o.quick && j.contains("quick")) j["quick"].erase("seeds");
+    }
+    w.study = study_parse(j, file, o.quick);
     if (!o.model.empty()) w.study.model = o.model;
     w.folder = o.given("output_dir") ? o.output_dir : "study-" + w.study.name;
     const CpuShare share = cpu_share();
@@ -149,7 +154,8 @@ inline int study_command(Session& s) {
         printf("stopped; the same command goes on\n");
         return stop_exit_code();
     }
-    printf("\n%s\nresults in %s: report.html, table.md, results.csv, results.jsonl\n",
-           study_table(r, w.study, w.layout, claims).c_str(), w.folder.c_str());
+    printf("\n%s\nresults in %s: report.html, table.md, %sresults.csv, results.jsonl\n",
+           claims.empty() ? study_table(r, w.study, w.layout, claims).c_str() : study_verdicts(claims).c_str(),
+           w.folder.c_str(), claims.empty() ? "" : "claims.jsonl, ");
     return w.failed.empty() ? 0 : 1;
 }

@@ -60,14 +60,10 @@ inline StudyNeeds study_needs(StudyWork& w) {
     double largest = 0.0;
     for (const StudyRun& run : w.layout.runs) {
         if (run.command == COMMAND_EVAL || model_bytes.count(run.stage)) continue;
-        StudyRun first = run;
-        first.from = -1;
-        StudyWork alone;  // where every checkpoint is the model that the study begins with
-        alone.study.model = w.study.model, alone.folder = w.folder;
-        alone.layout.runs = w.layout.runs;
         if (w.study.model.empty() && (run.from >= 0 || !run.others.empty())) continue;
-        std::vector<std::string> args =
-            study_arguments(alone, first, [&](const StudyRun&) { return w.study.model; });
+        StudyRun first = run;  // as if every checkpoint were the model that the study begins with
+        first.from = -1;
+        std::vector<std::string> args = study_arguments(w, first, [&](const StudyRun&) { return w.study.model; });
         args.push_back("--plan=true");
         if (IN_TRAIN >> run.command & 1) args.push_back("--save_only_model=true");
         const std::string plan = study_ask(args);
@@ -98,6 +94,7 @@ inline double memory_available() {
 
 // prints them; fails where there is not enough
 inline void study_check_needs(StudyWork& w) {
+    fflush(stdout);  // what has been said, before it takes its time
     const StudyNeeds needs = study_needs(w);
     const double memory = memory_available(), disk = free_bytes(w.folder);
     if (needs.memory > 0.0)

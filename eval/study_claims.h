@@ -489,6 +489,20 @@ inline StudyJson claim_row(const ClaimResult& r) {
             {"verdict", claim_verdict_name(r.verdict)}, {"why", r.why}};
 }
 
+// for a terminal: a line for each claim
+inline std::string study_verdicts(const std::vector<ClaimResult>& claims) {
+    std::string text;
+    for (const ClaimResult& r : claims) {
+        std::string found = r.figure;
+        if (!r.interval.empty()) found += " (" + r.interval + ")";
+        text += format("%-5s %-12s %s\n      %s%s%s\n", r.claim->id.c_str(), claim_verdict_name(r.verdict),
+                       r.claim->text.c_str(), claim_contrast_text(*r.claim).c_str(), found.empty() ? "" : ": ",
+                       found.c_str());
+    }
+    if (const std::string noise = study_noise_text(claims); !noise.empty()) text += "\n" + noise + "\n";
+    return text;
+}
+
 // table.md
 inline std::string study_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
                                const std::vector<ClaimResult>& claims) {
