@@ -23,9 +23,9 @@ struct StudyCell {
     std::string arm, name;  // name: with the point of the grid
     std::vector<std::pair<std::string, std::string>> point;
     std::vector<std::pair<std::string, StudyJson>> chosen;  // by sweeps: "stage.flag", value
-    std::vector<std::vector<int>> chains;                   // of each of its seeds: its runs; empty: a sweep has not ended
-    std::vector<int> evaluations;                           // of each seed
-    std::vector<int> drifts;                                // the same against `full`; -1: not measured
+    std::vector<std::vector<int>> chains;  // of each of its seeds: its runs; empty: a sweep has not ended
+    std::vector<int> evaluations;          // of each seed
+    std::vector<int> drifts;               // the same against `full`; -1: not measured
 };
 
 struct StudyLayout {

@@ -18,7 +18,7 @@ struct ClaimResult {
     std::string figure, interval, why;  // as they are read
     double p = NAN, p_holm = NAN;       // NAN: the rule has none
     int seeds = 0;
-    double deviation = NAN;  // between seeds, of the difference
+    double deviation = NAN;                  // between seeds, of the difference
     std::vector<std::pair<int, int>> cells;  // that were compared; second -1: none
 };
 
@@ -50,7 +50,8 @@ inline std::vector<std::pair<int, int>> claim_pairs(const StudyLayout& layout, c
             bool same = true;
             if (layout.cells[a].arm == pair.better && layout.cells[b].arm == pair.worse)
                 for (const auto& [key, value] : layout.cells[a].point)
-                    for (const auto& [its, other] : layout.cells[b].point) same = same && (key != its || value == other);
+                    for (const auto& [its, other] : layout.cells[b].point)
+                        same = same && (key != its || value == other);
             if (same) pairs.push_back({a, b});
         }
     return pairs;
@@ -103,7 +104,9 @@ inline ClaimEvidence claim_difference(const StudyEvidence& e, const StudyClaim& 
         c.large = c.estimate.value >= bound;
         c.if_small = format("better, but by less than %g points", claim.bound);
     } else if (claim.rule == "equal") {
-        c.result.p = c.estimate.error > 0.0 ? c.estimate.equality_p(bound) : std::fabs(c.estimate.value) < bound ? 0.0 : 1.0;
+        c.result.p = c.estimate.error > 0.0                ? c.estimate.equality_p(bound)
+                     : std::fabs(c.estimate.value) < bound ? 0.0
+                                                           : 1.0;
     } else {
         c.result.p = above_p(c.estimate, -bound);
     }
@@ -215,7 +218,8 @@ inline ClaimResult claim_order(const StudyEvidence& e, const StudyClaim& claim) 
             r.seeds = (int)seeds.size();
             all++, above += bounds.low > 0.0, below += bounds.high < 0.0;
             p = std::max(p, above_p(estimate, 0.0));
-            if (bounds.high < 0.0) turned += (turned.empty() ? "" : "; ") + e.layout.cells[b].name + " is above " + e.layout.cells[a].name;
+            if (bounds.high < 0.0)
+                turned += (turned.empty() ? "" : "; ") + e.layout.cells[b].name + " is above " + e.layout.cells[a].name;
         }
     if (all == 0) return r;
     r.p = p;
@@ -247,8 +251,9 @@ inline double rank_correlation(const std::vector<double>& x, const std::vector<d
 // How y goes with the first of two numbers, against how it goes with the second, over cells; seeds drawn anew for the
 // interval. y_of(cell, seeds), x_of(cell, which, seeds): means over these seeds
 template <class Y, class X>
-inline ClaimResult claim_correlations(const StudyEvidence& e, ClaimResult r, const std::vector<std::vector<int>>& needed,
-                                      const Y& y_of, const X& x_of, const char* first, const char* second) {
+inline ClaimResult claim_correlations(const StudyEvidence& e, ClaimResult r,
+                                      const std::vector<std::vector<int>>& needed, const Y& y_of, const X& x_of,
+                                      const char* first, const char* second) {
     StudyContrast all;
     for (const auto& cells : needed)
         for (const int c : cells) all.push_back({c, 1.0});
@@ -280,10 +285,10 @@ inline ClaimResult claim_correlations(const StudyEvidence& e, ClaimResult r, con
     std::sort(differences.begin(), differences.end());
     const Confidence bounds = percentile_interval(differences);
     r.interval = format("%+.2f to %+.2f between them", bounds.low, bounds.high);
-    r.verdict = seeds.size() < 2 ? ClaimVerdict::undecided
+    r.verdict = seeds.size() < 2              ? ClaimVerdict::undecided
                 : bounds.low > 0.0 && a > 0.0 ? ClaimVerdict::supported
-                : bounds.high < 0.0 ? ClaimVerdict::contradicted
-                                    : ClaimVerdict::undecided;
+                : bounds.high < 0.0           ? ClaimVerdict::contradicted
+                                              : ClaimVerdict::undecided;
     return r;
 }
 
@@ -415,7 +420,8 @@ inline std::vector<ClaimResult> study_claims(const StudyResults& results, const 
 // The chance that a paired two-sided test of n seeds at `alpha` finds a difference of `effect` standard deviations:
 // P(T > t) of Student's noncentral t, whose deviation sqrt(V / df) is integrated over (Simpson)
 inline double seeds_power(int n, double effect, double alpha) {
-    const double df = n - 1.0, critical = student_quantile(1.0 - 0.5 * alpha, df), shift = effect * std::sqrt((double)n);
+    const double df = n - 1.0, critical = student_quantile(1.0 - 0.5 * alpha, df),
+                 shift = effect * std::sqrt((double)n);
     const int steps = 2000;
     const double most = 6.0, h = most / steps;  // of s = sqrt(V / df)
     const double log_norm = std::log(2.0) + 0.5 * df * std::log(0.5 * df) - std::lgamma(0.5 * df);
@@ -444,7 +450,8 @@ inline std::string study_noise_text(const std::vector<ClaimResult>& claims) {
     const double median = quantile_of(deviations, 0.5), most = deviations.back();
     const int tests = (int)claims.size();
     return format(
-        "Between seeds a difference varies by %.1f points (standard deviation, the median of %zu; the largest %.1f). For 5 points "
+        "Between seeds a difference varies by %.1f points (standard deviation, the median of %zu; the largest %.1f). "
+        "For 5 points "
         "at 80 %% power that asks for %d seeds, corrected for %d claims for %d; with the largest for %d and %d.",
         100.0 * median, deviations.size(), 100.0 * most, seeds_for(0.05, median, 0.8, 0.05), tests,
         seeds_for(0.05, median, 0.8, 0.05 / tests), seeds_for(0.05, most, 0.8, 0.05),
@@ -480,13 +487,19 @@ inline StudyTable study_claims_table(const std::vector<ClaimResult>& claims) {
 }
 
 inline StudyJson claim_row(const ClaimResult& r) {
-    return {{"claim", r.claim->id},      {"from", r.claim->from},
-            {"says", r.claim->text},     {"rule", r.claim->rule},
+    return {{"claim", r.claim->id},
+            {"from", r.claim->from},
+            {"says", r.claim->text},
+            {"rule", r.claim->rule},
             {"by", claim_contrast_text(*r.claim)},
-            {"found", r.figure},         {"interval", r.interval},
-            {"p", r.p},                  {"p_holm", r.p_holm},
-            {"seeds", r.seeds},          {"deviation", r.deviation},
-            {"verdict", claim_verdict_name(r.verdict)}, {"why", r.why}};
+            {"found", r.figure},
+            {"interval", r.interval},
+            {"p", r.p},
+            {"p_holm", r.p_holm},
+            {"seeds", r.seeds},
+            {"deviation", r.deviation},
+            {"verdict", claim_verdict_name(r.verdict)},
+            {"why", r.why}};
 }
 
 // for a terminal: a line for each claim

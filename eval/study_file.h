@@ -45,7 +45,8 @@ struct StudyClaim {
     std::vector<StudyPair> pairs;  // what the rule is about
     double bound = 0.0;            // what the rule measures by, as its row says
     std::string curve;             // a number of each step
-    std::vector<std::pair<std::string, std::vector<std::string>>> where;  // values of the grid, by key; others do not count
+    std::vector<std::pair<std::string, std::vector<std::string>>>
+        where;  // values of the grid, by key; others do not count
 };
 
 // Ways to decide a claim. `of`: what stands beside the rule's name in the file; `bound`: the key of what is measured by
@@ -54,14 +55,14 @@ struct StudyRule {
     double usual;  // the bound unless given; NAN: it has to be
 };
 inline constexpr StudyRule study_rules[] = {
-    {"more", "pair", "least", 1.0},            // the first is better, by `least` points
-    {"equal", "pair", "margin", 2.0},          // they differ by less than `margin` points
-    {"not_below", "pair", "margin", 2.0},      // the first is not worse by `margin` points
-    {"kept_at_least", "arm", "share", NAN},    // of the gain of the study, in percent
-    {"kept_below", "arm", "share", NAN},       //
-    {"sooner", "pair", "share", 90.0},         // to `share` percent of the way that the second's curve goes
-    {"order", "arms", "", 0.0},                // each better than the next, at each point of the grid
-    {"follows_cells", "arms", "", 0.0},        // what is kept goes with the cells crossed rather than with the rate
+    {"more", "pair", "least", 1.0},             // the first is better, by `least` points
+    {"equal", "pair", "margin", 2.0},           // they differ by less than `margin` points
+    {"not_below", "pair", "margin", 2.0},       // the first is not worse by `margin` points
+    {"kept_at_least", "arm", "share", NAN},     // of the gain of the study, in percent
+    {"kept_below", "arm", "share", NAN},        //
+    {"sooner", "pair", "share", 90.0},          // to `share` percent of the way that the second's curve goes
+    {"order", "arms", "", 0.0},                 // each better than the next, at each point of the grid
+    {"follows_cells", "arms", "", 0.0},         // what is kept goes with the cells crossed rather than with the rate
     {"foretold_by_coverage", "pairs", "", 0.0}  // the gain goes with the start's pass@K rather than with its pass@1
 };
 
@@ -271,7 +272,8 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
             known(place / "where", "key of the grid", key, keys);
             for (const auto& [its, there] : s.grid)
                 if (its == key)
-                    for (const std::string& value : values) known(place / "where" / key, "value of the grid", value, there);
+                    for (const std::string& value : values)
+                        known(place / "where" / key, "value of the grid", value, there);
         }
         if (claim.rule.rfind("kept", 0) == 0 || claim.rule == "follows_cells")
             if (s.start.empty() || s.full.empty())

@@ -54,7 +54,8 @@ inline StudyTable study_cost_table(const StudyResults& r, const StudyLayout& lay
         if (r.arm_of[c] < 0) continue;
         const std::vector<StudyOutcome>& o = r.outcomes[c];
         rows.push_back({layout.cells[c].name, duration_text(study_mean(o, &StudyOutcome::seconds)),
-                        bytes_text(study_mean(o, &StudyOutcome::peak)), human_count(study_mean(o, &StudyOutcome::tokens)),
+                        bytes_text(study_mean(o, &StudyOutcome::peak)),
+                        human_count(study_mean(o, &StudyOutcome::tokens)),
                         bytes_text(study_mean(o, &StudyOutcome::bytes))});
     }
     return rows;
@@ -114,7 +115,9 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
                 {format("curves-%zu", i + 1),
                  "Curves of what was trained" + (charts > 1 ? format(", %zu of %zu", i + 1, charts) : ""), curves});
     }
-    sections.push_back({"cost", "Cost", study_html_table("Means over seeds, shared stages counted for each", study_cost_table(r, layout))});
+    sections.push_back(
+        {"cost", "Cost",
+         study_html_table("Means over seeds, shared stages counted for each", study_cost_table(r, layout))});
     std::vector<HtmlRow> runs;
     for (const StudyRun& run : layout.runs) {
         const std::string folder = folder_of(run);

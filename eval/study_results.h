@@ -12,16 +12,17 @@
 
 // one cell with one seed
 struct StudyOutcome {
-    std::string state;                 // done, or why it is not
-    nlohmann::json summary;            // of its evaluation
-    double tokens = 0.0;               // that training stages ran forward and backward
-    double seconds = 0.0, peak = 0.0;  // of all its stages
-    double flips = NAN;                // share of codes that differ from the start of the last stage
-    double bits = NAN, bytes = NAN;    // a weight; of the model as it is deployed
-    double drift = NAN;  // KL of a token from `full`, on what that answers
-    double reward = NAN, entropy = NAN, kl = NAN;       // at the end of the last stage that has them
-    double deadzone = NAN, mismatch = NAN;              // the same
-    double rate = NAN, crossed = NAN;  // of the last stage that trains: its learning rate, and that in cells, over all steps
+    std::string state;                             // done, or why it is not
+    nlohmann::json summary;                        // of its evaluation
+    double tokens = 0.0;                           // that training stages ran forward and backward
+    double seconds = 0.0, peak = 0.0;              // of all its stages
+    double flips = NAN;                            // share of codes that differ from the start of the last stage
+    double bits = NAN, bytes = NAN;                // a weight; of the model as it is deployed
+    double drift = NAN;                            // KL of a token from `full`, on what that answers
+    double reward = NAN, entropy = NAN, kl = NAN;  // at the end of the last stage that has them
+    double deadzone = NAN, mismatch = NAN;         // the same
+    double rate = NAN,
+           crossed = NAN;  // of the last stage that trains: its learning rate, and that in cells, over all steps
 };
 
 struct StudyResults {
@@ -68,9 +69,11 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         o.peak = std::max(o.peak, j.contains("peak_rss_bytes") ? study_number(j, "peak_rss_bytes") : 0.0);
         o.flips = study_number(j, "code_flip_total");
         const std::vector<nlohmann::json> steps = study_steps(folder_of(run));
-        for (const auto& [to, key] :
-             {std::pair(&o.reward, "reward"), {&o.entropy, "entropy"}, {&o.kl, "kd/divergence"},
-              {&o.deadzone, "quant/deadzone_share"}, {&o.mismatch, "sampling/sampling_logp_difference/mean"}})
+        for (const auto& [to, key] : {std::pair(&o.reward, "reward"),
+                                      {&o.entropy, "entropy"},
+                                      {&o.kl, "kd/divergence"},
+                                      {&o.deadzone, "quant/deadzone_share"},
+                                      {&o.mismatch, "sampling/sampling_logp_difference/mean"}})
             if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
         if (!(IN_TRAIN >> run.command & 1) || steps.empty()) continue;
         if (const StudyJson rate = run.flags.value("learning_rate", StudyJson()); rate.is_string())

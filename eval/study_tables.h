@@ -111,7 +111,8 @@ inline std::string study_reported(const Study& study, const StudyCell& cell) {
 inline StudyTable study_set_table(const StudyResults& r, const Study& study, const StudyLayout& layout,
                                   const SetComparison& set) {
     StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length", "cut off", "bits a weight",
-                        "bytes", "codes flipped", "entropy", "KL from full", "tokens trained", "seeds", "chosen", "reported"}};
+                        "bytes", "codes flipped", "entropy", "KL from full", "tokens trained", "seeds", "chosen",
+                        "reported"}};
     for (size_t c = 0; c < layout.cells.size(); c++) {
         const StudyCell& cell = layout.cells[c];
         const std::vector<StudyOutcome>& outcomes = r.outcomes[c];
@@ -135,8 +136,9 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
                   percent_text(a.greedy), kept_text(study_share({r, study, layout, set.set, set.metric}, {(int)c})),
                   format("%.1f", a.length), percent_text(a.cut_off),
                   format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
-                  study_mean(outcomes, &StudyOutcome::bytes) > 0.0 ? bytes_text(study_mean(outcomes, &StudyOutcome::bytes))
-                                                                    : std::string("-"),
+                  study_mean(outcomes, &StudyOutcome::bytes) > 0.0
+                      ? bytes_text(study_mean(outcomes, &StudyOutcome::bytes))
+                      : std::string("-"),
                   std::isnan(flips) ? std::string("-") : format("%.3f %%", 100.0 * flips),
                   std::isnan(entropy) ? std::string("-") : format("%.3f", entropy),
                   std::isnan(drift) ? std::string("-") : format("%.4f", drift),
@@ -150,7 +152,8 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
         else row.push_back(study_reported(study, cell));
         rows.push_back(row);
     }
-    for (const size_t column : {rows[0].size() - 1, rows[0].size() - 2}) {  // no paper says anything, no arm has a sweep
+    for (const size_t column :
+         {rows[0].size() - 1, rows[0].size() - 2}) {  // no paper says anything, no arm has a sweep
         bool nothing = true;
         for (size_t i = 1; i < rows.size(); i++) nothing = nothing && rows[i][column].empty();
         for (std::vector<std::string>& row : rows)

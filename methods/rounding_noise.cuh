@@ -16,7 +16,7 @@
 
 struct RoundingNoiseMethod : TrainingMethod {
     Quantizer quantizer;
-    Buffer<float> latent, begin;  // [weights] W_t, W_0, the linears one after another
+    Buffer<float> latent, begin;            // [weights] W_t, W_0, the linears one after another
     Buffer<floatX> rounded_begin, rounded;  // [weights] Q(W_0); [largest] Q(W_t) of one tensor
     Buffer<Grid> grids;
     Buffer<int64_t> counts;  // [2] of the refresh, which nobody reads
@@ -24,7 +24,8 @@ struct RoundingNoiseMethod : TrainingMethod {
     std::vector<LinearPart*> parts;
 
     explicit RoundingNoiseMethod(const Settings& s)
-        : quantizer(quantizer_parse("int" + s.word("bits") + ":" + s.word("scope") + ":" + s.word("range"), "weights")) {
+        : quantizer(
+              quantizer_parse("int" + s.word("bits") + ":" + s.word("scope") + ":" + s.word("range"), "weights")) {
         quantizer.scale_mode = ScaleMode::kept;
     }
 

@@ -99,14 +99,20 @@ static std::string start_of(const System& s) {
     const std::string out = fresh("start");
     Args args;
     for (const std::string& word : split(s.before, " ")) args.push_back(word);
-    good(args + Args{"--model", trained, "--train_data", sums, "--calibration_samples", "8", "--calibration_length", "32",
-                     "--output_dir", out});
+    good(args + Args{"--model", trained, "--train_data", sums, "--calibration_samples", "8", "--calibration_length",
+                     "32", "--output_dir", out});
     return folder = out + "/checkpoint-0";
 }
 
 static Args training(const PairRun& p, const std::string& out) {
-    return Args{p.command, "--model", p.model, "--train_data", sums, "--max_steps", "2", "--save_steps", "1",
-                "--per_device_train_batch_size", "6", "--learning_rate", "0.01", "--output_dir", out} +
+    return Args{p.command, "--model",
+                p.model,   "--train_data",
+                sums,      "--max_steps",
+                "2",       "--save_steps",
+                "1",       "--per_device_train_batch_size",
+                "6",       "--learning_rate",
+                "0.01",    "--output_dir",
+                out} +
            p.flags;
 }
 
@@ -122,7 +128,8 @@ static void expect_composes(const std::string& what, const PairRun& p) {
     const std::string whole = fresh("whole"), rest = fresh("rest");
     const Outcome r = run(training(p, whole));
     ASSERT_EQ(r.status, 0) << what << shown_run(training(p, whole), r);
-    for (const json& row : read_lines(whole + "/metrics.jsonl")) EXPECT_TRUE(std::isfinite(number(row, "loss"))) << what;
+    for (const json& row : read_lines(whole + "/metrics.jsonl"))
+        EXPECT_TRUE(std::isfinite(number(row, "loss"))) << what;
     fs::copy(whole, rest, fs::copy_options::recursive);
     fs::remove_all(rest + "/checkpoint-2");
     fs::remove(rest + "/summary.json");
@@ -156,7 +163,8 @@ TEST(MethodPairs, AreAsThePageSays) {
     ASSERT_EQ(matrix.size(), all.size() + 1);  // a head
     std::set<std::string> reasons, used;
     std::string page = read_text("docs/methods.md");
-    for (size_t at = page.find("\n- **"); at != page.npos; at = page.find("\n- **", at + 1)) reasons.insert(page.substr(at + 5, 1));
+    for (size_t at = page.find("\n- **"); at != page.npos; at = page.find("\n- **", at + 1))
+        reasons.insert(page.substr(at + 5, 1));
     int composing = 0, refusing = 0;
     for (size_t i = 0; i < all.size(); i++)
         for (size_t k = 0; k < i; k++) {
@@ -188,14 +196,16 @@ TEST(MethodPairs, WithNothingToActOnAreRefused) {
                 {std::string("--methods ") + method, "adapter"});
     }
     refused(2, sft + Args{"--methods", "freeze", "--weights", "int4:g16"}, {"freeze", "--qat_scale static"});
-    refused(2, sft + Args{"--methods", "freeze", "--weights", "nf4:g16", "--qat_scale", "static"}, {"freeze", "int format"});
+    refused(2, sft + Args{"--methods", "freeze", "--weights", "nf4:g16", "--qat_scale", "static"},
+            {"freeze", "int format"});
     refused(2, sft + Args{"--methods", "roste"}, {"--methods roste", "--weights"});
 }
 
 // rounding_noise: the weights that are saved differ from those of the start by whole cells of one grid
 TEST(RoundingNoise, WeightsChangeByWholeCells) {
     const std::string out = fresh("out");
-    const Args sft = {"sft", "--model", trained, "--train_data", sums, "--output_dir", out, "--max_steps", "3", "--learning_rate", "0.02"};
+    const Args sft = {"sft", "--model",     trained, "--train_data",    sums,  "--output_dir",
+                      out,   "--max_steps", "3",     "--learning_rate", "0.02"};
     good(sft + Args{"--methods", "rounding_noise:bits=4:scope=tensor"});
     const SafetensorsSet before = st_open_folder(trained), after = st_open_folder(out + "/checkpoint-3");
     int linears = 0;
@@ -220,6 +230,7 @@ TEST(RoundingNoise, WeightsChangeByWholeCells) {
     EXPECT_GT(linears, 6);
     refused(2, sft + Args{"--methods", "rounding_noise", "--weights", "int4:g16", "--overwrite_output_dir"},
             {"rounding_noise", "leave --weights out"});
-    refused(2, sft + Args{"--methods", "rounding_noise", "--lora_r", "4", "--weights", "nf4:g16", "--overwrite_output_dir"},
-            {"rounding_noise", "adapter"});
+    refused(
+        2, sft + Args{"--methods", "rounding_noise", "--lora_r", "4", "--weights", "nf4:g16", "--overwrite_output_dir"},
+        {"rounding_noise", "adapter"});
 }

@@ -112,8 +112,16 @@ TEST(CliStudy, ASweepChooses) {
 
 TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
     json j = small_study();
-    j["claims"] = {{"one", {{"from", "us"}, {"claim", "two bits are fewer"}, {"more", "fp - fp>rtn"}, {"where", {{"bits", {"int2:g16"}}}}}},
-                   {"two", {{"claim", "four bits are enough"}, {"equal", "fp>rtn - fp"}, {"margin", 90}, {"where", {{"bits", {"int4:g16"}}}}}}};
+    j["claims"] = {{"one",
+                    {{"from", "us"},
+                     {"claim", "two bits are fewer"},
+                     {"more", "fp - fp>rtn"},
+                     {"where", {{"bits", {"int2:g16"}}}}}},
+                   {"two",
+                    {{"claim", "four bits are enough"},
+                     {"equal", "fp>rtn - fp"},
+                     {"margin", 90},
+                     {"where", {{"bits", {"int4:g16"}}}}}}};
     j["quick"] = {{"seeds", {1}}, {"grid", {{"bits", {"int2:g16"}}}}};
     j["full"] = "fp";
     j["drift"] = {{"task", "arithmetic"}, {"eval_n", 4}};
@@ -122,8 +130,9 @@ TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
     const Outcome quick = good(study_args(j, out) + Args{"--quick"});
     EXPECT_NE(quick.out.find("2 cells x 1 seeds, 6 runs"), std::string::npos) << quick.out;
     EXPECT_EQ(read_lines(out + "/claims.jsonl").size(), 1u) << "the other claim is about other bits";
-    EXPECT_NE(good(study_args(j, out) + Args{"--quick", "--seeds", "3", "--plan"}).out.find("2 cells x 3 seeds, 18 runs"),
-              std::string::npos);
+    EXPECT_NE(
+        good(study_args(j, out) + Args{"--quick", "--seeds", "3", "--plan"}).out.find("2 cells x 3 seeds, 18 runs"),
+        std::string::npos);
     const Outcome whole = good(study_args(j, out));
     EXPECT_NE(whole.out.find("18 runs, 12 of them to do"), std::string::npos) << whole.out;
     const std::vector<json> claims = read_lines(out + "/claims.jsonl");

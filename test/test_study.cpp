@@ -187,9 +187,10 @@ TEST(Study, TheQuickFormIsAPartOfTheWhole) {
     StudyJson j = study_json();
     j["start"] = "start", j["full"] = "fp";
     j["stages"]["qat"]["sweep"]["learning_rate"] = {1e-5, 1e-4, 1e-3};
-    j["claims"] = {{"1", {{"claim", "one"}, {"more", "fp>rtn - qat"}, {"where", {{"bits", {"int4:g32"}}}}}},
-                   {"2", {{"claim", "two"}, {"more", "fp>rtn - kd"}}},
-                   {"3", {{"claim", "three"}, {"kept_below", "qat"}, {"share", 60}, {"where", {{"bits", {"int3:g32"}}}}}}};
+    j["claims"] = {
+        {"1", {{"claim", "one"}, {"more", "fp>rtn - qat"}, {"where", {{"bits", {"int4:g32"}}}}}},
+        {"2", {{"claim", "two"}, {"more", "fp>rtn - kd"}}},
+        {"3", {{"claim", "three"}, {"kept_below", "qat"}, {"share", 60}, {"where", {{"bits", {"int3:g32"}}}}}}};
     j["quick"] = {{"seeds", 1},
                   {"grid", {{"bits", {"int4:g32"}}, {"how", {"rtn"}}}},
                   {"stages", {{"qat", {{"learning_rate", 1e-4}}}}},
@@ -206,7 +207,8 @@ TEST(Study, TheQuickFormIsAPartOfTheWhole) {
     std::set<std::string> ids;
     for (const StudyRun& run : study_lay_out(whole, scores).runs) ids.insert(run.id);
     for (const StudyRun& run : some.runs)
-        EXPECT_TRUE(ids.count(run.id) || run.flags.value("learning_rate", 0.0) == 1e-4 || run.stage == "evaluation") << run.id;
+        EXPECT_TRUE(ids.count(run.id) || run.flags.value("learning_rate", 0.0) == 1e-4 || run.stage == "evaluation")
+            << run.id;
     EXPECT_EQ(some.cells.size(), 4u);
     j.erase("quick");
     EXPECT_THROW(study_parse(j, "some.json", true), Error);
@@ -300,7 +302,8 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"compare": ["fp - qta"]})", {"no arm is called qta"});
     refuses(R"({"full": "fpp"})", {"full", "fpp"});
     refuses(R"({"grid": {"bits": []}})", {"grid.bits: not a list"});
-    refuses(R"({"arms": {"fp": {"stages": ["cold"], "seed": 1}}})", {"arms.fp.seed: no such key", "did you mean seeds"});
+    refuses(R"({"arms": {"fp": {"stages": ["cold"], "seed": 1}}})",
+            {"arms.fp.seed: no such key", "did you mean seeds"});
     refuses(R"({"arms": {"fp": {"seeds": 1}}})", {"arms.fp: no `stages`"});
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "seeds": 0}}})", {"arms.fp.seeds"});
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "evaluation": {"max_steps": 1}}}})", {"eval has no --max_steps"});
@@ -309,10 +312,13 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "equal": "fp - qat"}}})", {"a claim has one rule"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp"}}})", {"claims.A.more", "ARM - ARM"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qta"}}})", {"no arm is called qta", "did you mean qat"});
-    refuses(R"({"claims": {"A": {"claim": "x", "mor": "fp - qat"}}})", {"claims.A.mor: no such key", "did you mean more"});
+    refuses(R"({"claims": {"A": {"claim": "x", "mor": "fp - qat"}}})",
+            {"claims.A.mor: no such key", "did you mean more"});
     refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat", "share": 60}}})", {"`start` and `full`"});
-    refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat"}}, "start": "start", "full": "fp"})", {"no `share`"});
-    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "least": -1}}})", {"least: not a number of percent"});
+    refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat"}}, "start": "start", "full": "fp"})",
+            {"no `share`"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "least": -1}}})",
+            {"least: not a number of percent"});
     refuses(R"({"claims": {"A": {"claim": "x", "sooner": "fp - qat"}}})", {"no `curve`"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "where": {"bit": ["x"]}}}})", {"did you mean bits"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "where": {"bits": ["int4"]}}}})",
