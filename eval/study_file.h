@@ -38,6 +38,9 @@ struct StudyPair {
     std::string better, worse;  // arms; of claims: or cells, or "": no second
 };
 
+// values by key
+typedef std::vector<std::pair<std::string, std::vector<std::string>>> StudyGrid;
+
 // What is claimed, and how it is decided: eval/study_claims.h
 struct StudyClaim {
     std::string id, from, text;
@@ -45,8 +48,7 @@ struct StudyClaim {
     std::vector<StudyPair> pairs;  // what the rule is about
     double bound = 0.0;            // what the rule measures by, as its row says
     std::string curve;             // a number of each step
-    std::vector<std::pair<std::string, std::vector<std::string>>>
-        where;  // values of the grid, by key; others do not count
+    StudyGrid where;               // values that count
 };
 
 // Ways to decide a claim. `of`: what stands beside the rule's name in the file; `bound`: the key of what is measured by
@@ -75,7 +77,7 @@ struct Study {
     StudyJson drift;  // flags of eval --against, how far each cell is from `full`; null: that is not measured
     std::vector<StudyStage> stages;
     std::vector<StudyArm> arms;
-    std::vector<std::pair<std::string, std::vector<std::string>>> grid;
+    StudyGrid grid;
     std::vector<StudyPair> pairs;
     std::string start, full;  // arms between which the share of the gain is measured; empty: it is not
     std::vector<StudyClaim> claims;
@@ -316,7 +318,7 @@ inline StudyPair study_pair(const StudyPlace& place, const std::string& text) {
 
 inline std::vector<std::pair<std::string, std::vector<std::string>>> study_grid(const StudyPlace& place,
                                                                                 const StudyJson& j) {
-    std::vector<std::pair<std::string, std::vector<std::string>>> grid;
+    StudyGrid grid;
     if (!j.is_object()) fail_usage("%s: not an object of lists", place.at.c_str());
     for (const auto& item : j.items()) grid.push_back({item.key(), study_texts(place / item.key(), item.value())});
     return grid;

@@ -21,8 +21,7 @@ struct StudyOutcome {
     double drift = NAN;                            // KL of a token from `full`, on what that answers
     double reward = NAN, entropy = NAN, kl = NAN;  // at the end of the last stage that has them
     double deadzone = NAN, mismatch = NAN;         // the same
-    double rate = NAN,
-           crossed = NAN;  // of the last stage that trains: its learning rate, and that in cells, over all steps
+    double rate = NAN, crossed = NAN;  // learning rate of the last stage that trains; in cells, of all steps
 };
 
 struct StudyResults {
