@@ -25,12 +25,12 @@
 #include "../runtime/math.h"
 #include "../runtime/parallel.h"
 
-static constexpr int KRONECKER_MOST = 256;         // rows of a factor
+static constexpr int KRONECKER_MOST = 256;          // rows of a factor
 static constexpr int64_t KRONECKER_MOST_N = 24576;  // 96 KB of shared memory: every GPU since sm_80 has 99
 
 // Views, where the rows are
 struct Kronecker {
-    int n1 = 0, n2 = 0;  // n1 0: there is none
+    int n1 = 0, n2 = 0;                        // n1 0: there is none
     const float *p1 = nullptr, *p2 = nullptr;  // [n1,n1], [n2,n2]
     const float* scale = nullptr;              // [n1 n2] r, or null
     int64_t N() const { return (int64_t)n1 * n2; }
@@ -148,7 +148,8 @@ inline void kronecker_columns_cpu(float* sum, const Number* x, const Number* dx,
         float part[W] = {};
         const int64_t n = N - k0 < W ? N - k0 : W;
         for (int64_t t = 0; t < T; t++)
-            for (int64_t i = 0; i < n; i++) part[i] = fmaf((float)x[t * N + k0 + i], (float)dx[t * N + k0 + i], part[i]);
+            for (int64_t i = 0; i < n; i++)
+                part[i] = fmaf((float)x[t * N + k0 + i], (float)dx[t * N + k0 + i], part[i]);
         for (int64_t i = 0; i < n; i++) sum[k0 + i] = fmaf(sign, part[i], sum[k0 + i]);
     }
 }
@@ -190,8 +191,7 @@ __global__ void kronecker_kernel(Number* x, Kronecker k, bool backward) {
         if (mine) v[i * n2 + j] = sum;
     }
     __syncthreads();
-    for (int i = thread; i < N; i += KRONECKER_BLOCK)
-        y[i] = (Number)(k.scale && backward ? v[i] * k.scale[i] : v[i]);
+    for (int i = thread; i < N; i += KRONECKER_BLOCK) y[i] = (Number)(k.scale && backward ? v[i] * k.scale[i] : v[i]);
 }
 
 // a thread a number of the moments. grid: CEIL_DIV(n1 n1 + n2 n2, KRONECKER_BLOCK)

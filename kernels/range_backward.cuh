@@ -51,8 +51,8 @@ inline void range_backward_cpu(In* dw,             // [groups, group]
             float S = 0.0f, O = 0.0f;
             int64_t first_max = -1, first_min = -1;
             for (int64_t j = 0; j < group; j++) {
-                const ScaleTerm t = quant_scale_term<decltype(codes)>(LearnedScale::lwc, (float)x[j], grid[g], low,
-                                                                      high, -1.0f);
+                const ScaleTerm t =
+                    quant_scale_term<decltype(codes)>(LearnedScale::lwc, (float)x[j], grid[g], low, high, -1.0f);
                 S = fmaf((float)y[j], t.s, S), O = fmaf((float)y[j], t.outside, O);
                 if (t.outside != 0.0f) y[j] = (In)0.0f;
                 if (first_max < 0 && (float)x[j] == range[g].scale) first_max = j;
@@ -62,7 +62,8 @@ inline void range_backward_cpu(In* dw,             // [groups, group]
             const LearnedGradient e = learned_ends(q, S, O, grid[g], up * range[g].scale, down * range[g].zero);
             if (range[g].scale > 0.0f && first_max >= 0) y[first_max] = (In)((float)y[first_max] + up * e.a);
             if (range[g].zero < 0.0f && first_min >= 0) y[first_min] = (In)((float)y[first_min] + down * e.b);
-            if (d.a) d.a[g] += e.a * range[g].scale * up * (1.0f - up), d.b[g] += e.b * range[g].zero * down * (1.0f - down);
+            if (d.a)
+                d.a[g] += e.a * range[g].scale * up * (1.0f - up), d.b[g] += e.b * range[g].zero * down * (1.0f - down);
             if (dratio) dratio[g] = e.a * range[g].scale + e.b * range[g].zero;
         }
     });
@@ -97,7 +98,8 @@ __global__ void range_backward_kernel(In* dw, RangeGradient d, float* dratio, co
     }
     S = warp_reduce_sum(S), O = warp_reduce_sum(O);
     for (int offset = 16; offset > 0; offset /= 2) {
-        const int a = __shfl_xor_sync(0xFFFFFFFFu, first_max, offset), b = __shfl_xor_sync(0xFFFFFFFFu, first_min, offset);
+        const int a = __shfl_xor_sync(0xFFFFFFFFu, first_max, offset),
+                  b = __shfl_xor_sync(0xFFFFFFFFu, first_min, offset);
         first_max = a < first_max ? a : first_max, first_min = b < first_min ? b : first_min;
     }
     __syncwarp();  // what the others have written
@@ -132,8 +134,8 @@ inline void range_backward(In* dw, const RangeGradient& d, const In* w, const Gr
     float* of_groups = d.ratio ? dratio.data : nullptr;
 #if HAS_KERNELS
     if (dev.cuda) {
-        LAUNCH(range_backward_kernel<In>, (unsigned)CEIL_DIV(shape.groups, QUANT_BLOCK / 32), QUANT_BLOCK, 0, dev.stream,
-               dw, d, of_groups, w, range, grid, clip, shape.groups, shape.group, q);
+        LAUNCH(range_backward_kernel<In>, (unsigned)CEIL_DIV(shape.groups, QUANT_BLOCK / 32), QUANT_BLOCK, 0,
+               dev.stream, dw, d, of_groups, w, range, grid, clip, shape.groups, shape.group, q);
         if (d.ratio) LAUNCH(range_ratio_kernel, 1, QUANT_BLOCK, 0, dev.stream, d.ratio, of_groups, shape.groups);
         return;
     }

@@ -229,8 +229,7 @@ inline void flatquant_bind(Model& m, FlatquantMemory& f) {
     }
     float* to = f.gradients.data;
     flatquant_each(m, f, [&](Linear& l, FlatquantLinear& t) {
-        l.learned_gradient = {to, to + t.first(), to + t.first() + t.second(),
-                              to + t.first() + t.second() + l.cols};
+        l.learned_gradient = {to, to + t.first(), to + t.first() + t.second(), to + t.first() + t.second() + l.cols};
         to += 2 * t.parameters.size();
     });
 }

@@ -218,8 +218,7 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
 #pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             float *w = work + r * n, *errors = g.errors.data + r * GPTQ_BLOCK;
-            for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first && !t.keep_grid;
-                 i += group)
+            for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first && !t.keep_grid; i += group)
                 quant_measure_cpu(&t.grid_of(r * n + i), ScaleState(), w + i, QuantGroups{1, group}, t.spec);
             for (int64_t i = i1; i < i2; i++) {
                 const int64_t at = r * n + g.order[i];

@@ -55,8 +55,7 @@ struct PtqPlan {
 };
 
 inline void one_training(const PtqPlan& plan) {
-    if (plan.training.on())
-        fail_usage("--ptq: blockwise and flatquant both train the layers; leave one of them out");
+    if (plan.training.on()) fail_usage("--ptq: blockwise and flatquant both train the layers; leave one of them out");
 }
 
 // One line a method, in --ptq's words. settings: what its text may set; many have flags of their own

@@ -7,16 +7,20 @@ struct Shape {
     int n1, n2;
     int64_t T;
 };
-static const Shape shapes[] = {{1, 1, 3}, {1, 7, 2}, {3, 5, 4}, {8, 8, 1}, {24, 24, 5}, {9, 16, 33}, {32, 48, 3},
-                               {2, 250, 2}};
+static const Shape shapes[] = {{1, 1, 3},   {1, 7, 2},   {3, 5, 4},   {8, 8, 1},
+                               {24, 24, 5}, {9, 16, 33}, {32, 48, 3}, {2, 250, 2}};
 
 struct Factors {
     std::vector<float> p1, p2, scale;
     TestBuffer<float> b1, b2, bs;
     Kronecker k;
     Factors(const Shape& s, bool scaled, Device dev)
-        : p1(random_values<float>((size_t)s.n1 * s.n1, 11)), p2(random_values<float>((size_t)s.n2 * s.n2, 12)),
-          scale(random_values<float>((size_t)s.n1 * s.n2, 13)), b1(p1, dev), b2(p2, dev), bs(scale, dev) {
+        : p1(random_values<float>((size_t)s.n1 * s.n1, 11)),
+          p2(random_values<float>((size_t)s.n2 * s.n2, 12)),
+          scale(random_values<float>((size_t)s.n1 * s.n2, 13)),
+          b1(p1, dev),
+          b2(p2, dev),
+          bs(scale, dev) {
         k.n1 = s.n1, k.n2 = s.n2, k.p1 = b1.data, k.p2 = b2.data, k.scale = scaled ? bs.data : nullptr;
     }
 };
@@ -112,8 +116,14 @@ TEST(Kronecker, WidthsOfModels) {
         int64_t length;
         int n1, n2;
     };
-    for (const Case& c : {Case{576, 24, 24}, {1536, 32, 48}, {896, 28, 32}, {4864, 64, 76}, {8960, 80, 112},
-                          {9728, 76, 128}, {1, 1, 1}, {251, 1, 251}}) {
+    for (const Case& c : {Case{576, 24, 24},
+                          {1536, 32, 48},
+                          {896, 28, 32},
+                          {4864, 64, 76},
+                          {8960, 80, 112},
+                          {9728, 76, 128},
+                          {1, 1, 1},
+                          {251, 1, 251}}) {
         Kronecker k;
         ASSERT_TRUE(kronecker_split(k, c.length)) << c.length;
         EXPECT_EQ(k.n1, c.n1) << c.length;
