@@ -165,7 +165,8 @@ install-missing:
 # build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_linear test_packed test_lora test_lm_head \
-                test_quantizers test_grid_statistics test_hadamard test_optimizers test_distill_kernels test_methods test_policy_loss
+                test_quantizers test_grid_statistics test_hadamard test_kronecker test_range_backward test_optimizers test_distill_kernels \
+                test_methods test_policy_loss
 
 # the tests of test/simt itself
 UNITY_simulation := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
@@ -174,9 +175,9 @@ TESTS := $(patsubst test/%.cpp,%,$(wildcard test/test_*.cpp))
 
 # Tests of the model include most of the program, which takes longer to compile than to run: test/unity makes one binary
 # of many. Each can still be built alone: make build/test_golden@simt.
-UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_model_linear test_ptq test_blockwise test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats test_sampler test_drift
-UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise
-UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_efqat test_sampler test_drift
+UNITY_cpu := test_kernels test_attention_cpu test_golden test_grpo test_grpo_options test_sampling_options test_samples test_train test_model_linear test_ptq test_blockwise test_flatquant test_masters test_transforms test_basis test_efqat test_gguf test_containers test_formats test_sampler test_drift
+UNITY_fp32 := test_kernels test_attention_cpu test_golden test_grpo test_train test_blockwise test_flatquant
+UNITY_simt := $(KERNEL_TESTS) test_golden test_grpo test_sampling_options test_samples test_train test_basis test_flatquant test_efqat test_sampler test_drift
 UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 # small ones, whose headers of others take the time
 UNITY_host := test_json test_mismatch test_options test_plot test_progress test_report test_rewards test_grader test_run_dir test_runtime test_statistics test_study test_study_claims test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch

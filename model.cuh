@@ -140,15 +140,15 @@ inline void layer_backward(Model& m, Activations& a, int l) {
     LayerActivations& y = a.layers[l];
     // MLP
     linear_backward(w.down, a.dact, a.dresidual, y.act, a.quantized, T, a.pass, m.dev);
-    linear_transform_backward(w.down, a.dact, T, m.dev);
+    linear_transform_backward(w.down, a.dact, y.act, T, m.dev);
     swiglu_backward(a.dgate_up, a.dact, y.gate_up, T, F, m.dev);
     linear_backward(w.gate_up, a.dnorm, a.dgate_up, y.ln2, a.quantized, T, a.pass, m.dev);
-    linear_transform_backward(w.gate_up, a.dnorm, T, m.dev);
+    linear_transform_backward(w.gate_up, a.dnorm, y.ln2, T, m.dev);
     rmsnorm_backward(a.dresidual, w.ln2.grad, a.dnorm, y.mid, w.ln2.work, y.ln2_rstd, {T, C}, true, m.dev);
     // attention
     linear_backward(w.o, a.datt, a.dresidual, y.att, a.quantized, T, a.pass, m.dev);
-    linear_transform_backward(w.o, a.datt, T, m.dev);
-    linear_transform_backward(w.o, y.att, T, m.dev);  // attention's backward wants its output as it was
+    linear_transform_backward(w.o, a.datt, y.att, T, m.dev);
+    linear_restore(w.o, y.att, T, m.dev);  // attention's backward wants its output as it was
     floatX* dqk = m.config.qk_norm ? a.dqk : a.dqkv;
     int64_t stride = m.config.qk_norm ? QK : QKV;
     attention_backward({{dqk, stride}, {dqk + NH * HD, stride}, {a.dqkv + QK, QKV}}, a.datt, y.att, y.lse, {y.qk, QK},
@@ -162,7 +162,7 @@ inline void layer_backward(Model& m, Activations& a, int l) {
                                w.k_norm.work, y.k_rstd, {T, HD, NKV}, false, m.dev);
     }
     linear_backward(w.qkv, a.dnorm, a.dqkv, y.ln1, a.quantized, T, a.pass, m.dev);
-    linear_transform_backward(w.qkv, a.dnorm, T, m.dev);
+    linear_transform_backward(w.qkv, a.dnorm, y.ln1, T, m.dev);
     rmsnorm_backward(a.dresidual, w.ln1.grad, a.dnorm, a.residual[l], w.ln1.work, y.ln1_rstd, {T, C}, true, m.dev);
 }
 

@@ -223,6 +223,7 @@ struct QuantizedTensor {
     bool measured = false;
     bool given = false;                  // the grid came from outside and no codes have been made with it yet
     bool restored = false;               // ... and the parameters of a learned grid with it
+    bool trained_grid = false;           // a method has found it before the weight is rounded, which keeps it
     bool foreign = false;                // its grid came from outside: the scales may be other 16-bit floats than ours
     bool fit_known = false;              // ... and whether packed codes can hold them is known (PackedRows)
     int64_t flips = 0, flips_total = 0;  // codes changed by the last refresh; codes that differ from those at load

@@ -114,6 +114,11 @@ inline int export_command(Session& s) {
             "%s rotates activations while it runs (quantize --rotations r3 or r4), which other tools would leave out; "
             "quantize with --rotations r1,r2 for export",
             o.model.c_str());
+    if (config.transformed)
+        fail(
+            "%s transforms activations while it runs (quantize --ptq flatquant), which other tools would leave out; "
+            "quantize with gptq or awq for export",
+            o.model.c_str());
     const nlohmann::json policy = is_gguf_path(o.model) ? nlohmann::json::object() : policy_load(o.model);
     if (rules.on() && policy.contains("hadamard"))
         fail(

@@ -138,7 +138,8 @@ inline void session_stored_policy(Options& o, const ModelConfig& config) {
     if (rotated)
         trained += format(" (%s%s%s rotated online)", config.rotate_qk ? "r3" : "",
                           config.rotate_qk && config.rotate_down ? ", " : "", config.rotate_down ? "r4" : "");
-    if (!taken && instead.empty() && !rotated) return;
+    if (config.transformed) trained += " (inputs transformed online: flatquant)";
+    if (!taken && instead.empty() && !rotated && !config.transformed) return;
     fprintf(stderr, "note: %s: trained as%s%s\n", folder.c_str(), trained.c_str(),
             instead.empty() ? "" : ("; " + instead + " is used instead").c_str());
 }

@@ -20,6 +20,7 @@
 #include "quantized_model.h"
 #include "quantizer_file.h"
 #include "safetensors.h"
+#include "transforms_file.h"
 
 inline bool is_gguf_path(const std::string& path) {
     return path.size() >= 5 && path.compare(path.size() - 5, 5, ".gguf") == 0;
@@ -56,6 +57,7 @@ inline ModelConfig model_config(const std::string& path) {
         return c;
     }
     ModelConfig c = config_load(path);
+    transforms_load(c, path);
     const SafetensorsSet set = st_open_folder(path);
     c.tie_word_embeddings = st_head_is_tied(set, c.tie_word_embeddings, path);
     check_other_tensors(set, quantized_folder(path), c);
@@ -186,6 +188,7 @@ inline void model_save(const Model& m, const std::string& dir, const std::string
         ModelConfig config = m.config;
         config.torch_dtype = save_dtype;
         write_file_atomic(temp + "/config.json", config_to_json(config));
+        transforms_save(config, temp);
         std::vector<StWriteTensor> tensors;
         for (const ParamTensor& t : m.tensors)
             tensors.push_back(

@@ -182,6 +182,8 @@ inline ModelConfig config_from_json(const std::string& text, const std::string& 
         c.rotate_down = config_int(*online, "down", 0, where);
     }
 
+    c.transformed = config_bool(j, "input_transforms", false, where);
+
     config_add_eos(j, &c.eos_token_ids, where);
     c.bos_token_id = config_int(j, "bos_token_id", -1, where);
     c.pad_token_id = config_int(j, "pad_token_id", -1, where);
@@ -246,6 +248,7 @@ inline std::string config_to_json(const ModelConfig& c) {
     else j["use_sliding_window"] = false;
     if (c.rotate_qk) j["online_rotations"]["qk"] = c.rotate_qk;
     if (c.rotate_down) j["online_rotations"]["down"] = c.rotate_down;
+    if (c.transformed) j["input_transforms"] = true;
     j["attention_dropout"] = 0.0;
     j["initializer_range"] = 0.02;
     j["use_cache"] = true;

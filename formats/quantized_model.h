@@ -14,6 +14,7 @@
 #include "compressed_tensors.h"
 #include "gptq_file.h"
 #include "hf_config.h"
+#include "transforms_file.h"
 
 enum class Container { none, gptq, awq, compressed_tensors, bitsandbytes };
 
@@ -388,6 +389,7 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
             write_file_atomic(dir + "/quantize_config.json", j["quantization_config"].dump(2) + "\n");
     }
     write_file_atomic(dir + "/config.json", j.dump(2) + "\n");
+    transforms_save(config, dir);
     for (uint64_t bytes : st_layout(dir, tensors)) summary.bytes += bytes;
     st_write_folder(dir, tensors, (uint64_t)4 << 30);
     return summary;

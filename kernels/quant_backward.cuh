@@ -77,6 +77,16 @@ HOST_DEVICE ScaleTerm quant_scale_term(LearnedScale kind, float w, Grid g, float
 struct LearnedGradient {
     float a, b;
 };
+// lwc: of the ends of the clipped range, of which the grid is made
+HOST_DEVICE LearnedGradient learned_ends(QuantSpec q, float S, float O, Grid g, float upper, float lower) {
+    float levels = (float)((1 << q.bits) - 1);
+    if (!q.symmetric) {
+        float t = fmaf(O, -lower / g.scale, S);
+        return LearnedGradient{t / levels, O - t / levels};
+    }
+    float k = q.rule == ScaleRule::amax7 ? quant_high(q) : 0.5f * levels;
+    return -lower > upper ? LearnedGradient{0.0f, -S / k} : LearnedGradient{S / k, 0.0f};
+}
 HOST_DEVICE LearnedGradient learned_gradient(QuantSpec q, LearnedScale kind, float S, float O, Grid g, float a, float b,
                                              Grid range, float h) {
     if (kind == LearnedScale::lsq) return LearnedGradient{h * S, 0.0f};
@@ -86,17 +96,9 @@ HOST_DEVICE LearnedGradient learned_gradient(QuantSpec q, LearnedScale kind, flo
         if (z < -0.5f || z > quant_high(q) + 0.5f) O = 0.0f;
         return LearnedGradient{h * fmaf(O, z, S), h * O};
     }
-    float sa = sigmoid_f(a), sb = sigmoid_f(b), upper = sa * range.scale, lower = sb * range.zero, du = 0.0f, dl = 0.0f;
-    float levels = (float)((1 << q.bits) - 1);
-    if (!q.symmetric) {
-        float t = fmaf(O, -lower / g.scale, S);
-        du = t / levels, dl = O - t / levels;
-    } else {
-        float k = q.rule == ScaleRule::amax7 ? quant_high(q) : 0.5f * levels;
-        if (-lower > upper) dl = -S / k;
-        else du = S / k;
-    }
-    return LearnedGradient{du * range.scale * sa * (1.0f - sa), dl * range.zero * sb * (1.0f - sb)};
+    float sa = sigmoid_f(a), sb = sigmoid_f(b);
+    const LearnedGradient ends = learned_ends(q, S, O, g, sa * range.scale, sb * range.zero);
+    return LearnedGradient{ends.a * range.scale * sa * (1.0f - sa), ends.b * range.zero * sb * (1.0f - sb)};
 }
 
 // the parameters of a grid that was measured

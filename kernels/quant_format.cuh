@@ -176,6 +176,8 @@ HOST_DEVICE float quant_tensor_scale(float amax) { return amax >= 1e-30f ? 1.0f 
 // The grid of a group whose numbers, and 0, lie in [min, max]; tensor_scale: t, where the format has one. For rule mse
 // this is where the search begins (shrink 1); where a mean makes the scale, max is that mean.
 HOST_DEVICE Grid quant_grid(QuantSpec q, float min, float max, float tensor_scale, float shrink) {
+    if (q.clip != 1.0f)  // the sums with 0 keep the products from being fused with what follows
+        min = fmaf(q.clip, min, 0.0f), max = fmaf(q.clip, max, 0.0f);
     return quant_visit(q.format, [=](auto f) { return f.grid(q, min, max, tensor_scale, shrink); });
 }
 

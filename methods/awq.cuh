@@ -240,7 +240,7 @@ inline std::array<AwqResult, 4> awq_layer(Model& m, const LayerMasters& w, int l
         const AwqLinear p = awq_linear(m, w, layer, (Product)i);
         // v -> o: one kv head would need the scales of several query heads; an online rotation may lie between
         if (p.parts.empty() || (p.which == Product::o && m.NH() != m.NKV()) ||
-            layer_linears(m.layers[layer])[i]->transform.on())
+            is_transformed(*layer_linears(m.layers[layer])[i]))
             continue;
         results[i] = awq_search_scale(m, p, in, config);
         const std::vector<float>& s = results[i].scales;

@@ -45,6 +45,7 @@ struct LayerTraining {
     std::function<void(Model&, Activations&, int l, const floatX* hidden, const std::vector<std::vector<int>>&)> before;
     // layer l is rounded, and hidden its output, which becomes that of the trained layer. Reports of what it has trained
     std::function<std::vector<ModuleReport>(Model&, Activations&, int l, floatX* hidden)> after;
+    bool transforms = false;  // it changes what the linears multiply, which layer transforms then must not
     bool on() const { return (bool)after; }
 };
 

@@ -204,7 +204,7 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
     const int64_t n = t.cols, rows = t.rows;
     const int64_t group = t.shape.group;
     const bool measured_first = c.static_groups || group >= n || t.shape.tiles || t.state.tensor;
-    if (measured_first) {  // on the weights without those of dead inputs, as the authors' code does
+    if (measured_first && !t.keep_grid) {  // on the weights without those of dead inputs, as the authors' code does
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < n; j++) work[r * n + j] = g.dead[j] ? 0.0f : t.w[r * n + j];
         quant_measure_cpu(t.grid, t.state, work, t.shape, t.spec);
@@ -218,7 +218,7 @@ inline void gptq_round(const RoundedLinear& t, float* work, GptqMemory& g, const
 #pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             float *w = work + r * n, *errors = g.errors.data + r * GPTQ_BLOCK;
-            for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first; i += group)
+            for (int64_t i = CEIL_DIV(i1, group) * group; i < i2 && !measured_first && !t.keep_grid; i += group)
                 quant_measure_cpu(&t.grid_of(r * n + i), ScaleState(), w + i, QuantGroups{1, group}, t.spec);
             for (int64_t i = i1; i < i2; i++) {
                 const int64_t at = r * n + g.order[i];

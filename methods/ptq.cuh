@@ -2,8 +2,9 @@
 //
 //   --ptq A+B+...   transforms that leave the model's function as it is (rotate: the whole model before anything else;
 //                   awq, smoothquant: a layer at a time, in the order they are named), and how a matrix is rounded:
-//                   rtn, to nearest, or gptq (gptq.cuh); blockwise (blockwise.cuh) then trains what was rounded. A
-//                   method's settings stand behind its name: blockwise:steps=200:layers=2
+//                   rtn, to nearest, or gptq (gptq.cuh); blockwise (blockwise.cuh) then trains what was rounded, and
+//                   flatquant (flatquant.cuh) has trained what a layer multiplies before it is rounded. A method's
+//                   settings stand behind its name: blockwise:steps=200:layers=2
 //
 // The calibration windows go through the model once. Of a layer only its input is kept for all tokens, and the output
 // of its attention; the rest is computed again in micro-batches. Products are rounded in the order in which they run,
@@ -29,6 +30,7 @@
 #include "awq.cuh"
 #include "blockwise.cuh"
 #include "calibration.cuh"
+#include "flatquant.cuh"
 #include "gptq.cuh"
 #include "rotation.cuh"
 #include "smoothquant.cuh"
@@ -51,6 +53,10 @@ struct PtqPlan {
     LayerTraining training;  // of layers that have been rounded
     bool needs_calibration() const { return rounder.prepare || !layers.empty() || training.on(); }
 };
+
+inline void one_training(const PtqPlan& plan) {
+    if (plan.training.on()) fail_usage("--ptq: blockwise and flatquant both train the layers; leave one of them out");
+}
 
 // One line a method, in --ptq's words. settings: what its text may set; many have flags of their own
 struct PtqMethod {
@@ -77,7 +83,13 @@ inline const std::vector<PtqMethod>& ptq_methods() {
          }},
         {"blockwise", "behind it, train modules of layers to give what full precision gave (MREM, EfficientQAT)",
          blockwise_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
+             one_training(p);
              p.training = blockwise_training(blockwise_config(s, c.seed));
+         }},
+        {"flatquant", "before it, learn transforms and clips of weights and inputs, layer by layer (arXiv 2410.09426)",
+         flatquant_settings(), [](PtqPlan& p, const PtqConfig& c, const Settings& s) {
+             one_training(p);
+             p.training = flatquant_training(flatquant_config(s, c.seed));
          }},
     };
     return methods;
@@ -100,6 +112,11 @@ inline PtqPlan ptq_parse(const std::string& text, const PtqConfig& config) {
         given.push_back(name);
         found->add(plan, config, settings_of(part, found->settings, "ptq"));
     }
+    if (plan.training.transforms && !plan.layers.empty())
+        fail_usage(
+            "--ptq %s: flatquant learns the scales of a product's inputs, as awq and smoothquant choose them; leave those "
+            "out",
+            printable(text).c_str());
     return plan;
 }
 
@@ -179,6 +196,7 @@ void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, cons
     if (m.dev.cuda) {
         r = rounded_scratch(s.host, t);
         copy_to_host(r.w, master, count * sizeof(float), m.dev);
+        if (t.trained_grid) copy_to_host(r.grid, t.grid, (size_t)t.groups * sizeof(Grid), m.dev);
     }
     *all += energy(r.w, t.rows);
     plan.rounder.round(r, s.difference.data);
@@ -192,6 +210,7 @@ void round_part(Model& m, PtqMemory& s, const PtqPlan& plan, LinearPart& t, cons
     }
     t.quantizer.scale_mode = ScaleMode::kept;
     t.measured = t.given = true;  // the codes of this refresh are the first
+    t.trained_grid = false;
     quantized_tensor_refresh(t, master, QuantNoise(), m.dev);
 }
 

@@ -47,6 +47,10 @@ struct RosteMethod : TrainingMethod {
         for (int i = 0; i < 4 * m.L(); i++) any = any || is_quantized(linear(i));
         if (!any)
             fail_usage("--methods roste: no linear is quantized; add --weights or --activations, such as int4:channel");
+        if (m.config.transformed)
+            fail_usage(
+                "--methods roste: the model's inputs have learned transforms already (quantize --ptq flatquant); leave "
+                "roste out");
         if (m.config.rotate_down)
             fail_usage("--methods roste: the inputs of down are rotated already (quantize --rotations r4)");
         if (every > 0 && which != "adaptive")

@@ -159,7 +159,7 @@ inline void rotation_apply(Model& m, const RotationConfig& config) {
         if (t->measured) fail("rotation: %s has been quantized already", t->name.c_str());
     if (config.hidden && m.config.tie_word_embeddings && !quantized.empty())
         fail("rotation: the head is tied and the model's arrays are in use; untie its configuration first");
-    if (m.rotate_qk.on() || m.layers[0].down.transform.on()) fail("rotation: the model is rotated already");
+    if (m.rotate_qk.on() || is_transformed(m.layers[0].down)) fail("rotation: the model is rotated already");
     if (config.hidden) model_untie(m);
     std::vector<float> copy;
     host_masters(m, -1, copy, [&](const HostMasters& w) { rotate_masters(m, w, config); });

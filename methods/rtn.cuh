@@ -17,12 +17,13 @@ struct RoundedLinear {
     QuantGroups shape;
     int64_t rows, cols;
     QuantSpec spec;
+    bool keep_grid = false;  // it is there, and stays
     Grid& grid_of(int64_t i) const { return grid[i / shape.group]; }  // i: into w
 };
 
 // The linear of a quantized tensor whose arrays are on the host; w: its master, or another matrix of its shape
 inline RoundedLinear rounded_linear(const QuantizedTensor& t, float* w) {
-    return {w, t.codes, t.grid, t.state, quantized_tensor_groups(t), t.rows, t.cols, t.quantizer.spec};
+    return {w, t.codes, t.grid, t.state, quantized_tensor_groups(t), t.rows, t.cols, t.quantizer.spec, t.trained_grid};
 }
 
 // Memory for rounding a matrix that shall not touch the tensor's own codes and grid
@@ -37,7 +38,7 @@ inline RoundedLinear rounded_scratch(RoundingScratch& s, const QuantizedTensor& 
     s.w.resize(t.rows * t.cols), s.codes.resize(t.rows * t.cols), s.grid.resize(t.groups);
     s.state.resize(scale_state_floats(t)), s.scale_codes.resize(t.quantizer.double_quant ? t.groups : 0);
     RoundedLinear r = {s.w.data(), s.codes.data(), s.grid.data(),   {}, quantized_tensor_groups(t),
-                       t.rows,     t.cols,         t.quantizer.spec};
+                       t.rows,     t.cols,         t.quantizer.spec,  t.trained_grid};
     if (!s.state.empty()) r.state.tensor = s.state.data();
     if (t.quantizer.double_quant) r.state.codes = s.scale_codes.data(), r.state.absmax = s.state.data() + 1;
     return r;
@@ -50,7 +51,7 @@ inline void round_to_nearest(const RoundedLinear& t) {
 
 // Codes and grid of t.w to nearest, t.w as it is; lost [rows,cols] = t.w - Q(t.w)
 inline void round_codes_to_nearest(const RoundedLinear& t, float* lost) {
-    fake_quant_forward_cpu(lost, t.codes, t.grid, t.state, t.w, t.shape, t.spec, true);
+    fake_quant_forward_cpu(lost, t.codes, t.grid, t.state, t.w, t.shape, t.spec, !t.keep_grid);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < t.rows * t.cols; i++) lost[i] = t.w[i] - lost[i];
 }

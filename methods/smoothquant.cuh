@@ -48,7 +48,7 @@ inline void smoothquant_layer(const Layer& l, const LayerMasters& w, const Layer
     if (!(alpha >= 0.0 && alpha <= 1.0)) fail_usage("smoothquant: alpha %g is not in [0, 1]", alpha);
     for (Product p : {Product::qkv, Product::gate_up}) {
         const Linear& linear = *layer_linears(l)[(int)p];
-        if (linear.transform.on()) continue;  // a rotation lies between norm and product
+        if (is_transformed(linear)) continue;  // a rotation lies between norm and product
         float *weight = w.weight[(int)p], *norm = p == Product::qkv ? w.ln1 : w.ln2;
         std::vector<float> s = smoothquant_scales(in.x[(int)p], in.tokens, weight, linear.rows, linear.cols, alpha);
         divide_rows(norm, linear.cols, 1, s.data());

@@ -35,6 +35,11 @@ inline RotatedLinears rotated_linears(const ModelConfig& config, const std::stri
             fail_usage("--hadamard %s: %s of layer %d multiply the same input; name all of them, or none",
                        printable(where).c_str(), product_names[(int)t.product], t.layer);
         linear = named;
+        if (named && config.transformed)
+            fail_usage(
+                "--hadamard %s: the model's inputs have learned transforms already (quantize --ptq flatquant); take "
+                "--hadamard none",
+                printable(where).c_str());
         if (named && t.product == Product::down && config.rotate_down)
             fail_usage(
                 "--hadamard %s: the inputs of down are rotated already (online_rotations of config.json, quantize "

@@ -7,6 +7,7 @@
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
 #include "../runtime/printable.h"
+#include "input_transform.h"
 
 enum class RopeScaling {
     none,
@@ -39,6 +40,10 @@ struct ModelConfig {
     // knows their key, "online_rotations": {"qk": 64, "down": 8960}; another would compute with wrong weights.
     int rotate_qk = 0;    // of segments of each head of q and k after RoPE
     int rotate_down = 0;  // of segments of the input of down_proj
+    // Learned transforms of the inputs of the layers' linears, likewise ("input_transforms": true); their numbers lie
+    // beside config.json (formats/transforms_file.h)
+    bool transformed = false;
+    InputTransforms transforms;
 
     std::vector<int> eos_token_ids;  // each ends a completion
     int bos_token_id = -1;           // -1: none

@@ -17,6 +17,9 @@
 // where the stored W is the rotated one. H has no random signs: an input whose channels share one mean puts all of that
 // into a single channel. The trap: part.work is of the basis, part.master is not; part_value has the two together.
 //
+// A learned transform P of the inputs (FlatQuant) is, as R4, one of x and of the stored W: out = Q_x(x P) Q(W P^-T)^T + bias,
+// where Q_x covers a share `clip` of a row's range. It is trained where its gradients have memory, see TransformGradient.
+//
 // Hooks: what a method does to a weight at the fixed moments of its life, see WeightHook.
 //
 // A method may also train some of the rows alone: of dW those are computed then, the others of the gradient stay 0, and
@@ -27,7 +30,9 @@
 #include <vector>
 #include "../kernels/convert.cuh"
 #include "../kernels/hadamard.cuh"
+#include "../kernels/kronecker.cuh"
 #include "../kernels/linear.cuh"
+#include "../kernels/range_backward.cuh"
 #include "../kernels/rows.cuh"
 #include "../quant.cuh"
 #include "adapter.cuh"
@@ -127,6 +132,14 @@ struct PackedRows {
     PackedWeight<floatX> layout;  // CPU: the working weight as its product wants it, while the model generates
 };
 
+// What the backward gives for the parameters of a learned transform; views, which accumulate. Null: it is not trained
+struct TransformGradient {
+    float *m1 = nullptr, *m2 = nullptr;  // [n1,n1], [n2,n2] moments of the inputs
+    float* scale = nullptr;              // [cols] of log r, the inputs' part
+    float* clip = nullptr;               // [1]
+    bool on() const { return m1; }
+};
+
 struct Linear {
     const char* name = "";  // of its parts, as in a report: "q,k,v"
     int layer = -1;
@@ -137,12 +150,18 @@ struct Linear {
     Quantizer input;  // Q_x, one scale a row or group of it
     Hadamard transform;   // x is multiplied with it before anything else, in place (R4 of methods/rotation.cuh, a basis)
     bool rotated = false;  // the transform is that of a basis, its parts'
+    Kronecker learned, dual;  // instead of that: a learned transform of x, and of W
+    float clip = 1.0f;        // with it: the share of a row's range that Q_x covers
+    TransformGradient learned_gradient;
     LinearRows trained;
     bool frozen = false;  // the codes of `packed` are all there is where a run has some
     std::vector<PackedRows> packed;
     const Lora* lora = nullptr;  // the model's adapter
     LoraSpan adapter;
 };
+
+// are its inputs other than what the layer before gives?
+inline bool is_transformed(const Linear& l) { return l.transform.on() || l.learned.on(); }
 
 inline bool has_adapter(const Linear& l, const Pass& pass) { return l.lora->on() && pass.adapter; }
 
@@ -179,7 +198,7 @@ inline size_t packed_rows_bytes(const Linear& l, const PackedRows& r, Device dev
 // The basis that x and the weights are quantized in: rotated, or their own; what the forward reads is made anew afterwards
 inline void linear_set_basis(Linear& l, bool rotated) {
     if (rotated == l.rotated) return;
-    if (rotated && l.transform.on()) fail("%s of layer %d is rotated already (r4)", l.name, l.layer);
+    if (rotated && is_transformed(l)) fail("%s of layer %d is transformed already", l.name, l.layer);
     l.rotated = rotated;
     l.transform = rotated ? hadamard_for(l.cols) : Hadamard();
     for (LinearPart& p : l.parts) p.basis = l.transform;
@@ -197,20 +216,64 @@ inline QuantizedSource quantized_source(const QuantizedTensor& t) {
 // ---------------------------------------------------------------------------------------------------------------------
 // forward
 
-// x [T,cols] = H x in place, if the linear has a transform; before linear_forward, and what the backward reads
+// x [T,cols] = H x in place, or x P, if the linear has a transform; before linear_forward, and what the backward reads
 inline void linear_transform(const Linear& l, floatX* x, int64_t T, Device dev) {
     if (l.transform.on()) hadamard_forward(x, l.cols, l.transform, T, l.cols / l.transform.N(), dev);
+    if (l.learned.on()) kronecker_forward(x, l.learned, T, dev);
 }
-inline void linear_transform_backward(const Linear& l, floatX* dx, int64_t T, Device dev) {
+// x, that was transformed, as it was
+inline void linear_restore(const Linear& l, floatX* x, int64_t T, Device dev) {
+    if (l.transform.on()) hadamard_backward(x, l.cols, l.transform, T, l.cols / l.transform.N(), dev);
+    if (l.learned.on()) kronecker_backward(x, l.dual, T, dev);
+}
+// dx: the gradient of x, the transformed, becomes that of what it was; the gradients of a transform in training
+// accumulate
+inline void linear_transform_backward(const Linear& l, floatX* dx, const floatX* x, int64_t T, Device dev) {
     if (l.transform.on()) hadamard_backward(dx, l.cols, l.transform, T, l.cols / l.transform.N(), dev);
+    if (!l.learned.on()) return;
+    const TransformGradient& d = l.learned_gradient;
+    if (d.on()) kronecker_moments(d.m1, d.m2, x, (const floatX*)dx, l.learned, T, dev);
+    kronecker_backward(dx, l.learned, T, dev);
+    if (!d.on()) return;
+    Scratch scratch((size_t)CEIL_DIV(T * l.cols * (int64_t)sizeof(floatX), (int64_t)sizeof(float)), dev);
+    floatX* original = reinterpret_cast<floatX*>(scratch.data);
+    copy_on_device(original, x, (size_t)(T * l.cols) * sizeof(floatX), dev);
+    linear_restore(l, original, T, dev);
+    kronecker_columns(d.scale, (const floatX*)original, (const floatX*)dx, l.cols, T, 1.0f, dev);
+}
+
+// Q_x with what a learned transform has of it
+inline Quantizer linear_input_quantizer(const Linear& l) {
+    Quantizer q = l.input;
+    q.spec.clip = l.clip;
+    return q;
 }
 
 // The numbers the product multiplies with: inp, or its fake-quantized copy in `quantized` [T,cols]
 inline const floatX* linear_input(const Linear& l, floatX* quantized, const floatX* inp, int64_t T, const Pass& pass,
                                   Device dev) {
     if (!pass.quantized || !l.input.on()) return inp;
-    fake_quant_rows(quantized, inp, T, l.cols, l.input, dev);
+    fake_quant_rows(quantized, inp, T, l.cols, linear_input_quantizer(l), dev);
     return quantized;
+}
+
+// dinp [T,cols], the gradient of Q_x(inp), becomes that of inp: by the rule of Q_x, or where a transform is in training
+// through the range that it measures
+inline void linear_input_backward(const Linear& l, floatX* dinp, const floatX* inp, int64_t T, Device dev) {
+    const Quantizer q = linear_input_quantizer(l);
+    if (!l.learned_gradient.on()) {
+        fake_quant_rows_backward(dinp, inp, T, l.cols, q, dev);
+        return;
+    }
+    const QuantGroups shape = quantized_rows_groups(q, T, l.cols);
+    Scratch scratch(4 * (size_t)shape.groups, dev);
+    Grid *grid = reinterpret_cast<Grid*>(scratch.data), *range = grid + shape.groups;
+    quant_measure(grid, ScaleState(), inp, shape, q.spec, dev);
+    quant_measure(range, ScaleState(), inp, shape, {q.spec, GridOf::ends}, dev);
+    RangeGradient d;
+    RangeClip clip;
+    d.ratio = l.learned_gradient.clip, clip.ratio = l.clip;
+    range_backward(dinp, d, inp, range, grid, clip, shape, q.spec, dev);
 }
 
 // out [T,rows] of the whole linear; inp [T,cols]; bias: [rows] or null; quantized: scratch [T,cols] for Q_x(inp), not
@@ -307,7 +370,7 @@ inline void linear_backward_adapted(Linear& l, floatX* dinp, const floatX* dout,
     const Lora& lora = *l.lora;
     const int64_t C = l.cols;
     linear_backward_input(l, dinp, dout, T, dev);
-    if (x != inp) fake_quant_rows_backward(dinp, inp, T, C, l.input, dev);
+    if (x != inp) linear_input_backward(l, dinp, inp, T, dev);
     if (!lora.inside()) {
         lora_backward(lora, l.adapter, dinp, dout, inp, pass.dropout, T, C, l.rows, dev);
         return;
@@ -349,5 +412,5 @@ inline void linear_backward(Linear& l, floatX* dinp, const floatX* dout, const f
         linear_backward_rows(l, dout, x, T, dev);
         if (l.bias.grad) bias_backward(l.bias.grad, dout, T, l.rows, dev);
     }
-    if (x != inp) fake_quant_rows_backward(dinp, inp, T, l.cols, l.input, dev);
+    if (x != inp) linear_input_backward(l, dinp, inp, T, dev);
 }

@@ -69,6 +69,7 @@ struct Model {
     Param norm;              // [C], the last one
     RopeTable rope;
     Hadamard rotate_qk;  // online, of q and k after RoPE (R3); R4 is the transform of the down linears
+    Buffer<float> transforms;  // the numbers of the linears' learned transforms, if they have some
     Buffer<float> rotated;  // [largest weight of a linear] while it is in its rotated basis (basis.cuh), if any has one
 
     QuantizerRules weight_rules, activation_rules, kv_rules;  // as they were asked for
@@ -332,6 +333,53 @@ inline void model_online_rotations(Model& m) {
     for (Layer& l : m.layers) l.down.transform = matrix(m.config.rotate_down);
 }
 
+// Memory for a learned transform of every linear, which linear_load_transform gives it
+inline void model_plan_transforms(Model& m) {
+    auto numbers = [](const Kronecker& k) { return 2 * ((int64_t)k.n1 * k.n1 + (int64_t)k.n2 * k.n2 + k.N()); };
+    int64_t size = 0;
+    for (const Linear* l : layer_linears(m.layers[0])) {
+        Kronecker k;
+        if (!kronecker_split(k, l->cols))
+            fail("transforms of inputs: %lld, those of %s, are no product of two numbers up to %d; leave them out",
+                 (long long)l->cols, l->name, KRONECKER_MOST);
+        size += numbers(k) * m.L();
+    }
+    m.transforms.allocate((size_t)size, "transforms of inputs", "", m.dev);
+    when_allocated(m.dev, [&m, numbers] {
+        float* at = m.transforms.data;
+        for (Layer& layer : m.layers)
+            for (Linear* l : layer_linears(layer)) {
+                Kronecker size_of, &k = l->learned, &d = l->dual;
+                kronecker_split(size_of, l->cols);
+                const int64_t first = (int64_t)size_of.n1 * size_of.n1, second = (int64_t)size_of.n2 * size_of.n2;
+                k.p1 = at, k.p2 = k.p1 + first, k.scale = k.p2 + second;
+                d.p1 = k.scale + l->cols, d.p2 = d.p1 + first, d.scale = d.p2 + second;
+                at += numbers(size_of);
+            }
+    });
+}
+
+// numbers: transform_numbers(t)
+inline void linear_load_transform(Linear& l, const InputTransform& t, const std::vector<float>& numbers, Device dev) {
+    copy_to_device(const_cast<float*>(l.learned.p1), numbers.data(), numbers.size() * sizeof(float), dev);
+    device_synchronize(dev);  // the numbers may go
+    l.learned.n1 = l.dual.n1 = t.n1, l.learned.n2 = l.dual.n2 = t.n2;
+    l.clip = t.clip;
+}
+
+// the learned transforms that the configuration has
+inline void model_input_transforms(Model& m) {
+    if (!m.config.transformed) return;
+    if (!m.config.transforms) fail("the configuration says that inputs are transformed, and by what is not known");
+    model_plan_transforms(m);
+    when_allocated(m.dev, [&m] {
+        for (int i = 0; i < 4 * m.L(); i++) {
+            const InputTransform& t = (*m.config.transforms)[(size_t)i];
+            linear_load_transform(*layer_linears(m.layers[i / 4])[i % 4], t, transform_numbers(t), m.dev);
+        }
+    });
+}
+
 // what every set of weights has but its arrays
 inline void model_describe(Model& m, const ModelConfig& config) {
     m.config = config;
@@ -340,6 +388,7 @@ inline void model_describe(Model& m, const ModelConfig& config) {
     rope_init(m.rope, config.head_dim, config.rope_theta, config.rope_scaling == RopeScaling::llama3, config.factor,
               config.low_freq_factor, config.high_freq_factor, config.original_max_position_embeddings);
     model_online_rotations(m);
+    model_input_transforms(m);
 }
 
 // arrays for a configuration; the weights are zero until loaded or drawn

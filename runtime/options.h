@@ -135,7 +135,7 @@ OPT(std::string, adapter, "", "", IN_MODEL & ~IN_QUANTIZE, "folder of a PEFT ada
 OPT(bool, merge_adapter, false, "", IN_TRAIN, "write the model with merged adapters, too, beside each checkpoint") \
 GROUP("post-training quantization") \
 OPT(bool, save_masters, true, "", IN_QUANTIZE, "write masters.safetensors beside the model: the fp32 weights that its codes were rounded from, which training goes on from; false: from what the codes stand for") \
-OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate, blockwise (train what was rounded, with settings of its own); such as rotate+gptq+blockwise:steps=400; train_qrl help ptq lists them") \
+OPT(std::string, ptq, "gptq", "", IN_QUANTIZE, "methods, joined by +: rtn (to nearest), gptq, awq, smoothquant, rotate, blockwise (train what was rounded, with settings of its own), flatquant (learn transforms of the inputs before); such as rotate+gptq+blockwise:steps=400; train_qrl help ptq lists them") \
 OPT(std::string, calibration, "prompts", "", IN_QUANTIZE, "text or JSONL file; prompts: those of train_data and their answers; self: the model's own answers to them; rtn needs none but then measures the products' outputs") \
 OPT(int, calibration_samples, 128, "[1, 65536]", IN_QUANTIZE, "windows of calibration text; self: problems that are answered, too") \
 OPT(int, calibration_length, 512, "[2, 1048576]", IN_QUANTIZE, "tokens of a window") \

@@ -113,7 +113,7 @@ TEST(Basis, GradientsAreThoseOfTheRotatedProductRotatedBack) {
             linear_forward(l, out.data, in.data, nullptr, qx.data, T, Pass(), m.dev);
             const std::vector<floatX> q = qx.get();
             linear_backward(l, dinp.data, dout.data, in.data, qx.data, T, Pass(), m.dev);
-            linear_transform_backward(l, dinp.data, T, m.dev);
+            linear_transform_backward(l, dinp.data, in.data, T, m.dev);
             std::vector<double> expected_out(T * R), dx(T * C), dw(R * C);
             for (int64_t t = 0; t < T; t++)
                 for (int64_t r = 0; r < R; r++)

@@ -15,6 +15,7 @@ struct QuantSpec {
     int bits = 8;                        // of a code: one of the widths that the format has
     bool symmetric = true;               // false: with a zero point
     ScaleRule rule = ScaleRule::amax;
+    float clip = 1.0f;  // the share of a measured range that the grid covers; no part of a quantizer's text
 };
 
 struct Grid {
