@@ -126,6 +126,7 @@ inline int study_command(Session& s) {
         if (o.quick && j.contains("quick")) j["quick"].erase("seeds");
     }
     w.study = study_parse(j, file, o.quick);
+    if (!o.claims.empty()) study_keep_claims(w.study, split_words(o.claims));
     if (!o.model.empty()) w.study.model = o.model;
     w.folder = o.given("output_dir") ? o.output_dir : "study-" + w.study.name;
     const CpuShare share = cpu_share();

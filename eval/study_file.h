@@ -227,12 +227,16 @@ inline void study_check_circle(const Study& s, const StudyPlace& place, const st
                 study_check_circle(s, place, to, above);
 }
 
-// whether a side of a claim is an arm, or begins with one and goes on with a point of the grid
-inline bool study_side_known(const Study& s, const std::string& side) {
+// The arm of a side of a claim, which is an arm, or begins with one and goes on with a point of the grid; null: no arm's.
+// "a b" may be the arm "a b", or "a" at the point b
+inline const StudyArm* study_side_arm(const Study& s, const std::string& side) {
+    const StudyArm* found = nullptr;
     for (const StudyArm& arm : s.arms)
-        if (side == arm.name || side.rfind(arm.name + " ", 0) == 0) return true;
-    return false;
+        if (side == arm.name || side.rfind(arm.name + " ", 0) == 0)
+            if (!found || arm.name.size() > found->name.size()) found = &arm;
+    return found;
 }
+inline bool study_side_known(const Study& s, const std::string& side) { return study_side_arm(s, side); }
 
 inline void study_check_names(const Study& s, const StudyPlace& file) {
     std::vector<std::string> stages, arms, keys;
@@ -424,6 +428,43 @@ inline void study_drop_unknown(Study& s) {
     };
     s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(), gone), s.pairs.end());
     s.claims.erase(std::remove_if(s.claims.begin(), s.claims.end(), undecidable), s.claims.end());
+}
+
+// These claims alone, with the arms that they need: their sides, the ends of the gain, and what those refer to
+inline void study_keep_claims(Study& s, const std::vector<std::string>& ids) {
+    std::vector<std::string> known;
+    std::vector<StudyClaim> kept;
+    for (const StudyClaim& claim : s.claims) {
+        known.push_back(claim.id);
+        if (std::find(ids.begin(), ids.end(), claim.id) != ids.end()) kept.push_back(claim);
+    }
+    for (const std::string& id : ids)
+        if (std::find(known.begin(), known.end(), id) == known.end())
+            fail_usage("--claims %s: %s", printable(id).c_str(),
+                       known.empty()
+                           ? "the study has no claims"
+                           : ("no such claim; there are " + join_words(known) + did_you_mean(id, known)).c_str());
+    std::set<std::string> needed;
+    std::vector<std::string> todo = {s.start, s.full};
+    for (const StudyClaim& claim : kept)
+        for (const StudyPair& pair : claim.pairs)
+            for (const std::string& side : {pair.better, pair.worse})
+                if (const StudyArm* arm = study_side_arm(s, side)) todo.push_back(arm->name);
+    while (!todo.empty()) {
+        const std::string name = todo.back();
+        todo.pop_back();
+        if (name.empty() || !needed.insert(name).second) continue;
+        for (const std::string& stage : s.arm(name).stages)
+            for (const auto& flag : s.stage(stage).flags.items())
+                if (const std::string to = study_reference(flag.value()); !to.empty()) todo.push_back(to);
+    }
+    auto other = [&](const std::string& arm) { return !needed.count(arm); };
+    s.claims = kept;
+    s.arms.erase(std::remove_if(s.arms.begin(), s.arms.end(), [&](const StudyArm& a) { return other(a.name); }),
+                 s.arms.end());
+    s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(),
+                                 [&](const StudyPair& p) { return other(p.better) || other(p.worse); }),
+                  s.pairs.end());
 }
 
 inline Study study_parse(const StudyJson& given, const std::string& file, bool quick = false) {

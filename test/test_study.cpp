@@ -214,6 +214,23 @@ TEST(Study, TheQuickFormIsAPartOfTheWhole) {
     EXPECT_THROW(study_parse(j, "some.json", true), Error);
 }
 
+TEST(Study, AClaimAloneNeedsItsArmsAndWhatTheyReferTo) {
+    StudyJson j = study_json();
+    j["claims"] = {{"A1", {{"claim", "a"}, {"more", "kd int4:g32 rtn - qat"}}},
+                   {"B", {{"claim", "b"}, {"more", "fp>rtn - fp"}}}};
+    Study s = parsed(j);
+    study_keep_claims(s, {"A1"});
+    std::vector<std::string> arms;
+    for (const StudyArm& arm : s.arms) arms.push_back(arm.name);
+    EXPECT_EQ(arms, (std::vector<std::string>{"fp", "qat", "kd"})) << "fp is kd's teacher";
+    EXPECT_EQ(s.claims.size(), 1u);
+    EXPECT_TRUE(s.pairs.empty());
+    const StudyLayout whole = study_lay_out(parsed(j), {}), some = study_lay_out(s, {});
+    EXPECT_EQ(whole.runs[cell_of(whole, "fp").chains[0].back()].id, some.runs[cell_of(some, "fp").chains[0].back()].id);
+    Study again = parsed(j);
+    EXPECT_THROW(study_keep_claims(again, {"A2"}), Error);
+}
+
 TEST(Study, ClaimsAreRead) {
     StudyJson j = study_json();
     j["start"] = "start", j["full"] = "fp";
