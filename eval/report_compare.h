@@ -285,7 +285,8 @@ inline std::string arms_figure(const std::vector<ReportArm>& arms, const CurveRo
                         std::move(lines), "");
 }
 
-inline std::string arms_curves(const std::vector<ReportArm>& arms) {
+// keys: of the numbers to draw; none: of all
+inline std::string arms_curves(const std::vector<ReportArm>& arms, const std::set<std::string>& keys = {}) {
     std::string s, section;
     bool open = false;
     size_t seeds = 1, steps = 0;
@@ -312,7 +313,7 @@ inline std::string arms_curves(const std::vector<ReportArm>& arms) {
         for (const ReportArm& arm : arms)
             for (const ReportRun& r : arm.runs)
                 for (const CurveLine& line : curve_lines(r, row))
-                    if (!curve_line(r, report_evaluations(r), line).x.empty() &&
+                    if ((keys.empty() || keys.count(line.key)) && !curve_line(r, report_evaluations(r), line).x.empty() &&
                         std::none_of(lines.begin(), lines.end(), [&](const CurveLine& l) { return l.key == line.key; }))
                         lines.push_back(line);
         for (const CurveLine& line : lines) add(row.section, arms_figure(arms, row, line, lines.size() > 1));

@@ -478,11 +478,11 @@ inline std::string claim_contrast_text(const StudyClaim& claim) {
 }
 
 inline StudyTable study_claims_table(const std::vector<ClaimResult>& claims) {
-    StudyTable rows = {{"claim", "from", "says", "decided by", "found", "95 %", "Holm's p", "seeds", "verdict"}};
+    StudyTable rows = {{"claim", "verdict", "says", "found", "95 %", "Holm's p", "seeds", "decided by", "from"}};
     for (const ClaimResult& r : claims)
-        rows.push_back({r.claim->id, r.claim->from, r.claim->text, claim_contrast_text(*r.claim), r.figure, r.interval,
-                        std::isnan(r.p_holm) ? "-" : p_text(r.p_holm), std::to_string(r.seeds),
-                        claim_verdict_name(r.verdict) + (r.why.empty() ? std::string() : ": " + r.why)});
+        rows.push_back({r.claim->id, claim_verdict_name(r.verdict) + (r.why.empty() ? std::string() : ": " + r.why),
+                        r.claim->text, r.figure, r.interval, std::isnan(r.p_holm) ? "-" : p_text(r.p_holm),
+                        std::to_string(r.seeds), claim_contrast_text(*r.claim), r.claim->from});
     return rows;
 }
 

@@ -3,7 +3,18 @@
 #include "report_compare.h"
 #include "study_claims.h"
 
-inline std::string study_html_table(const std::string& caption, const StudyTable& rows) {
+// curves of what was trained; there are too many arms to draw every number of each
+inline const std::set<std::string> study_curves = {"reward",
+                                                   "entropy",
+                                                   "loss",
+                                                   "kd/divergence",
+                                                   "completions/mean_length",
+                                                   "quant/code_flip_total",
+                                                   "quant/deadzone_share",
+                                                   "sampling/sampling_logp_difference/mean"};
+
+// kind: "words" where cells are texts
+inline std::string study_html_table(const std::string& caption, const StudyTable& rows, const char* kind = "") {
     HtmlRow head;
     std::vector<HtmlRow> body;
     for (size_t i = 0; i < rows.size(); i++) {
@@ -12,7 +23,7 @@ inline std::string study_html_table(const std::string& caption, const StudyTable
         if (i == 0) head = row;
         else body.push_back(row);
     }
-    return html_table(html_text(caption), head, body);
+    return html_table(html_text(caption), head, body, kind);
 }
 
 // Arms by what is deployed: a point for each cell with its interval, a line for each arm. Of more arms than a chart can tell
@@ -98,7 +109,7 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
     std::vector<PageSection> sections;
     if (!claims.empty())
         sections.push_back({"claims", "Claims",
-                            study_html_table("Claims", study_claims_table(claims)) + "<p>" +
+                            study_html_table("Claims", study_claims_table(claims), "words") + "<p>" +
                                 html_text(study_noise_text(claims)) + "</p>\n"});
     sections.push_back({"arms", "Arms", tables + note});
     if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
@@ -109,7 +120,7 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
     for (size_t i = 0; i < charts; i++) {
         const auto first = arms.begin() + (long)(i * PLOT_MOST_SERIES);
         const auto end = i + 1 == charts ? arms.end() : first + PLOT_MOST_SERIES;
-        const std::string curves = arms_curves(std::vector<ReportArm>(first, end));
+        const std::string curves = arms_curves(std::vector<ReportArm>(first, end), study_curves);
         if (!curves.empty())
             sections.push_back(
                 {format("curves-%zu", i + 1),
