@@ -24,6 +24,7 @@ struct StudyWork {
     StudyLayout layout;
     StudyScores scores;
     std::map<std::string, std::string> failed;  // by id: why
+    std::set<std::string> done;                 // ids of those that are known to have ended
     std::vector<StudyJob> running;
 
     std::string path(const StudyRun& run) const { return folder + "/runs/" + run.id; }
@@ -124,7 +125,10 @@ inline StudyState study_state(StudyWork& w, int i) {
     if (w.failed.count(run.id)) return StudyState::failed;
     for (const StudyJob& job : w.running)
         if (w.layout.runs[job.run].id == run.id) return StudyState::runs;
-    if (!study_summary(w.path(run)).is_null()) return StudyState::done;
+    if (w.done.count(run.id) || !study_summary(w.path(run)).is_null()) {
+        w.done.insert(run.id);
+        return StudyState::done;
+    }
     std::vector<int> needed;
     if (run.from >= 0) needed.push_back(run.from);
     for (const auto& other : run.others) needed.push_back(other.second);
@@ -145,6 +149,7 @@ inline void study_read_scores(StudyWork& w) {
     for (const StudyRun& run : w.layout.runs) {
         if (run.stage != "validation" || w.scores.count(run.id)) continue;
         if (w.failed.count(run.id)) w.scores[run.id] = -2.0;
+        if (!w.done.count(run.id)) continue;
         const nlohmann::json summary = study_summary(w.path(run));
         if (summary.is_null() || !summary.contains("eval") || summary["eval"].empty()) continue;
         const nlohmann::json& eval = summary["eval"];  // of several sets, by name

@@ -384,18 +384,17 @@ inline std::vector<ClaimResult> study_claims(const StudyResults& results, const 
                                              const Steps& steps_of) {
     std::vector<ClaimEvidence> all;
     if (study.claims.empty()) return {};
+    const SetComparison first = results.sets.empty() ? SetComparison() : results.sets[0];
+    const StudyEvidence e(results, study, layout, first.set, first.metric);
     for (const StudyClaim& claim : study.claims) {
         ClaimEvidence c;
-        if (!results.sets.empty()) {
-            const StudyEvidence e{results, study, layout, results.sets[0].set, results.sets[0].metric};
-            const std::string& rule = claim.rule;
-            if (rule == "order") c.result = claim_order(e, claim);
-            else if (rule == "follows_cells") c.result = claim_follows_cells(e, claim);
-            else if (rule == "foretold_by_coverage") c.result = claim_foretold(e, claim);
-            else if (rule == "sooner") c = claim_sooner(e, claim, steps_of);
-            else if (rule.rfind("kept", 0) == 0) c = claim_kept(e, claim);
-            else c = claim_difference(e, claim);
-        }
+        const std::string& rule = claim.rule;
+        if (rule == "order") c.result = claim_order(e, claim);
+        else if (rule == "follows_cells") c.result = claim_follows_cells(e, claim);
+        else if (rule == "foretold_by_coverage") c.result = claim_foretold(e, claim);
+        else if (rule == "sooner") c = claim_sooner(e, claim, steps_of);
+        else if (rule.rfind("kept", 0) == 0) c = claim_kept(e, claim);
+        else c = claim_difference(e, claim);
         c.result.claim = &claim;
         all.push_back(c);
     }

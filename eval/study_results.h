@@ -153,12 +153,31 @@ struct StudyTerm {
 };
 typedef std::vector<StudyTerm> StudyContrast;
 
+// What cells answered of one set
 struct StudyEvidence {
     const StudyResults& results;
     const Study& study;
     const StudyLayout& layout;
     std::string set;
     Metric metric;
+    std::vector<std::vector<std::vector<double>>> accuracies;  // [cells][seeds][problems of all]; NAN: not asked
+
+    StudyEvidence(const StudyResults& r, const Study& s, const StudyLayout& l, const std::string& of, const Metric& m)
+        : results(r), study(s), layout(l), set(of), metric(m), accuracies(l.cells.size()) {
+        std::map<std::string, size_t> places;
+        for (const Arm& arm : r.arms)
+            for (const Evaluation& run : arm.runs)
+                if (const SetResult* answers = find_set(run, of))
+                    for (const auto& problem : *answers) places.emplace(problem.first, places.size());
+        for (size_t c = 0; c < l.cells.size(); c++)
+            for (size_t seed = 0; seed < s.seeds.size(); seed++) {
+                accuracies[c].emplace_back(places.size(), NAN);
+                const SetResult* answers = done((int)c, seed) ? find_set(evaluation((int)c, seed), of) : nullptr;
+                if (!answers) continue;
+                for (const auto& [problem, answer] : *answers)
+                    if (m.covers(answer)) accuracies[c][seed][places[problem]] = m.value(answer);
+            }
+    }
 
     bool done(int cell, size_t seed) const {
         return seed < results.outcomes[cell].size() && results.outcomes[cell][seed].state == "done";
@@ -180,18 +199,13 @@ struct StudyEvidence {
 
     // [seeds][problems that all of them have]
     Runs values(const StudyContrast& terms, const std::vector<size_t>& seeds) const {
-        std::vector<Arm> arms(terms.size());
-        std::vector<const Arm*> pointers;
-        for (size_t t = 0; t < terms.size(); t++) {
-            for (const size_t s : seeds) arms[t].runs.push_back(evaluation(terms[t].cell, s));
-            pointers.push_back(&arms[t]);
-        }
-        const std::vector<std::string> problems = shared_problems(pointers, set, metric);
-        Runs sum(seeds.size(), std::vector<double>(problems.size(), 0.0));
-        for (size_t t = 0; t < terms.size(); t++) {
-            const Runs of = values_of(arms[t], set, problems, metric);
+        Runs sum(seeds.size());
+        for (size_t p = 0; p < (accuracies.empty() || accuracies[0].empty() ? 0 : accuracies[0][0].size()); p++) {
+            std::vector<double> of(seeds.size(), 0.0);
             for (size_t s = 0; s < seeds.size(); s++)
-                for (size_t p = 0; p < problems.size(); p++) sum[s][p] += terms[t].weight * of[s][p];
+                for (const StudyTerm& t : terms) of[s] += t.weight * accuracies[t.cell][seeds[s]][p];
+            if (std::any_of(of.begin(), of.end(), [](double v) { return std::isnan(v); })) continue;
+            for (size_t s = 0; s < seeds.size(); s++) sum[s].push_back(of[s]);
         }
         return sum;
     }

@@ -113,6 +113,7 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
     StudyTable rows = {{"arm", set.metric.name(), "95 %", "greedy", "gain kept", "length", "cut off", "bits a weight",
                         "bytes", "codes flipped", "entropy", "KL from full", "tokens trained", "seeds", "chosen",
                         "reported"}};
+    const StudyEvidence evidence(r, study, layout, set.set, set.metric);
     for (size_t c = 0; c < layout.cells.size(); c++) {
         const StudyCell& cell = layout.cells[c];
         const std::vector<StudyOutcome>& outcomes = r.outcomes[c];
@@ -133,9 +134,8 @@ inline StudyTable study_set_table(const StudyResults& r, const Study& study, con
                          drift = study_mean(outcomes, &StudyOutcome::drift);
             for (const std::string& text :
                  {percent_text(a.value), percent_text(a.interval.low) + " to " + percent_text(a.interval.high),
-                  percent_text(a.greedy), kept_text(study_share({r, study, layout, set.set, set.metric}, {(int)c})),
-                  format("%.1f", a.length), percent_text(a.cut_off),
-                  format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
+                  percent_text(a.greedy), kept_text(study_share(evidence, {(int)c})), format("%.1f", a.length),
+                  percent_text(a.cut_off), format("%.2f", study_mean(outcomes, &StudyOutcome::bits)),
                   study_mean(outcomes, &StudyOutcome::bytes) > 0.0
                       ? bytes_text(study_mean(outcomes, &StudyOutcome::bytes))
                       : std::string("-"),

@@ -122,7 +122,7 @@ TEST(Claims, WhatIsKeptOfTheGain) {
     m.claim("kept_below", {{"all", ""}}, 60.0);
     const char* wanted[] = {"supported", "contradicted", "supported", "contradicted"};
     for (size_t i = 0; i < 4; i++) EXPECT_EQ(verdict(m, i), wanted[i]) << i;
-    const StudyEvidence e{m.results, m.study, m.layout, "set", Metric{true, true, 1}};
+    const StudyEvidence e(m.results, m.study, m.layout, "set", Metric{true, true, 1});
     const StudyShare share = study_share(e, {half});
     EXPECT_NEAR(share.value, 0.2025 / 0.4025, 1e-9);
     EXPECT_LT(share.interval.low, share.value);
