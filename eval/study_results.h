@@ -266,13 +266,18 @@ inline StudyShare study_share(const StudyEvidence& e, const std::vector<int>& ce
         const Confidence c = paired_estimate(d).interval();
         return c.low > 0.0 || c.high < 0.0;
     };
-    // outwards by steps of 5 %, and back by those of 0.1 %; beyond 300 % the gain itself is hardly there
+    // outwards until it is rejected, and then between; beyond 300 % the gain itself is hardly there
     auto end = [&](double sign) {
-        double x = share.value;
-        while (std::fabs(x - share.value) < 3.0 && !rejected(x)) x += sign * 0.05;
-        if (!rejected(x)) return sign * INFINITY;
-        while (rejected(x - sign * 0.001)) x -= sign * 0.001;
-        return x;
+        double inside = share.value, outside = inside;
+        while (!rejected(outside)) {
+            if (std::fabs(outside - share.value) > 3.0) return sign * INFINITY;
+            inside = outside, outside += sign * 0.1;
+        }
+        for (int i = 0; i < 10; i++) {
+            const double middle = 0.5 * (inside + outside);
+            (rejected(middle) ? outside : inside) = middle;
+        }
+        return inside;
     };
     share.interval = {end(-1.0), end(1.0)};
     return share;

@@ -128,6 +128,12 @@ TEST(Claims, WhatIsKeptOfTheGain) {
     EXPECT_LT(share.interval.low, share.value);
     EXPECT_GT(share.interval.high, share.value);
     EXPECT_NEAR(share.interval.high - share.interval.low, 0.06, 0.05);
+    for (const int end : {0, 1}) {  // of which every other share is rejected
+        const StudyShare of_end = study_share(e, {end});
+        EXPECT_NEAR(of_end.value, end, 1e-9);
+        EXPECT_NEAR(of_end.interval.low, end, 1e-3);
+        EXPECT_NEAR(of_end.interval.high, end, 1e-3);
+    }
 
     MadeUp none;  // nothing was gained
     none.study.start = "start", none.study.full = "fp";
