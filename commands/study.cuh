@@ -92,7 +92,7 @@ inline void study_write(const StudyWork& w, const StudyResults& r, const std::ve
     write_file_atomic(w.folder + "/results.csv", study_csv(rows));
     if (!claims.empty()) {
         lines.clear();
-        for (const ClaimResult& claim : claims) lines += json_line(claim_row(claim)) + "\n";
+        for (const ClaimResult& claim : claims) lines += json_line(claim_row(claim, w.layout)) + "\n";
         write_file_atomic(w.folder + "/claims.jsonl", lines);
     }
     write_file_atomic(w.folder + "/table.md", study_table(r, w.study, w.layout, claims));

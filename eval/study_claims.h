@@ -485,12 +485,17 @@ inline StudyTable study_claims_table(const std::vector<ClaimResult>& claims) {
     return rows;
 }
 
-inline StudyJson claim_row(const ClaimResult& r) {
+// a line of claims.jsonl
+inline StudyJson claim_row(const ClaimResult& r, const StudyLayout& layout) {
+    StudyJson cells = StudyJson::array();
+    for (const auto& [a, b] : r.cells)
+        cells.push_back(layout.cells[a].name + (b < 0 ? "" : " - " + layout.cells[b].name));
     return {{"claim", r.claim->id},
             {"from", r.claim->from},
             {"says", r.claim->text},
             {"rule", r.claim->rule},
             {"by", claim_contrast_text(*r.claim)},
+            {"cells", cells},
             {"found", r.figure},
             {"interval", r.interval},
             {"p", r.p},

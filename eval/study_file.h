@@ -82,7 +82,6 @@ struct Study {
     std::string start, full;  // arms between which the share of the gain is measured; empty: it is not
     std::vector<StudyClaim> claims;
     std::map<std::string, std::string> reported;  // by cell or arm: what a paper says of it
-    bool quick = false;
 
     size_t seeds_of(const StudyArm& arm) const {
         return arm.seeds == 0 ? seeds.size() : std::min(arm.seeds, seeds.size());
@@ -526,7 +525,6 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
         for (const auto& item : j["reported"].items())
             s.reported[item.key()] = study_text(place / "reported" / item.key(), item.value());
     }
-    s.quick = quick;
     if (quick) study_drop_unknown(s);
     study_check_names(s, place);
     for (const StudyArm& arm : s.arms) of_eval(place / "arms" / arm.name / "evaluation", arm.evaluation);

@@ -139,6 +139,7 @@ TEST(CliStudy, ClaimsAreDecidedAndTheQuickFormGoesOn) {
     ASSERT_EQ(claims.size(), 2u);
     EXPECT_EQ(claims[1]["claim"], "two");
     EXPECT_EQ(claims[1]["seeds"], 2);
+    EXPECT_EQ(claims[1]["cells"], json::array({"fp>rtn int4:g16 - fp"}));
     EXPECT_EQ(claims[1]["verdict"], "supported") << claims[1];
     EXPECT_NE(read_text(out + "/table.md").find("two bits are fewer"), std::string::npos);
     EXPECT_NE(read_text(out + "/table.md").find("Between seeds a difference varies by"), std::string::npos);
