@@ -96,6 +96,8 @@ inline void study_write(const StudyWork& w, const StudyResults& r, const std::ve
         write_file_atomic(w.folder + "/claims.jsonl", lines);
     }
     write_file_atomic(w.folder + "/table.md", study_table(r, w.study, w.layout, claims));
+    for (const auto& [name, picture] : study_pictures(r, w.study, w.layout))
+        write_file_atomic(w.folder + "/" + name + ".svg", plot_svg(picture));
     report_write(w.folder + "/report.html",
                  study_page(r, w.study, w.layout, claims, [&](const StudyRun& run) { return w.path(run); }));
 }
@@ -134,6 +136,7 @@ inline int study_command(Session& s) {
     w.threads = std::max(1, share.threads() / w.jobs);
     study_update(w);
     study_check_flags(w);
+    study_check_pictures(w.study, w.layout);
     int to_do = 0;
     for (int i = 0; i < (int)w.layout.runs.size(); i++) to_do += study_state(w, i) != StudyState::done;
     printf(

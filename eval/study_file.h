@@ -68,6 +68,12 @@ inline constexpr StudyRule study_rules[] = {
     {"foretold_by_coverage", "pairs", "", 0.0}  // the gain goes with the start's pass@K rather than with its pass@1
 };
 
+// Arms as lines of a chart along one key of the grid: eval/study_pictures.h
+struct StudyPicture {
+    std::string name, title, across;
+    std::vector<std::string> arms;
+};
+
 struct Study {
     std::string name, file, title, about;
     std::string model;  // what all arms begin with; empty: the embedded model
@@ -81,6 +87,7 @@ struct Study {
     std::vector<StudyPair> pairs;
     std::string start, full;  // arms between which the share of the gain is measured; empty: it is not
     std::vector<StudyClaim> claims;
+    std::vector<StudyPicture> pictures;
     std::map<std::string, std::string> reported;  // by cell or arm: what a paper says of it
 
     size_t seeds_of(const StudyArm& arm) const {
@@ -288,6 +295,22 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
         if (!arm.empty()) known(file / key, "arm", arm, arms);
     for (const auto& said : s.reported)
         if (!study_side_known(s, said.first)) known(file / "reported", "arm", said.first, arms);
+    for (const StudyPicture& picture : s.pictures) {
+        const StudyPlace place = file / "pictures" / picture.name;
+        known(place / "across", "key of the grid", picture.across, keys);
+        for (const std::string& arm : picture.arms) known(place / "arms", "arm", arm, arms);
+    }
+}
+
+inline StudyPicture study_picture(const StudyPlace& place, const std::string& name, const StudyJson& j) {
+    study_keys(place, j, {"title", "across", "arms"});
+    for (const char* needed : {"across", "arms"})
+        if (!j.contains(needed)) fail_usage("%s: no `%s`", place.at.c_str(), needed);
+    for (const char c : name)
+        if (!isalnum((unsigned char)c) && c != '-' && c != '_')
+            fail_usage("%s: a picture's name is a file's; letters, digits, - and _ alone", place.at.c_str());
+    const std::string title = j.contains("title") ? study_text(place / "title", j["title"]) : name;
+    return {name, title, study_text(place / "across", j["across"]), study_texts(place / "arms", j["arms"])};
 }
 
 // An arm's stages, or an object of them with what is its own
@@ -407,6 +430,19 @@ inline StudyJson study_quick(const StudyPlace& place, StudyJson j) {
     return j;
 }
 
+// pictures without the arms that are not there, and none that is empty
+inline void study_drop_lines(Study& s) {
+    for (StudyPicture& p : s.pictures)
+        p.arms.erase(std::remove_if(p.arms.begin(), p.arms.end(),
+                                    [&](const std::string& arm) {
+                                        return std::none_of(s.arms.begin(), s.arms.end(),
+                                                            [&](const StudyArm& a) { return a.name == arm; });
+                                    }),
+                     p.arms.end());
+    s.pictures.erase(std::remove_if(s.pictures.begin(), s.pictures.end(), [](const auto& p) { return p.arms.empty(); }),
+                     s.pictures.end());
+}
+
 // With --quick: what needs arms or values of the grid that are not there is left out
 inline void study_drop_unknown(Study& s) {
     auto gone = [&](const StudyPair& pair) {
@@ -427,6 +463,7 @@ inline void study_drop_unknown(Study& s) {
     };
     s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(), gone), s.pairs.end());
     s.claims.erase(std::remove_if(s.claims.begin(), s.claims.end(), undecidable), s.claims.end());
+    study_drop_lines(s);
 }
 
 // These claims alone, with the arms that they need: their sides, the ends of the gain, and what those refer to
@@ -464,13 +501,14 @@ inline void study_keep_claims(Study& s, const std::vector<std::string>& ids) {
     s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(),
                                  [&](const StudyPair& p) { return other(p.better) || other(p.worse); }),
                   s.pairs.end());
+    study_drop_lines(s);
 }
 
 inline Study study_parse(const StudyJson& given, const std::string& file, bool quick = false) {
     const StudyPlace place{printable(file, 400) + ": "};
     study_keys(place, given,
                {"title", "about", "model", "seeds", "sweep_seed", "all", "stages", "arms", "grid", "evaluation",
-                "validation", "compare", "start", "full", "claims", "quick", "reported", "drift"});
+                "validation", "compare", "start", "full", "claims", "quick", "reported", "drift", "pictures"});
     const StudyJson j = quick ? study_quick(place, given) : given;
     for (const char* needed : {"seeds", "stages", "arms"})
         if (!j.contains(needed)) fail_usage("%sno `%s`", place.at.c_str(), needed);
@@ -524,6 +562,11 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
         if (!j["reported"].is_object()) fail_usage("%s: not an object of texts", (place / "reported").at.c_str());
         for (const auto& item : j["reported"].items())
             s.reported[item.key()] = study_text(place / "reported" / item.key(), item.value());
+    }
+    if (j.contains("pictures")) {
+        if (!j["pictures"].is_object()) fail_usage("%s: not an object of pictures", (place / "pictures").at.c_str());
+        for (const auto& item : j["pictures"].items())
+            s.pictures.push_back(study_picture(place / "pictures" / item.key(), item.key(), item.value()));
     }
     if (quick) study_drop_unknown(s);
     study_check_names(s, place);

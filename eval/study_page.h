@@ -2,6 +2,7 @@
 #pragma once
 #include "report_compare.h"
 #include "study_claims.h"
+#include "study_pictures.h"
 
 // curves of what was trained; there are too many arms to draw every number of each
 inline const std::set<std::string> study_curves = {"reward",
@@ -24,38 +25,6 @@ inline std::string study_html_table(const std::string& caption, const StudyTable
         else body.push_back(row);
     }
     return html_table(html_text(caption), head, body, kind);
-}
-
-// Arms by what is deployed: a point for each cell with its interval, a line for each arm. Of more arms than a chart can tell
-// apart there are several charts
-inline std::string study_pareto(const StudyResults& r, const StudyLayout& layout, const SetComparison& set) {
-    std::vector<PlotSeries> series;
-    for (size_t c = 0; c < layout.cells.size(); c++) {
-        if (r.arm_of[c] < 0) continue;
-        const ArmResult& a = set.arms[r.arm_of[c]];
-        const double bytes = study_mean(r.outcomes[c], &StudyOutcome::bytes);
-        if (a.problems == 0 || !(bytes > 0.0)) continue;
-        if (series.empty() || series.back().name != layout.cells[c].arm) {
-            series.emplace_back();
-            series.back().name = layout.cells[c].arm, series.back().bars = true;
-        }
-        PlotSeries& s = series.back();
-        const size_t at = std::upper_bound(s.x.begin(), s.x.end(), bytes) - s.x.begin();
-        auto put = [at](std::vector<double>& to, double v) { to.insert(to.begin() + (long)at, v); };
-        put(s.x, bytes), put(s.y, 100.0 * a.value);
-        put(s.low, 100.0 * a.interval.low), put(s.high, 100.0 * a.interval.high);
-    }
-    std::string html;
-    for (size_t i = 0; i < series.size(); i += PLOT_MOST_SERIES) {
-        Plot p;
-        p.title = set.set + ": accuracy against bytes";
-        p.x.label = "bytes of the model as it is deployed", p.x.log = true;
-        p.y.label = set.metric.name() + ", percent";
-        p.series.assign(series.begin() + (long)i,
-                        series.begin() + (long)std::min(series.size(), i + (size_t)PLOT_MOST_SERIES));
-        html += plot_figure(p, "Bars: 95 % intervals over seeds and problems.");
-    }
-    return html;
 }
 
 // What arms took on this machine: no result, for it differs from one time to the next
@@ -113,6 +82,10 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
                                 html_text(study_noise_text(claims)) + "</p>\n"});
     sections.push_back({"arms", "Arms", tables + note});
     if (!pairs.empty()) sections.push_back({"differences", "Differences", pairs});
+    std::string pictures;
+    for (const auto& [name, picture] : study_pictures(r, study, layout)) pictures += plot_figure(picture, STUDY_BARS);
+    if (!pictures.empty())
+        sections.push_back({"pictures", "Pictures", "<div class=\"curves\">\n" + pictures + "</div>\n"});
     if (!pareto.empty())
         sections.push_back({"bytes", "Accuracy against bytes", "<div class=\"curves\">\n" + pareto + "</div>\n"});
     const std::vector<ReportArm> arms = study_curve_arms(layout, r, folder_of);

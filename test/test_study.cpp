@@ -1,7 +1,7 @@
 // Studies: what a file may say, which runs it makes, and what they share (eval/study.h). No run is run here.
 #include <gtest/gtest.h>
 #include <filesystem>
-#include "../eval/study.h"
+#include "../eval/study_pictures.h"
 
 static const char* STUDY = R"({
     "seeds": [1, 2],
@@ -274,6 +274,50 @@ TEST(Study, TheStudiesThatComeWithTheProgramAreRead) {
     EXPECT_GE(files, 5);
 }
 
+TEST(Study, APictureHasALineForEachArmAndPointOfTheOtherKeys) {
+    StudyJson j = study_json();
+    j["grid"] = {{"bits", {"int4:g32", "int2:g32"}}, {"how", {"rtn"}}, {"rate", {"1e-3", "1e-5"}}};
+    j["stages"]["qat"]["learning_rate"] = "{rate}";
+    j["pictures"] = {{"rates", {{"across", "rate"}, {"arms", {"fp", "qat"}}}},
+                     {"bits", {{"title", "By bits"}, {"across", "bits"}, {"arms", {"qat"}}}}};
+    const Study study = parsed(j);
+    const StudyLayout layout = study_lay_out(study, {});
+    StudyResults r;
+    r.sets.emplace_back();
+    for (size_t c = 0; c < layout.cells.size(); c++) {
+        ArmResult a;
+        a.problems = 10, a.value = 0.01 * (double)c, a.interval = {a.value - 0.001, a.value + 0.001};
+        r.arm_of.push_back((int)c), r.sets[0].arms.push_back(a);
+        StudyOutcome o;
+        o.state = "done", o.bits = layout.cells[c].name.find("int4") != std::string::npos ? 4.5 : 2.5;
+        r.outcomes.push_back({o});
+    }
+    auto value_of = [&](const std::string& cell) {
+        for (size_t c = 0; c < layout.cells.size(); c++)
+            if (layout.cells[c].name == cell) return (double)c;
+        return -1.0;
+    };
+    const auto pictures = study_pictures(r, study, layout);
+    ASSERT_EQ(pictures.size(), 2u);
+    const Plot& rates = pictures[0].second;
+    EXPECT_EQ(rates.title, "rates");
+    EXPECT_EQ(rates.x.label, "rate");
+    EXPECT_TRUE(rates.x.log);
+    ASSERT_EQ(rates.series.size(), 3u);  // an arm at each number of bits, and one without a rate
+    EXPECT_EQ(rates.series[0].name, "qat int4:g32");
+    EXPECT_EQ(rates.series[0].x, (std::vector<double>{1e-5, 1e-3})) << "in the order of x";
+    EXPECT_DOUBLE_EQ(rates.series[0].y[0], value_of("qat int4:g32 1e-5"));
+    EXPECT_EQ(rates.series[2].name, "fp");
+    EXPECT_TRUE(rates.series[2].dashed);
+    EXPECT_EQ(rates.series[2].x, (std::vector<double>{1e-5, 1e-3}));
+    const Plot& bits = pictures[1].second;
+    EXPECT_EQ(bits.title, "By bits");
+    EXPECT_EQ(bits.x.label, "bits a weight");
+    ASSERT_EQ(bits.series.size(), 2u);
+    EXPECT_EQ(bits.series[1].name, "qat 1e-5");
+    EXPECT_EQ(bits.series[1].x, (std::vector<double>{2.5, 4.5}));
+}
+
 TEST(Study, WhatAFileMayNotSay) {
     auto refuses = [](const char* change, const std::vector<std::string>& parts) {
         StudyJson j = study_json();
@@ -324,6 +368,10 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"arms": {"fp": {"seeds": 1}}})", {"arms.fp: no `stages`"});
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "seeds": 0}}})", {"arms.fp.seeds"});
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "evaluation": {"max_steps": 1}}}})", {"eval has no --max_steps"});
+    refuses(R"({"pictures": {"a/b": {"across": "bits", "arms": ["fp"]}}})", {"a picture's name is a file's"});
+    refuses(R"({"pictures": {"p": {"across": "bit", "arms": ["fp"]}}})", {"pictures.p.across", "did you mean bits"});
+    refuses(R"({"pictures": {"p": {"across": "bits", "arms": ["fpp"]}}})", {"pictures.p.arms", "did you mean fp"});
+    refuses(R"({"pictures": {"p": {"arms": ["fp"]}}})", {"pictures.p: no `across`"});
     refuses(R"({"claims": {"A": {"claim": "x"}}})", {"claims.A: no rule", "kept_at_least"});
     refuses(R"({"claims": {"A": {"more": "fp - qat"}}})", {"claims.A: no `claim`"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "equal": "fp - qat"}}})", {"a claim has one rule"});
