@@ -183,18 +183,19 @@ UNITY_simt-fp32 := $(KERNEL_TESTS) test_golden test_transforms
 UNITY_host := test_json test_mismatch test_options test_plot test_progress test_report test_rewards test_grader test_run_dir test_runtime test_statistics test_study test_study_claims test_tfevents test_data_sets test_dataset test_training_rows test_tokenizer test_user_rewards test_watch
 # small ones that run the program: each binary trains a model first, which takes longer than most of them
 UNITY_cli := $(addprefix test_cli_,compare drift eval grade grpo progress report rewards sampler study watch)
-UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host cli simulation)
+UNITY_program := test_cli $(addprefix test_cli_,bad_use data training)
+UNITIES := $(addprefix $(BUILD)/test_unity@,simt simt-fp32 cpu fp32 host cli program simulation)
 # those that run longest come first, or one of them is left for the end with a core that idles
 TEST_BINARIES := $(filter %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_devices test_cli_resume test_gemm@portable) \
                  $(filter-out %@simt %@simt-fp32,$(UNITIES)) $(addprefix $(BUILD)/,test_attention_cpu@portable test_packed@portable \
-                   $(filter-out $(KERNEL_TESTS) $(UNITY_cpu) $(UNITY_host) $(UNITY_cli) $(UNITY_simulation) test_devices test_cli_resume,$(TESTS)) \
+                   $(filter-out $(KERNEL_TESTS) $(UNITY_cpu) $(UNITY_host) $(UNITY_cli) $(UNITY_program) $(UNITY_simulation) test_devices test_cli_resume,$(TESTS)) \
                    $(if $(USE_NVCC),$(addsuffix @cuda,$(KERNEL_TESTS))))
 COVERAGE := $(filter %@simt %@simt-fp32,$(UNITIES))
 SIMT_BINARIES := $(addprefix $(BUILD)/,$(filter $(SIMT_TESTS),$(TESTS))) $(COVERAGE)
 TEST_OPTIMIZE ?= -O1
 # those that read files or run the program have no loops to speak of, and the models of others are small: compiled a
 # quarter to a third faster; what runs for less than a second, not optimized
-$(addprefix $(BUILD)/,test_unity@host test_unity@cli test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(UNITY_cli) $(addprefix test_,cli cli_adapters cli_distill cli_methods cli_quantize cli_resume devices)): \
+$(addprefix $(BUILD)/,test_unity@host test_unity@cli test_unity@program test_unity@simulation test_unity@cpu test_unity@fp32 $(UNITY_host) $(UNITY_cli) $(UNITY_program) $(addprefix test_,cli_adapters cli_distill cli_methods cli_quantize cli_resume devices)): \
   TEST_OPTIMIZE := -Og
 $(BUILD)/bench_kernels@simt $(BUILD)/test_fuzz_corpus: TEST_OPTIMIZE := -O0
 TEST_FLAGS = $(BASE_FLAGS) $(TEST_OPTIMIZE) $(MARCH_FLAG) -Wall -Wextra
