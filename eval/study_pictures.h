@@ -7,11 +7,11 @@
 static constexpr const char* STUDY_BARS = "Bars: 95 % intervals over seeds and problems.";
 
 // one point of a line more, at its place along x
-inline void study_point(PlotSeries& s, double x, const ArmResult& a) {
+inline void study_point(PlotSeries& s, double x, double value, const Confidence& interval) {
     const size_t at = std::upper_bound(s.x.begin(), s.x.end(), x) - s.x.begin();
     auto put = [at](std::vector<double>& to, double v) { to.insert(to.begin() + (long)at, v); };
-    put(s.x, x), put(s.y, 100.0 * a.value);
-    put(s.low, 100.0 * a.interval.low), put(s.high, 100.0 * a.interval.high);
+    put(s.x, x), put(s.y, 100.0 * value);
+    put(s.low, 100.0 * interval.low), put(s.high, 100.0 * interval.high);
 }
 
 // Arms by what is deployed: a point for each cell with its interval, a line for each arm. Of more arms than a chart can tell
@@ -27,7 +27,7 @@ inline std::string study_pareto(const StudyResults& r, const StudyLayout& layout
             series.emplace_back();
             series.back().name = layout.cells[c].arm, series.back().bars = true;
         }
-        study_point(series.back(), bytes, a);
+        study_point(series.back(), bytes, a.value, a.interval);
     }
     std::string html;
     for (size_t i = 0; i < series.size(); i += PLOT_MOST_SERIES) {
@@ -81,17 +81,29 @@ inline std::string study_point_value(const StudyCell& cell, const std::string& k
     return "";
 }
 
-// pass@1 of the first set, by the pictures' names, along the key's values, or where these are texts along bits a weight. An arm
+// Accuracy on the first set, by the pictures' names, along the key's values, or where these are texts along bits a weight. Where
+// the study has a `start`, as points above it, by seed: seeds may differ by far more than what is done with them does. An arm
 // without the key is a line across. A picture without a point is left out
 inline std::vector<std::pair<std::string, Plot>> study_pictures(const StudyResults& r, const Study& study,
                                                                 const StudyLayout& layout) {
     std::vector<std::pair<std::string, Plot>> plots;
     if (r.sets.empty()) return plots;
     const SetComparison& set = r.sets[0];
+    const StudyEvidence e(r, study, layout, set.set, set.metric);
+    auto measured = [&](int cell) {
+        const ArmResult& a = set.arms[r.arm_of[cell]];
+        const int start = study.start.empty() ? -1 : study_ends(e, cell).first;
+        if (start < 0) return std::pair(a.value, a.interval);
+        const StudyContrast above = study_sum({{cell, 1.0}}, {{start, 1.0}}, -1.0);
+        const std::vector<size_t> seeds = e.seeds_of(above);
+        if (seeds.empty()) return std::pair((double)NAN, Confidence{NAN, NAN});
+        const Estimate estimate = paired_estimate(e.values(above, seeds));
+        return std::pair(estimate.value, estimate.interval());
+    };
     for (const StudyPicture& picture : study.pictures) {
         Plot p;
         p.title = picture.title, p.width = 760, p.height = 420;
-        p.y.label = set.metric.name() + ", percent";
+        p.y.label = set.metric.name() + (study.start.empty() ? ", percent" : ", points above " + study.start);
         double least = INFINITY, most = -INFINITY;
         bool numbers = true;
         for (const auto& [key, values] : study.grid)
@@ -103,15 +115,16 @@ inline std::vector<std::pair<std::string, Plot>> study_pictures(const StudyResul
             s.name = name, s.bars = true;
             for (const int c : cells) {
                 if (r.arm_of[c] < 0 || set.arms[r.arm_of[c]].problems == 0) continue;
-                const ArmResult& a = set.arms[r.arm_of[c]];
+                const auto [y, interval] = measured(c);
                 const std::string value = study_point_value(layout.cells[c], picture.across);
                 if (value.empty()) {
-                    across.push_back({s, 100.0 * a.value});
+                    across.push_back({s, 100.0 * y});
                     continue;
                 }
                 const double x =
                     numbers ? study_value_number(value) : study_mean(r.outcomes[c], &StudyOutcome::bits);
-                study_point(s, x, a);
+                study_point(s, x, y, interval);
+                if (std::find(p.x.ticks.begin(), p.x.ticks.end(), x) == p.x.ticks.end()) p.x.ticks.push_back(x);
                 least = std::min(least, x), most = std::max(most, x);
             }
             if (!s.x.empty()) p.series.push_back(s);
@@ -122,8 +135,10 @@ inline std::vector<std::pair<std::string, Plot>> study_pictures(const StudyResul
             s.x = {least, most}, s.y = {y, y};
             p.series.push_back(s);
         }
+        std::sort(p.x.ticks.begin(), p.x.ticks.end());
+        if (p.x.ticks.size() > 8) p.x.ticks.clear();
         p.x.label = numbers ? picture.across : "bits a weight";
-        p.x.log = least > 0.0 && most > 8.0 * least;
+        p.x.log = least > 0.0 && (!numbers || most > 8.0 * least);  // bits do not begin at 0
         plots.push_back({picture.name, p});
     }
     return plots;

@@ -104,37 +104,6 @@ inline std::vector<int> study_cells_beside(const StudyLayout& layout, const Stud
     return out;
 }
 
-// folder_of_evaluation(cell, seed): where it has ended, else empty
-template <class Folder>
-inline void study_compare(StudyResults& r, const Study& study, const StudyLayout& layout,
-                          const Folder& folder_of_evaluation) {
-    for (size_t c = 0; c < layout.cells.size(); c++) {
-        Arm arm;
-        arm.name = layout.cells[c].name;
-        for (size_t s = 0; s < r.outcomes[c].size(); s++)
-            if (r.outcomes[c][s].state == "done") arm.runs.push_back(load_evaluation(folder_of_evaluation(c, s)));
-        r.arm_of.push_back(arm.runs.empty() ? -1 : (int)r.arms.size());
-        if (!arm.runs.empty()) r.arms.push_back(std::move(arm));
-    }
-    CompareConfig config;
-    for (const StudyPair& pair : study.pairs)
-        for (size_t c = 0; c < layout.cells.size(); c++) {
-            if (layout.cells[c].arm != pair.worse || r.arm_of[c] < 0) continue;
-            for (const int better : study_cells_beside(layout, layout.cells[c], pair.better))
-                if (r.arm_of[better] >= 0) config.pairs.push_back({(size_t)r.arm_of[c], (size_t)r.arm_of[better]});
-        }
-    const bool no_pairs = config.pairs.empty();
-    std::set<std::string> names;
-    for (const Arm& arm : r.arms)
-        for (const auto& set : arm.runs[0].sets) names.insert(set.first);
-    if (no_pairs && !r.arms.empty()) config.pairs.push_back({0, 0});  // of no meaning: it is taken out again
-    for (const std::string& set : names) {
-        r.sets.push_back(compare_set(r.arms, set, config));
-        if (no_pairs) r.sets.back().pairs.clear();
-    }
-    adjust_pairs(r.sets);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // contrasts
 
@@ -220,6 +189,57 @@ inline StudyContrast study_sum(StudyContrast a, const StudyContrast& b, double w
         else at->weight += t.weight;
     }
     return sum;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// pairs
+
+// All cells of a seed began alike, which compare_set cannot know: with several seeds a pair's difference is that of each seed
+inline void study_pair_seeds(const StudyResults& r, const Study& study, const StudyLayout& layout, SetComparison& set) {
+    const StudyEvidence e(r, study, layout, set.set, set.metric);
+    auto cell_of = [&](size_t arm) {
+        return (int)(std::find(r.arm_of.begin(), r.arm_of.end(), (int)arm) - r.arm_of.begin());
+    };
+    for (PairResult& pair : set.pairs) {
+        const StudyContrast d = {{cell_of(pair.b), 1.0}, {cell_of(pair.a), -1.0}};
+        const std::vector<size_t> seeds = e.seeds_of(d);
+        if (seeds.size() < 2) continue;
+        pair.estimate = paired_estimate(e.values(d, seeds));
+        pair.interval = pair.estimate.interval(), pair.p = pair.estimate.p();
+        pair.test = "Student's t over seeds and problems, paired";
+    }
+}
+
+// folder_of_evaluation(cell, seed): where it has ended, else empty
+template <class Folder>
+inline void study_compare(StudyResults& r, const Study& study, const StudyLayout& layout,
+                          const Folder& folder_of_evaluation) {
+    for (size_t c = 0; c < layout.cells.size(); c++) {
+        Arm arm;
+        arm.name = layout.cells[c].name;
+        for (size_t s = 0; s < r.outcomes[c].size(); s++)
+            if (r.outcomes[c][s].state == "done") arm.runs.push_back(load_evaluation(folder_of_evaluation(c, s)));
+        r.arm_of.push_back(arm.runs.empty() ? -1 : (int)r.arms.size());
+        if (!arm.runs.empty()) r.arms.push_back(std::move(arm));
+    }
+    CompareConfig config;
+    for (const StudyPair& pair : study.pairs)
+        for (size_t c = 0; c < layout.cells.size(); c++) {
+            if (layout.cells[c].arm != pair.worse || r.arm_of[c] < 0) continue;
+            for (const int better : study_cells_beside(layout, layout.cells[c], pair.better))
+                if (r.arm_of[better] >= 0) config.pairs.push_back({(size_t)r.arm_of[c], (size_t)r.arm_of[better]});
+        }
+    const bool no_pairs = config.pairs.empty();
+    std::set<std::string> names;
+    for (const Arm& arm : r.arms)
+        for (const auto& set : arm.runs[0].sets) names.insert(set.first);
+    if (no_pairs && !r.arms.empty()) config.pairs.push_back({0, 0});  // of no meaning: it is taken out again
+    for (const std::string& set : names) {
+        r.sets.push_back(compare_set(r.arms, set, config));
+        if (no_pairs) r.sets.back().pairs.clear();
+        study_pair_seeds(r, study, layout, r.sets.back());
+    }
+    adjust_pairs(r.sets);
 }
 
 // start and full beside a cell; -1: none

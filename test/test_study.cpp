@@ -288,6 +288,7 @@ TEST(Study, APictureHasALineForEachArmAndPointOfTheOtherKeys) {
         ArmResult a;
         a.problems = 10, a.value = 0.01 * (double)c, a.interval = {a.value - 0.001, a.value + 0.001};
         r.arm_of.push_back((int)c), r.sets[0].arms.push_back(a);
+        r.arms.emplace_back(), r.arms.back().runs.resize(1);
         StudyOutcome o;
         o.state = "done", o.bits = layout.cells[c].name.find("int4") != std::string::npos ? 4.5 : 2.5;
         r.outcomes.push_back({o});
@@ -312,6 +313,7 @@ TEST(Study, APictureHasALineForEachArmAndPointOfTheOtherKeys) {
     EXPECT_EQ(rates.series[2].x, (std::vector<double>{1e-5, 1e-3}));
     const Plot& bits = pictures[1].second;
     EXPECT_EQ(bits.title, "By bits");
+    EXPECT_EQ(bits.x.ticks, (std::vector<double>{2.5, 4.5}));
     EXPECT_EQ(bits.x.label, "bits a weight");
     ASSERT_EQ(bits.series.size(), 2u);
     EXPECT_EQ(bits.series[1].name, "qat 1e-5");

@@ -1,6 +1,7 @@
 // Claims: each rule on results that are made up, so that what it has to say is known (eval/study_claims.h).
 #include <gtest/gtest.h>
 #include "../eval/study_claims.h"
+#include "../eval/study_pictures.h"
 
 // Accuracies by cell and seed as evaluations of 200 problems with four samples each. The same problems are hard in all cells
 struct MadeUp {
@@ -94,6 +95,48 @@ TEST(Claims, SeedsArePaired) {
     m.add("a", "", {0.20, 0.40, 0.60, 0.80}), m.add("b", "", {0.17, 0.37, 0.57, 0.77});
     m.claim("more", {{"a", "b"}}, 1.0);
     EXPECT_EQ(verdict(m), "supported");
+}
+
+TEST(Pairs, OfAStudyArePairedBySeed) {
+    MadeUp m;
+    m.add("a", "", {0.30, 0.50, 0.70}), m.add("b", "", {0.25, 0.46, 0.65});
+    PairResult pair;
+    pair.a = 1, pair.b = 0;  // a - b
+    pair.interval = {-1.0, 1.0}, pair.p = 1.0;
+    m.results.sets[0].pairs = {pair};
+    study_pair_seeds(m.results, m.study, m.layout, m.results.sets[0]);
+    const PairResult& found = m.results.sets[0].pairs[0];
+    EXPECT_NEAR(found.estimate.value, 0.1400 / 3, 1e-9);
+    EXPECT_GT(found.interval.low, 0.0) << "seeds differ by forty points, their differences by one";
+    EXPECT_LT(found.p, 0.05);
+    // seeds that are not done with both are left out, and one alone is not paired
+    m.results.outcomes[1][1].state = m.results.outcomes[1][2].state = "failed";
+    m.results.arms[1].runs.resize(1);
+    m.results.sets[0].pairs = {pair};
+    study_pair_seeds(m.results, m.study, m.layout, m.results.sets[0]);
+    EXPECT_EQ(m.results.sets[0].pairs[0].p, 1.0);
+}
+
+TEST(Pictures, StandAboveTheStartBySeed) {
+    MadeUp m;
+    m.add("start", "", {0.10, 0.30, 0.50}), m.add("a", "int4", {0.20, 0.41, 0.60});
+    m.study.start = "start", m.study.grid = {{"bits", {"int4"}}};
+    m.study.pictures = {{"p", "p", "bits", {"a", "start"}}};
+    for (int c = 0; c < 2; c++) {
+        ArmResult a;
+        a.problems = MadeUp::problems, a.value = 0.3, a.interval = {0.0, 1.0};
+        m.results.sets[0].arms.push_back(a);
+        for (StudyOutcome& o : m.results.outcomes[c]) o.bits = 4.5;
+    }
+    const auto pictures = study_pictures(m.results, m.study, m.layout);
+    ASSERT_EQ(pictures.size(), 1u);
+    const Plot& p = pictures[0].second;
+    ASSERT_EQ(p.series.size(), 2u);
+    EXPECT_NEAR(p.series[0].y[0], 31.0 / 3, 1e-9);
+    EXPECT_GT(p.series[0].low[0], 5.0) << "by seed; seeds differ by forty points";
+    EXPECT_LT(p.series[0].high[0], 16.0);
+    EXPECT_EQ(p.series[1].y, (std::vector<double>{0.0, 0.0}));
+    EXPECT_NE(p.y.label.find("points above start"), std::string::npos);
 }
 
 TEST(Claims, EqualityNeedsATestOfIt) {
