@@ -190,8 +190,8 @@ TEST(Progress, AClosedStandardOutputIsNoReasonToStop) {
 
 // results go to a file whole, and the line to the terminal
 TEST(Progress, ResultsAreLeftAlone) {
-    std::string rows;
-    for (int i = 0; i < 10000; i++)
+    std::string rows;  // so many that no machine is done before the line appears
+    for (int i = 0; i < 100000; i++)
         rows += R"({"gold": "\\frac{)" + std::to_string(i) + R"(}{7}", "prediction": "x^2+\\sqrt{)" +
                 std::to_string(i) + "}\"}\n";
     const std::string input = jsonl("rows", rows), output = fresh("graded");
@@ -199,11 +199,11 @@ TEST(Progress, ResultsAreLeftAlone) {
     setting.input = input.c_str(), setting.output = output.c_str();
     const Outcome r = run_on_terminal({"grade"}, setting);
     EXPECT_EQ(r.status, 0) << r.out;
-    EXPECT_EQ(read_lines(output).size(), 10000u);
+    EXPECT_EQ(read_lines(output).size(), 100000u);
     std::vector<std::string> painted;
     const std::vector<std::string> lines = shown_lines(r.out, painted);
     ASSERT_EQ(lines.size(), 2u) << r.out;
-    EXPECT_EQ(lines[0].rfind("graded 10000: ", 0), 0u) << lines[0];
+    EXPECT_EQ(lines[0].rfind("graded 100000: ", 0), 0u) << lines[0];
     for (const std::string& line : painted) EXPECT_EQ(line.rfind("grade [", 0), 0u) << line;
     EXPECT_FALSE(painted.empty());
 }
