@@ -306,9 +306,9 @@ inline StudyPicture study_picture(const StudyPlace& place, const std::string& na
     study_keys(place, j, {"title", "across", "arms"});
     for (const char* needed : {"across", "arms"})
         if (!j.contains(needed)) fail_usage("%s: no `%s`", place.at.c_str(), needed);
-    for (const char c : name)
-        if (!isalnum((unsigned char)c) && c != '-' && c != '_')
-            fail_usage("%s: a picture's name is a file's; letters, digits, - and _ alone", place.at.c_str());
+    auto of_file = [](unsigned char c) { return isalnum(c) || c == '-' || c == '_'; };
+    if (name.empty() || !std::all_of(name.begin(), name.end(), of_file))
+        fail_usage("%s: a picture's name is a file's; letters, digits, - and _ alone", place.at.c_str());
     const std::string title = j.contains("title") ? study_text(place / "title", j["title"]) : name;
     return {name, title, study_text(place / "across", j["across"]), study_texts(place / "arms", j["arms"])};
 }

@@ -116,13 +116,13 @@ inline std::vector<std::pair<std::string, Plot>> study_pictures(const StudyResul
             for (const int c : cells) {
                 if (r.arm_of[c] < 0 || set.arms[r.arm_of[c]].problems == 0) continue;
                 const auto [y, interval] = measured(c);
+                if (std::isnan(y)) continue;  // the start has failed
                 const std::string value = study_point_value(layout.cells[c], picture.across);
                 if (value.empty()) {
                     across.push_back({s, 100.0 * y});
                     continue;
                 }
-                const double x =
-                    numbers ? study_value_number(value) : study_mean(r.outcomes[c], &StudyOutcome::bits);
+                const double x = numbers ? study_value_number(value) : study_mean(r.outcomes[c], &StudyOutcome::bits);
                 study_point(s, x, y, interval);
                 if (std::find(p.x.ticks.begin(), p.x.ticks.end(), x) == p.x.ticks.end()) p.x.ticks.push_back(x);
                 least = std::min(least, x), most = std::max(most, x);

@@ -371,6 +371,7 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "seeds": 0}}})", {"arms.fp.seeds"});
     refuses(R"({"arms": {"fp": {"stages": ["cold"], "evaluation": {"max_steps": 1}}}})", {"eval has no --max_steps"});
     refuses(R"({"pictures": {"a/b": {"across": "bits", "arms": ["fp"]}}})", {"a picture's name is a file's"});
+    refuses(R"({"pictures": {"": {"across": "bits", "arms": ["fp"]}}})", {"a picture's name is a file's"});
     refuses(R"({"pictures": {"p": {"across": "bit", "arms": ["fp"]}}})", {"pictures.p.across", "did you mean bits"});
     refuses(R"({"pictures": {"p": {"across": "bits", "arms": ["fpp"]}}})", {"pictures.p.arms", "did you mean fp"});
     refuses(R"({"pictures": {"p": {"arms": ["fp"]}}})", {"pictures.p: no `across`"});

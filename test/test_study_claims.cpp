@@ -137,6 +137,8 @@ TEST(Pictures, StandAboveTheStartBySeed) {
     EXPECT_LT(p.series[0].high[0], 16.0);
     EXPECT_EQ(p.series[1].y, (std::vector<double>{0.0, 0.0}));
     EXPECT_NE(p.y.label.find("points above start"), std::string::npos);
+    for (StudyOutcome& o : m.results.outcomes[0]) o.state = "failed";
+    EXPECT_TRUE(study_pictures(m.results, m.study, m.layout).empty()) << "nothing to stand above";
 }
 
 TEST(Claims, EqualityNeedsATestOfIt) {
