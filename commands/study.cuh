@@ -51,14 +51,14 @@ inline void study_claim_folder(const StudyWork& w) {
     write_file_atomic(path, now.dump(1) + "\n");
 }
 
-inline StudyResults study_results(const StudyWork& w) {
+inline StudyResults study_results(StudyWork& w) {
     StudyResults r;
     auto summary_of = [&](const StudyRun& run) { return study_summary(w.path(run)); };
-    auto folder_of = [&](const StudyRun& run) { return w.path(run); };
+    auto history_of = [&](const StudyRun& run) -> const ReportRun& { return w.histories.of(w.path(run)); };
     for (const StudyCell& cell : w.layout.cells) {
         r.outcomes.emplace_back();
         for (size_t s = 0; s < cell.chains.size(); s++) {
-            StudyOutcome o = study_outcome(w.layout, cell, s, summary_of, folder_of);
+            StudyOutcome o = study_outcome(w.layout, cell, s, summary_of, history_of);
             std::vector<int> all = cell.chains[s];
             if (cell.evaluations[s] >= 0) all.push_back(cell.evaluations[s]);
             for (const int i : all) {
@@ -75,16 +75,16 @@ inline StudyResults study_results(const StudyWork& w) {
     return r;
 }
 
-inline std::vector<ClaimResult> study_claims(const StudyWork& w, const StudyResults& r) {
-    return study_claims(r, w.study, w.layout, [&](int cell, size_t seed) {
-        std::vector<nlohmann::json> last;
+inline std::vector<ClaimResult> study_claims(StudyWork& w, const StudyResults& r) {
+    return study_claims(r, w.study, w.layout, [&](int cell, size_t seed, const std::string& key) {
+        const ReportRun* last = nullptr;
         for (const int i : w.layout.cells[cell].chains[seed])
-            if (IN_TRAIN >> w.layout.runs[i].command & 1) last = study_steps(w.path(w.layout.runs[i]));
-        return last;
+            if (IN_TRAIN >> w.layout.runs[i].command & 1) last = &w.histories.of(w.path(w.layout.runs[i]));
+        return last && last->numbers.count(key) ? last->numbers.at(key) : ReportSeries();
     });
 }
 
-inline void study_write(const StudyWork& w, const StudyResults& r, const std::vector<ClaimResult>& claims) {
+inline void study_write(StudyWork& w, const StudyResults& r, const std::vector<ClaimResult>& claims) {
     const std::vector<StudyJson> rows = study_rows(r, w.study, w.layout);
     std::string lines;
     for (const StudyJson& row : rows) lines += json_line(row) + "\n";
@@ -99,7 +99,9 @@ inline void study_write(const StudyWork& w, const StudyResults& r, const std::ve
     for (const auto& [name, picture] : study_pictures(r, w.study, w.layout))
         write_file_atomic(w.folder + "/" + name + ".svg", plot_svg(picture));
     report_write(w.folder + "/report.html",
-                 study_page(r, w.study, w.layout, claims, [&](const StudyRun& run) { return w.path(run); }));
+                 study_page(
+                     r, w.study, w.layout, claims, [&](const StudyRun& run) { return w.path(run); },
+                     [&](const StudyRun& run) -> const ReportRun& { return w.histories.of(w.path(run)); }));
 }
 
 // --plan: what there is to do, as the command lines that do it

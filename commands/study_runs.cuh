@@ -6,7 +6,7 @@
 #pragma once
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include "../eval/study.h"
+#include "../eval/study_results.h"
 #include "../runtime/stop.h"
 #include "output.cuh"
 
@@ -26,6 +26,7 @@ struct StudyWork {
     std::map<std::string, std::string> failed;  // by id: why
     std::set<std::string> done;                 // ids of those that are known to have ended
     std::vector<StudyJob> running;
+    StudyHistories histories;  // of runs that are over
 
     std::string path(const StudyRun& run) const { return folder + "/runs/" + run.id; }
 };

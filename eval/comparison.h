@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -20,6 +21,7 @@
 #include "../runtime/json.h"
 #include "../runtime/options.h"
 #include "../runtime/printable.h"
+#include "../runtime/progress.h"
 #include "../runtime/run_dir.h"
 #include "../runtime/words.h"
 #include "estimators.h"
@@ -148,6 +150,25 @@ struct Arm {
     std::vector<Evaluation> runs;
 };
 
+// Every run of the arms from its path, several at a time: those of a study are gigabytes of lines. Of several that cannot
+// be read the first in order is told
+inline void load_runs(std::vector<Arm>& arms) {
+    std::vector<Evaluation*> runs;
+    for (Arm& arm : arms)
+        for (Evaluation& run : arm.runs) runs.push_back(&run);
+    std::vector<std::exception_ptr> faults(runs.size());
+    Progress line("reading", "evaluation", (int64_t)runs.size());
+#pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < runs.size(); i++) {
+        try {
+            *runs[i] = load_evaluation(runs[i]->path);
+        } catch (...) { faults[i] = std::current_exception(); }
+        line.add();
+    }
+    for (const std::exception_ptr& fault : faults)
+        if (fault) std::rethrow_exception(fault);
+}
+
 inline std::string arm_name(size_t i) {
     return (i < 26 ? "" : arm_name(i / 26 - 1)) + std::string(1, (char)('A' + i % 26));
 }
@@ -166,10 +187,11 @@ inline std::vector<Arm> load_arms(const std::vector<std::string>& arguments) {
             if (path.empty()) fail_usage("%s: an empty name beside a comma", shown(argument).c_str());
             if (!known.insert(fs::weakly_canonical(path, ec).string()).second)
                 fail_usage("%s is given twice; an evaluation counts once", printable(path, 400).c_str());
-            arm.runs.push_back(load_evaluation(path));
+            arm.runs.emplace_back().path = path;
         }
         arms.push_back(std::move(arm));
     }
+    load_runs(arms);
     return arms;
 }
 

@@ -145,11 +145,11 @@ inline ClaimEvidence claim_kept(const StudyEvidence& e, const StudyClaim& claim)
     return c;
 }
 
-// values of a run's steps that have them, each the mean of five around it
-inline std::vector<std::pair<double, double>> smooth_curve(const std::vector<nlohmann::json>& steps, const char* key) {
+// steps and values, each the mean of five around it; steps without one are left out
+inline std::vector<std::pair<double, double>> smooth_curve(const ReportSeries& series) {
     std::vector<std::pair<double, double>> raw, smooth;
-    for (const nlohmann::json& step : steps)
-        if (const double v = study_number(step, key); std::isfinite(v)) raw.push_back({study_number(step, "step"), v});
+    for (size_t i = 0; i < series.x.size(); i++)
+        if (std::isfinite(series.y[i])) raw.push_back({series.x[i], series.y[i]});
     for (size_t i = 0; i < raw.size(); i++) {
         const size_t first = i >= 2 ? i - 2 : 0, end = std::min(raw.size(), i + 3);
         double sum = 0.0;
@@ -166,9 +166,9 @@ inline double step_of_level(const std::vector<std::pair<double, double>>& curve,
     return curve.back().first + 1.0;
 }
 
-// steps_of(cell, seed): of the last stage that has the curve
-template <class Steps>
-inline ClaimEvidence claim_sooner(const StudyEvidence& e, const StudyClaim& claim, const Steps& steps_of) {
+// curve_of(cell, seed, key): what the last stage that trains logged under a key
+template <class Curve>
+inline ClaimEvidence claim_sooner(const StudyEvidence& e, const StudyClaim& claim, const Curve& curve_of) {
     ClaimEvidence c;
     c.result.cells = claim_pairs(e.layout, claim, claim.pairs[0]);
     std::vector<double> means, firsts, seconds;
@@ -177,8 +177,8 @@ inline ClaimEvidence claim_sooner(const StudyEvidence& e, const StudyClaim& clai
         bool all = !c.result.cells.empty();
         for (const auto& [a, b] : c.result.cells) {
             if (!(all = all && e.done(a, s) && e.done(b, s))) break;
-            const auto first = smooth_curve(steps_of(a, s), claim.curve.c_str()),
-                       second = smooth_curve(steps_of(b, s), claim.curve.c_str());
+            const auto first = smooth_curve(curve_of(a, s, claim.curve)),
+                       second = smooth_curve(curve_of(b, s, claim.curve));
             if (!(all = !first.empty() && !second.empty())) break;
             const double from = second.front().second, to = second.back().second;
             const double level = from + claim.bound / 100.0 * (to - from);
@@ -378,10 +378,10 @@ inline void claim_decide(ClaimEvidence& c) {
     if (sure && c.bounds.low > 0.0 && !c.large) r.why = c.if_small;
 }
 
-// steps_of(cell, seed): the lines of metrics.jsonl of its last training stage. In the first set, the study's own difficulty
-template <class Steps>
+// curve_of(cell, seed, key): a ReportSeries of its last training stage. In the first set, the study's own difficulty
+template <class Curve>
 inline std::vector<ClaimResult> study_claims(const StudyResults& results, const Study& study, const StudyLayout& layout,
-                                             const Steps& steps_of) {
+                                             const Curve& curve_of) {
     std::vector<ClaimEvidence> all;
     if (study.claims.empty()) return {};
     const SetComparison first = results.sets.empty() ? SetComparison() : results.sets[0];
@@ -392,7 +392,7 @@ inline std::vector<ClaimResult> study_claims(const StudyResults& results, const 
         if (rule == "order") c.result = claim_order(e, claim);
         else if (rule == "follows_cells") c.result = claim_follows_cells(e, claim);
         else if (rule == "foretold_by_coverage") c.result = claim_foretold(e, claim);
-        else if (rule == "sooner") c = claim_sooner(e, claim, steps_of);
+        else if (rule == "sooner") c = claim_sooner(e, claim, curve_of);
         else if (rule.rfind("kept", 0) == 0) c = claim_kept(e, claim);
         else c = claim_difference(e, claim);
         c.result.claim = &claim;

@@ -41,10 +41,10 @@ inline StudyTable study_cost_table(const StudyResults& r, const StudyLayout& lay
     return rows;
 }
 
-// the last run of each cell that has steps, each once. folder_of(run)
-template <class Folder>
+// the last run of each cell that has steps, each once. history_of(run): a ReportRun
+template <class History>
 inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const StudyResults& r,
-                                               const Folder& folder_of) {
+                                               const History& history_of) {
     std::vector<ReportArm> arms;
     std::set<int> drawn;
     for (size_t c = 0; c < layout.cells.size(); c++) {
@@ -54,20 +54,20 @@ inline std::vector<ReportArm> study_curve_arms(const StudyLayout& layout, const 
         for (size_t s = 0; s < cell.chains.size(); s++) {
             int last = -1;
             for (const int run : cell.chains[s])
-                if (file_exists(folder_of(layout.runs[run]) + "/metrics.jsonl") &&
-                    IN_TRAIN >> layout.runs[run].command & 1)
+                if (IN_TRAIN >> layout.runs[run].command & 1 && !history_of(layout.runs[run]).numbers.empty())
                     last = run;
             if (last >= 0 && r.outcomes[c][s].state == "done" && drawn.insert(last).second)
-                arm.runs.push_back(report_open(folder_of(layout.runs[last])));
+                arm.runs.push_back(history_of(layout.runs[last]));
         }
         if (!arm.runs.empty() && arm.runs[0].last_step() > 0) arms.push_back(std::move(arm));
     }
     return arms;
 }
 
-template <class Folder>
+template <class Folder, class History>
 inline std::string study_page(const StudyResults& r, const Study& study, const StudyLayout& layout,
-                              const std::vector<ClaimResult>& claims, const Folder& folder_of) {
+                              const std::vector<ClaimResult>& claims, const Folder& folder_of,
+                              const History& history_of) {
     std::string tables, pairs, pareto;
     for (const SetComparison& set : r.sets) {
         tables += study_html_table(set.set, study_set_table(r, study, layout, set));
@@ -88,7 +88,7 @@ inline std::string study_page(const StudyResults& r, const Study& study, const S
         sections.push_back({"pictures", "Pictures", "<div class=\"curves\">\n" + pictures + "</div>\n"});
     if (!pareto.empty())
         sections.push_back({"bytes", "Accuracy against bytes", "<div class=\"curves\">\n" + pareto + "</div>\n"});
-    const std::vector<ReportArm> arms = study_curve_arms(layout, r, folder_of);
+    const std::vector<ReportArm> arms = study_curve_arms(layout, r, history_of);
     const size_t charts = (arms.size() + PLOT_MOST_SERIES - 1) / PLOT_MOST_SERIES;
     for (size_t i = 0; i < charts; i++) {
         const auto first = arms.begin() + (long)(i * PLOT_MOST_SERIES);

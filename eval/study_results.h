@@ -8,6 +8,7 @@
 //              is a contrast; its interval is Fieller's (1954), all x that this test does not reject
 #pragma once
 #include "comparison.h"
+#include "report_run.h"
 #include "study.h"
 
 // one cell with one seed
@@ -31,22 +32,33 @@ struct StudyResults {
     std::vector<SetComparison> sets;
 };
 
-// means of the last fifth of a run's steps; NAN where a step has no such number
-inline double study_last_fifth(const std::vector<nlohmann::json>& steps, const char* key) {
-    double sum = 0.0;
-    size_t n = 0;
-    for (size_t i = steps.size() - (steps.size() + 4) / 5; i < steps.size(); i++)
-        if (steps[i].contains(key) && steps[i][key].is_number()) sum += steps[i][key].get<double>(), n++;
-    return n ? sum / (double)n : NAN;
-}
+// What runs logged, by folder: cells share stages, and claims and the page ask again, so that each is read once
+class StudyHistories {
+    std::map<std::string, ReportRun> runs;
 
-inline std::vector<nlohmann::json> study_steps(const std::string& run_folder) {
-    std::vector<nlohmann::json> steps;
-    const std::string path = run_folder + "/metrics.jsonl";
-    if (!file_exists(path)) return steps;
-    for (const std::string& line : split_words(read_file(path, 1u << 30), "\n"))
-        if (!line.empty()) steps.push_back(json_parse(line, path));
-    return steps;
+public:
+    const ReportRun& of(const std::string& folder) {
+        const auto [at, fresh] = runs.try_emplace(folder);
+        if (fresh) at->second.path = folder, report_read(at->second);
+        return at->second;
+    }
+};
+
+// of a number that a run logged: its mean over the last fifth of the steps, and at the last; NAN: it is not there
+inline double study_last_fifth(const ReportRun& run, const char* key) {
+    const auto steps = run.numbers.find("step"), at = run.numbers.find(key);
+    if (steps == run.numbers.end() || at == run.numbers.end()) return NAN;
+    const size_t n = steps->second.x.size();
+    const double from = steps->second.x[n - (n + 4) / 5];
+    double sum = 0.0;
+    size_t counted = 0;
+    for (size_t i = 0; i < at->second.x.size(); i++)
+        if (at->second.x[i] >= from && std::isfinite(at->second.y[i])) sum += at->second.y[i], counted++;
+    return counted ? sum / (double)counted : NAN;
+}
+inline double study_last(const ReportRun& run, const char* key) {
+    const auto at = run.numbers.find(key);
+    return at == run.numbers.end() || at->second.x.back() != run.last_step() ? NAN : at->second.y.back();
 }
 
 template <class Json>
@@ -54,10 +66,10 @@ inline double study_number(const Json& j, const char* key) {
     return j.contains(key) && j[key].is_number() ? j[key].template get<double>() : NAN;
 }
 
-// summary_of(run): null where it has not ended; folder_of(run)
-template <class Summary, class Folder>
+// summary_of(run): null where it has not ended; history_of(run): a ReportRun, without numbers where none are logged
+template <class Summary, class History>
 inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& cell, size_t seed,
-                                  const Summary& summary_of, const Folder& folder_of) {
+                                  const Summary& summary_of, const History& history_of) {
     StudyOutcome o;
     for (const int i : cell.chains[seed]) {
         const StudyRun& run = layout.runs[i];
@@ -67,18 +79,18 @@ inline StudyOutcome study_outcome(const StudyLayout& layout, const StudyCell& ce
         plus(o.tokens, "tokens_trained"), plus(o.seconds, "wall_seconds");
         o.peak = std::max(o.peak, j.contains("peak_rss_bytes") ? study_number(j, "peak_rss_bytes") : 0.0);
         o.flips = study_number(j, "code_flip_total");
-        const std::vector<nlohmann::json> steps = study_steps(folder_of(run));
+        const ReportRun& history = history_of(run);
         for (const auto& [to, key] : {std::pair(&o.reward, "reward"),
                                       {&o.entropy, "entropy"},
                                       {&o.kl, "kd/divergence"},
                                       {&o.deadzone, "quant/deadzone_share"},
                                       {&o.mismatch, "sampling/sampling_logp_difference/mean"}})
-            if (const double x = study_last_fifth(steps, key); !std::isnan(x)) *to = x;
-        if (!(IN_TRAIN >> run.command & 1) || steps.empty()) continue;
+            if (const double x = study_last_fifth(history, key); !std::isnan(x)) *to = x;
+        if (!(IN_TRAIN >> run.command & 1) || history.numbers.empty()) continue;
         if (const StudyJson rate = run.flags.value("learning_rate", StudyJson()); rate.is_string())
             o.rate = strtod(rate.get<std::string>().c_str(), nullptr);  // of the grid
         else if (rate.is_number()) o.rate = rate.get<double>();
-        o.crossed = study_number(steps.back(), "quant/learning_rate_in_cells_total");
+        o.crossed = study_last(history, "quant/learning_rate_in_cells_total");
     }
     if (cell.evaluations[seed] >= 0) o.summary = summary_of(layout.runs[cell.evaluations[seed]]);
     if (!o.summary.is_null()) {
@@ -218,10 +230,11 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
         Arm arm;
         arm.name = layout.cells[c].name;
         for (size_t s = 0; s < r.outcomes[c].size(); s++)
-            if (r.outcomes[c][s].state == "done") arm.runs.push_back(load_evaluation(folder_of_evaluation(c, s)));
+            if (r.outcomes[c][s].state == "done") arm.runs.emplace_back().path = folder_of_evaluation(c, s);
         r.arm_of.push_back(arm.runs.empty() ? -1 : (int)r.arms.size());
         if (!arm.runs.empty()) r.arms.push_back(std::move(arm));
     }
+    load_runs(r.arms);
     CompareConfig config;
     for (const StudyPair& pair : study.pairs)
         for (size_t c = 0; c < layout.cells.size(); c++) {

@@ -390,7 +390,10 @@ struct Progress {
         std::lock_guard<std::mutex> hold(progress_screen().lock);
         count.to(n, wall_seconds());
     }
-    void add(int64_t n = 1) { to(count.done + n); }
+    void add(int64_t n = 1) {
+        std::lock_guard<std::mutex> hold(progress_screen().lock);
+        count.to(count.done + n, wall_seconds());
+    }
     // the units that there are to do, where work brings more of it
     void of(int64_t total) {
         std::lock_guard<std::mutex> hold(progress_screen().lock);

@@ -55,12 +55,12 @@ struct MadeUp {
 
     std::map<std::pair<int, size_t>, std::vector<double>> curves;
     ClaimResult decide(size_t i = 0) const {
-        return study_claims(results, study, layout, [&](int cell, size_t seed) {
-            std::vector<nlohmann::json> steps;
+        return study_claims(results, study, layout, [&](int cell, size_t seed, const std::string& key) {
+            ReportSeries series;
             const auto at = curves.find({cell, seed});
-            for (size_t k = 0; at != curves.end() && k < at->second.size(); k++)
-                steps.push_back({{"step", k + 1}, {"divergence", at->second[k]}});
-            return steps;
+            for (size_t k = 0; key == "divergence" && at != curves.end() && k < at->second.size(); k++)
+                series.x.push_back((double)k + 1.0), series.y.push_back(at->second[k]);
+            return series;
         })[i];
     }
 };
