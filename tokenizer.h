@@ -435,11 +435,11 @@ inline void cut_added_tokens(const Tokenizer& t, const AddedTable& table, std::s
 
 // text -> ids (replaced, not appended to). Invalid UTF-8 is read as U+FFFD. parse_special = false: the text of special
 // tokens is plain text (use it for what a user or a model wrote; added tokens that are not special are still
-// recognised). with_bos: start with BOS if this tokenizer wants one (Llama 3). Rendered chats contain theirs already.
+// recognised). with_bos: in front the BOS that this tokenizer wants (Llama 3), unless the text begins with it. Rendered
+// chats contain theirs already.
 inline void tokenizer_encode(const Tokenizer& t, std::string_view text, std::vector<int>& ids,
                              bool parse_special = true, bool with_bos = false) {
     ids.clear();
-    if (with_bos && t.add_bos) ids.push_back(t.bos);
     std::string repaired, normal;
     if (!utf8_is_valid(text)) {
         repaired = utf8_lossy(text);
@@ -479,6 +479,7 @@ inline void tokenizer_encode(const Tokenizer& t, std::string_view text, std::vec
             }
         }
     }
+    if (with_bos && t.add_bos && (ids.empty() || ids[0] != t.bos)) ids.insert(ids.begin(), t.bos);
 }
 
 // ---- decoding -----------------------------------------------------------------------------------------------

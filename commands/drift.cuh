@@ -61,7 +61,7 @@ inline std::vector<ScoredText> trace_texts(const Session& s) {
             if (!row.object.contains(field) || !row.object.at(field).is_string())
                 fail("%s: `%s` is missing or no text; traces have `prompt` and `completion`", row.where.c_str(), field);
         Example e;
-        append_tokens(s.tok, row.object.at("prompt").get<std::string>(), e.prompt.tokens);
+        tokenizer_encode(s.tok, row.object.at("prompt").get<std::string>(), e.prompt.tokens, true, !use_chat(s.prompt));
         append_tokens(s.tok, row.object.at("completion").get<std::string>(), e.completion);
         const ScoredText t = scored_example(e);
         if ((int)t.ids.size() > t.first) out.push_back(t);

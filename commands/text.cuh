@@ -100,7 +100,7 @@ inline int logprobs_command(Session& s) {
     for_each_input(s.o, [&](const nlohmann::ordered_json& j, const std::string& where) {
         std::vector<int> ids;
         if (j.contains("ids")) ids = ids_field(j, s.m.V(), where);
-        else if (tokenizer_vocab_size(s.tok) > 0) tokenizer_encode(s.tok, text_field_of(j, where), ids);
+        else if (tokenizer_vocab_size(s.tok) > 0) tokenizer_encode(s.tok, text_field_of(j, where), ids, true, true);
         else
             fail("%s: %s has no tokenizer.json; give ids instead of text, or --tokenizer", where.c_str(),
                  s.o.model.c_str());

@@ -32,12 +32,6 @@ inline void example_cut(Example& e, int64_t n) {
     else e.learnt.back().second = std::min(e.learnt.back().second, (int)n);
 }
 
-inline void append_tokens(const Tokenizer& tok, const std::string& text, std::vector<int>& ids) {
-    std::vector<int> more;
-    tokenizer_encode(tok, text, more);
-    ids.insert(ids.end(), more.begin(), more.end());
-}
-
 // what an example asks
 inline std::shared_ptr<const Problem> example_problem(const SftExample& e) {
     Problem p;
@@ -126,12 +120,12 @@ inline Example make_example(const Tokenizer& tok, const SftExample& e, const Pro
     const std::shared_ptr<const Problem> problem = example_problem(e);
     out.prompt.problem = problem;
     if (e.messages.is_null() && (!chat || e.prompt.empty())) {
-        if (!e.prompt.empty()) {
-            out.prompt.text = problem_text(c, *problem, chat);
-            append_tokens(tok, out.prompt.text, out.prompt.tokens);
-        }
+        if (!e.prompt.empty()) out.prompt.text = problem_text(c, *problem, chat);
+        tokenizer_encode(tok, out.prompt.text, out.prompt.tokens, true, true);
         append_tokens(tok, (c.style.ask && !e.prompt.empty() ? " " : "") + e.completion,
                       out.completion);  // as the shots
+        const bool brings_bos = tok.add_bos && !out.completion.empty() && out.completion[0] == tok.bos;
+        if (out.prompt.text.empty() && brings_bos) out.prompt.tokens.clear();
         if (end >= 0) out.completion.push_back(end);
         return out;
     }

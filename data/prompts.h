@@ -116,6 +116,13 @@ inline nlohmann::ordered_json rendered_tools(const nlohmann::ordered_json& tools
     return nullptr;
 }
 
+inline void append_tokens(const Tokenizer& tok, const std::string& text, std::vector<int>& ids) {
+    std::vector<int> more;
+    tokenizer_encode(tok, text, more);
+    ids.insert(ids.end(), more.begin(), more.end());
+}
+
+// Plain text begins with the BOS that its tokenizer adds, as transformers has it; a chat template writes its own
 inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const PromptConfig& c) {
     Prompt p;
     p.gold = problem.gold;
@@ -139,6 +146,6 @@ inline Prompt make_prompt(const Tokenizer& tok, const Problem& problem, const Pr
         if (!problem.tools.is_null()) note_once("note: the rows' `tools` are not rendered: no chat template is in use");
         p.text = problem_text(c, problem, chat);
     }
-    tokenizer_encode(tok, p.text, p.tokens);
+    tokenizer_encode(tok, p.text, p.tokens, true, !chat);
     return p;
 }

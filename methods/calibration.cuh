@@ -52,15 +52,29 @@ struct LayerTraining {
 // ---------------------------------------------------------------------------------------------------------------------
 // text
 
+// what a row answers; "": nothing that could be read
+inline std::string calibration_answer(const DatasetRow& row, bool svamp) {
+    if (svamp) {
+        try {
+            return svamp_solution(row);
+        } catch (const UnusableRow&) {  // an equation that does not come out: no text to calibrate on
+            return "";
+        }
+    }
+    const char* answer = first_field(row, {"solution", "completion", "answer"});
+    return answer && row.object.at(answer).is_string() ? row.object.at(answer).get<std::string>() : "";
+}
+
 // a row as the model sees it: prompt and answer
 inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig& config, const DatasetRow& row,
                                         const std::string& source, int line) {
-    std::vector<int> ids, answer_ids;
+    std::vector<int> ids;
+    const bool svamp = first_field(row, {"Body"}) && first_field(row, {"Question"}) && first_field(row, {"Equation"});
     const char* kind = first_field(row, {"text", "messages", "question", "prompt", "problem"});
-    if (!kind)
+    if (!kind && !svamp)
         fail("%s: no `text`, `messages`, `question`, `prompt` or `problem`; the row has: %s", row.where.c_str(),
              row_fields(row).c_str());
-    const std::string name = kind;
+    const std::string name = svamp ? "question" : kind;
     if (name == "text") {
         tokenizer_encode(tok, text_field(row, kind), ids);
         return ids;
@@ -68,8 +82,9 @@ inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig
     Problem p;
     p.source = source;
     p.line = line;
-    const bool messages = name == "messages" || !row.object.at(kind).is_string();
-    if (messages) p.messages = messages_field(row, kind), p.tools = tools_field(row);
+    if (svamp) p.question = svamp_question(row);
+    else if (name == "messages" || !row.object.at(kind).is_string())
+        p.messages = messages_field(row, kind), p.tools = tools_field(row);
     else p.question = text_field(row, kind);
     p.bare = name == "question" || name == "problem";
     if (name == "messages" && use_chat(config)) {  // a whole conversation: nothing is left to answer
@@ -80,20 +95,16 @@ inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig
         return ids;
     }
     ids = make_prompt(tok, p, config).tokens;
-    const char* answer = first_field(row, {"solution", "completion", "answer"});
-    if (answer && row.object.at(answer).is_string()) {
-        tokenizer_encode(tok, row.object.at(answer).get<std::string>(), answer_ids);
-        ids.insert(ids.end(), answer_ids.begin(), answer_ids.end());
-    }
+    append_tokens(tok, calibration_answer(row, svamp), ids);
     return ids;
 }
 
-// path: JSONL if its name ends so, else plain text. Fails if it is not UTF-8.
+// path: JSONL or a JSON list if its name ends so, else plain text. Fails if it is not UTF-8.
 inline std::vector<std::vector<int>> calibration_documents(const Tokenizer& tok, const PromptConfig& config,
                                                            const std::string& path) {
     std::vector<std::vector<int>> documents;
-    const std::string end = ".jsonl";
-    if (path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0) {
+    const std::string end = std::filesystem::path(path).extension().string();
+    if (end == ".jsonl" || end == ".json") {
         for_each_row(path, [&](const DatasetRow& row, int line) {
             documents.push_back(calibration_row(tok, config, row, path, line));
         });

@@ -478,6 +478,13 @@ TEST(Calibration, Documents) {
     EXPECT_EQ(text(d[3]), "alone");
     EXPECT_EQ(text(d[4]), std::string("p") + ANSWER_INSTRUCTION + "\ns");
     EXPECT_EQ(text(join_documents(tok, {d[0], d[2]})), "one\n\n3+3=6");
+    const std::string svamp = text_file(
+        ".json", R"x([{"Body": "2 birds.", "Question": "How many?", "Equation": "( 2.0 + 1.0 )", "Answer": 3.0},
+        {"Body": "A", "Question": "B", "Equation": "2.0 +", "Answer": 3.0}])x");
+    d = calibration_documents(tok, config, svamp);
+    ASSERT_EQ(d.size(), 2u);
+    EXPECT_EQ(text(d[0]), std::string("2 birds. How many?") + ANSWER_INSTRUCTION + "\n2 + 1 = 3\n#### 3");
+    EXPECT_EQ(text(d[1]), std::string("A B") + ANSWER_INSTRUCTION + "\n");
     std::string plain = text_file(".txt", "{\"text\": \"not a row\"}\n");
     EXPECT_EQ(text(calibration_documents(tok, config, plain)[0]), "{\"text\": \"not a row\"}\n");
     auto refuse = [&](const std::string& file, const char* part) {
@@ -490,7 +497,7 @@ TEST(Calibration, Documents) {
     refuse(text_file(".jsonl", "{\"words\": \"x\"}\n"), "no `text`");
     refuse(text_file(".jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n"), "no chat template");
     refuse(text_file(".txt", "ab\xff"), "byte 3 is not valid UTF-8");
-    for (const char* end : {".jsonl", ".txt"}) std::filesystem::remove(text_file(end, ""));
+    for (const char* end : {".jsonl", ".json", ".txt"}) std::filesystem::remove(text_file(end, ""));
 }
 
 TEST(Calibration, Windows) {

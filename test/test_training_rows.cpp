@@ -310,6 +310,32 @@ TEST(PromptFlags, OnEveryKindOfRow) {
     EXPECT_EQ(asked_of(text, around_off, "plan"), "<" + plan + "Q>");
 }
 
+// as transformers' tokenizers of Llama 3 do; a chat template writes its own
+TEST(PromptFlags, PlainTextBeginsWithTheBosThatItsTokenizerAdds) {
+    Tokenizer tok = tokenizer_byte_level();
+    const std::string bos = tok.text[(size_t)tok.eos[0]];
+    PromptConfig plain, chat;
+    chat.chat = ChatTemplate::chatml;
+    auto example = [&](const std::string& row, const PromptConfig& c) {
+        const Example e = make_example(tok, examples_in(row)[0], c, -1);
+        return std::pair(text_of(e.prompt.tokens), text_of(e.completion));
+    };
+    for (const bool adds : {false, true}) {
+        tok.add_bos = adds, tok.bos = tok.eos[0];
+        const std::string first = adds ? bos : "";
+        Problem p;
+        p.question = "Q";
+        EXPECT_EQ(text_of(make_prompt(tok, p, plain).tokens), first + "Q");
+        EXPECT_EQ(text_of(make_prompt(tok, p, chat).tokens), asked_in_chat("", "Q"));
+        p.question = bos + "Q";
+        EXPECT_EQ(text_of(make_prompt(tok, p, plain).tokens), bos + "Q");
+        EXPECT_EQ(example(R"({"prompt": "Q", "completion": "A"})", plain), std::pair(first + "Q", std::string("A")));
+        EXPECT_EQ(example(R"({"prompt": "Q", "completion": "A"})", chat).first, asked_in_chat("", "Q"));
+        EXPECT_EQ(example(R"({"text": "A"})", plain), std::pair(first, std::string("A")));
+        EXPECT_EQ(example(R"({"text": ")" + bos + R"(A"})", plain), std::pair(std::string(), bos + "A"));
+    }
+}
+
 TEST(PromptFlags, NeedAMessageOfTheUser) {
     const std::string row =
         R"({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}]})";
