@@ -165,8 +165,8 @@ install-missing:
 # build/test_NAME from test/test_NAME.cpp (bf16); what follows an @ is a variant of the same source. The tests of the
 # CUDA kernels run the CPU loops too, so they have no variant without kernels.
 KERNEL_TESTS := test_rmsnorm test_pointwise test_attention test_kv_cache test_linear test_packed test_lora test_lm_head \
-                test_quantizers test_grid_statistics test_hadamard test_kronecker test_range_backward test_optimizers test_distill_kernels \
-                test_methods test_policy_loss
+                test_quantizers test_learned_scales test_quantizer_texts test_grid_statistics test_hadamard test_kronecker test_range_backward \
+                test_optimizers test_distill_kernels test_methods test_policy_loss
 
 # the tests of test/simt itself
 UNITY_simulation := test_simt test_simt_ptx test_simt_runtime test_cublaslt test_nccl
