@@ -60,7 +60,8 @@ inline Prompt checked_prompt(const Session& s, const Problem& problem) {
 
 inline std::vector<Prompt> make_prompts(const Session& s, const std::vector<Problem>& problems) {
     std::vector<Prompt> out;
-    for (const Problem& p : problems) out.push_back(checked_prompt(s, p));
+    Progress progress("tokenizing", "row", (int64_t)problems.size());
+    for (const Problem& p : problems) out.push_back(checked_prompt(s, p)), progress.add();
     return out;
 }
 
@@ -163,7 +164,9 @@ inline std::vector<Example> training_prompts(const Session& s, bool graded = tru
     if (overlong.how == Overlong::wrap)
         fail_usage("--overlong_rows wrap is for rows of text, whose completion is all there is, and not for prompts");
     const RowLimit most = prompt_limit(s);
+    Progress progress("tokenizing", "row", (int64_t)problems.size());
     for (const Problem& p : problems) {
+        progress.add();
         Prompt prompt = overlong.how == Overlong::error ? checked_prompt(s, p) : session_prompt(s, p);
         if (fit_prompt(overlong, s.tok, p, s.prompt, most, prompt)) out.push_back({prompt, {}});
     }
@@ -250,11 +253,14 @@ inline TrainingData training_examples(const Session& s, int64_t per_step, bool s
         add_fitting(overlong, all, std::move(x), e.source, e.line, most);
     };
     const TaskSet task = find_task(s.o.task);
-    if (!s.o.train_data.empty())
-        for (const SftExample& e : load_sft(s.o.train_data, given_option(s.o))) add(e);
-    else
+    std::vector<SftExample> rows;
+    if (!s.o.train_data.empty()) rows = load_sft(s.o.train_data, given_option(s.o));
+    Progress progress("tokenizing", "row", rows.empty() ? (int64_t)task.task->train : (int64_t)rows.size());
+    for (const SftExample& e : rows) add(e), progress.add();
+    if (s.o.train_data.empty())
         for (uint32_t i = 0; i < task.task->train; i++) {
             add(task_example(task, task_seed(s.o.seed, false), i, false));
+            progress.add();
             if (!all.empty()) all.back().prompt.problem = nullptr;  // of 100,000: 60 MB that nobody asks for
         }
     say_overlong(overlong, s.o.train_data.empty() ? s.o.task : s.o.train_data);

@@ -9,11 +9,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 #include "../runtime/error.h"
 #include "../runtime/file_io.h"
 #include "../runtime/json.h"
+#include "../runtime/progress.h"
 #include "../runtime/unicode.h"
 
 static constexpr size_t DATASET_MAX_LINE = 64u << 20;  // bytes
@@ -37,11 +39,9 @@ struct LineReader {
     std::string block;
     size_t at = 0;
     bool ended = false;
+    uint64_t size = 0, bytes = 0;  // of the file, and of these what is read
 
-    explicit LineReader(const std::string& path_) : path(path_) {
-        uint64_t size = 0;
-        fd = open_regular(path, &size);
-    }
+    explicit LineReader(const std::string& path_) : path(path_) { fd = open_regular(path, &size); }
     LineReader(const std::string& name, int fd_) : path(name), fd(fd_) {}  // closed at the end
     ~LineReader() {
         if (fd >= 0) ::close(fd);
@@ -81,6 +81,7 @@ struct LineReader {
         while (n < 0 && errno == EINTR);
         if (n < 0) fail("cannot read %s: %s; check the disk", path.c_str(), strerror(errno));
         block.resize((size_t)n);
+        bytes += (uint64_t)n;
         ended = n == 0;
         return n > 0;
     }
@@ -233,10 +234,12 @@ struct ListSplitter {
 };
 
 // Calls use(row, line) for every line that is not blank, or for every object of the lists that the file is. Byte order
-// marks, also those of files that were joined, and CR before the line's end are dropped.
+// marks, also those of files that were joined, and CR before the line's end are dropped. kind: part, if the caller tells
+// how far it is
 template <typename Use>
-inline void for_each_row(const std::string& path, Use use) {
+inline void for_each_row(const std::string& path, Use use, ProgressKind kind = ProgressKind::work) {
     LineReader reader(path);
+    Progress progress("reading " + std::filesystem::path(path).filename().string(), "row", 0, kind);
     ListSplitter list;
     list.path = path;
     std::string line;
@@ -244,6 +247,8 @@ inline void for_each_row(const std::string& path, Use use) {
     auto row = [&](const std::string& text, const std::string& where, int64_t number) {
         use(DatasetRow{parse_row(text, where), where}, (int)number);
         any = true;
+        progress.add();
+        progress.measure((double)reader.bytes, (double)reader.size, "B");
     };
     while (reader.next(&line)) {
         if (reader.number > INT_MAX) fail("%s has more than %d lines", path.c_str(), INT_MAX);

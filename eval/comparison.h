@@ -137,7 +137,8 @@ inline Evaluation load_evaluation(const std::string& path) {
              path.c_str(), folder ? "the folder holds no completions.jsonl" : "there is no such file or folder");
     Evaluation e;
     e.path = path;
-    for_each_row(file, [&](const DatasetRow& row, int) { read_result(e, row); });
+    for_each_row(
+        file, [&](const DatasetRow& row, int) { read_result(e, row); }, ProgressKind::part);
     for (auto& set : e.sets)
         for (auto& problem : set.second) problem.second.seen.clear();
     const fs::path parent = fs::path(file).parent_path();

@@ -189,6 +189,25 @@ TEST(Progress, AClosedStandardOutputIsNoReasonToStop) {
 }
 
 // results go to a file whole, and the line to the terminal
+TEST(Progress, DataIsReadAndTokenizedInSight) {
+    std::string rows;  // so many that no machine is done before the line appears
+    for (int i = 0; i < 200000; i++)
+        rows += R"({"prompt": "What is )" + std::to_string(i) +
+                R"( and nothing more?", "completion": "it"})"
+                "\n";
+    const std::string input = jsonl("many", rows);
+    const Outcome r =
+        run_on_terminal({"sft", "--train_data", input, "--max_steps", "0", "--output_dir", fresh("read")});
+    EXPECT_EQ(r.status, 0) << r.out;
+    std::vector<std::string> painted;
+    shown_lines(r.out, painted);
+    const std::string file = "reading " + std::filesystem::path(input).filename().string() + " [";
+    for (const std::string& begin : {file, std::string("tokenizing [")})
+        EXPECT_TRUE(std::any_of(painted.begin(), painted.end(), [&](const std::string& line) {
+            return line.rfind(begin, 0) == 0;
+        })) << begin;
+}
+
 TEST(Progress, ResultsAreLeftAlone) {
     std::string rows;  // so many that no machine is done before the line appears
     for (int i = 0; i < 100000; i++)
