@@ -133,21 +133,16 @@ inline int study_command(Session& s) {
     if (!o.claims.empty()) study_keep_claims(w.study, split_words(o.claims));
     if (!o.model.empty()) w.study.model = o.model;
     w.folder = o.given("output_dir") ? o.output_dir : "study-" + w.study.name;
-    const CpuShare share = cpu_share();
-    w.jobs = o.jobs > 0 ? o.jobs : share.threads();
-    w.threads = std::max(1, share.threads() / w.jobs);
     study_update(w);
     study_check_flags(w);
     study_check_pictures(w.study, w.layout);
     int to_do = 0;
     for (int i = 0; i < (int)w.layout.runs.size(); i++) to_do += study_state(w, i) != StudyState::done;
-    printf(
-        "study   %s: %zu cells x %zu seeds, %zu runs%s, %d of them to do; %d at a time with %d thread%s each; in %s\n",
-        w.study.name.c_str(), w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
-        w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.jobs, w.threads,
-        w.threads == 1 ? "" : "s", w.folder.c_str());
+    printf("study   %s: %zu cells x %zu seeds, %zu runs%s, %d of them to do; in %s\n", w.study.name.c_str(),
+           w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
+           w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.folder.c_str());
     if (o.plan) study_print_plan(w);
-    study_check_needs(w);
+    study_prepare(w, o.jobs, cpu_share().threads());
     if (o.plan) return 0;
     make_folders(w.folder);
     const FolderLock lock(w.folder);

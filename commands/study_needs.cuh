@@ -5,8 +5,9 @@
 #include "study_runs.cuh"
 
 struct StudyNeeds {
-    double memory = 0.0;  // bytes, of the largest stage, by as many as run at a time
-    double disk = 0.0;    // bytes that the runs still to do will leave, and those that are written meanwhile
+    double memory = 0.0;     // bytes, of the largest stage
+    double disk = 0.0;       // bytes that the runs still to do will leave
+    double meanwhile = 0.0;  // bytes on disk that each run at a time needs while it goes on
 };
 
 // what a command printed; empty: it failed
@@ -67,7 +68,7 @@ inline StudyNeeds study_needs(StudyWork& w) {
         args.push_back("--plan=true");
         if (IN_TRAIN >> run.command & 1) args.push_back("--save_only_model=true");
         const std::string plan = study_ask(args);
-        needs.memory = std::max(needs.memory, plan_bytes(plan, "memory", "memory") * w.jobs);
+        needs.memory = std::max(needs.memory, plan_bytes(plan, "memory", "memory"));
         model_bytes[run.stage] = plan_bytes(plan, "disk", " of ");
         largest = std::max(largest, model_bytes[run.stage]);
     }
@@ -77,7 +78,7 @@ inline StudyNeeds study_needs(StudyWork& w) {
         needs.disk += IN_TRAIN >> run.command & 1 ? model_bytes[run.stage] : largest;
     }
     // a run that goes on has two checkpoints for a moment, with the optimizer's two numbers a weight
-    if (needs.disk > 0.0) needs.disk += w.jobs * 6.0 * largest;
+    if (needs.disk > 0.0) needs.meanwhile = 6.0 * largest;
     return needs;
 }
 
@@ -92,19 +93,33 @@ inline double memory_available() {
     return kib * 1024.0;
 }
 
-// prints them; fails where there is not enough
-inline void study_check_needs(StudyWork& w) {
+// How many runs at a time: as many as were asked for, else as there are places (GPUs or cores) and memory on the host, and
+// at least one
+inline int study_jobs(int asked, int places, double memory_of_each, double memory) {
+    if (asked > 0) return asked;
+    const bool known = memory_of_each > 0.0 && memory > 0.0;
+    return std::max(1, known ? std::min(places, (int)std::min(memory / memory_of_each, 1e6)) : places);
+}
+
+// Prints what the study takes, and shares the cores and GPUs; fails where there is not enough
+inline void study_prepare(StudyWork& w, int jobs, int cores) {
     fflush(stdout);  // what has been said, before it takes its time
     const StudyNeeds needs = study_needs(w);
-    const double memory = memory_available(), disk = free_bytes(w.folder);
-    if (needs.memory > 0.0)
-        printf("needs   %s of memory for %d runs at a time, %s are free; %s on disk, %s are free\n",
-               bytes_text(needs.memory).c_str(), w.jobs, bytes_text(memory).c_str(), bytes_text(needs.disk).c_str(),
-               bytes_text(std::max(disk, 0.0)).c_str());
-    if (memory > 0.0 && needs.memory > memory)
-        fail("the study needs %s of memory for %d runs at a time, and %s are free; lower --jobs",
-             bytes_text(needs.memory).c_str(), w.jobs, bytes_text(memory).c_str());
-    if (disk >= 0.0 && needs.disk > disk)
+    const double memory = memory_available(), free = free_bytes(w.folder);
+    w.gpus = visible_gpus(w.layout.runs.empty() ? "auto" : w.layout.runs[0].flags.value("device", "auto"));
+    w.jobs = study_jobs(jobs, w.gpus.empty() ? cores : (int)w.gpus.size(), needs.memory, memory);
+    w.threads = std::max(1, cores / w.jobs);
+    const double of_all = needs.memory * w.jobs, disk = needs.disk + needs.meanwhile * w.jobs;
+    const std::string at_a_time = format("%d run%s at a time", w.jobs, w.jobs == 1 ? "" : "s");
+    printf("        %s with %d thread%s each\n", at_a_time.c_str(), w.threads, w.threads == 1 ? "" : "s");
+    if (of_all > 0.0)
+        printf("needs   %s of memory, %s are free; %s on disk, %s are free\n", bytes_text(of_all).c_str(),
+               bytes_text(memory).c_str(), bytes_text(disk).c_str(), bytes_text(std::max(free, 0.0)).c_str());
+    if (memory > 0.0 && of_all > memory)
+        fail("the study needs %s of memory for %s, and %s are free; %s", bytes_text(of_all).c_str(), at_a_time.c_str(),
+             bytes_text(memory).c_str(),
+             w.jobs > 1 ? "lower --jobs" : "free some, or lower --rollout_batch and the batches in the file");
+    if (free >= 0.0 && disk > free)
         fail("the study needs %s on disk, and %s are free at %s; free some, or take another --output_dir",
-             bytes_text(needs.disk).c_str(), bytes_text(disk).c_str(), w.folder.c_str());
+             bytes_text(disk).c_str(), bytes_text(free).c_str(), w.folder.c_str());
 }

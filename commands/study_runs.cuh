@@ -12,7 +12,7 @@
 
 struct StudyJob {
     pid_t process;
-    int run;
+    int run, place;  // of those at a time
     double begun;
     bool told = false;  // to stop
 };
@@ -21,6 +21,7 @@ struct StudyWork {
     Study study;
     std::string folder;
     int jobs = 1, threads = 1;
+    std::vector<std::string> gpus;  // by turns one for each run at a time; empty: they run on the CPU
     StudyLayout layout;
     StudyScores scores;
     std::map<std::string, std::string> failed;  // by id: why
@@ -92,7 +93,8 @@ inline std::string study_goes_on(const StudyWork& w, const StudyRun& run) {
     return "--overwrite_output_dir=true";
 }
 
-inline pid_t study_start(const StudyWork& w, const StudyRun& run) {
+// place: among the runs at a time
+inline pid_t study_start(const StudyWork& w, const StudyRun& run, int place) {
     std::vector<std::string> args =
         study_arguments(w, run, [&](const StudyRun& other) { return study_checkpoint(w.path(other)); });
     args.push_back(format("--threads=%d", w.threads));
@@ -104,6 +106,7 @@ inline pid_t study_start(const StudyWork& w, const StudyRun& run) {
     const std::string log = w.path(run) + ".log";
     const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (out < 0) fail("cannot write %s: %s; %s", log.c_str(), strerror(errno), write_advice(errno));
+    if (!w.gpus.empty()) setenv("CUDA_VISIBLE_DEVICES", w.gpus[(size_t)place % w.gpus.size()].c_str(), 1);
     const pid_t parent = getpid(), child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);  // none goes on without the study, which may be started again
@@ -229,7 +232,10 @@ inline bool study_run_all(StudyWork& w) {
             const StudyState state = study_state(w, i);
             done += state == StudyState::done || state == StudyState::failed;
             if (state != StudyState::ready || (int)w.running.size() >= w.jobs) continue;
-            w.running.push_back({study_start(w, w.layout.runs[i]), i, wall_seconds()});
+            int place = 0;  // the first that is free
+            while (std::any_of(w.running.begin(), w.running.end(), [&](const StudyJob& j) { return j.place == place; }))
+                place++;
+            w.running.push_back({study_start(w, w.layout.runs[i], place), i, place, wall_seconds()});
         }
         progress.of((int64_t)w.layout.runs.size());
         progress.to(done);

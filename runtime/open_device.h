@@ -1,7 +1,10 @@
 // --device: which device a run uses, and why it cannot.
 #pragma once
+#include <cstdlib>
 #include <string>
+#include <vector>
 #include "arena.h"
+#include "words.h"
 
 // The default of this build: the GPU for a program compiled by nvcc, the CPU otherwise
 inline std::string default_device() {
@@ -10,6 +13,27 @@ inline std::string default_device() {
 #else
     return "cpu";
 #endif
+}
+
+// count GPUs as CUDA_VISIBLE_DEVICES names them: by what it says now (`visible`), else by number
+inline std::vector<std::string> gpu_names(int count, const char* visible) {
+    std::vector<std::string> names = visible ? split_words(visible) : std::vector<std::string>();
+    if (!visible)
+        for (int i = 0; i < count; i++) names.push_back(std::to_string(i));
+    names.resize(std::min(names.size(), (size_t)count));
+    return names;
+}
+
+// The GPUs of this machine, one of which each process of its own may be given; none: `choice` is the CPU
+inline std::vector<std::string> visible_gpus(const std::string& choice) {
+    int count = 0;
+#if HAS_KERNELS
+    if ((choice == "auto" ? default_device() : choice) == "cuda" && cudaGetDeviceCount(&count) != cudaSuccess)
+        count = 0;
+#else
+    (void)choice;
+#endif
+    return gpu_names(count, getenv("CUDA_VISIBLE_DEVICES"));
 }
 
 #if HAS_KERNELS

@@ -276,7 +276,7 @@ GROUP("comparison") \
 OPT(bool, quick, false, "", IN_STUDY, "the study's quick form: fewer seeds, arms and values, as its file says; the whole goes on from there") \
 OPT(std::string, claims, "", "", IN_STUDY, "comma list of the study's claims: these alone, with the arms that they need; empty: all claims and arms") \
 OPT(int, seeds, 0, "[0, 1000]", IN_STUDY, "seeds 1 to this in place of the study's own; 0: those") \
-OPT(int, jobs, 0, "[0, 1024]", IN_STUDY, "runs of a study at a time, which share the cores; 0: as many as cores") \
+OPT(int, jobs, 0, "[0, 1024]", IN_STUDY, "runs of a study at a time, which share cores and GPUs; 0: one a GPU, else a core, as far as memory allows") \
 OPT(std::string, metric, "auto", "", IN_COMPARE, "of a problem: strict or lenient (share of its sampled completions that are right), pass@K and maj@K (strict, of K samples), greedy or greedy_lenient; auto: strict, and greedy where an evaluation has no samples") \
 OPT(std::string, set, "", "", IN_COMPARE, "the one set to compare; empty: all") \
 OPT(std::string, pairs, "baseline", "baseline|all", IN_COMPARE, "compare the first evaluation with each of the others, or each with each") \

@@ -174,6 +174,8 @@ TEST(CliStudy, WhatItNeedsIsSaidAndTooMuchIsRefused) {
     EXPECT_EQ(r.out.find("needs   0 B"), std::string::npos) << r.out;
     j["stages"]["rl"]["micro_batch_tokens"] = 16000000;  // terabytes of activations
     refused(1, study_args(j, out), {"of memory for 2 runs at a time", "lower --jobs"});
+    // left to itself it takes as many as there is memory for, and that is less than one
+    refused(1, study_args(j, out, "0"), {"of memory for 1 run at a time", "free some"});
     EXPECT_FALSE(fs::exists(out));
 }
 

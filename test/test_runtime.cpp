@@ -3,6 +3,7 @@
 #include "../runtime/buffer.h"
 #include "../runtime/cpu_check.h"
 #include "../runtime/cpu_isa.h"
+#include "../runtime/open_device.h"
 #include "../runtime/threads.h"
 #include "file_test.h"
 
@@ -116,6 +117,15 @@ TEST(Threads, AreCountedByAffinityAndQuota) {
 }
 
 // a page behind the end, or before the beginning, would be somebody else's
+TEST(Devices, GpusAreNamedAsTheEnvironmentHasThem) {
+    typedef std::vector<std::string> Names;
+    EXPECT_EQ(gpu_names(3, nullptr), (Names{"0", "1", "2"}));
+    EXPECT_EQ(gpu_names(2, "5,GPU-8f1a"), (Names{"5", "GPU-8f1a"}));
+    EXPECT_EQ(gpu_names(1, "3,9"), (Names{"3"}));  // CUDA stops at the first that is not there
+    EXPECT_EQ(gpu_names(0, nullptr), Names());
+    EXPECT_EQ(visible_gpus("cpu"), Names());
+}
+
 TEST(Memory, LargeArraysBeginAtHugePagesAndEndWhereTheyShould) {
     for (size_t bytes :
          {(size_t)100, (size_t)4096, ((size_t)2 << 20) + 1, ((size_t)4 << 20), ((size_t)9 << 20) + 12345}) {
