@@ -152,7 +152,7 @@ inline SftExample parse_sft(const DatasetRow& row) {
         e.bare = true;
     } else if (name == "text") {
         e.completion = text_field(row, kind);
-    } else if (first_field(row, {"Body"}) && first_field(row, {"Question"}) && first_field(row, {"Equation"})) {
+    } else if (is_svamp_solved(row)) {
         e.prompt = svamp_question(row);
         e.completion = svamp_solution(row);
         e.bare = true;

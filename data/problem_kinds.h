@@ -205,6 +205,10 @@ inline std::string svamp_question(const DatasetRow& row) {
     return trim_field(text_field(row, "Body")) + " " + trim_field(text_field(row, "Question"));
 }
 
+inline bool is_svamp_solved(const DatasetRow& row) {
+    return first_field(row, {"Body"}) && first_field(row, {"Question"}) && first_field(row, {"Equation"});
+}
+
 // Of {"Equation": "( ( 8.0 + 3.0 ) * 2.0 )", "Answer": 22.0} the worked solution "8 + 3 = 11\n11 * 2 = 22\n#### 22"
 inline std::string svamp_solution(const DatasetRow& row) {
     const std::string equation = text_field(row, "Equation");

@@ -69,8 +69,8 @@ inline std::string calibration_answer(const DatasetRow& row, bool svamp) {
 inline std::vector<int> calibration_row(const Tokenizer& tok, const PromptConfig& config, const DatasetRow& row,
                                         const std::string& source, int line) {
     std::vector<int> ids;
-    const bool svamp = first_field(row, {"Body"}) && first_field(row, {"Question"}) && first_field(row, {"Equation"});
     const char* kind = first_field(row, {"text", "messages", "question", "prompt", "problem"});
+    const bool svamp = !kind && is_svamp_solved(row);
     if (!kind && !svamp)
         fail("%s: no `text`, `messages`, `question`, `prompt` or `problem`; the row has: %s", row.where.c_str(),
              row_fields(row).c_str());
