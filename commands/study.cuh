@@ -1,6 +1,7 @@
 // study: arms over a grid and seeds, from one file: the runs (study_runs.cuh), and then tables of what they found.
 #pragma once
 #include "../eval/study_page.h"
+#include "model_card.cuh"
 #include "study_needs.cuh"
 
 // Studies that come with the program stand in eval/studies; a path is a file of the user's own
@@ -51,6 +52,18 @@ inline void study_claim_folder(const StudyWork& w) {
     write_file_atomic(path, now.dump(1) + "\n");
 }
 
+// of a cell whose sweep has chosen nothing
+inline std::string study_why_not_chosen(const StudyWork& w, const StudyCell& cell) {
+    const std::vector<std::string>& stages = w.study.arm(cell.arm).stages;
+    for (const StudyRun& run : w.layout.runs) {
+        const auto failed = w.failed.find(run.id);
+        if (failed == w.failed.end() || run.flags.at("seed").get<uint64_t>() != w.study.sweep_seed) continue;
+        if (std::find(stages.begin(), stages.end(), run.stage) != stages.end())
+            return "failed: sweep of " + run.stage + ": " + failed->second;
+    }
+    return "no sweep of it has ended";
+}
+
 inline StudyResults study_results(StudyWork& w) {
     StudyResults r;
     auto summary_of = [&](const StudyRun& run) { return study_summary(w.path(run)); };
@@ -66,7 +79,7 @@ inline StudyResults study_results(StudyWork& w) {
                 if (o.state.empty() && failed != w.failed.end())
                     o.state = "failed: " + w.layout.runs[i].stage + ": " + failed->second;
             }
-            if (o.state.empty()) o.state = all.empty() ? "no sweep of it has ended" : "not run yet";
+            if (o.state.empty()) o.state = all.empty() ? study_why_not_chosen(w, cell) : "not run yet";
             r.outcomes.back().push_back(o);
         }
     }
@@ -114,7 +127,7 @@ inline void study_print_plan(StudyWork& w) {
                  const std::string there = study_checkpoint(w.path(other));
                  return there.empty() ? w.path(other) + "/checkpoint-..." : there;
              }))
-            line += " " + arg;
+            line += " " + shell_word(arg);
         printf("%s ./train_qrl%s\n", state, line.c_str());
     }
     if (!w.layout.complete) printf("        and those of the cells whose values the sweeps above choose\n");
@@ -125,24 +138,28 @@ inline int study_command(Session& s) {
     StudyWork w;
     const std::string file = study_file(o.arguments[0]);
     StudyJson j = json_parse<StudyJson>(read_file(file, 64 << 20), file);
-    if (o.seeds > 0) {
+    if (o.seeds > 0 && j.is_object()) {
         j["seeds"] = o.seeds;
-        if (o.quick && j.contains("quick")) j["quick"].erase("seeds");
+        if (o.quick && j.contains("quick") && j["quick"].is_object()) j["quick"].erase("seeds");
     }
     w.study = study_parse(j, file, o.quick);
     if (!o.claims.empty()) study_keep_claims(w.study, split_words(o.claims));
     if (!o.model.empty()) w.study.model = o.model;
     w.folder = o.given("output_dir") ? o.output_dir : "study-" + w.study.name;
+    while (w.folder.size() > 1 && w.folder.back() == '/') w.folder.pop_back();
     study_update(w);
-    study_check_flags(w);
-    study_check_pictures(w.study, w.layout);
+    StudyWork all = w;  // with what is behind sweeps
+    all.layout = study_foresee(w.study, w.scores);
+    study_check_flags(all);
+    study_check_pictures(w.study, all.layout);
     int to_do = 0;
     for (int i = 0; i < (int)w.layout.runs.size(); i++) to_do += study_state(w, i) != StudyState::done;
+    const size_t later = all.layout.runs.size() - w.layout.runs.size();
     printf("study   %s: %zu cells x %zu seeds, %zu runs%s, %d of them to do; in %s\n", w.study.name.c_str(),
            w.layout.cells.size(), w.study.seeds.size(), w.layout.runs.size(),
-           w.layout.complete ? "" : " and those that sweeps decide on", to_do, w.folder.c_str());
+           later ? format(" and %zu that sweeps decide on", later).c_str() : "", to_do, w.folder.c_str());
     if (o.plan) study_print_plan(w);
-    study_prepare(w, o.jobs, cpu_share().threads());
+    study_prepare(w, all, o.jobs, cpu_share().threads());
     if (o.plan) return 0;
     make_folders(w.folder);
     const FolderLock lock(w.folder);

@@ -55,6 +55,7 @@ inline double plan_bytes(const std::string& plan, const std::string& line, const
     return 0.0;
 }
 
+// w: of all runs that there will be
 inline StudyNeeds study_needs(StudyWork& w) {
     StudyNeeds needs;
     std::map<std::string, double> model_bytes;  // by stage
@@ -66,7 +67,8 @@ inline StudyNeeds study_needs(StudyWork& w) {
         first.from = -1;
         std::vector<std::string> args = study_arguments(w, first, [&](const StudyRun&) { return w.study.model; });
         args.push_back("--plan=true");
-        if (IN_TRAIN >> run.command & 1) args.push_back("--save_only_model=true");
+        if (IN_TRAIN >> run.command & 1 && !run.flags.contains("save_only_model"))
+            args.push_back("--save_only_model=true");
         const std::string plan = study_ask(args);
         needs.memory = std::max(needs.memory, plan_bytes(plan, "memory", "memory"));
         model_bytes[run.stage] = plan_bytes(plan, "disk", " of ");
@@ -101,12 +103,14 @@ inline int study_jobs(int asked, int places, double memory_of_each, double memor
     return std::max(1, known ? std::min(places, (int)std::min(memory / memory_of_each, 1e6)) : places);
 }
 
-// Prints what the study takes, and shares the cores and GPUs; fails where there is not enough
-inline void study_prepare(StudyWork& w, int jobs, int cores) {
+// Prints what the study takes, and shares the cores and GPUs; fails where there is not enough. all: with the runs that sweeps
+// decide on
+inline void study_prepare(StudyWork& w, StudyWork& all, int jobs, int cores) {
     fflush(stdout);  // what has been said, before it takes its time
-    const StudyNeeds needs = study_needs(w);
+    const StudyNeeds needs = study_needs(all);
     const double memory = memory_available(), free = free_bytes(w.folder);
-    w.gpus = visible_gpus(w.layout.runs.empty() ? "auto" : w.layout.runs[0].flags.value("device", "auto"));
+    const StudyJson device = all.layout.runs[0].flags.value("device", StudyJson("auto"));
+    w.gpus = visible_gpus(study_value(device));
     w.jobs = study_jobs(jobs, w.gpus.empty() ? cores : (int)w.gpus.size(), needs.memory, memory);
     w.threads = std::max(1, cores / w.jobs);
     const double of_all = needs.memory * w.jobs, disk = needs.disk + needs.meanwhile * w.jobs;

@@ -84,11 +84,16 @@ inline std::string study_last_words(const std::string& log) {
     return printable(last, 300);
 }
 
-// what a run whose folder is there already is to be told
+// What a run whose folder is there already is to be told. A drift has nothing to go on from, and an evaluation goes on only
+// with the model by the same name: the study's folder may be spelled otherwise now
 inline std::string study_goes_on(const StudyWork& w, const StudyRun& run) {
     const std::string out = w.path(run);
     if (!is_folder(out) || run_in_folder(out).empty()) return "";
-    if (run.command == COMMAND_EVAL && file_exists(out + "/completions.jsonl")) return "--resume=true";
+    if (run.command == COMMAND_EVAL && run.others.empty() && file_exists(out + "/completions.jsonl")) {
+        const std::string config = out + "/config.json", from = study_checkpoint(w.path(w.layout.runs[run.from]));
+        const nlohmann::json began = json_parse(read_file(config, 1 << 20), config);
+        if (began.value("model", "") == from || began.value("adapter", "") == from) return "--resume=true";
+    }
     if (IN_TRAIN >> run.command & 1 && !checkpoint_steps(out).empty()) return "--resume_from_checkpoint=last";
     return "--overwrite_output_dir=true";
 }
@@ -148,7 +153,7 @@ inline StudyState study_state(StudyWork& w, int i) {
     return state;
 }
 
-// what sweeps have found so far; a value whose run failed is never the best
+// What sweeps have found so far, of several sets their mean; a value whose run failed is never the best
 inline void study_read_scores(StudyWork& w) {
     for (const StudyRun& run : w.layout.runs) {
         if (run.stage != "validation" || w.scores.count(run.id)) continue;
@@ -157,8 +162,11 @@ inline void study_read_scores(StudyWork& w) {
         const nlohmann::json summary = study_summary(w.path(run));
         if (summary.is_null() || !summary.contains("eval") || summary["eval"].empty()) continue;
         const nlohmann::json& eval = summary["eval"];  // of several sets, by name
-        const nlohmann::json& first = eval.contains("n") ? eval : eval.begin().value();
-        w.scores[run.id] = first.value("pass@1", first.value("greedy", 0.0));
+        auto score = [](const nlohmann::json& set) { return set.value("pass@1", set.value("greedy", 0.0)); };
+        double sum = 0.0;
+        if (!eval.contains("n"))
+            for (const nlohmann::json& set : eval) sum += score(set) / (double)eval.size();
+        w.scores[run.id] = eval.contains("n") ? score(eval) : sum;
     }
 }
 
@@ -219,6 +227,8 @@ inline std::vector<int> study_order(const StudyWork& w) {
 inline bool study_run_all(StudyWork& w) {
     Progress progress("study", "run", 0);
     make_folders(w.folder + "/runs");
+    for (int i = 0; i < (int)w.layout.runs.size(); i++)  // that ended while the study was being stopped
+        if (study_state(w, i) == StudyState::done) study_drop_state(w.path(w.layout.runs[i]));
     for (;;) {
         std::vector<std::string> ids;  // of the jobs, whose places change when the runs are laid out again
         for (const StudyJob& job : w.running) ids.push_back(w.layout.runs[job.run].id);

@@ -52,6 +52,7 @@ struct Evaluation {
     std::string unended;    // why it may be less than all; "": it ended
     nlohmann::json config;  // its options; null: they are not known
     std::map<std::string, SetResult> sets;
+    std::vector<std::string> order;  // of the sets, as they were asked
 };
 
 inline const nlohmann::ordered_json& result_field(const DatasetRow& row, const char* name) {
@@ -87,7 +88,9 @@ inline void read_result(Evaluation& e, const DatasetRow& row) {
     if (!sample.is_number_integer() || sample.get<double>() < 0 || sample.get<double>() >= RESULT_MAX_SAMPLES)
         fail("%s: `sample` is %s, not a whole number from 0 to %d", row.where.c_str(), printable(sample.dump()).c_str(),
              RESULT_MAX_SAMPLES - 1);
-    auto [at, fresh] = e.sets[set].try_emplace(problem);
+    const auto [its, first] = e.sets.try_emplace(set);
+    if (first) e.order.push_back(set);
+    auto [at, fresh] = its->second.try_emplace(problem);
     ProblemResult& r = at->second;
     if (fresh) r.gold = gold;
     if (r.gold != gold)

@@ -21,7 +21,7 @@ struct StudyRun {
 
 struct StudyCell {
     std::string arm, name;  // name: with the point of the grid
-    std::vector<std::pair<std::string, std::string>> point;
+    StudyPoint point;
     std::vector<std::pair<std::string, StudyJson>> chosen;  // by sweeps: "stage.flag", value
     std::vector<std::vector<int>> chains;  // of each of its seeds: its runs; empty: a sweep has not ended
     std::vector<int> evaluations;          // of each seed
@@ -67,18 +67,20 @@ struct StudyBuilder {
         return at->second;
     }
 
-    // own: flags of the arm alone
+    // own: flags of the arm alone. What is compared are the completions, whatever `all` says of logging them
     int add_evaluation(const StudyCell& cell, int of, uint64_t seed, bool validation, const StudyJson& own) {
         StudyRun run;
         run.stage = validation ? "validation" : "evaluation";
         run.command = COMMAND_EVAL;
         run.flags = merged(COMMAND_EVAL, study.evaluation);
+        run.flags.erase("log_completions");
         for (const auto& flag : own.items()) run.flags[flag.key()] = flag.value();
+        for (const auto& flag : study.validation.items())
+            if (validation) run.flags[flag.key()] = flag.value();
         substitute(cell, run.flags);
-        if (validation) {
+        if (validation && study.validation.empty()) {
             const std::string task = run.flags.value("task", "arithmetic");
-            for (const auto& flag : study.validation.items()) run.flags[flag.key()] = flag.value();
-            if (study.validation.empty()) run.flags["task"] = task.substr(0, task.find_first_of(",:")) + ":validation";
+            run.flags["task"] = task.substr(0, task.find_first_of(",:")) + ":validation";
         }
         run.from = of;
         return add(run, seed);
@@ -110,7 +112,7 @@ struct StudyBuilder {
             if (!flag.value().is_string()) continue;
             std::string text = flag.value().get<std::string>();
             for (const auto& [key, value] : cell.point) {
-                const std::string braced = "{" + key + "}";
+                const std::string braced = "{" + key + "}";  // no value has braces
                 for (size_t at; (at = text.find(braced)) != std::string::npos;) text.replace(at, braced.size(), value);
             }
             flag.value() = text;
@@ -134,24 +136,19 @@ struct StudyBuilder {
             other.point = cell.point;
             const std::vector<int> chain = add_chain(other, study.arm(to), seed);
             if (chain.empty()) return -1;
-            const StudyJson value = value_of(other, study.arm(to), flag.key());
-            if (value.is_null()) run.others.push_back({flag.key(), chain.back()});
-            else run.flags[flag.key()] = value;
+            if (flag.key() == "teacher") run.others.push_back({flag.key(), chain.back()});
+            else run.flags[flag.key()] = value_of(chain, to, flag.key());
         }
         if (!choice.is_null()) run.flags[stage.sweep] = choice;
         return add(run, seed);
     }
 
-    // what the last stage of an arm that has a flag has for it, given or chosen; null: none has
-    StudyJson value_of(const StudyCell& cell, const StudyArm& arm, const std::string& flag) const {
-        StudyJson value;
-        for (const std::string& name : arm.stages) {
-            const StudyStage& stage = study.stage(name);
-            if (stage.flags.contains(flag) && study_reference(stage.flags[flag]).empty()) value = stage.flags[flag];
-            for (const auto& [of, chosen] : cell.chosen)
-                if (of == name + "." + flag) value = chosen;
-        }
-        return value;
+    // what the last run of an arm that has a flag has for it, given or chosen
+    StudyJson value_of(const std::vector<int>& chain, const std::string& arm, const std::string& flag) const {
+        for (auto run = chain.rbegin(); run != chain.rend(); run++)
+            if (layout.runs[*run].flags.contains(flag)) return layout.runs[*run].flags[flag];
+        fail_usage("%s: \"%s\": \"@%s\": no stage of %s has it", printable(study.file, 400).c_str(), flag.c_str(),
+                   arm.c_str(), arm.c_str());
     }
 
     // the best value of a stage's sweep; null: not known yet
@@ -205,44 +202,17 @@ struct StudyBuilder {
     }
 };
 
-// the keys of the grid that an arm's stages, those of arms they refer to, and what all have in common need
-inline std::set<std::string> study_arm_keys(const Study& s, const StudyArm& arm) {
-    std::set<std::string> keys;
-    auto add = [&](const StudyJson& flags) {
-        for (const auto& flag : flags.items()) {
-            for (const std::string& key : study_keys_in(flag.value())) keys.insert(key);
-            if (const std::string to = study_reference(flag.value()); !to.empty())
-                for (const std::string& key : study_arm_keys(s, s.arm(to))) keys.insert(key);
-        }
-    };
-    for (const std::string& name : arm.stages) add(s.stage(name).flags);
-    add(s.all), add(s.evaluation), add(arm.evaluation);
-    return keys;
-}
-
 inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
     StudyBuilder b{s, scores, {}, {}};
     for (const StudyArm& arm : s.arms) {
         const std::set<std::string> keys = study_arm_keys(s, arm);
-        std::vector<std::vector<std::pair<std::string, std::string>>> points = {{}};
-        for (const auto& [key, values] : s.grid) {
-            if (!keys.count(key)) continue;
-            std::vector<std::vector<std::pair<std::string, std::string>>> longer;
-            for (const auto& point : points)
-                for (const std::string& value : values) {
-                    longer.push_back(point);
-                    longer.back().push_back({key, value});
-                }
-            points = longer;
-        }
         bool full_known = !s.full.empty();  // at one point of the grid
         for (const std::string& key : full_known ? study_arm_keys(s, s.arm(s.full)) : std::set<std::string>())
             full_known = full_known && keys.count(key);
-        for (const auto& point : points) {
+        for (const StudyPoint& point : study_points(s, arm)) {
             StudyCell cell;
-            cell.arm = cell.name = arm.name;
+            cell.arm = arm.name, cell.name = study_cell_name(arm, point);
             cell.point = point;
-            for (const auto& [key, value] : point) cell.name += " " + value;
             for (size_t i = 0; i < s.seeds_of(arm); i++) {
                 cell.chains.push_back(b.add_chain(cell, arm, s.seeds[i]));
                 const std::vector<int>& chain = cell.chains.back();
@@ -255,4 +225,15 @@ inline StudyLayout study_lay_out(const Study& s, const StudyScores& scores) {
         }
     }
     return b.layout;
+}
+
+// All that there will be to do, as if every sweep chose the first of its values
+inline StudyLayout study_foresee(const Study& s, StudyScores scores) {
+    for (;;) {
+        StudyLayout layout = study_lay_out(s, scores);
+        const size_t known = scores.size();
+        for (const StudyRun& run : layout.runs)
+            if (run.stage == "validation") scores.emplace(run.id, 0.0);
+        if (layout.complete || scores.size() == known) return layout;
+    }
 }

@@ -78,7 +78,7 @@ struct Study {
     std::string name, file, title, about;
     std::string model;  // what all arms begin with; empty: the embedded model
     std::vector<uint64_t> seeds;
-    uint64_t sweep_seed = 0;
+    uint64_t sweep_seed = 1001;  // whatever the seeds, so that more of them change no choice
     StudyJson all = StudyJson::object(), evaluation = StudyJson::object(), validation = StudyJson::object();  // flags
     StudyJson drift;  // flags of eval --against, how far each cell is from `full`; null: that is not measured
     std::vector<StudyStage> stages;
@@ -133,9 +133,17 @@ inline std::vector<std::string> study_texts(const StudyPlace& place, const Study
     return out;
 }
 
-// flags that a study gives its runs itself
-inline constexpr const char* study_own_flags[] = {
-    "model", "seed", "output_dir", "overwrite_output_dir", "config", "resume", "resume_from_checkpoint"};
+// flags that a study gives its runs itself, or that a run of one cannot have
+inline constexpr const char* study_own_flags[] = {"model",  "seed",   "output_dir", "overwrite_output_dir",
+                                                  "config", "resume", "threads",    "resume_from_checkpoint",
+                                                  "plan",   "against"};
+
+// A stage or a picture by whose name files are called
+inline void study_check_file_name(const StudyPlace& place, const char* what, const std::string& name) {
+    auto of_file = [](unsigned char c) { return isalnum(c) || c == '-' || c == '_'; };
+    if (name.empty() || !std::all_of(name.begin(), name.end(), of_file))
+        fail_usage("%s: a %s's name is a file's; letters, digits, - and _ alone", place.at.c_str(), what);
+}
 
 inline void study_flag(const StudyPlace& place, const std::string& flag, const StudyJson& value) {
     std::vector<std::string> known;
@@ -158,6 +166,7 @@ inline StudyJson study_flags(const StudyPlace& place, const StudyJson& j) {
 inline StudyStage study_stage(const StudyPlace& place, const std::string& name, const StudyJson& j) {
     StudyStage s;
     s.name = name;
+    study_check_file_name(place, "stage", name);
     if (!j.is_object() || !j.contains("command")) fail_usage("%s: no `command`", place.at.c_str());
     s.command = parse_command(study_text(place / "command", j["command"]), place.at + ": ");
     if (!((IN_TRAIN | IN_QUANTIZE) >> s.command & 1))
@@ -233,28 +242,72 @@ inline void study_check_circle(const Study& s, const StudyPlace& place, const st
                 study_check_circle(s, place, to, above);
 }
 
-// The arm of a side of a claim, which is an arm, or begins with one and goes on with a point of the grid; null: no arm's.
-// "a b" may be the arm "a b", or "a" at the point b
+// the keys of the grid that an arm's stages, those of arms they refer to, and what all have in common need
+inline std::set<std::string> study_arm_keys(const Study& s, const StudyArm& arm) {
+    std::set<std::string> keys;
+    auto add = [&](const StudyJson& flags) {
+        for (const auto& flag : flags.items()) {
+            for (const std::string& key : study_keys_in(flag.value())) keys.insert(key);
+            if (const std::string to = study_reference(flag.value()); !to.empty())
+                for (const std::string& key : study_arm_keys(s, s.arm(to))) keys.insert(key);
+        }
+    };
+    for (const std::string& name : arm.stages) add(s.stage(name).flags);
+    add(s.all), add(s.evaluation), add(arm.evaluation);
+    return keys;
+}
+
+typedef std::vector<std::pair<std::string, std::string>> StudyPoint;  // a value by key
+
+// the points of the grid at which an arm is repeated
+inline std::vector<StudyPoint> study_points(const Study& s, const StudyArm& arm) {
+    const std::set<std::string> keys = study_arm_keys(s, arm);
+    std::vector<StudyPoint> points = {{}};
+    for (const auto& [key, values] : s.grid) {
+        if (!keys.count(key)) continue;
+        std::vector<StudyPoint> longer;
+        for (const StudyPoint& point : points)
+            for (const std::string& value : values) {
+                longer.push_back(point);
+                longer.back().push_back({key, value});
+            }
+        points = longer;
+    }
+    return points;
+}
+
+inline std::string study_cell_name(const StudyArm& arm, const StudyPoint& point) {
+    std::string name = arm.name;
+    for (const auto& [key, value] : point) name += " " + value;
+    return name;
+}
+
+// The arm of a side of a claim, which is an arm or one of its cells by its name; null: none is called so
 inline const StudyArm* study_side_arm(const Study& s, const std::string& side) {
-    const StudyArm* found = nullptr;
-    for (const StudyArm& arm : s.arms)
-        if (side == arm.name || side.rfind(arm.name + " ", 0) == 0)
-            if (!found || arm.name.size() > found->name.size()) found = &arm;
-    return found;
+    for (const StudyArm& arm : s.arms) {
+        if (side == arm.name) return &arm;
+        if (side.rfind(arm.name + " ", 0) != 0) continue;
+        for (const StudyPoint& point : study_points(s, arm))
+            if (side == study_cell_name(arm, point)) return &arm;
+    }
+    return nullptr;
 }
 inline bool study_side_known(const Study& s, const std::string& side) { return study_side_arm(s, side); }
 
-inline void study_check_names(const Study& s, const StudyPlace& file) {
+inline void study_known(const StudyPlace& place, const char* what, const std::string& name,
+                        const std::vector<std::string>& names) {
+    if (std::find(names.begin(), names.end(), name) == names.end())
+        fail_usage("%s: no %s is called %s; there are %s%s", place.at.c_str(), what, printable(name).c_str(),
+                   join_words(names).c_str(), did_you_mean(name, names).c_str());
+}
+
+// whether the arms, and what their stages refer to, are there
+inline void study_check_arms(const Study& s, const StudyPlace& file) {
     std::vector<std::string> stages, arms, keys;
     for (const StudyStage& x : s.stages) stages.push_back(x.name);
     for (const StudyArm& x : s.arms) arms.push_back(x.name);
     for (const auto& x : s.grid) keys.push_back(x.first);
-    auto known = [](const StudyPlace& place, const char* what, const std::string& name,
-                    const std::vector<std::string>& names) {
-        if (std::find(names.begin(), names.end(), name) == names.end())
-            fail_usage("%s: no %s is called %s; there are %s%s", place.at.c_str(), what, printable(name).c_str(),
-                       join_words(names).c_str(), did_you_mean(name, names).c_str());
-    };
+    const auto known = study_known;
     for (const StudyArm& arm : s.arms)
         for (const std::string& stage : arm.stages) known(file / "arms" / arm.name, "stage", stage, stages);
     auto flags_know = [&](const StudyPlace& place, const StudyJson& flags, bool of_stage) {
@@ -271,15 +324,30 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     flags_know(file / "all", s.all, false), flags_know(file / "evaluation", s.evaluation, false);
     flags_know(file / "validation", s.validation, false);
     if (!s.drift.is_null()) flags_know(file / "drift", s.drift, false);
+    for (const StudyArm& arm : s.arms) flags_know(file / "arms" / arm.name / "evaluation", arm.evaluation, false);
     for (const std::string& arm : arms) study_check_circle(s, file / "arms", arm, {});
+}
+
+// whether what is asked of the arms is asked of some that are there
+inline void study_check_names(const Study& s, const StudyPlace& file) {
+    std::vector<std::string> arms, keys;
+    for (const StudyArm& x : s.arms) arms.push_back(x.name);
+    for (const auto& x : s.grid) keys.push_back(x.first);
+    const auto known = study_known;
+    auto side_known = [&](const StudyPlace& place, const std::string& side) {
+        if (side.empty() || study_side_known(s, side)) return;
+        std::vector<std::string> names = arms;
+        for (const StudyArm& arm : s.arms)  // of one whose name it begins with, its cells
+            if (side.rfind(arm.name + " ", 0) == 0)
+                for (const StudyPoint& point : study_points(s, arm)) names.push_back(study_cell_name(arm, point));
+        known(place, names.size() > arms.size() ? "arm or cell" : "arm", side, names);
+    };
     for (const StudyPair& pair : s.pairs)
         for (const std::string& arm : {pair.better, pair.worse}) known(file / "compare", "arm", arm, arms);
-    for (const StudyArm& arm : s.arms) flags_know(file / "arms" / arm.name / "evaluation", arm.evaluation, false);
     for (const StudyClaim& claim : s.claims) {
         const StudyPlace place = file / "claims" / claim.id;
         for (const StudyPair& pair : claim.pairs)
-            for (const std::string& side : {pair.better, pair.worse})
-                if (!side.empty() && !study_side_known(s, side)) known(place / claim.rule, "arm", side, arms);
+            for (const std::string& side : {pair.better, pair.worse}) side_known(place / claim.rule, side);
         for (const auto& [key, values] : claim.where) {
             known(place / "where", "key of the grid", key, keys);
             for (const auto& [its, there] : s.grid)
@@ -293,8 +361,7 @@ inline void study_check_names(const Study& s, const StudyPlace& file) {
     }
     for (const auto& [key, arm] : {std::pair("start", s.start), {"full", s.full}})
         if (!arm.empty()) known(file / key, "arm", arm, arms);
-    for (const auto& said : s.reported)
-        if (!study_side_known(s, said.first)) known(file / "reported", "arm", said.first, arms);
+    for (const auto& said : s.reported) side_known(file / "reported", said.first);
     for (const StudyPicture& picture : s.pictures) {
         const StudyPlace place = file / "pictures" / picture.name;
         known(place / "across", "key of the grid", picture.across, keys);
@@ -306,9 +373,7 @@ inline StudyPicture study_picture(const StudyPlace& place, const std::string& na
     study_keys(place, j, {"title", "across", "arms"});
     for (const char* needed : {"across", "arms"})
         if (!j.contains(needed)) fail_usage("%s: no `%s`", place.at.c_str(), needed);
-    auto of_file = [](unsigned char c) { return isalnum(c) || c == '-' || c == '_'; };
-    if (name.empty() || !std::all_of(name.begin(), name.end(), of_file))
-        fail_usage("%s: a picture's name is a file's; letters, digits, - and _ alone", place.at.c_str());
+    study_check_file_name(place, "picture", name);
     const std::string title = j.contains("title") ? study_text(place / "title", j["title"]) : name;
     return {name, title, study_text(place / "across", j["across"]), study_texts(place / "arms", j["arms"])};
 }
@@ -346,7 +411,13 @@ inline std::vector<std::pair<std::string, std::vector<std::string>>> study_grid(
                                                                                 const StudyJson& j) {
     StudyGrid grid;
     if (!j.is_object()) fail_usage("%s: not an object of lists", place.at.c_str());
-    for (const auto& item : j.items()) grid.push_back({item.key(), study_texts(place / item.key(), item.value())});
+    for (const auto& item : j.items()) {
+        grid.push_back({item.key(), study_texts(place / item.key(), item.value())});
+        for (const std::string& value : grid.back().second)
+            if (value.find_first_of("{}") != std::string::npos)
+                fail_usage("%s: %s has a brace, which is for keys of the grid", (place / item.key()).at.c_str(),
+                           shown(value).c_str());
+    }
     return grid;
 }
 
@@ -380,6 +451,9 @@ inline StudyClaim study_claim(const StudyPlace& place, const std::string& id, co
                 claim.pairs.push_back(of == "pairs" ? study_pair(at, text) : StudyPair{text, ""});
         if (*rule.bound && j.contains(rule.bound)) claim.bound = study_percent(place / rule.bound, j[rule.bound]);
         else if (std::isnan(rule.usual)) fail_usage("%s: no `%s`", place.at.c_str(), rule.bound);
+        for (const StudyRule& other : study_rules)
+            if (*other.bound && std::string(other.bound) != rule.bound && j.contains(other.bound))
+                fail_usage("%s: the rule %s has no `%s`", (place / other.bound).at.c_str(), rule.name, other.bound);
     }
     if (claim.rule.empty())
         fail_usage("%s: no rule that decides it; one of %s", place.at.c_str(), join_words(rules).c_str());
@@ -408,16 +482,27 @@ inline StudyJson study_quick(const StudyPlace& place, StudyJson j) {
             if (!quick[flags].is_object()) fail_usage("%s: not an object", (at / flags).at.c_str());
             for (const auto& item : quick[flags].items()) j[flags][item.key()] = item.value();
         }
-    if (quick.contains("stages"))
+    auto object = [](const StudyPlace& its, const StudyJson& what) {
+        if (!what.is_object()) fail_usage("%s: not an object", its.at.c_str());
+    };
+    for (const char* needed : {"stages", "arms"}) {
+        if (!j.contains(needed)) fail_usage("%sno `%s`", place.at.c_str(), needed);
+        object(place / needed, j[needed]);
+    }
+    if (quick.contains("stages")) {
+        object(at / "stages", quick["stages"]);
         for (const auto& stage : quick["stages"].items()) {
             if (!j["stages"].contains(stage.key()))
                 fail_usage("%s: no stage is called so", (at / "stages" / stage.key()).at.c_str());
+            object(at / "stages" / stage.key(), stage.value());
+            object(place / "stages" / stage.key(), j["stages"][stage.key()]);
             StudyJson& its = j["stages"][stage.key()];
             for (const auto& flag : stage.value().items()) {
                 its[flag.key()] = flag.value();
                 if (its.contains("sweep") && its["sweep"].contains(flag.key())) its.erase("sweep");
             }
         }
+    }
     if (quick.contains("arms")) {
         const std::vector<std::string> kept = study_texts(at / "arms", quick["arms"]);
         StudyJson arms = StudyJson::object();
@@ -443,6 +528,16 @@ inline void study_drop_lines(Study& s) {
                      s.pictures.end());
 }
 
+// With --quick: stages that no arm has
+inline void study_drop_stages(Study& s) {
+    auto unused = [&](const StudyStage& stage) {
+        return std::none_of(s.arms.begin(), s.arms.end(), [&](const StudyArm& arm) {
+            return std::find(arm.stages.begin(), arm.stages.end(), stage.name) != arm.stages.end();
+        });
+    };
+    s.stages.erase(std::remove_if(s.stages.begin(), s.stages.end(), unused), s.stages.end());
+}
+
 // With --quick: what needs arms or values of the grid that are not there is left out
 inline void study_drop_unknown(Study& s) {
     auto gone = [&](const StudyPair& pair) {
@@ -463,6 +558,8 @@ inline void study_drop_unknown(Study& s) {
     };
     s.pairs.erase(std::remove_if(s.pairs.begin(), s.pairs.end(), gone), s.pairs.end());
     s.claims.erase(std::remove_if(s.claims.begin(), s.claims.end(), undecidable), s.claims.end());
+    for (auto said = s.reported.begin(); said != s.reported.end();)
+        said = study_side_known(s, said->first) ? std::next(said) : s.reported.erase(said);
     study_drop_lines(s);
 }
 
@@ -522,13 +619,11 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
                                     {"full", &s.full}})
         if (j.contains(key)) *text = study_text(place / key, j[key]);
     s.seeds = study_seeds(place / "seeds", j["seeds"]);
-    s.sweep_seed = *std::max_element(s.seeds.begin(), s.seeds.end()) + 1000;
-    if (j.contains("sweep_seed")) {
+    if (j.contains("sweep_seed"))
         s.sweep_seed = study_seeds(place / "sweep_seed", StudyJson::array({j["sweep_seed"]}))[0];
-        if (std::find(s.seeds.begin(), s.seeds.end(), s.sweep_seed) != s.seeds.end())
-            fail_usage("%s: one of the seeds; what chooses a value is not used again",
-                       (place / "sweep_seed").at.c_str());
-    }
+    if (std::find(s.seeds.begin(), s.seeds.end(), s.sweep_seed) != s.seeds.end())
+        fail_usage("%s: %llu is one of the seeds; what chooses a value is not used again",
+                   (place / "sweep_seed").at.c_str(), (unsigned long long)s.sweep_seed);
     if (j.contains("all")) s.all = study_flags(place / "all", j["all"]);
     if (j.contains("evaluation")) s.evaluation = study_flags(place / "evaluation", j["evaluation"]);
     if (j.contains("validation")) s.validation = study_flags(place / "validation", j["validation"]);
@@ -540,8 +635,14 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
         for (const auto& flag : flags.items())
             if (!(option_rows[option_index(flag.key())].commands & IN_EVAL))
                 fail_usage("%s: eval has no --%s", (at / flag.key()).at.c_str(), flag.key().c_str());
+        if (flags.contains("log_completions"))
+            fail_usage("%s: what is compared are the completions", (at / "log_completions").at.c_str());
     };
     of_eval(place / "evaluation", s.evaluation), of_eval(place / "validation", s.validation);
+    auto asks = [](const StudyJson& flags) { return flags.contains("task") || flags.contains("eval_data"); };
+    if (s.evaluation.contains("eval_text") && !asks(s.evaluation) && !asks(s.all))
+        fail_usage("%s: no problems; name some by task or eval_data", (place / "evaluation").at.c_str());
+    if (s.evaluation.contains("task")) study_text(place / "evaluation" / "task", s.evaluation["task"]);
     if (!s.drift.is_null()) of_eval(place / "drift", s.drift);
     for (const char* list : {"stages", "arms"})
         if (!j[list].is_object() || j[list].empty()) fail_usage("%s: not an object of them", (place / list).at.c_str());
@@ -568,6 +669,8 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
         for (const auto& item : j["pictures"].items())
             s.pictures.push_back(study_picture(place / "pictures" / item.key(), item.key(), item.value()));
     }
+    if (quick) study_drop_stages(s);
+    study_check_arms(s, place);
     if (quick) study_drop_unknown(s);
     study_check_names(s, place);
     for (const StudyArm& arm : s.arms) of_eval(place / "arms" / arm.name / "evaluation", arm.evaluation);

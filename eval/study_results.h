@@ -207,19 +207,40 @@ inline StudyContrast study_sum(StudyContrast a, const StudyContrast& b, double w
 // pairs
 
 // All cells of a seed began alike, which compare_set cannot know: with several seeds a pair's difference is that of each seed
+// with which both are done; a pair without such a seed is left out
 inline void study_pair_seeds(const StudyResults& r, const Study& study, const StudyLayout& layout, SetComparison& set) {
     const StudyEvidence e(r, study, layout, set.set, set.metric);
     auto cell_of = [&](size_t arm) {
         return (int)(std::find(r.arm_of.begin(), r.arm_of.end(), (int)arm) - r.arm_of.begin());
     };
+    std::vector<PairResult> kept;
     for (PairResult& pair : set.pairs) {
         const StudyContrast d = {{cell_of(pair.b), 1.0}, {cell_of(pair.a), -1.0}};
         const std::vector<size_t> seeds = e.seeds_of(d);
-        if (seeds.size() < 2) continue;
-        pair.estimate = paired_estimate(e.values(d, seeds));
-        pair.interval = pair.estimate.interval(), pair.p = pair.estimate.p();
-        pair.test = "Student's t over seeds and problems, paired";
+        if (seeds.empty()) continue;
+        kept.push_back(pair);
+        if (r.arms[pair.a].runs.size() == 1 && r.arms[pair.b].runs.size() == 1) continue;  // exact, over problems
+        const Runs values = e.values(d, seeds);
+        PairResult& its = kept.back();
+        its.estimate = paired_estimate(values);
+        its.interval = its.estimate.interval(), its.p = its.estimate.p();
+        its.test = seeds.size() > 1 ? "Student's t over seeds and problems, paired" : "Student's t over problems";
+        its.wins = its.losses = its.ties = 0;
+        for (const double x : over_seeds(values)) (x > 1e-9 ? its.wins : x < -1e-9 ? its.losses : its.ties)++;
     }
+    set.pairs = kept;
+}
+
+// The sets that were asked, first those of the study's `evaluation` in its order, then those of arms with one of their own
+inline std::vector<std::string> study_set_names(const StudyResults& r, const Study& study, const StudyLayout& layout) {
+    std::vector<std::string> names;
+    for (const bool own : {false, true})
+        for (size_t c = 0; c < layout.cells.size(); c++) {
+            if (r.arm_of[c] < 0 || study.arm(layout.cells[c].arm).evaluation.empty() == own) continue;
+            for (const std::string& set : r.arms[r.arm_of[c]].runs[0].order)
+                if (std::find(names.begin(), names.end(), set) == names.end()) names.push_back(set);
+        }
+    return names;
 }
 
 // folder_of_evaluation(cell, seed): where it has ended, else empty
@@ -243,11 +264,8 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
                 if (r.arm_of[better] >= 0) config.pairs.push_back({(size_t)r.arm_of[c], (size_t)r.arm_of[better]});
         }
     const bool no_pairs = config.pairs.empty();
-    std::set<std::string> names;
-    for (const Arm& arm : r.arms)
-        for (const auto& set : arm.runs[0].sets) names.insert(set.first);
     if (no_pairs && !r.arms.empty()) config.pairs.push_back({0, 0});  // of no meaning: it is taken out again
-    for (const std::string& set : names) {
+    for (const std::string& set : study_set_names(r, study, layout)) {
         r.sets.push_back(compare_set(r.arms, set, config));
         if (no_pairs) r.sets.back().pairs.clear();
         study_pair_seeds(r, study, layout, r.sets.back());
@@ -255,11 +273,11 @@ inline void study_compare(StudyResults& r, const Study& study, const StudyLayout
     adjust_pairs(r.sets);
 }
 
-// start and full beside a cell; -1: none
+// start and full beside a cell; -1: none, or several, at points of the grid that the cell is not of
 inline std::pair<int, int> study_ends(const StudyEvidence& e, int cell) {
     const std::vector<int> start = study_cells_beside(e.layout, e.layout.cells[cell], e.study.start),
                            full = study_cells_beside(e.layout, e.layout.cells[cell], e.study.full);
-    return {start.empty() ? -1 : start[0], full.empty() ? -1 : full[0]};
+    return {start.size() == 1 ? start[0] : -1, full.size() == 1 ? full[0] : -1};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,14 @@
 #include "../runtime/arena.h"
 #include "study_results.h"
 
+// the name of the only set that a cell was asked with a seed that is done
+inline std::string study_only_set(const StudyResults& r, size_t cell, size_t seed) {
+    size_t at = 0;
+    for (size_t s = 0; s < seed; s++) at += r.outcomes[cell][s].state == "done";
+    const std::vector<std::string>& order = r.arms[r.arm_of[cell]].runs[at].order;
+    return order.empty() ? "" : order[0];
+}
+
 inline std::vector<StudyJson> study_rows(const StudyResults& r, const Study& study, const StudyLayout& layout) {
     std::vector<StudyJson> rows;
     for (size_t c = 0; c < layout.cells.size(); c++)
@@ -32,7 +40,7 @@ inline std::vector<StudyJson> study_rows(const StudyResults& r, const Study& stu
                 continue;
             }
             const nlohmann::json& eval = o.summary["eval"];
-            if (eval.contains("n")) add(r.sets.size() == 1 ? r.sets[0].set : "", eval);
+            if (eval.contains("n")) add(study_only_set(r, c, s), eval);
             else
                 for (const auto& item : eval.items()) add(item.key(), item.value());
         }

@@ -227,8 +227,8 @@ OPT(double, adam_beta2, 0.999, "[0, 1)", IN_TRAIN, "decay of the second moment")
 OPT(double, adam_epsilon, 1e-8, "[1e-30, 1]", IN_TRAIN, "added to the root of the second moment") \
 OPT(double, max_grad_norm, 1.0, "[0, 1000000000]", IN_TRAIN, "gradients are scaled down to this global norm; 0: never") \
 OPT(std::string, lr_scheduler_type, "linear", "linear|cosine|constant", IN_TRAIN, "learning rate after the warm-up: down to 0, or constant") \
-OPT(int, warmup_steps, 0, "[0, 1000000000]", IN_TRAIN, "optimizer steps from 0 up to the learning rate") \
-OPT(int, max_steps, -1, "[-1, 1000000000]", IN_TRAIN, "optimizer steps; -1: as many as num_train_epochs gives") \
+OPT(int, warmup_steps, 0, "[0, 1000000000]", IN_TRAIN, "steps, as max_steps counts them, from 0 up to the learning rate") \
+OPT(int, max_steps, -1, "[-1, 1000000000]", IN_TRAIN, "steps: for grpo one generation with all its updates, else one optimizer step; -1: as many as num_train_epochs gives") \
 OPT(double, num_train_epochs, 1.0, "[1e-06, 1000000]", IN_TRAIN, "passes over the training data") \
 GROUP("training") \
 OPT(uint64_t, seed, 0, "", IN_FILES | IN_GENERATE, "same seed, same machine, same bits") \

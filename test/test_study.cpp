@@ -123,7 +123,7 @@ TEST(Study, ASweepRunsWithASeedOfItsOwnAndItsBestValueIsTaken) {
     StudyJson j = study_json();
     j["stages"]["qat"]["sweep"]["learning_rate"] = {1e-5, 1e-4, 1e-3};
     const Study s = parsed(j);
-    EXPECT_EQ(s.sweep_seed, 1002u);
+    EXPECT_EQ(s.sweep_seed, 1001u);
     StudyLayout l = study_lay_out(s, {});
     EXPECT_FALSE(l.complete);
     EXPECT_TRUE(cell_of(l, "qat int4:g32").chains[0].empty());
@@ -134,7 +134,7 @@ TEST(Study, ASweepRunsWithASeedOfItsOwnAndItsBestValueIsTaken) {
         if (run.stage == "validation") {
             const StudyRun& of = l.runs[run.from];
             EXPECT_EQ(run.flags["task"], "arithmetic:validation");
-            EXPECT_EQ(of.flags["seed"], 1002);
+            EXPECT_EQ(of.flags["seed"], 1001);
             scores[run.id] = of.flags["learning_rate"] == 1e-4 ? 0.5 : 0.1 * ++tried;
         }
     EXPECT_EQ(scores.size(), 6u) << "for each point of the grid";
@@ -180,6 +180,24 @@ TEST(Study, AFlagMayBeWhatAnotherArmHasOrHasChosen) {
         if (run.stage == "validation") scores[run.id] = l.runs[run.from].flags["learning_rate"] == 1e-3;
     l = study_lay_out(parsed(j), scores);
     EXPECT_EQ(l.runs[cell_of(l, "again").chains[1].back()].flags["learning_rate"], 1e-3);
+    // of the grid, it is the value at this point
+    j["stages"]["rl"] = {{"command", "grpo"}, {"learning_rate", "{bits}"}};
+    l = study_lay_out(parsed(j), {});
+    EXPECT_EQ(l.runs[cell_of(l, "again int3:g32").chains[1].back()].flags["learning_rate"], "int3:g32");
+    j["stages"]["rl"].erase("learning_rate");
+    EXPECT_THROW(study_lay_out(parsed(j), {}), Error) << "no stage of fp has one";
+}
+
+TEST(Study, WhatIsBehindASweepIsForeseen) {
+    StudyJson j = study_json();
+    j["stages"]["rl"].erase("learning_rate");
+    j["stages"]["rl"]["sweep"]["learning_rate"] = {1e-5, 1e-3};
+    const Study s = parsed(j);
+    EXPECT_FALSE(study_lay_out(s, {}).complete);
+    const StudyLayout l = study_foresee(s, {});
+    EXPECT_TRUE(l.complete);
+    EXPECT_EQ(l.runs[cell_of(l, "fp").chains[0].back()].flags["learning_rate"], 1e-5);
+    EXPECT_EQ(cell_of(l, "kd int3:g32 gptq").chains[1].size(), 3u);
 }
 
 // what is left out is known by nothing else: its runs are those of the whole form
@@ -195,9 +213,13 @@ TEST(Study, TheQuickFormIsAPartOfTheWhole) {
                   {"grid", {{"bits", {"int4:g32"}}, {"how", {"rtn"}}}},
                   {"stages", {{"qat", {{"learning_rate", 1e-4}}}}},
                   {"arms", {"start", "fp", "fp>rtn", "qat"}}};
+    // an arm whose name begins with another's, which stays, and what is said of it
+    j["arms"]["qat again"] = {"cold", "qat"}, j["reported"]["qat again"] = "much";
+    j["claims"]["4"] = {{"claim", "four"}, {"more", "fp - qat again"}};
     const Study quick = study_parse(j, "some.json", true), whole = study_parse(j, "some.json");
-    EXPECT_EQ(whole.claims.size(), 3u);
-    ASSERT_EQ(quick.claims.size(), 1u) << "the second has no arm, the third no value of the grid";
+    EXPECT_EQ(whole.claims.size(), 4u);
+    ASSERT_EQ(quick.claims.size(), 1u) << "the second and fourth have no arm, the third no value of the grid";
+    EXPECT_TRUE(quick.reported.empty());
     EXPECT_EQ(quick.claims[0].text, "one");
     const StudyLayout some = study_lay_out(quick, {});
     EXPECT_TRUE(some.complete) << "nothing is swept";
@@ -259,7 +281,7 @@ TEST(Study, TheStudiesThatComeWithTheProgramAreRead) {
         for (const bool quick : {false, true}) {
             if (quick && !j.contains("quick")) continue;
             const Study s = study_parse(j, path, quick);
-            const StudyLayout l = study_lay_out(s, {});
+            const StudyLayout l = study_foresee(s, {});
             EXPECT_FALSE(l.runs.empty()) << path;
             for (const StudyRun& run : l.runs) {
                 std::vector<std::string> args = {command_rows[run.command].name};
@@ -341,6 +363,13 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"seeds": [1, 1]})", {"1 is there twice"});
     refuses(R"({"seeds": -3})", {"seeds"});
     refuses(R"({"sweep_seed": 2})", {"one of the seeds"});
+    refuses(R"({"seeds": [1, 1001]})", {"1001 is one of the seeds"});
+    refuses(R"({"stages": {"a/b": {"command": "grpo"}}})", {"a stage's name is a file's"});
+    refuses(R"({"all": {"threads": 1}})", {"the study gives its runs --threads itself"});
+    refuses(R"({"evaluation": {"log_completions": false}})", {"what is compared are the completions"});
+    refuses(R"({"evaluation": {"task": 5}})", {"evaluation.task: not a text"});
+    refuses(R"({"evaluation": {"eval_text": "a.txt"}, "all": {"task": null}})", {"evaluation: no problems"});
+    refuses(R"({"grid": {"bits": ["{bits}"]}})", {"has a brace"});
     refuses(R"({"arms": {"new": ["cold", "rll"]}})", {"arms.new", "no stage is called rll", "did you mean rl"});
     refuses(R"({"arms": {"new": "cold"}})", {"arms.new: not a list"});
     refuses(R"({"arms": {"new": []}})", {"arms.new: not a list"});
@@ -380,6 +409,10 @@ TEST(Study, WhatAFileMayNotSay) {
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "equal": "fp - qat"}}})", {"a claim has one rule"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp"}}})", {"claims.A.more", "ARM - ARM"});
     refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qta"}}})", {"no arm is called qta", "did you mean qat"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat int5:g32"}}})",
+            {"no arm or cell is called qat int5:g32", "did you mean qat int4:g32"});
+    refuses(R"({"claims": {"A": {"claim": "x", "more": "fp - qat", "margin": 5}}})", {"the rule more has no `margin`"});
+    refuses(R"({"reported": {"fp int4:g32": "x"}})", {"reported", "fp int4:g32"});
     refuses(R"({"claims": {"A": {"claim": "x", "mor": "fp - qat"}}})",
             {"claims.A.mor: no such key", "did you mean more"});
     refuses(R"({"claims": {"A": {"claim": "x", "kept_below": "qat", "share": 60}}})", {"`start` and `full`"});

@@ -65,6 +65,17 @@ struct MadeUp {
     }
 };
 
+TEST(Study, TheFirstSetIsThatOfTheEvaluation) {
+    MadeUp m;
+    m.add("own", "", {0.5}), m.add("a", "", {0.5});
+    for (Arm& arm : m.results.arms) arm.runs[0].order = {"math-500", "aime24"};
+    m.results.arms[0].runs[0].order = {"amc"};
+    m.study.arms.resize(2);
+    m.study.arms[0].name = "own", m.study.arms[0].evaluation["eval_data"] = "amc";
+    m.study.arms[1].name = "a";
+    EXPECT_EQ(study_set_names(m.results, m.study, m.layout), (std::vector<std::string>{"math-500", "aime24", "amc"}));
+}
+
 static std::string verdict(const MadeUp& m, size_t i = 0) { return claim_verdict_name(m.decide(i).verdict); }
 
 TEST(Claims, MoreIsSupportedContradictedOrUndecided) {
@@ -109,12 +120,18 @@ TEST(Pairs, OfAStudyArePairedBySeed) {
     EXPECT_NEAR(found.estimate.value, 0.1400 / 3, 1e-9);
     EXPECT_GT(found.interval.low, 0.0) << "seeds differ by forty points, their differences by one";
     EXPECT_LT(found.p, 0.05);
-    // seeds that are not done with both are left out, and one alone is not paired
+    // seeds that are not done with both are left out: what is left is 0.30 - 0.25, and not 0.50 - 0.25
     m.results.outcomes[1][1].state = m.results.outcomes[1][2].state = "failed";
     m.results.arms[1].runs.resize(1);
     m.results.sets[0].pairs = {pair};
     study_pair_seeds(m.results, m.study, m.layout, m.results.sets[0]);
-    EXPECT_EQ(m.results.sets[0].pairs[0].p, 1.0);
+    ASSERT_EQ(m.results.sets[0].pairs.size(), 1u);
+    EXPECT_NEAR(m.results.sets[0].pairs[0].estimate.value, 0.05, 1e-9);
+    EXPECT_EQ(m.results.sets[0].pairs[0].wins + m.results.sets[0].pairs[0].ties, MadeUp::problems);
+    m.results.outcomes[0][0].state = "failed";  // and a pair without a seed in common
+    m.results.arms[0].runs.erase(m.results.arms[0].runs.begin());
+    study_pair_seeds(m.results, m.study, m.layout, m.results.sets[0]);
+    EXPECT_TRUE(m.results.sets[0].pairs.empty());
 }
 
 TEST(Pictures, StandAboveTheStartBySeed) {
@@ -143,8 +160,12 @@ TEST(Pictures, StandAboveTheStartBySeed) {
 
 TEST(Claims, EqualityNeedsATestOfIt) {
     MadeUp m;
-    m.add("a", "", {0.50, 0.51, 0.50, 0.49}), m.add("b", "", {0.50, 0.50, 0.505, 0.495});
-    m.add("c", "", {0.45, 0.46, 0.44, 0.45}), m.add("d", "", {0.60, 0.40, 0.55, 0.45});
+    auto add = [&](const char* arm, std::vector<double> x) {
+        for (const double v : std::vector<double>(x)) x.push_back(v);
+        m.add(arm, "", x);
+    };
+    add("a", {0.50, 0.51, 0.50, 0.49}), add("b", {0.50, 0.50, 0.505, 0.495});
+    add("c", {0.45, 0.46, 0.44, 0.45}), add("d", {0.60, 0.40, 0.55, 0.45});
     m.claim("equal", {{"a", "b"}}, 2.0);
     m.claim("equal", {{"a", "c"}}, 2.0);
     m.claim("equal", {{"a", "d"}}, 2.0);
@@ -218,6 +239,43 @@ TEST(Claims, HolmOverAllOfThem) {
     EXPECT_NEAR(m.decide().p_holm, 2.0 * alone, 1e-12);
 }
 
+TEST(Claims, HolmCountsWhatWasNotFound) {
+    MadeUp m;
+    m.add("a", "", {0.50, 0.53, 0.47}), m.add("b", "", {0.44, 0.45, 0.45});
+    m.claim("more", {{"a", "b"}}, 1.0), m.claim("more", {{"a", "never"}}, 1.0);
+    EXPECT_NEAR(m.decide().p_holm, 2.0 * m.decide().p, 1e-12);
+    EXPECT_EQ(verdict(m, 1), "not run");
+}
+
+TEST(Claims, WhatIsAllAlikeIsKnownAsFarAsItWasAsked) {
+    for (const bool many : {true, false}) {
+        MadeUp m;  // two models that answer nothing
+        const std::vector<double> nothing(6, 0.0);
+        m.add("a", "", nothing), m.add("b", "", nothing);
+        for (Arm& arm : m.results.arms)
+            for (Evaluation& e : arm.runs)
+                while (!many && e.sets["set"].size() > 5) e.sets["set"].erase(e.sets["set"].begin());
+        m.claim("equal", {{"a", "b"}}, 2.0), m.claim("not_below", {{"a", "b"}}, 2.0);
+        for (const size_t i : {0, 1}) EXPECT_EQ(verdict(m, i), many ? "supported" : "undecided") << i;
+    }
+    MadeUp m;  // two seeds that agree in steps by chance
+    const int a = m.add("a", "", {0.5, 0.5}), b = m.add("b", "", {0.5, 0.5});
+    for (size_t seed = 0; seed < 2; seed++)
+        m.curves[{a, seed}] = {1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0},
+                     m.curves[{b, seed}] = {1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0};
+    m.claim("sooner", {{"a", "b"}}, 90.0);
+    m.study.claims.back().curve = "divergence";
+    EXPECT_GT(m.decide().p, 0.05);
+}
+
+TEST(Claims, OneSeedDecidesNothing) {
+    MadeUp m;
+    m.add("a", "", {0.9}), m.add("b", "", {0.1});
+    m.claim("more", {{"a", "b"}}, 1.0);
+    EXPECT_EQ(verdict(m), "undecided");
+    EXPECT_EQ(m.decide().why, "one seed");
+}
+
 TEST(Claims, AnOrderHoldsAtEveryPointOrIsTurned) {
     MadeUp m;
     m.study.grid = {{"bits", {"4", "2"}}};
@@ -257,16 +315,20 @@ TEST(Claims, WhatIsKeptGoesWithCellsOrWithTheRate) {
     for (const bool cells : {true, false}) {
         MadeUp m;
         m.study.start = "start", m.study.full = "fp";
-        m.add("start", "", {0.20, 0.20, 0.20}), m.add("fp", "", {0.60, 0.61, 0.59});
+        m.add("start", "", std::vector<double>(6, 0.2)), m.add("fp", "", {0.60, 0.61, 0.59, 0.60, 0.60, 0.60});
         for (int grid = 0; grid < 3; grid++)
             for (int rate = 0; rate < 4; rate++) {
                 const double crossed = (grid + 1) * 10.0 + rate, order = cells ? crossed : rate * 10.0 + grid;
                 const double accuracy = 0.2 + 0.008 * order;
-                const int c = m.add("q", format("%d%d", grid, rate), {accuracy, accuracy + 0.002, accuracy - 0.002});
+                const int c = m.add("q", format("%d%d", grid, rate),
+                                    {accuracy, accuracy + 0.002, accuracy - 0.002, accuracy, accuracy, accuracy});
                 for (StudyOutcome& o : m.results.outcomes[c]) o.crossed = crossed, o.rate = rate;
             }
         m.claim("follows_cells", {{"q", ""}}, 0.0);
         EXPECT_EQ(verdict(m), cells ? "supported" : "contradicted") << m.decide().figure << m.decide().interval;
+        m.results.outcomes[5][1].crossed = NAN;
+        EXPECT_EQ(verdict(m), "undecided") << "a number that was not logged is not the least";
+        EXPECT_NE(m.decide().why.find("with seed 2"), std::string::npos) << m.decide().why;
     }
     EXPECT_NEAR(rank_correlation({1, 2, 3, 4}, {10, 20, 30, 5}), -0.2, 1e-12);  // scipy.stats.spearmanr
     EXPECT_NEAR(rank_correlation({1, 2, 2, 4}, {1, 3, 2, 4}), 0.9486832980505138, 1e-12);
@@ -281,6 +343,8 @@ TEST(Claims, SeedsForAPower) {
     EXPECT_EQ(seeds_for(0.5, 1.0, 0.8, 0.05), 34);
     EXPECT_EQ(seeds_for(1.0, 1.0, 0.8, 0.05), 10);
     EXPECT_EQ(seeds_for(0.05, 0.0, 0.8, 0.05), 2);
+    EXPECT_EQ(seeds_for(0.5, 1.0, 0.8, 0.05, 0.05), 37) << "the problems' own error stays";
+    EXPECT_EQ(seeds_for(0.5, 1.0, 0.8, 0.05, 0.3), 0) << "and may be too large for any number of seeds";
 }
 
 // 95 % intervals of a contrast over few seeds, by what seeds and problems vary by: the truth is inside often enough

@@ -37,7 +37,7 @@ inline const Task tasks[] = {
      {{8, 40}, {10, 48}, {12, 56}, {14, 68}},
      3},
     {"chains",
-     "chains of 2 to 4 assignments (hard: 5 and 6), carried out one after the other",
+     "chains of 3 to 5 assignments (hard: 6 and 7), carried out one after the other",
      chain_problem,
      {{24, 44}, {31, 56}, {38, 68}, {45, 78}, {52, 90}},
      3},
