@@ -227,10 +227,10 @@ struct GrpoObjective : Objective {
     }
 
     void keep_high_entropy(const std::vector<std::vector<float>>& entropy) {
+        const std::vector<int> lengths = counted_lengths(samples, config);
         for (int u = 0; u < config.updates_per_generation; u++) {
             const auto [first, last] = slice(u);
-            const PolicyTargets x = policy_targets(samples, data, config, first, last);
-            high_entropy_tokens(data.in_bonus, entropy, x.lengths, config.top_entropy_quantile, first, last);
+            high_entropy_tokens(data.in_bonus, entropy, lengths, config.top_entropy_quantile, first, last);
         }
         const bool corrected = !data.factor.empty();
         data.factor.resize(samples.size());
@@ -333,7 +333,7 @@ struct GrpoObjective : Objective {
         }
         s.signal = (double)signal / (double)std::max<size_t>(advantages.a.size(), 1);
         const PolicyPass pass = policy_pass_mean(passes);
-        s.entropy = pass.entropy;
+        if (pass.tokens > 0) s.entropy = pass.entropy;  // else all are masked, and of an entropy nothing is known
         if (config.beta > 0.0) s.kl = config.kl_in_reward ? kl_paid : pass.kl;
     }
 

@@ -42,6 +42,7 @@ struct Completion {
 struct RolloutStats {
     int64_t prompt_tokens = 0, completion_tokens = 0;
     double seconds = 0.0;
+    int64_t tokens() const { return prompt_tokens + completion_tokens; }
 };
 
 // What a rollout needs room for

@@ -1,6 +1,7 @@
 // The text that a quantization is calibrated on, and the text that it is measured on.
 #pragma once
 #include "eval_text.cuh"
+#include "evaluation.cuh"
 
 // --eval_text in windows, or the answers of --eval_data given their prompts; empty if neither is there
 inline std::vector<ScoredText> held_out_texts(const Session& s) {
@@ -37,13 +38,14 @@ inline std::vector<Prompt> calibration_prompts(const Session& s) {
     return make_prompts(s, some);
 }
 
-// one sampled answer to each
+// one sampled answer to each, of the model without its quantizers. state: of a PlainCache
 inline std::vector<std::vector<int>> calibration_of_answers(Session& s, RolloutState& state,
                                                             const std::vector<Prompt>& prompts) {
     std::vector<std::vector<int>> documents, tokens;
     for (const Prompt& p : prompts) tokens.push_back(p.tokens);
     RolloutStats stats;
     RolloutConfig config = rollout_config(s);
+    const PlainCache plain(s.m);
     config.pass = model_pack(s.m, full_precision());
     Progress line("answers for the calibration", "completion", (int64_t)tokens.size());
     std::vector<Completion> answers =

@@ -1,4 +1,4 @@
-// distill: a quantized student learns from an unquantized teacher.
+// distill: a quantized student learns from a teacher, its own unquantized self unless one is named.
 #pragma once
 #include "../train/distill.cuh"
 #include "calibration.cuh"
@@ -46,6 +46,45 @@ inline ModelSource default_teacher(const Options& o) {
         fail_usage("%s was quantized from %s, whose weights have changed since; give the teacher as --teacher",
                    folder.c_str(), source.path.c_str());
     return source;
+}
+
+// The quantizers of the teacher. One that is named is what its folder says, as the reference of eval --against is: the
+// weights behind the codes of GPTQ are no model of their own. The student's own self is without any
+inline Options teacher_options(const Options& o, const ModelSource& source, const ModelConfig& config) {
+    Options t;
+    t.command = COMMAND_EVAL;
+    t.model = source.path;
+    if (is_gguf_path(source.path)) return t;
+    if (!o.teacher.empty()) session_stored_quantizer(t, config);
+    else if (policy_load(source.path).contains("weights"))
+        fprintf(
+            stderr, "note: %s is quantized; it teaches with %s\n", escape_controls(source.path).c_str(),
+            quantized_folder(source.path).container != Container::none ? "the numbers that its codes stand for"
+            : file_exists(source.path + "/quantizer.safetensors")
+                ? "the weights behind its codes, no model of their own if they are GPTQ's; give it as --teacher, and "
+                  "it teaches quantized"
+                : "its unquantized weights");
+    return t;
+}
+
+inline void teacher_plan(Model& m, const Options& t, const ModelConfig& config) {
+    if (weight_rules(t).on()) {
+        model_allocate(m, config);
+        model_quantize(m, weight_rules(t), false);
+    } else {
+        model_allocate_frozen(m, config, QuantizerRules(), "the teacher",
+                              "--teacher a smaller one, of the same vocabulary");
+    }
+    model_quantize_activations(m, activation_rules(t));
+    model_quantize_kv(m, kv_rules(t), k_pre_bias(t));
+    if (!m.frozen) model_rotate(m, t.hadamard);
+}
+
+inline void teacher_load(Model& m, const std::string& folder) {
+    model_load_weights(m, folder);
+    quantizer_load(m, folder);
+    model_refresh(m);
+    if (m.master.size) buffer_forget(m.master);
 }
 
 // what is trained on, as far as the completions are given: they are, unless each step samples its own
@@ -107,16 +146,14 @@ inline int distill_command(Session& s) {
     distill_check(o);
     const TaskSet task = session_task(o);
     const ModelSource source = o.teacher.empty() ? default_teacher(o) : model_source(o.teacher);
-    if (o.train_data.empty()) o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
+    if (o.train_data.empty())
+        o.set_default("max_completion_length", o.max_completion_length, task.longest().completion);
     const bool sampled = o.lmbda > 0.0 || o.seq_kd;
     training_open(r, "per_device_train_batch_size", sampled ? o.per_device_train_batch_size : 0);
     ModelConfig config = model_config(source.path);
     check_same_vocabulary(s.tok, "the student", load_tokenizer(source.path), config.vocab_size,
                           "--teacher " + source.path, "distillation");
-    if (policy_load(source.path).contains("weights"))
-        fprintf(stderr, "note: %s is quantized; it teaches with %s\n", escape_controls(source.path).c_str(),
-                quantized_folder(source.path).container == Container::none ? "its unquantized weights"
-                                                                           : "the numbers that its codes stand for");
+    const Options taught = teacher_options(o, source, config);
     const int vocabulary = std::min(s.m.V(), config.vocab_size);
     if (o.kd_top_k > vocabulary) fail_usage("--kd_top_k %d: the vocabulary has %d tokens", o.kd_top_k, vocabulary);
     distill_data(r);
@@ -136,16 +173,16 @@ inline int distill_command(Session& s) {
     check_best(r);
     if (training_plan(r, d, o.lmbda > 0.0 ? samples : RolloutShape(), [&] {
             teacher.model.dev = s.m.dev;
-            model_allocate_frozen(teacher.model, config, QuantizerRules(), "the teacher",
-                                  "--teacher a smaller one, of the same vocabulary");
+            teacher_plan(teacher.model, taught, config);
+            // captured decode steps hold the table's address (rope.cuh)
+            rope_reserve(teacher.model.rope, std::min(session_positions(s), config.max_position_embeddings), s.m.dev);
             teacher_allocate(teacher, o.micro_batch_tokens);
             if (o.seq_kd) rollout_allocate(teacher.rollouts, teacher.model, samples);
             distill_allocate(d.memory, s.m, o.micro_batch_tokens, vocabulary);
         }))
         return 0;
     session_load_weights(s);
-    model_load_weights(teacher.model, source.path);
-    model_refresh(teacher.model);
+    teacher_load(teacher.model, source.path);
     if (o.teacher.empty()) s.source = source;  // another teacher is not what the student was made of
     training_start(r, sampled,
                    format("%lld examples, %lld steps of up to %lld; teacher %s", (long long)r.data.count,

@@ -5,6 +5,24 @@
 #include "memory.cuh"
 #include "problems.cuh"
 
+// The model keeps keys and values as they are while this lives: full_precision() is of weights and inputs alone. A cache
+// is laid out for the quantizers that it is allocated under, so that a rollout needs one that was made under this, too
+struct PlainCache {
+    Model& m;
+    QuantizerRules rules;
+    bool pre_bias;
+
+    explicit PlainCache(Model& model) : m(model), rules(model.kv_rules), pre_bias(model.k_pre_bias) {
+        set(QuantizerRules(), false);
+    }
+    PlainCache(const PlainCache&) = delete;
+    ~PlainCache() { set(rules, pre_bias); }
+    void set(const QuantizerRules& kv, bool before_bias) {
+        m.kv_rules = kv, m.k_pre_bias = before_bias;
+        for (int l = 0; l < m.L(); l++) m.layers[l].kv = quantizer_of(kv, QuantizerPlace{l, "", ""});
+    }
+};
+
 struct EvalResult {
     EvalAnswers answers;
     EvalScores scores;
@@ -126,11 +144,15 @@ inline WatchContext watch_context(const Session& s, int64_t longest, bool strict
     return c;
 }
 
-// the same policy without its quantizer
+// the same policy without its quantizers
 inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                                           const RewardSet& rewards, uint32_t index) {
+    const PlainCache plain(s.m);
+    RolloutState own;  // for a cache of codes holds no numbers; beyond the memory plan, as long as this takes
+    const bool codes = state.cache.k_codes[0].size > 0;
+    if (codes) rollout_allocate(own, s.m, eval_shape(s, prompts, state.shape.slots));
     model_refresh(s.m, false);
-    EvalResult r = run_eval(s, state, prompts, rewards, index, full_precision());
+    EvalResult r = run_eval(s, codes ? own : state, prompts, rewards, index, full_precision());
     model_refresh(s.m);
     return r;
 }

@@ -52,6 +52,40 @@ inline void print_export(const Options& o, const ExportSummary& r) {
     printf(", %s bytes, the rest in %s\n", human_count((double)r.bytes).c_str(), o.save_dtype.c_str());
 }
 
+// --weights; none where it asks for what a quantized file has: codes and scales are then the file's, for to measure them
+// anew on the rounded numbers moves them (a group that has the code -8 gets s' = 8 s / 7.5 by the rule amax)
+inline QuantizerRules export_rules(const Options& o, const ModelFile& f, const ModelConfig& config) {
+    const QuantizerRules rules = weight_rules(o);
+    const bool stored = f.folder.container != Container::none;
+    if (!rules.on() || (!stored && !f.gguf_quantizer.on())) return rules;
+    FolderQuantizer own;
+    if (stored) own = container_quantizer(f.folder, config);
+    else own.quantizer = f.gguf_quantizer, own.text = quantizer_text(f.gguf_quantizer);
+    auto all_linears = [](const QuantizerRules& r) { return r.rules.size() == 1 && r.rules[0].where.empty(); };
+    const bool same = own.text != "none" && (rules_text(rules) == own.text ||
+                                             (all_linears(rules) && all_linears(rules_parse(own.text, "weights")) &&
+                                              same_codes(own.quantizer, rules.rules[0].quantizer)));
+    const char* name = stored ? container_name(f.folder.container) : "GGUF";
+    if (same)
+        fprintf(stderr, "note: %s: %s, read as --weights %s with the file's own scales\n", o.model.c_str(), name,
+                own.text.c_str());
+    else
+        fprintf(stderr, "note: %s: %s weights (%s) are dequantized and quantized anew\n", o.model.c_str(), name,
+                own.text != "none" ? own.text.c_str() : own.why.c_str());
+    return same ? QuantizerRules() : rules;
+}
+
+// A container tells other tools of int8 activations a token (int-quantized), or of none
+inline void export_activations_note(const Options& o, const nlohmann::json& policy) {
+    if (export_format(o.format)->container == Container::none) return;
+    const std::string own = policy_rules(policy, "activations", o.model),
+                      told = o.format == "int-quantized" ? "int8:token:sym" : "none";
+    if (own == told) return;
+    fprintf(stderr, "note: %s: %s tells other tools of --activations %s, the model was made with %s%s\n",
+            o.model.c_str(), o.format.c_str(), told.c_str(), own.c_str(),
+            own == "int8:token:sym" ? "; --format int-quantized tells of those, where the weights are int8" : "");
+}
+
 // What lies beside an export: the tokenizer, and what the policy is quantized to, which a container does not tell of
 // activations and KV cache and tells of weights up to what it has widened. weights: of a container; plain ones are Q(W)
 inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerRules& weights,
@@ -66,6 +100,7 @@ inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerR
     for (const char* name : {"activations", "kv_cache", "k_pre_bias", "hadamard"})
         if (stored.contains(name)) policy[name] = stored[name];
     if (!policy.empty()) write_file_atomic(folder + "/quantizer.json", policy.dump(2) + "\n");
+    export_activations_note(s.o, stored);
     const std::string text = policy.contains("weights") ? policy["weights"].get<std::string>()
                              : weights.on()             ? rules_text(weights)
                                                         : "none";
@@ -78,6 +113,7 @@ inline void export_beside(const Session& s, bool has_tokenizer, const QuantizerR
 // the model in memory, on the grid that it was trained with or found by a calibration
 inline int export_from_memory(Session& s) {
     Options& o = s.o;
+    if (is_gguf_path(o.model)) o.qat_scale = "static";  // the file's grid stays where --weights asks for its quantizer
     session_open(s);
     session_plan(s, true, [] {});
     session_allocate(s);
@@ -136,8 +172,11 @@ inline int export_command(Session& s) {
     if (o.given("weights") && !rules.on()) {
         if (o.format != "hf") fail_usage("--weights none: %s holds quantized linears; export hf", o.format.c_str());
     }
-    ExportSummary r = export_folder(export_source(file, config, rules), o.output_dir, o.format, o.save_dtype,
-                                    [&](const std::string& folder) { export_beside(s, has_tokenizer, rules, folder); });
+    const QuantizerRules measured = export_rules(o, file, config);
+    const bool plain = export_format(o.format)->container == Container::none;
+    ExportSummary r = export_folder(
+        export_source(file, config, measured), o.output_dir, o.format, o.save_dtype,
+        [&](const std::string& folder) { export_beside(s, has_tokenizer, plain ? rules : measured, folder); });
     print_export(o, r);
     if (!has_tokenizer) fprintf(stderr, "note: %s has no tokenizer to copy\n", tokenizer.c_str());
     return 0;

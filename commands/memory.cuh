@@ -77,8 +77,14 @@ inline void session_plan(Session& s, bool track_flips, const std::function<void(
 // trained over them and is used over them
 inline void session_load_masters(Session& s) {
     const bool trained = (IN_TRAIN >> s.o.command & 1) || s.m.lora.inside();
-    if (!s.m.frozen && trained && masters_load(s.m, s.o.model))
-        fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
+    if (s.m.frozen || !trained) return;
+    const MastersLoaded masters = masters_load(s.m, s.o.model);
+    if (masters.weights) fprintf(stderr, "master weights are those of %s/masters.safetensors\n", s.o.model.c_str());
+    if (masters.left)
+        fprintf(stderr,
+                "%s%d weights begin at what their codes stand for: their masters make up for the errors of scales that "
+                "are not kept here (--qat_scale static keeps them, without --hadamard)\n",
+                masters.weights ? "but " : "", masters.left);
 }
 
 // Are the weights to be others than those that the grids beside a folder's are of, or in another basis? By the flags, or

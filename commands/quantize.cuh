@@ -55,15 +55,18 @@ inline bool quantize_plan(QuantizeRun& q) {
     const Options& o = s.o;
     session_plan(s, false, [&] {
         int64_t codes = 0;
+        ExportSummary exported;
         for (const LinearPart* t : quantized_parts(s.m)) {
-            check_container(o.format, t->name, t->rows, t->cols, t->quantizer);
+            check_container(exported, o.format, t->name, t->layer < 0, t->rows, t->cols, t->quantizer);
             codes += t->count();
         }
         if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);
         const int64_t tokens = q.calibration.on ? (int64_t)o.calibration_samples * o.calibration_length : 0;
         ptq_allocate(q.memory, s.m, q.plan, tokens, o.calibration_length, o.micro_batch_tokens);
         if (!q.held_out.empty()) log_loss_allocate(q.loss_memory, s.m, o.micro_batch_tokens, longest_text(q.held_out));
-        if (q.calibration.self) rollout_allocate(q.rollouts, s.m, calibration_shape(s, q.calibration));
+        if (!q.calibration.self) return;
+        const PlainCache plain(s.m);  // as it answers in calibration_of_answers
+        rollout_allocate(q.rollouts, s.m, calibration_shape(s, q.calibration));
     });
     return session_allocate(s);
 }
@@ -206,6 +209,7 @@ inline int quantize_command(Session& s) {
         printf("calibration %zu windows of %d tokens from %s\n", q.calibration.windows.size(), o.calibration_length,
                q.calibration.source.c_str());
     if (!q.held_out.empty()) {
+        const PlainCache plain(s.m);
         q.before = log_loss(s.m, q.loss_memory, q.held_out, full_precision());
         printf("held out    log-loss %.4f before, over %lld tokens\n", q.before.mean, (long long)q.before.tokens);
     }

@@ -197,7 +197,9 @@ inline void session_container(Options& o, const QuantizedFolder& folder, const M
     const QuantizerRules rules = weight_rules(o);
     const Quantizer asked = single_quantizer(rules);
     const bool given = o.given("weights");
-    const bool same = f.text != "none" && (!given || same_codes(f.quantizer, asked) || rules_text(rules) == f.text);
+    // quantize measures grids anew, whatever the file has
+    const bool same = o.command != COMMAND_QUANTIZE && f.text != "none" &&
+                      (!given || same_codes(f.quantizer, asked) || rules_text(rules) == f.text);
     if (f.text == "none" && !given) {
         fprintf(stderr, "note: %s: %s weights are dequantized (%s)\n", o.model.c_str(), name,
                 f.why.empty() ? "no linear is quantized" : f.why.c_str());

@@ -143,6 +143,12 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
         const int most = samples.slots ? samples.slots : s.o.given("rollout_batch") ? s.o.rollout_batch : 64;
         if (!r.held_out.empty()) shape = rollout_larger(shape, eval_shape(s, r.held_out, most));
         if (shape.slots) rollout_allocate(r.rollouts, s.m, shape);
+        // of a frozen base there is nothing but its codes
+        r.with_full_precision =
+            s.o.eval_full_precision && !s.m.frozen && (s.m.weight_rules.on() || s.m.activation_rules.on());
+        if (!r.with_full_precision || !s.m.kv_rules.on() || r.held_out.empty()) return;
+        const PlainCache plain(s.m);
+        rollout_allocate(r.plain_rollouts, s.m, eval_shape(s, r.held_out, most));
     });
     check_optimizer(s.o, r.t.optimizer);  // which knows by now what is trained
     r.checkpoints.objective = &objective;
@@ -152,9 +158,7 @@ inline bool training_plan(TrainingRun& r, Objective& objective, const RolloutSha
         fputs(checkpoints_plan(r.checkpoints, training_steps(r)).c_str(), stdout);
         return true;
     }
-    r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes,
-    r.with_full_precision = s.o.eval_full_precision && !s.m.frozen &&
-                            (s.m.weight_rules.on() || s.m.activation_rules.on());  // and there is nothing but its codes
+    r.flips_counted = !s.m.frozen && !quantized_parts(s.m).empty();  // of a frozen base no code ever changes
     return false;
 }
 

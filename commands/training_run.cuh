@@ -12,7 +12,8 @@ struct TrainingRun {
     std::vector<Prompt> held_out;
     RewardSet eval_rewards;  // what held-out completions are paid; none: nothing
     Trainer t;
-    RolloutState rollouts;  // of evaluations, and of an objective that samples
+    RolloutState rollouts;        // of evaluations, and of an objective that samples
+    RolloutState plain_rollouts;  // of evaluations in full precision, where the cache of the others holds codes
     RunDir dir;
     LoopState state;
     Checkpoints checkpoints{s, dir, t, state};
@@ -141,7 +142,8 @@ inline void training_evaluate(TrainingRun& r, const char* when, uint32_t index) 
     const EvalResult result = run_eval(r.s, r.rollouts, r.held_out, r.eval_rewards, index);
     EvalResult full;
     if (r.with_full_precision && result.complete)
-        full = run_eval_full_precision(r.s, r.rollouts, r.held_out, r.eval_rewards, index);
+        full = run_eval_full_precision(r.s, r.s.m.kv_rules.on() ? r.plain_rollouts : r.rollouts, r.held_out,
+                                       r.eval_rewards, index);
     print_eval(when, result, r.with_full_precision ? &full : nullptr, policy_text(r.s.o));
     print_samples(when, r.held_out, result);
     if (!result.complete || (r.with_full_precision && !full.complete)) return;  // stopped

@@ -186,6 +186,8 @@ inline std::vector<int64_t> training_indices(const TrainingData& d, int64_t step
     const int64_t epoch = step / d.steps_per_epoch(), first = step % d.steps_per_epoch() * d.per_step;
     std::vector<int> order;
     if (d.shuffled) order = data_order(d, (uint32_t)epoch);
+    // what whole steps leave out is another part in each epoch, and not always the hardest
+    if (d.shuffled && d.whole_steps) order.resize((size_t)(d.steps_per_epoch() * d.per_step));
     if (!d.difficulty.empty())
         std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return d.difficulty[a] < d.difficulty[b]; });
     std::vector<int64_t> indices;

@@ -1,5 +1,5 @@
 // Where an export's codes and scales come from: a model in memory on the grid that it has (measured, learned, or found
-// by a calibration), or files that are read tensor by tensor. Nothing that has a grid is quantized again.
+// by a calibration), or files that are read tensor by tensor. A grid that is there stays, unless rules are given.
 #pragma once
 #include "masters_file.h"
 

@@ -104,13 +104,31 @@ inline MastersReport masters_save(const Model& m, const std::string& folder) {
     return report;
 }
 
+// Whether w [rows, cols] is rounded to the codes of l on scales that are measured on it by q, too. Weights that GPTQ
+// compensated, or blockwise trained, make up for errors of the folder's grid and on another are no model
+inline bool masters_find_codes(QuantizedLinear l, const Quantizer& q, float* w) {
+    QuantizedTensor t;
+    t.rows = l.rows, t.cols = l.cols;
+    quantized_tensor_init(t, l.quantizer = q);
+    std::vector<float> state(scale_state_floats(t) + 1);
+    std::vector<uint8_t> scale_codes(t.groups);
+    quant_measure(l.grid.data(), {state.data(), q.double_quant ? scale_codes.data() : nullptr, state.data() + 1}, w,
+                  quantized_tensor_groups(t), q.spec, Device());
+    return masters_astray(l, w, false) <= t.count() / 100;  // those that were settled
+}
+
+// What was read
+struct MastersLoaded {
+    int weights = 0, left = 0;  // left: no masters for scales of their own
+};
+
 // The masters of a model whose weights were loaded from folder, if that has some: of the weights that still have the
-// folder's quantizer, however their scales are found. Fails where they do not belong to the folder's codes. true: there
-// were some
-inline bool masters_load(Model& m, const std::string& folder) {
+// folder's quantizer, and its grid or one on which they have the same codes. Fails where they do not belong to the
+// folder's codes.
+inline MastersLoaded masters_load(Model& m, const std::string& folder) {
+    MastersLoaded loaded;
     const std::string path = folder + "/masters.safetensors";
-    if (!file_exists(path)) return false;
-    bool some = false;
+    if (!file_exists(path)) return loaded;
     try {
         const StoredCodes stored = stored_codes_open(folder);
         const SafetensorsFile file = st_open(path);
@@ -126,12 +144,16 @@ inline bool masters_load(Model& m, const std::string& folder) {
             if (const int64_t astray = masters_astray(l, w.data(), false))
                 fail("%s: %lld of the %lld numbers of %s do not round to the folder's codes, they belong to others",
                      path.c_str(), (long long)astray, (long long)t.count(), t.name.c_str());
+            if (!part->given && !masters_find_codes(l, part->quantizer, w.data())) {
+                loaded.left++;
+                continue;
+            }
             copy_to_device(part->master, w.data(), w.size() * sizeof(float), m.dev);
             device_synchronize(m.dev);  // w goes
-            some = true;
+            loaded.weights++;
         }
     } catch (const Error& e) {
         fail("%s; remove masters.safetensors, and training begins at what the codes stand for", e.what());
     }
-    return some;
+    return loaded;
 }

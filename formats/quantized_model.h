@@ -222,8 +222,13 @@ inline const char* natural_format(const Quantizer& q) {
     return *quant_traits(q.spec).compressed_tensors ? "compressed-tensors" : "hf";
 }
 
-// any mixture fits hf
-inline const char* natural_format(const QuantizerRules& rules) { return natural_format(single_quantizer(rules)); }
+// any mixture fits hf, and so do embedding and head
+inline const char* natural_format(const QuantizerRules& rules) {
+    for (const QuantizerPlace& p :
+         {QuantizerPlace{-1, "embed", "model.embed_tokens.weight"}, QuantizerPlace{-1, "head", "lm_head.weight"}})
+        if (quantizer_of(rules, p).on()) return "hf";
+    return natural_format(single_quantizer(rules));
+}
 
 inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, const std::string& format,
                                                       const std::string& dtype) {
@@ -231,22 +236,6 @@ inline std::vector<ContainerTensor> container_tensors(const QuantizedLinear& l, 
     if (format == "awq") return awq_tensors(l);
     if (format == "bnb-nf4") return bitsandbytes_tensors(l, dtype);
     return compressed_tensors_tensors(l, format == "int-quantized");
-}
-
-// Fails as the export of a linear [rows, cols] would that is quantized by q, as far as that does not depend on its
-// scales and zero points: before an hour of work and not behind it
-inline void check_container(const std::string& format, const std::string& name, int64_t rows, int64_t cols,
-                            const Quantizer& q) {
-    if (export_format(format)->container == Container::none) return;
-    QuantizedLinear l;
-    l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
-    l.grid.assign(quantized_linear_grids(l),
-                  Grid{1.0f, q.spec.symmetric ? 0.0f : 1.0f});  // GPTQ v1 has no zero point 0
-    if (q.double_quant) {
-        l.nested.codes.resize(l.grid.size());
-        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), QUANT_NESTED));
-    }
-    container_tensors(l, format, "bfloat16");
 }
 
 inline nlohmann::ordered_json container_config(const std::vector<QuantizerGroup>& groups, const std::string& format,
@@ -324,8 +313,12 @@ inline StWriteTensor export_part(const ParamTensor& t, const ContainerTensor& pa
             }};
 }
 
-// counts a quantized linear; fails where the format does not hold it beside the others
-inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const std::string& format, bool plain) {
+// counts a quantized weight; fails where the format does not hold it beside the others. table: embedding or head
+inline void export_count(ExportSummary& summary, const QuantizedLinear& l, bool table, const std::string& format) {
+    const bool plain = export_format(format)->container == Container::none;
+    if (!plain && table)
+        fail("%s cannot hold %s: it holds quantized linears alone; leave head and embed out of --weights, or take hf",
+             format.c_str(), shown(l.name).c_str());
     if (!plain && !l.quantizer.on())
         fail("%s cannot hold %s: %s", format.c_str(), shown(l.name).c_str(), l.no_grid.c_str());
     auto same = [&](const QuantizerGroup& g) {
@@ -344,6 +337,23 @@ inline void export_count(ExportSummary& summary, const QuantizedLinear& l, const
     summary.linears++;
 }
 
+// Fails as the export of a weight [rows, cols] would that is quantized by q, beside those that were asked about before,
+// as far as that does not depend on its scales and zero points: before an hour of work and not behind it
+inline void check_container(ExportSummary& before, const std::string& format, const std::string& name, bool table,
+                            int64_t rows, int64_t cols, const Quantizer& q) {
+    if (export_format(format)->container == Container::none) return;
+    QuantizedLinear l;
+    l.name = name, l.rows = rows, l.cols = cols, l.quantizer = q, l.tensor_scale = 1.0f;
+    l.grid.assign(quantized_linear_grids(l),
+                  Grid{1.0f, q.spec.symmetric ? 0.0f : 1.0f});  // GPTQ v1 has no zero point 0
+    if (q.double_quant) {
+        l.nested.codes.resize(l.grid.size());
+        l.nested.scales.resize(CEIL_DIV((int64_t)l.grid.size(), QUANT_NESTED));
+    }
+    export_count(before, l, table, format);
+    container_tensors(l, format, "bfloat16");
+}
+
 // Writes config.json and the safetensors of a folder that exists. save_dtype: of what is not quantized. Fails with one
 // line that names the tensor and the reason where the format cannot hold it, before anything is written.
 inline ExportSummary export_into(const ExportSource& source, const std::string& dir, const std::string& format,
@@ -359,12 +369,7 @@ inline ExportSummary export_into(const ExportSource& source, const std::string& 
     for (const ParamTensor& t : source.tensors) {
         line.add();
         const QuantizedLinear* l = cache->get(t);
-        if (l && !plain && t.kind != ParamKind::linear)
-            fail(
-                "%s cannot hold %s: it holds quantized linears alone; leave head and embed out of --weights, or export "
-                "hf",
-                format.c_str(), shown(l->name).c_str());
-        if (l) export_count(summary, *l, format, plain);
+        if (l) export_count(summary, *l, t.kind != ParamKind::linear, format);
         if (!l && t.kind == ParamKind::linear) kept.push_back(module_name(t));
         if (!l || plain) {
             tensors.push_back(export_plain(source, t, save_dtype, cache));

@@ -2,7 +2,10 @@
 // learned), so that evaluation and a later run quantize as training did. Metadata: quantizer, the text of --weights,
 // and learned_scale, what was trained if anything. For each quantized tensor NAME, fp32, R its scales' shape [rows,
 // groups of a row] ([1, 1] for one scale a tensor):
-//   NAME.scale         R   the scale before it is rounded to the grid's (bf16); with double quantization, before that
+//   NAME.scale         R   the scale as it is; learned_scale lsq, lsq_offset, pact: before it is rounded to the grid's
+//                          (bf16, at least 2^-14); double quantization: before that, if the grid was measured
+//   NAME.scale_code    R   double quantization of a model file (bnb-nf4), which does not tell the scales before: the codes
+//   NAME.absmax        [groups / 256, rounded up], and NAME.mean [1], by which they are NAME.scale
 //   NAME.zero          R   asymmetric: the zero point
 //   NAME.tensor_scale  [1] nvfp4: t
 //   NAME.offset        R   learned_scale lsq_offset: b
@@ -21,12 +24,21 @@ inline std::vector<int64_t> grid_shape(const QuantizedTensor& t) {
     return {t.rows, t.groups / t.rows};
 }
 
+template <class T>
+inline std::vector<T> on_host(const T* from, int64_t n, Device dev) {
+    std::vector<T> all(n);
+    copy_to_host(all.data(), from, n * sizeof(T), dev);
+    return all;
+}
+
 inline std::vector<float> grid_part(const QuantizedTensor& t, bool zero, Device dev) {
-    std::vector<Grid> grid(t.groups);
-    copy_to_host(grid.data(), t.grid, t.groups * sizeof(Grid), dev);
     std::vector<float> part;
-    for (const Grid& g : grid) part.push_back(zero ? g.zero : g.scale);
+    for (const Grid& g : on_host(t.grid, t.groups, dev)) part.push_back(zero ? g.zero : g.scale);
     return part;
+}
+
+inline bool all_zero(const std::vector<float>& x) {
+    return std::all_of(x.begin(), x.end(), [](float v) { return v == 0.0f; });
 }
 
 // what is saved of one tensor's grid, in the order of the file
@@ -42,17 +54,21 @@ inline void quantizer_tensors(std::vector<StWriteTensor>& out, const QuantizedTe
                 std::copy(all.begin() + first, all.begin() + first + n, to);
             }));
     };
-    auto floats = [dev](const float* from, int64_t n) {
-        return [=] {
-            std::vector<float> all(n);
-            copy_to_host(all.data(), from, n * sizeof(float), dev);
-            return all;
-        };
-    };
+    auto floats = [dev](const float* from, int64_t n) { return [=] { return on_host(from, n, dev); }; };
     if (!t.measured) fail("%s has no scales yet, so that there are none to save", t.name.c_str());
     const QuantizedTensor* kept = &t;
+    // a grid of a model file has no scales before double quantization (Grid::zero), and all zeros is no grid of a weight
+    const bool before = q.double_quant && !all_zero(grid_part(t, true, dev));
     if (learned && kind != LearnedScale::lwc) add("scale", grid_shape(t), floats(t.learned.a, t.groups));
-    else add("scale", grid_shape(t), [=] { return grid_part(*kept, kept->quantizer.double_quant, dev); });
+    else add("scale", grid_shape(t), [=] { return grid_part(*kept, before, dev); });
+    if (q.double_quant && !before) {
+        add("scale_code", grid_shape(t), [=] {
+            const std::vector<uint8_t> codes = on_host(kept->state.codes, kept->groups, dev);
+            return std::vector<float>(codes.begin(), codes.end());
+        });
+        add("absmax", {scale_state_floats(t) - 1}, floats(t.state.absmax, scale_state_floats(t) - 1));
+        add("mean", {1}, floats(t.state.tensor, 1));
+    }
     if (!q.spec.symmetric) add("zero", grid_shape(t), [=] { return grid_part(*kept, true, dev); });
     if (quant_traits(q.spec).tensor_scale) add("tensor_scale", {1}, floats(t.state.tensor, 1));
     if (learned && kind == LearnedScale::lsq_offset) add("offset", grid_shape(t), floats(t.learned.b, t.groups));
@@ -133,14 +149,34 @@ inline void quantizer_load_tensor(QuantizedTensor& t, const SafetensorsFile& f, 
     std::vector<float> scale = read("scale", grid_shape(t)), zero(t.groups);
     std::vector<Grid> grid(t.groups);
     if (!q.spec.symmetric) zero = read("zero", grid_shape(t));
-    const bool rounded = quant_traits(q.spec).storage == ScaleStorage::bf16;
-    for (int64_t g = 0; g < t.groups; g++) grid[g] = {rounded ? quant_round_scale(scale[g]) : scale[g], zero[g]};
+    // a trained scale is rounded as it was in the forward; one of a model file may be a number that rounding would change
+    const auto kind = f.metadata.find("learned_scale");
+    const bool trained = kind != f.metadata.end() && kind->second != learned_scale_name(LearnedScale::lwc);
+    for (int64_t g = 0; g < t.groups; g++) grid[g] = {trained ? quant_round_scale(scale[g]) : scale[g], zero[g]};
     if (q.double_quant) {
-        for (float x : scale)  // sizes, whose mean is summed as fixed-point numbers
-            if (x < 0.0f) fail("%s: tensor %s.scale holds a negative number", path.c_str(), t.name.c_str());
         std::vector<float> state(scale_state_floats(t));
         std::vector<uint8_t> codes(t.groups);
-        quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
+        if (f.tensors.count(t.name + ".scale_code")) {
+            const std::vector<float> code = read("scale_code", grid_shape(t)),
+                                     absmax = read("absmax", {(int64_t)state.size() - 1});
+            for (int64_t g = 0; g < t.groups; g++) {
+                if (!(code[g] >= 0.0f && code[g] <= 255.0f))
+                    fail(
+                        "%s: tensor %s.scale_code holds %g, which is no byte; remove the file, and scales are measured",
+                        path.c_str(), t.name.c_str(), code[g]);
+                codes[g] = (uint8_t)code[g];
+            }
+            state[0] = read("mean", {1})[0];
+            std::copy(absmax.begin(), absmax.end(), state.begin() + 1);
+        } else {
+            for (float x : scale)  // sizes, whose mean is summed as fixed-point numbers
+                if (x < 0.0f) fail("%s: tensor %s.scale holds a negative number", path.c_str(), t.name.c_str());
+            // files of before scale_code have zeros for the scales of a model file
+            if (t.master && all_zero(scale) && !all_zero(on_host(t.master, t.count(), dev)))
+                fail("%s: the scales of %s are all 0 and its weights are not; remove the file, and scales are measured",
+                     path.c_str(), t.name.c_str());
+            quant_nested_cpu(grid.data(), ScaleState{state.data(), codes.data(), state.data() + 1}, t.groups);
+        }
         copy_to_device(t.state.tensor, state.data(), state.size() * sizeof(float), dev);
         copy_to_device(t.state.codes, codes.data(), codes.size(), dev);
         device_synchronize(dev);  // the arrays go

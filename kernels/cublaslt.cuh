@@ -97,7 +97,8 @@ inline cublasLtMatrixLayout_t cublaslt_layout(cudaDataType_t type, int64_t rows,
     return layout;
 }
 
-inline void cublaslt_describe(CublasltPlan& plan) {
+// bias: of the product that the plan is made for; the heuristic may look at the pointer
+inline void cublaslt_describe(CublasltPlan& plan, const floatX* bias) {
     const CublasltKey& key = plan.key;
     const cudaDataType_t x_type = sizeof(floatX) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     const cudaDataType_t d_type = key.float_d ? CUDA_R_32F : x_type;
@@ -113,6 +114,7 @@ inline void cublaslt_describe(CublasltPlan& plan) {
         cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
         describe(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue));
         describe(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &x_type, sizeof(x_type));
+        describe(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias));
     }
     plan.a = cublaslt_layout(x_type, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.lda);
     plan.b = cublaslt_layout(x_type, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.ldb);
@@ -153,7 +155,7 @@ inline void cublaslt_choose(CublasltPlan& plan, cublasLtHandle_t handle) {
 }
 
 // valid until the next product
-inline const CublasltPlan& cublaslt_plan(const CublasltKey& key) {
+inline const CublasltPlan& cublaslt_plan(const CublasltKey& key, const floatX* bias) {
     CublasltState& state = cublaslt_state();
     const std::string bytes = cublaslt_key_bytes(key);
     const auto known = state.find.find(bytes);
@@ -164,7 +166,7 @@ inline const CublasltPlan& cublaslt_plan(const CublasltKey& key) {
     if (!state.handle) CUBLASLT_CHECK(cublasLtCreate(&state.handle));
     std::list<CublasltPlan> made;
     made.emplace_back(key);
-    cublaslt_describe(made.front());
+    cublaslt_describe(made.front(), bias);
     cublaslt_choose(made.front(), state.handle);
     state.plans.splice(state.plans.begin(), made);
     state.find[bytes] = state.plans.begin();
@@ -213,7 +215,7 @@ void cublaslt_matmul(CublasltMatrix<D> d, CublasltMatrix<const floatX> a, Cublas
                        cublaslt_alignment(a.p),
                        cublaslt_alignment(b.p),
                        cublaslt_alignment(d.p)};
-    const CublasltPlan& plan = cublaslt_plan(key);
+    const CublasltPlan& plan = cublaslt_plan(key, bias);
     if (bias)
         CUBLASLT_CHECK(
             cublasLtMatmulDescSetAttribute(plan.matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)));

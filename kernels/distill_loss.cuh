@@ -64,7 +64,8 @@ struct Jsd {
     // log of m / the larger of s and t: log(1 + c (e^-|d| - 1)), d = log t - log s, c the share of the smaller. No
     // overflow, and exactly 0 where s = t.
     HOST_DEVICE static float log_mean(float d, float beta) {
-        return log1p_f(select_f(d > 0.0f, 1.0f - beta, beta) * (exp_f(-fabsf(d)) - 1.0f));
+        // + 0: else nvcc joins the product with log1p_f's 1 + x to one rounding, and hosts do not
+        return log1p_f(fmaf(select_f(d > 0.0f, 1.0f - beta, beta), exp_f(-fabsf(d)) - 1.0f, 0.0f));
     }
     HOST_DEVICE static float value(float log_s, float log_t, float s, float t, float beta) {
         float d = log_t - log_s;

@@ -338,7 +338,8 @@ struct LmHeadChunk {
 };
 
 // state, target, targets: (rows). grid: rows
-__global__ void lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target, LmHeadChunk c, const int* targets) {
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target, LmHeadChunk c, const int* targets) {
     int64_t row = blockIdx.x;
     SoftmaxState chunk = softmax_chunk_device(c.logits.row(row), c.n, c.inverse_temperature, c.aligned);
     if (threadIdx.x != 0) return;
@@ -349,8 +350,9 @@ __global__ void lm_head_softmax_chunk_kernel(SoftmaxState* state, float* target,
 }
 
 // logp, lse, entropy (or null), state, target: (rows). grid: CEIL_DIV(rows, LM_HEAD_BLOCK)
-__global__ void lm_head_finish_kernel(float* logp, float* lse, float* entropy, const SoftmaxState* state,
-                                      const float* target, int rows, float inverse_temperature) {
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    lm_head_finish_kernel(float* logp, float* lse, float* entropy, const SoftmaxState* state, const float* target,
+                          int rows, float inverse_temperature) {
     int row = blockIdx.x * LM_HEAD_BLOCK + threadIdx.x;
     if (row >= rows) return;
     lse[row] = softmax_lse(state[row]);
@@ -361,8 +363,9 @@ __global__ void lm_head_finish_kernel(float* logp, float* lse, float* entropy, c
 // A pack of dlogits a thread. dlogits: (rows,n) at the logits' stride; dlogp, lse, targets: (rows). grid: CEIL_DIV(n,
 // LM_HEAD_BLOCK * W), rows
 template <bool ENTROPY>
-__global__ void lm_head_dlogits_kernel(floatX* dlogits, LmHeadChunk c, const float* dlogp, const float* lse,
-                                       const int* targets, LmHeadEntropy h) {
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    lm_head_dlogits_kernel(floatX* dlogits, LmHeadChunk c, const float* dlogp, const float* lse, const int* targets,
+                           LmHeadEntropy h) {
     constexpr int W = Pack128<floatX>::size, F = Pack128<float>::size;
     int64_t row = blockIdx.y;
     int i = (blockIdx.x * LM_HEAD_BLOCK + threadIdx.x) * W;

@@ -41,8 +41,8 @@ HOST_DEVICE void oscillation_start_at(const Oscillation& o, int64_t i, float w, 
     o.code[i] = (int8_t)code, o.direction[i] = 0, o.frequency[i] = 0.0f, o.ema[i] = (float)code;
 }
 
-HOST_DEVICE void oscillation_track_at(const Oscillation& o, int64_t i, float* w, floatX* q, Grid g, QuantSpec spec,
-                                      OscillationRule r) {
+HOST_DEVICE void oscillation_track_at(const Oscillation& o, int64_t i, float* w, floatX* q, int8_t* codes, Grid g,
+                                      QuantSpec spec, OscillationRule r) {
     if (o.direction[i] != OSCILLATION_FROZEN) {
         const int now = quant_code(spec, w[i], g), before = o.code[i], last = o.direction[i];
         const int direction = now > before ? 1 : now < before ? -1 : 0;
@@ -57,6 +57,7 @@ HOST_DEVICE void oscillation_track_at(const Oscillation& o, int64_t i, float* w,
     if (o.direction[i] != OSCILLATION_FROZEN) return;
     w[i] = quant_value(spec, o.code[i], g);
     q[i] = (floatX)w[i];
+    if (codes) codes[i] = o.code[i];
 }
 
 HOST_DEVICE float dampening_of(float w, float q, Grid g, float low, float high) {
@@ -80,9 +81,9 @@ inline void oscillation_start_cpu(const Oscillation& o, const float* w, const Gr
     oscillation_each_cpu(grid, shape, [&](int64_t i, Grid g) { oscillation_start_at(o, i, w[i], g, spec); });
 }
 
-inline void oscillation_track_cpu(const Oscillation& o, float* w, floatX* q, const Grid* grid, const QuantGroups& shape,
-                                  QuantSpec spec, OscillationRule r) {
-    oscillation_each_cpu(grid, shape, [&](int64_t i, Grid g) { oscillation_track_at(o, i, w, q, g, spec, r); });
+inline void oscillation_track_cpu(const Oscillation& o, float* w, floatX* q, int8_t* codes, const Grid* grid,
+                                  const QuantGroups& shape, QuantSpec spec, OscillationRule r) {
+    oscillation_each_cpu(grid, shape, [&](int64_t i, Grid g) { oscillation_track_at(o, i, w, q, codes, g, spec, r); });
 }
 
 inline void oscillation_hold_cpu(const Oscillation& o, float* w, const Grid* grid, const QuantGroups& shape,
@@ -121,10 +122,10 @@ __global__ void oscillation_start_kernel(Oscillation o, const float* w, const Gr
     if (i < shape.groups * shape.group) oscillation_start_at(o, i, w[i], grid[i / shape.group], spec);
 }
 
-__global__ void oscillation_track_kernel(Oscillation o, float* w, floatX* q, const Grid* grid, QuantGroups shape,
-                                         QuantSpec spec, OscillationRule r) {
+__global__ void oscillation_track_kernel(Oscillation o, float* w, floatX* q, int8_t* codes, const Grid* grid,
+                                         QuantGroups shape, QuantSpec spec, OscillationRule r) {
     const int64_t i = (int64_t)blockIdx.x * QUANT_BLOCK + threadIdx.x;
-    if (i < shape.groups * shape.group) oscillation_track_at(o, i, w, q, grid[i / shape.group], spec, r);
+    if (i < shape.groups * shape.group) oscillation_track_at(o, i, w, q, codes, grid[i / shape.group], spec, r);
 }
 
 __global__ void oscillation_hold_kernel(Oscillation o, float* w, const Grid* grid, QuantGroups shape, QuantSpec spec) {
@@ -172,19 +173,19 @@ inline void oscillation_start(const Oscillation& o, const float* w, const Grid* 
     oscillation_start_cpu(o, w, grid, shape, spec);
 }
 
-inline void oscillation_track(const Oscillation& o, float* w, floatX* q, const Grid* grid, const QuantGroups& shape,
-                              QuantSpec spec, OscillationRule r, Device dev) {
+inline void oscillation_track(const Oscillation& o, float* w, floatX* q, int8_t* codes, const Grid* grid,
+                              const QuantGroups& shape, QuantSpec spec, OscillationRule r, Device dev) {
     NVTX_RANGE("oscillation_track");
     oscillation_check("oscillation_track", shape, spec);
 #if HAS_KERNELS
     if (dev.cuda) {
         LAUNCH(oscillation_track_kernel, (unsigned)CEIL_DIV(shape.groups * shape.group, QUANT_BLOCK), QUANT_BLOCK, 0,
-               dev.stream, o, w, q, grid, shape, spec, r);
+               dev.stream, o, w, q, codes, grid, shape, spec, r);
         return;
     }
 #endif
     (void)dev;
-    oscillation_track_cpu(o, w, q, grid, shape, spec, r);
+    oscillation_track_cpu(o, w, q, codes, grid, shape, spec, r);
 }
 
 inline void oscillation_hold(const Oscillation& o, float* w, const Grid* grid, const QuantGroups& shape, QuantSpec spec,
@@ -222,8 +223,8 @@ inline void dampening(float* dw, const float* w, const floatX* q, const Grid* gr
     oscillation_check("dampening", shape, spec);
 #if HAS_KERNELS
     if (dev.cuda) {
-        LAUNCH(dampening_kernel, (unsigned)CEIL_DIV(shape.groups * shape.group, QUANT_BLOCK), QUANT_BLOCK, 0, dev.stream,
-               dw, w, q, grid, shape, quant_low(spec), quant_high(spec), weight);
+        LAUNCH(dampening_kernel, (unsigned)CEIL_DIV(shape.groups * shape.group, QUANT_BLOCK), QUANT_BLOCK, 0,
+               dev.stream, dw, w, q, grid, shape, quant_low(spec), quant_high(spec), weight);
         return;
     }
 #endif

@@ -251,7 +251,8 @@ HOST_DEVICE void policy_token(PolicySums& s, const PolicyScores& scores, const P
                                           in.high ? (double)in.high[i] : c.high, c);
     scores.dlogp[row] = (float)l.dlogp;
     if (in.bonus) scores.dentropy[row] = in.bonus[i];
-    const double difference = fabs((double)t.logp - (double)t.old_logp), unit = c.sequence ? 1.0 / of.count : 1.0;
+    const double difference = fabs((double)t.logp - (double)t.old_logp);
+    const double unit = c.sequence || policy_loss_traits(c.kind).of_sequence ? 1.0 / of.count : 1.0;
     s.loss = fma(of.weight, l.loss, s.loss);  // fused on every machine, or the sum would depend on the compiler
     if (in.bonus) s.bonus = fma((double)in.bonus[i], (double)scores.entropy[row], s.bonus);
     s.kl += l.kl;
@@ -457,6 +458,6 @@ inline PolicyInputs policy_inputs(PolicyMemory& m, const PolicyUse& use, Device 
 // the same inputs where policy_loss reads them
 inline PolicyInputs policy_inputs_send(PolicyMemory& m, const PolicyUse& use, Device dev) {
     if (!dev.cuda) return policy_inputs_at(m.host.data, use);
-    copy_to_device(m.device.data, m.host.data, use.bytes(), dev);
+    copy_pinned_to_device(m.device.data, m.host.data, use.bytes(), dev);
     return policy_inputs_at(m.device.data, use);
 }

@@ -156,8 +156,9 @@ __device__ inline void sample_for_each(const Row& row, int n, bool aligned, F f)
 
 // chunks: (rows, chunks of a row); logits: (rows,V); keys: (rows). grid: rows * chunks of a row
 template <bool PENALTY>
-__global__ void sample_chunk_kernel(SampleChunk* chunks, const float* logits, const DrawKey* keys, int row_chunks,
-                                    SeenTokens seen, SampleConfig c) {
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    sample_chunk_kernel(SampleChunk* chunks, const float* logits, const DrawKey* keys, int row_chunks, SeenTokens seen,
+                        SampleConfig c) {
     constexpr int W = Pack128<float>::size;
     int64_t row = blockIdx.x / row_chunks;
     int v0 = blockIdx.x % row_chunks * (int)LM_HEAD_COLUMNS;
@@ -486,8 +487,9 @@ __device__ inline SampleChunkPlace sample_chunk_at(const SampleChunk* chunks, co
 // tokens, logps, keys: (rows); chunks: (rows,row_chunks) of sample_chunk_kernel; logits: (rows,V). grid: rows
 // dynamic shared memory: two SampleHistogram (masked), or double chunk_mass[row_chunks]
 template <bool PENALTY>
-__global__ void sample_row_kernel(int* tokens, float* logps, const SampleChunk* chunks, const float* logits,
-                                  const DrawKey* keys, int row_chunks, SeenTokens seen, SampleConfig c) {
+__global__ void __launch_bounds__(LM_HEAD_BLOCK)
+    sample_row_kernel(int* tokens, float* logps, const SampleChunk* chunks, const float* logits, const DrawKey* keys,
+                      int row_chunks, SeenTokens seen, SampleConfig c) {
     DYNAMIC_SHARED(unsigned char, memory);
     __shared__ float row_lse;
     __shared__ int token;

@@ -31,8 +31,9 @@ struct FreezeMethod : TrainingMethod {
         method_needs_integers(m, "freeze");
         for (const LinearPart* p : quantized_parts(m)) {
             if (p->quantizer.scale_mode == ScaleMode::dynamic)
-                fail_usage("--methods freeze: a scale that is measured at each step would follow what is frozen; add "
-                           "--qat_scale static or learned");
+                fail_usage(
+                    "--methods freeze: a scale that is measured at each step would follow what is frozen; add "
+                    "--qat_scale static or learned");
             if (p->quantizer.stochastic)
                 fail_usage("--methods freeze: codes that are drawn always oscillate; leave --rounding stochastic out");
             weights += p->count();
@@ -64,11 +65,11 @@ struct FreezeMethod : TrainingMethod {
         });
     }
 
-    // the working weights of what is frozen are set with it, so that none has to be made again
+    // the working weights and codes of what is frozen are set with it, so that none has to be made again
     bool after_refresh(const StepInfo& step) override {
         const OscillationRule rule = {(float)momentum, (float)(from + (to - from) * cosine_rise(step.progress))};
         each([&](LinearPart& p, const Oscillation& o) {
-            oscillation_track(o, p.master, p.work, p.grid, quantized_tensor_groups(p), p.quantizer.spec, rule,
+            oscillation_track(o, p.master, p.work, p.codes, p.grid, quantized_tensor_groups(p), p.quantizer.spec, rule,
                               run.model->dev);
         });
         return false;

@@ -117,6 +117,6 @@ inline BatchView batch_view(BatchMemory& memory, const Batch& b, Device dev) {
     v.draws = put(b.draws), v.tokens = put(b.tokens), v.positions = put(b.positions), v.starts = put(b.starts);
     v.slots = put(b.slots);
     if (shared) v.prefix = put(b.prefix), v.prefix_start = put(b.prefix_start);
-    copy_to_device(memory.device.data, memory.host.data, at, dev);
+    copy_pinned_to_device(memory.device.data, memory.host.data, at, dev);
     return v;
 }

@@ -201,6 +201,7 @@ struct Scratch {
     bool from_stack = false;
     size_t bytes;
     Scratch(size_t count, Device on) : dev(on), bytes((count * sizeof(float) + 255) / 256 * 256) {
+        if (bytes == 0) return;
 #if HAS_KERNELS
         if (dev.cuda && dev.scratch && dev.scratch->base && dev.scratch->used + bytes <= dev.scratch->size) {
             from_stack = true;
@@ -215,10 +216,11 @@ struct Scratch {
         }
 #endif
         data = static_cast<float*>(malloc(bytes));
-        if (!data && count) fail("out of memory: %zu bytes of scratch", bytes);
+        if (!data) fail("out of memory: %zu bytes of scratch", bytes);
     }
     // what fails here, such as a free within a capture, spoils what follows
     ~Scratch() noexcept(false) {
+        if (!data) return;
 #if HAS_KERNELS
         if (from_stack) {
             dev.scratch->used -= bytes;
@@ -282,8 +284,8 @@ struct Transfers {
 };
 inline Transfers transfers;
 
-// asynchronous when `from` is pinned memory; on the CPU an ordinary copy
-inline void copy_to_device(void* to, const void* from, size_t bytes, Device dev) {
+// from page-locked memory, which stays as it is until the stream is waited for; on the CPU an ordinary copy
+inline void copy_pinned_to_device(void* to, const void* from, size_t bytes, Device dev) {
     if (bytes == 0) return;
 #if HAS_KERNELS
     if (dev.cuda) {
@@ -295,6 +297,31 @@ inline void copy_to_device(void* to, const void* from, size_t bytes, Device dev)
 #endif
     (void)dev;
     memmove(to, from, bytes);
+}
+
+// `from` may be changed or freed at once. The driver may read pageable memory after the call has returned (CUDA Runtime API,
+// "API synchronization behavior"), so that what is small goes through a ring of pinned memory, and what is large is waited for.
+inline void copy_to_device(void* to, const void* from, size_t bytes, Device dev) {
+#if HAS_KERNELS
+    constexpr size_t ring_bytes = 1 << 20;
+    static PinnedBuffer& ring = *new PinnedBuffer;  // never freed: at the program's end the driver may be gone
+    static size_t used = 0;
+    if (dev.cuda && bytes > 0 && bytes <= ring_bytes / 4) {
+        if (!ring.data) pinned_allocate(ring, ring_bytes, dev);
+        if (used + bytes > ring_bytes) {
+            CUDA_CHECK(cudaDeviceSynchronize());
+            used = 0;
+        }
+        memcpy(ring.data + used, from, bytes);
+        copy_pinned_to_device(to, ring.data + used, bytes, dev);
+        used += (bytes + 15) / 16 * 16;
+        return;
+    }
+    copy_pinned_to_device(to, from, bytes, dev);
+    if (dev.cuda && bytes > 0) CUDA_CHECK(cudaStreamSynchronize(dev.stream));
+#else
+    copy_pinned_to_device(to, from, bytes, dev);
+#endif
 }
 
 // waits for the stream: what was computed on it before has arrived when this returns

@@ -168,6 +168,29 @@ TEST(Distill, ATeacherThatIsGoneOrHasChangedIsSaid) {
     EXPECT_FALSE(fs::exists(student + "/checkpoint-2/source.json")) << "a teacher is not what the student was made of";
 }
 
+// GPTQ, then QAT: what stands behind the codes is no model, so that a teacher that is named teaches with its codes
+TEST(Distill, ANamedTeacherIsWhatItsFolderSays) {
+    const std::string gptq = fresh("quantized"), qat = fresh("sft"), student = fresh("distill");
+    good({"quantize", "--model", trained, "--weights", "int2:g16:asym", "--activations", "int8:token",
+          "--calibration_samples", "8", "--calibration_length", "32", "--train_data", sums, "--output_dir", gptq});
+    good({"sft", "--model", gptq + "/checkpoint-0", "--train_data", sums, "--max_steps", "1", "--learning_rate", "1e-4",
+          "--output_dir", qat});
+    const std::string teacher = qat + "/checkpoint-1";
+    ASSERT_TRUE(fs::exists(teacher + "/quantizer.safetensors"));
+    for (const std::string& folder : {teacher, gptq + "/checkpoint-0"}) {
+        const std::string out = fresh("distill");
+        good(distill(folder, out, {"--teacher", folder, "--eval_text", sums}, 0));
+        const json before = read_json(out + "/summary.json")["held_out_text"]["before"];
+        EXPECT_LT(number(before, "kl"), 1e-7) << folder;
+        EXPECT_EQ(number(before, "agreement"), 1.0) << folder;
+    }
+    // a student's own self is without its quantizers
+    fs::remove(teacher + "/source.json");
+    const Outcome r = good(distill(teacher, student, {"--eval_text", sums}, 0));
+    EXPECT_NE(r.err.find("the weights behind its codes"), std::string::npos) << r.err;
+    EXPECT_GT(number(read_json(student + "/summary.json")["held_out_text"]["before"], "kl"), 1e-3);
+}
+
 TEST(Optimizers, EachTrainsAndGroupsHaveTheirRates) {
     for (const std::string name : {"adamw", "adamw_bf16", "adamw_8bit", "muon"}) {
         std::string out = fresh("sft");

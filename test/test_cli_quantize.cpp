@@ -113,9 +113,18 @@ TEST(Quantize, BlockwiseAndThenScalesAlone) {
     good({"--config", out + "/config.json", "--output_dir", same});
     EXPECT_EQ(read_text(same + "/checkpoint-0/model.safetensors"), read_text(out + "/checkpoint-0/model.safetensors"));
 
-    const Args alone = {"--qat_scale",         "learned", "--group_learning_rates", "matrices=0, norms=0, embeddings=0",
-                        "--learning_rate",     "0.001",   "--save_dtype",           "float32",
-                        "--train_data",        sums,      "--model",                out + "/checkpoint-0"};
+    const Args alone = {"--qat_scale",
+                        "learned",
+                        "--group_learning_rates",
+                        "matrices=0, norms=0, embeddings=0",
+                        "--learning_rate",
+                        "0.001",
+                        "--save_dtype",
+                        "float32",
+                        "--train_data",
+                        sums,
+                        "--model",
+                        out + "/checkpoint-0"};
     const std::string first = fresh("first"), scales = fresh("scales");
     for (const auto& [to, steps] : {std::pair(first, "0"), {scales, "4"}})
         good(Args{"sft", "--methods", "e2e_qp", "--max_steps", steps, "--output_dir", to} + alone);
@@ -143,8 +152,10 @@ TEST(Quantize, BlockwiseAndThenScalesAlone) {
     const std::string lsq = fresh("lsq");
     good(Args{"sft", "--max_steps", "4", "--output_dir", lsq} + alone);
     EXPECT_GT(read_json(lsq + "/summary.json")["code_flip_total"], 0.0);
-    refused(2, {"sft", "--methods", "e2e_qp", "--output_dir", fresh("never"), "--train_data", sums, "--model", trained,
-                "--weights", "int4:g16"}, {"--methods e2e_qp", "--qat_scale learned"});
+    refused(2,
+            {"sft", "--methods", "e2e_qp", "--output_dir", fresh("never"), "--train_data", sums, "--model", trained,
+             "--weights", "int4:g16"},
+            {"--methods e2e_qp", "--qat_scale learned"});
     refused(2, quantize(fresh("never"), {"--ptq", "blockwise:layers=3", "--train_data", sums}), {"layers=3", "2"});
     json one = read_json(base + "/config.json");
     one["num_hidden_layers"] = 1;
@@ -155,8 +166,10 @@ TEST(Quantize, BlockwiseAndThenScalesAlone) {
     for (auto t = of_one.begin(); t != of_one.end();)
         t = t->first.find("layers.1.") == std::string::npos ? std::next(t) : of_one.erase(t);
     write_safetensors(small + "/model.safetensors", of_one);
-    refused(2, Args{"quantize", "--model", small, "--weights", "int4:g16", "--ptq", "blockwise", "--train_data", sums,
-                    "--output_dir", fresh("never")}, {"one layer", "distill"});
+    refused(2,
+            Args{"quantize", "--model", small, "--weights", "int4:g16", "--ptq", "blockwise", "--train_data", sums,
+                 "--output_dir", fresh("never")},
+            {"one layer", "distill"});
 }
 
 TEST(Quantize, BadInput) {
@@ -189,6 +202,80 @@ TEST(Quantize, BadInput) {
     args[2] = model;
     refused(1, args, {"model.layers.1.mlp.up_proj.weight", "not finite"});
     EXPECT_FALSE(fs::exists(out)) << "a folder of a run that never began";
+}
+
+// what a format cannot hold is said before the work, and what it picks by itself it holds
+TEST(Quantize, WhatAFormatCannotHoldIsSaidBeforeTheWork) {
+    const std::string never = fresh("never"), out = fresh("quantized");
+    auto of = [](const char* weights, const std::string& to, const Args& more) {
+        Args args = quantize(to, Args{"--train_data", sums} + more);
+        args[4] = weights;
+        return args;
+    };
+    const char *tables = "int8:channel; embed=int8:channel", *mixture = "int4:g16; down=int8:g16";
+    refused(1, of(tables, never, {"--format", "compressed-tensors"}),
+            {"compressed-tensors cannot hold", "embed_tokens", "take hf"});
+    for (const char* format : {"gptq", "gptq_v2"})
+        refused(1, of(mixture, never, {"--format", format}),
+                {std::string(format) + " cannot hold", "it has int", "others have int"});
+    EXPECT_FALSE(fs::exists(never));
+    good(of(tables, out, {"--ptq", "rtn"}));
+    EXPECT_EQ(read_json(out + "/summary.json")["format"], "hf");
+    good(of(mixture, fresh("mixture"), {"--ptq", "rtn", "--format", "compressed-tensors"}));
+}
+
+// the model before has no quantizers, and neither has the one that answers for --calibration self
+TEST(Quantize, BeforeIsWithoutAQuantizedCache) {
+    json before[2], after[2];
+    std::string answers[2];
+    for (int kv : {0, 1}) {
+        const std::string out = fresh("quantized");
+        Args args = quantize(out, {"--calibration", "self", "--train_data", problems, "--max_completion_length", "24",
+                                   "--eval_data", sums, "--eval_n", "20", "--kv_cache", kv ? "int2:token" : "none"});
+        const Outcome r = good(args);
+        const size_t at = r.out.find("answers of the model's own, ");
+        ASSERT_NE(at, std::string::npos) << r.out;
+        answers[kv] = r.out.substr(at, r.out.find(" tokens", at) - at);
+        before[kv] = read_json(out + "/summary.json")["log_loss"]["before"];
+        after[kv] = read_json(out + "/summary.json")["log_loss"]["after"];
+    }
+    EXPECT_EQ(before[0], before[1]);
+    EXPECT_NE(after[0], after[1]);
+    EXPECT_EQ(answers[0], answers[1]);
+}
+
+// GPTQ's codes would not survive to be measured again: amax finds other scales for what was rounded
+TEST(Quantize, ExportKeepsTheCodesOfTheQuantizerThatIsAskedFor) {
+    const std::string out = fresh("quantized"), checkpoint = out + "/checkpoint-0";
+    good(quantize(out, {"--train_data", sums}));
+    auto exported = [&](const std::string& from, const char* format, const Args& more, std::string* said = nullptr) {
+        const std::string to = fresh("exported");
+        const Outcome r = good(Args{"export", "--model", from, "--format", format, "--output_dir", to} + more);
+        if (said) *said = r.err;
+        return to;
+    };
+    std::string said;
+    for (const char* format : {"compressed-tensors", "gptq", "hf"}) {
+        const std::string own = exported(checkpoint, format, {}),
+                          asked = exported(checkpoint, format, {"--weights", "int4:g16"}, &said);
+        EXPECT_TRUE(read_text(own + "/model.safetensors") == read_text(asked + "/model.safetensors")) << format;
+        EXPECT_NE(said.find("read as --weights int4:g16:sym with the file's own scales"), std::string::npos) << said;
+    }
+    for (const char* other : {"int4:g32", "none; q=int4:g16"}) {
+        exported(checkpoint, "gptq", {"--weights", other}, &said);
+        EXPECT_NE(said.find("(int4:g16:sym) are dequantized and quantized anew"), std::string::npos) << said;
+    }
+    // a GGUF file, to a folder and to another file
+    const std::string q4_0 = exported(trained, "gguf:Q4_0", {"--weights", "int4:g32"}) + "/model.gguf";
+    const std::string own = exported(q4_0, "gptq", {}),
+                      asked = exported(q4_0, "gptq", {"--weights", "int4:g32"}, &said);
+    EXPECT_TRUE(read_text(own + "/model.safetensors") == read_text(asked + "/model.safetensors"));
+    EXPECT_NE(said.find("GGUF, read as --weights int4:g32"), std::string::npos) << said;
+    const std::string again = exported(q4_0, "gguf:Q4_0", {"--weights", "int4:g32"}) + "/model.gguf";
+    auto answer = [](const std::string& model) {
+        return good({"logprobs", "--model", model, "--prompt", "1+1=?\n#### 2"}).out;
+    };
+    EXPECT_EQ(answer(q4_0), answer(again));
 }
 
 TEST(Eval, LogLossOfAText) {
@@ -335,10 +422,29 @@ TEST(Policies, OfContainersKeepWhatTheContainerWidens) {
         // and another container of it
         const std::string exported = fresh("exported");
         if (std::string(c.weights).find(';') != std::string::npos) continue;
-        good({"export", "--model", checkpoint, "--format", c.format, "--output_dir", exported});
+        r = good({"export", "--model", checkpoint, "--format", c.format, "--output_dir", exported});
+        const bool told = r.err.find("tells other tools of --activations none, the model was made with int8:token") ==
+                          std::string::npos;
+        EXPECT_EQ(told, std::string(c.format) == "int-quantized") << r.err;
         EXPECT_EQ(read_text(exported + "/model.safetensors"), read_text(checkpoint + "/model.safetensors"));
         EXPECT_EQ(read_json(exported + "/quantizer.json"), read_json(checkpoint + "/quantizer.json"));
     }
+}
+
+// the evaluation in full precision has no quantizer of keys and values either
+TEST(Policies, FullPrecisionIsWithoutAQuantizedCache) {
+    json full[2], quantized[2];
+    for (int kv : {0, 1}) {
+        const std::string out = fresh("run");
+        good(grpo(out, {"--weights", "int4:g16", "--kv_cache", kv ? "int2:token" : "none", "--max_steps", "1",
+                        "--eval_data", problems, "--eval_n", "30", "--eval_samples", "2"}));
+        quantized[kv] = read_lines(out + "/evaluations.jsonl")[0];
+        full[kv] = quantized[kv]["full_precision"];
+        quantized[kv].erase("full_precision");
+    }
+    EXPECT_TRUE(full[0].is_object());
+    EXPECT_EQ(full[0], full[1]);
+    EXPECT_NE(quantized[0], quantized[1]);
 }
 
 TEST(Policies, FlagsAgainstTheFolderAreTold) {

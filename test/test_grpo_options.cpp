@@ -227,6 +227,10 @@ TEST(GrpoOptions, EntropyBonusAndHighEntropyTokens) {
     EXPECT_NEAR(kept / tokens, 0.25, 0.02);
     EXPECT_GT(distance(top, normal()), 1e-7);
     EXPECT_EQ(top.passes[0].tokens, normal().passes[0].tokens) << "the others stay in the denominator";
+    const Outcome both =
+        run({"--top_entropy_quantile", "0.25", "--entropy_coef", "0.1", "--steps_per_generation", "2"});
+    ASSERT_EQ(both.passes.size(), 2u);
+    EXPECT_NE(both.passes[1].bonus, 0.0) << "of the second update's own tokens";
 }
 
 TEST(GrpoOptions, OffPolicyMask) {

@@ -64,7 +64,7 @@ static void load(Model& m, const std::string& dir, bool masters, ScaleMode mode 
     model_quantize(m, rules, true);
     model_load_weights(m, dir);
     if (mode != ScaleMode::dynamic) quantizer_load(m, dir);
-    if (masters) { EXPECT_TRUE(masters_load(m, dir)); }
+    if (masters) { EXPECT_GT(masters_load(m, dir).weights, 0); }
     model_refresh(m);
 }
 
@@ -144,25 +144,48 @@ TEST(MastersFile, PlainWeightsAreTheGridsValues) {
     for (const auto& [name, file] : index["weight_map"].items()) EXPECT_EQ(file, "model.safetensors") << name;
 }
 
-// scales measured anew are those of the masters; another quantizer has the dequantized weights
+// Scales measured anew, or in another basis: masters that are rounded to the folder's codes on them are taken, those that
+// make up for errors of the folder's grid are not. Another quantizer has the dequantized weights
 TEST(MastersFile, WithScalesOfTheirOwn) {
-    Model m, again, fresh, other;
-    TempDir d;
-    quantized_model(m, "int4:g32:sym", "gptq");
-    MastersReport report;
-    save_quantized(m, d / "q", "", "float32", nothing, &report);
-    load(again, d / "q", true, ScaleMode::dynamic);
-    model_allocate(fresh, m.config);
-    model_quantize(fresh, rules_of("int4:g32:sym"), true);
-    memcpy(fresh.master.data, again.master.data, fresh.master.bytes());
-    model_refresh(fresh);
-    EXPECT_TRUE(same_work(again, fresh));
-    for (const LinearPart* t : quantized_parts(m))
-        EXPECT_EQ(memcmp(m.master.data + t->offset, again.master.data + t->offset, t->count() * sizeof(float)), 0);
-    model_allocate(other, m.config);
-    model_quantize(other, rules_of("int8:channel"), true);
-    model_load_weights(other, d / "q");
-    EXPECT_FALSE(masters_load(other, d / "q"));
+    struct {
+        const char *method, *weights;
+        bool taken;
+    } const cases[] = {{"rtn", "int4:g32:asym:mse", true},
+                       {"smoothquant", "nf4:g32:dq", true},
+                       {"gptq", "int4:g32:sym", false},
+                       {"gptq", "nf4:g32:dq", false}};
+    for (const auto& [method, weights, taken] : cases) {
+        Model m, codes, other;
+        TempDir d;
+        quantized_model(m, weights, method);
+        MastersReport report;
+        save_quantized(m, d / "q", "", "float32", nothing, &report);
+        load(codes, d / "q", false, ScaleMode::dynamic);
+        for (const char* basis : {"none", "down"}) {
+            SCOPED_TRACE(format("%s %s, --hadamard %s", method, weights, basis));
+            Model again;
+            again.dev = model_device();
+            model_allocate(again, m.config);
+            model_quantize(again, rules_of(weights), true);
+            model_rotate(again, basis);
+            model_load_weights(again, d / "q");
+            const MastersLoaded loaded = masters_load(again, d / "q");
+            const int all = (int)quantized_parts(m).size();
+            EXPECT_EQ(loaded.weights, taken ? all : 0);
+            EXPECT_EQ(loaded.left, taken ? 0 : all);
+            const Model& from = taken ? m : codes;
+            int64_t different = 0;
+            for (const LinearPart* t : quantized_parts(m))
+                for (int64_t i = 0; i < t->count(); i++)
+                    different += from.master[t->offset + i] != again.master[t->offset + i];
+            EXPECT_LT(different, (int64_t)m.num_params / 100);  // those that were settled
+        }
+        model_allocate(other, m.config);
+        model_quantize(other, rules_of("int8:channel"), true);
+        model_load_weights(other, d / "q");
+        const MastersLoaded none = masters_load(other, d / "q");
+        EXPECT_EQ(none.weights + none.left, 0);
+    }
 }
 
 TEST(MastersFile, BadInput) {
@@ -214,5 +237,108 @@ TEST(MastersFile, BadInput) {
     fs::copy_file(e / "q/masters.safetensors", path, fs::copy_options::overwrite_existing);
     refused("do not round to the folder's codes");
     fs::remove(path);
-    EXPECT_FALSE(masters_load(again, d / "q"));
+    EXPECT_EQ(masters_load(again, d / "q").weights, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// grids of a container that training keeps, beside its checkpoint
+
+// dir, a container, as a frozen base; grids: the folder whose quantizer.safetensors it takes where dir has none
+static void load_frozen(Model& m, const std::string& dir) {
+    m.dev = model_device();
+    model_allocate_frozen(m, model_config(dir), rules_of(policy_weights(policy_load(dir))));
+    quantizer_load(m, dir);
+    model_load_weights(m, dir);
+}
+
+// NF4's doubly quantized scales have no scale before them in a file; GPTQ's and AWQ's are fp16, of 11 bits and from 2^-24
+TEST(KeptGrids, OfAContainerAreReadAsTheyWereTrained) {
+    for (const auto& [format, weights] : {Case{"bnb-nf4", "nf4:dq"}, Case{"gptq", "int4:g32:sym"},
+                                          Case{"awq", "int4:g32:asym"}, Case{"compressed-tensors", "int8:channel"}}) {
+        SCOPED_TRACE(format);
+        Model m, trained, again, frozen;
+        TempDir d;
+        quantized_model(m, weights, "rtn");
+        if (quant_is_integer(quantized_parts(m)[0]->quantizer.spec)) {
+            for (LinearPart* t : quantized_parts(m)) {
+                for (int64_t g = 0; g < t->groups; g++)
+                    t->grid[g].scale = g % 50 == 49 ? 3.0f / (1 << 20) : (float)(1 + 1e-3) * t->grid[g].scale;
+                for (int64_t g = 0; g < t->groups; g++)
+                    t->grid[g].scale = fp16_bits_to_float(float_to_fp16_bits(t->grid[g].scale));
+                t->given = true;
+            }
+            model_refresh(m);
+        }
+        save_quantized(m, d / "q", format, "float32", nothing);
+        load(trained, d / "q", false);
+        EXPECT_TRUE(same_work(m, trained));
+        for (LinearPart* t : quantized_parts(trained))
+            for (int64_t i = 0; i < t->count(); i++) t->master[i] *= i % 3 ? 1.0f : 0.7f;  // codes flip
+        model_refresh(trained);
+        EXPECT_FALSE(same_work(m, trained));
+        model_save(trained, d / "c", "float32", nothing);
+        load(again, d / "c", false);
+        EXPECT_TRUE(same_work(trained, again));
+        EXPECT_EQ(memcmp(trained.grids.data, again.grids.data, trained.grids.bytes()), 0);
+        EXPECT_TRUE(trained.scale_codes.size == again.scale_codes.size &&
+                    trained.scale_floats.size == again.scale_floats.size);
+        if (trained.scale_codes.size) {
+            EXPECT_EQ(memcmp(trained.scale_codes.data, again.scale_codes.data, trained.scale_codes.bytes()), 0);
+            EXPECT_EQ(memcmp(trained.scale_floats.data, again.scale_floats.data, trained.scale_floats.bytes()), 0);
+        }
+        load_frozen(frozen, d / "c");
+        EXPECT_EQ(mean_loss(trained), mean_loss(frozen));
+        // and goes back into its container
+        save_quantized(again, d / "e", format, "float32", nothing);
+        Model exported;
+        load(exported, d / "e", false);
+        EXPECT_TRUE(same_work(trained, exported));
+    }
+}
+
+// as they were written without scale_code
+TEST(KeptGrids, ScalesThatAreAllZeroAreRefused) {
+    Model m, trained;
+    TempDir d;
+    quantized_model(m, "nf4:dq", "rtn");
+    save_quantized(m, d / "q", "bnb-nf4", "float32", nothing);
+    load(trained, d / "q", false);
+    model_save(trained, d / "c", "float32", nothing);
+    const std::string path = d / "c/quantizer.safetensors";
+    put(d / "whole", read_file(path));
+    const SafetensorsFile f = st_open(d / "whole");
+    auto changed = [&](bool with_codes, float code) {
+        std::vector<StWriteTensor> tensors;
+        for (const auto& [name, t] : f.tensors) {
+            const bool scale = name.size() > 6 && name.compare(name.size() - 6, 6, ".scale") == 0;
+            if (!scale && !with_codes) continue;
+            const float fill = scale ? 0.0f : code;
+            tensors.push_back(st_from_callback(name, "F32", t.shape,
+                                               [fill](int64_t, int64_t n, float* to) { std::fill(to, to + n, fill); }));
+        }
+        st_write(path, tensors, f.metadata);
+    };
+    auto refused = [&](const char* part) {
+        Model kept, frozen;
+        for (const std::string& e :
+             {error_of([&] { load(kept, d / "c", false); }), error_of([&] { load_frozen(frozen, d / "c"); })}) {
+            expect_has(e, part);
+            expect_has(e, path);
+            expect_has(e, "model.layers.0.self_attn.q_proj.weight");
+            expect_has(e, "remove the file");
+        }
+    };
+    changed(false, 0.0f);
+    refused("are all 0");
+    changed(true, 256.0f);
+    refused("256, which is no byte");
+    // a weight of zeros has no other scales
+    Model zeros, again;
+    quantized_model(zeros, "nf4:dq", "rtn");
+    memset(zeros.master.data, 0, zeros.master.bytes());
+    for (LinearPart* t : quantized_parts(zeros)) t->measured = false;
+    model_refresh(zeros);
+    model_save(zeros, d / "z", "float32", nothing);
+    load(again, d / "z", false);
+    EXPECT_TRUE(same_work(zeros, again));
 }

@@ -22,17 +22,17 @@ TEST(Methods, TextsAreParsedAndRefusedByName) {
     EXPECT_EQ(cage.silence, 0.8);
     EXPECT_TRUE(cage.coupled);
     EXPECT_TRUE(training_methods_parse("none").list.empty());
-    for (const auto& [text, part] : std::vector<std::pair<std::string, std::string>>{
-             {"cagee", "did you mean cage?"},
-             {"", "'' is not one of"},
-             {"cage+cage", "cage is given twice"},
-             {"cage:lamda=1", "did you mean lambda?"},
-             {"cage:lambda=x", "lambda=x: not a number in [0, 1000000]"},
-             {"cage:lambda=-1", "lambda=-1"},
-             {"cage:lambda", "lambda needs a value"},
-             {"cage:lambda=1:lambda=2", "lambda is given twice"},
-             {"cage:form=couple", "did you mean coupled?"},
-             {"freeze:momentum=0", "momentum=0"}})
+    for (const auto& [text, part] :
+         std::vector<std::pair<std::string, std::string>>{{"cagee", "did you mean cage?"},
+                                                          {"", "'' is not one of"},
+                                                          {"cage+cage", "cage is given twice"},
+                                                          {"cage:lamda=1", "did you mean lambda?"},
+                                                          {"cage:lambda=x", "lambda=x: not a number in [0, 1000000]"},
+                                                          {"cage:lambda=-1", "lambda=-1"},
+                                                          {"cage:lambda", "lambda needs a value"},
+                                                          {"cage:lambda=1:lambda=2", "lambda is given twice"},
+                                                          {"cage:form=couple", "did you mean coupled?"},
+                                                          {"freeze:momentum=0", "momentum=0"}})
         EXPECT_NE(message_of_methods(text).find(part), std::string::npos) << text << ": " << message_of_methods(text);
 }
 
@@ -137,13 +137,16 @@ TEST(Methods, OscillatingCodesAreCountedAndFrozen) {
                     const std::vector<float> w = weights(step);
                     Full master(w, run.dev);
                     TestBuffer<floatX> q(std::vector<floatX>(n, (floatX)9.0f), run.dev);
-                    oscillation_track(a.view(), master.data, q.data, grids.data, shape, spec, rule, run.dev);
+                    TestBuffer<int8_t> codes(std::vector<int8_t>(n, 99), run.dev);
+                    oscillation_track(a.view(), master.data, q.data, codes.data, grids.data, shape, spec, rule,
+                                      run.dev);
                     for (int64_t i = 0; i < n; i++) want[i].step(quant_code(spec, w[i], grid[0]), 0.2, 0.3);
                     last = master.get(), work = q.get();
                     for (int64_t i = 0; i < n; i++) {
                         const float value = want[i].frozen ? quant_value(spec, want[i].held, grid[0]) : w[i];
                         EXPECT_EQ(last[i], value) << step << " " << i;
                         EXPECT_EQ((float)work[i], want[i].frozen ? value : 9.0f) << step << " " << i;
+                        EXPECT_EQ((int)codes.get()[i], want[i].frozen ? want[i].held : 99) << step << " " << i;
                     }
                 }
                 Full moved(weights(1), run.dev);

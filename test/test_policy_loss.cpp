@@ -232,6 +232,7 @@ TEST(PolicyLossGolden, MetricsAreTrls) {
             check("clip_ratio/high_mean", s.clip_high / s.clip_units);
             check("clip_ratio/high_max", s.clip_high_max);
             check("cispo_clip_ratio", s.clip_high / s.clip_units);
+            check("vespo/phi_seq_mean", s.coefficient / s.clip_units);
             check("kl", s.kl / s.tokens);
         }
     }

@@ -245,16 +245,40 @@ TEST(SimtRuntime, LazyCopies) {
     pinned[0] = 5;
     CUDA_CHECK(cudaMemcpyAsync(p, pinned, 4, cudaMemcpyHostToDevice, lazy.a));
     CUDA_CHECK(cudaMemcpyAsync(p + 1, &host, 4, cudaMemcpyHostToDevice, lazy.a));
-    pinned[0] = host = 6;  // pageable memory may be reused, pinned memory not yet
+    pinned[0] = host = 6;  // neither may be reused yet
     CUDA_CHECK(cudaMemcpyAsync(pinned + 1, p, 4, cudaMemcpyDeviceToHost, lazy.a));
     EXPECT_EQ(p[0], 0);
     CUDA_CHECK(cudaMemcpyAsync(&back, p + 1, 4, cudaMemcpyDeviceToHost, lazy.a));  // to pageable memory: waits
     EXPECT_EQ(p[0], 6);
-    EXPECT_EQ(p[1], 5);
+    EXPECT_EQ(p[1], 6);
     EXPECT_EQ(pinned[1], 6);
-    EXPECT_EQ(back, 5);
+    EXPECT_EQ(back, 6);
     CUDA_CHECK(cudaFree(p));
     CUDA_CHECK(cudaFreeHost(pinned));
+}
+
+// what the program copies may be changed at once, whatever its size, and more often than its ring has room for
+TEST(SimtRuntime, SourcesOfCopiesMayBeReused) {
+    Lazy lazy;
+    Device dev;
+    dev.cuda = true, dev.stream = lazy.a;
+    for (const size_t n : {(size_t)1, (size_t)1000, (size_t)60000, (size_t)300000}) {
+        std::vector<std::vector<int> > sent;
+        std::vector<int*> at;
+        for (int copy = 0; copy < 7; copy++) {
+            std::vector<int> source(n);
+            for (size_t i = 0; i < n; i++) source[i] = (int)i * 7 + copy;
+            sent.push_back(source);
+            at.push_back(device_array<int>(std::vector<int>(n, -1)));
+            copy_to_device(at.back(), source.data(), n * sizeof(int), dev);
+            std::fill(source.begin(), source.end(), -2);
+        }
+        CUDA_CHECK(cudaStreamSynchronize(lazy.a));
+        for (size_t copy = 0; copy < sent.size(); copy++) {
+            EXPECT_EQ(std::vector<int>(at[copy], at[copy] + n), sent[copy]) << n << " " << copy;
+            CUDA_CHECK(cudaFree(at[copy]));
+        }
+    }
 }
 
 // b reads what a writes; without the event's wait it reads the value of before

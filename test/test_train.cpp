@@ -455,6 +455,35 @@ struct Counting : Objective {
     bool done() override { return prepared == done_after; }
 };
 
+// the first update moves all weights, the second is skipped
+struct MovesOnce : Counting {
+    StepLoss loss(Trainer& t, const StepContext& c, bool) override {
+        for (size_t i = 0; i < t.grads.size; i++) t.grads.data[i] = c.update == 0 ? 1.0f : NAN;
+        return {1.0, 10};
+    }
+};
+
+TEST(TrainLoop, FlipsAreThoseOfAllUpdatesOfAStep) {
+    Model m;
+    make_model(m, "int4:g16", 1);
+    Trainer t;
+    trainer_init(t, m, 64, false);
+    TrainingData data = training_data(some_examples(), 4, 0);
+    LoopConfig c;
+    c.steps = 5, c.learning_rate = 0.05;
+    for (const int updates : {1, 2}) {
+        MovesOnce o;
+        o.updates = updates;
+        LoopState state;
+        StepReport r;
+        ASSERT_TRUE(loop_step(t, o, data, c, state, r));
+        EXPECT_GT(r.update.flip_rate, 0.01) << updates;
+        EXPECT_EQ(r.update.flip_rate, code_flip_rate(m, false));
+        EXPECT_EQ(r.update.flip_total, code_flip_rate(m, true));
+        EXPECT_EQ(r.update.skipped, updates == 2);
+    }
+}
+
 TEST(TrainLoop, CountsStepsUpdatesAndEnds) {
     Model m;
     make_model(m, "int4:g16", 1);

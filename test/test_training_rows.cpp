@@ -513,6 +513,21 @@ TEST(Curriculum, EasyOnesFirstAndEveryRowOfAnEpochOnce) {
     EXPECT_EQ(further[1].prompt.problem->pass_rate, 0.75);
 }
 
+// what an epoch of whole steps leaves out is not always the hardest
+TEST(Curriculum, NoRowIsLeftOutOfEveryEpoch) {
+    TrainingData d = ordered("solved:by=easy_first", {0.5, 0.25, 1, 0.5, 0, 0.5, 1, 0.75, 0.1, 0.9}, 4);
+    d.whole_steps = true;
+    std::set<int64_t> seen;
+    for (int64_t epoch = 0; epoch < 20; epoch++) {
+        std::vector<double> rates;
+        for (const int64_t step : {2 * epoch, 2 * epoch + 1})
+            for (const int64_t i : training_indices(d, step)) rates.push_back(rate_of(d, i)), seen.insert(i);
+        EXPECT_EQ(rates.size(), 8u);
+        EXPECT_TRUE(std::is_sorted(rates.rbegin(), rates.rend())) << "easy ones first";
+    }
+    EXPECT_EQ(seen.size(), 10u);
+}
+
 TEST(Curriculum, UncertainOnesFirst) {
     std::vector<double> rates(100, 1.0);
     for (int i = 0; i < 10; i++) rates[(size_t)i * 7] = 0.5;

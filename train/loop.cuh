@@ -39,10 +39,14 @@ inline void agree_on_passes(Trainer& t, Comm& comm) {
     t.passes = (uint32_t)passes;
 }
 
-// The updates of one step. False: abandoned, and nothing of the model has changed
+// The updates of one step; flips are those of all of them. False: abandoned, and nothing of the model has changed
 inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context, const LoopConfig& c,
                          StepReport& report, bool& whole) {
+    const std::vector<LinearPart*> parts = quantized_parts(*t.model);
+    std::vector<int64_t> flips(parts.size(), 0);
+    bool skipped = false;
     for (int i = 0; i < objective.iterations(); i++) {
+        for (LinearPart* p : parts) p->flips = 0;  // an update that is skipped changes none
         // Before the first update a step can be abandoned without a trace; after it, it is finished. Several ranks would
         // have to agree on each micro-batch, so they finish it; and a search has moved weights in between.
         const bool can_stop = i == 0 && context.world() == 1 && !t.optimizer.rule->search;
@@ -55,7 +59,13 @@ inline bool loop_updates(Trainer& t, Objective& objective, StepContext& context,
         if (context.comm) check_ranks_agree(t.optimizer, *context.comm, t.step);
         report.forward_tokens += report.update.loss.forward_tokens;
         report.loss += report.update.loss.loss / objective.iterations();
+        skipped |= report.update.skipped;
+        for (size_t k = 0; k < parts.size(); k++) flips[k] += parts[k]->flips;
     }
+    for (size_t k = 0; k < parts.size(); k++) parts[k]->flips = flips[k];
+    report.update.skipped = skipped;
+    report.update.flip_rate = code_flip_rate(*t.model, false);
+    report.update.flip_total = code_flip_rate(*t.model, true);
     if (context.comm) agree_on_passes(t, *context.comm);
     whole = true;
     return true;
@@ -80,6 +90,8 @@ inline bool loop_step(Trainer& t, Objective& objective, const TrainingData& data
     next.step++;
     objective.after_step(t, next.step);
     next.tokens_trained += r.forward_tokens;
+    const int64_t sampled = next.generated.tokens() - state.generated.tokens();
+    next.num_tokens += sampled ? sampled : r.forward_tokens;
     next.train_seconds += r.train_seconds;
     next.trainer = t;
     r.seconds = wall_seconds() - start;
@@ -106,7 +118,7 @@ inline nlohmann::ordered_json loop_metrics(const Trainer& t, const Objective& ob
             j[std::string("quant/") + name] = value;
     j["skipped_steps"] = t.skipped;
     j["epoch"] = epoch;
-    j["num_tokens"] = state.num_tokens();
+    j["num_tokens"] = state.num_tokens;
     objective.timings(j, r);
     if (t.model->dev.cuda) {
         j["perf/copies_to_device"] = transfers.to_device - before.to_device;

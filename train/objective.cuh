@@ -24,12 +24,9 @@ struct LoopState {
     TrainerCounters trainer;  // as that step left them
     nlohmann::ordered_json
         pending;  // the metrics of that step, if they are not logged yet: its evaluation was stopped, or the disk was full
-    Watch watch;                  // what it is warned of
-    bool whole = true;            // the weights are those of that step, and not between two updates of the next
-    int64_t num_tokens() const {  // TRL's: those that were sampled, where they are; else those that were trained on
-        int64_t sampled = generated.prompt_tokens + generated.completion_tokens;
-        return sampled ? sampled : tokens_trained;
-    }
+    Watch watch;             // what it is warned of
+    bool whole = true;       // the weights are those of that step, and not between two updates of the next
+    int64_t num_tokens = 0;  // of each step those that it sampled, a prompt once; where it samples none, trained on
 };
 
 // One step as its objective sees it

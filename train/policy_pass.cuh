@@ -106,13 +106,19 @@ struct PolicyTargets {
     double bonus = 0.0;           // dL/dentropy of a token that has the bonus
 };
 
+// [N] tokens of each completion that count
+inline std::vector<int> counted_lengths(const std::vector<Completion>& completions, const PolicyPassConfig& c) {
+    std::vector<int> lengths;
+    for (const Completion& done : completions)
+        lengths.push_back(c.mask_truncated && !done.finished ? 0 : (int)done.tokens.size());
+    return lengths;
+}
+
 // first, last: of the completions; last -1: all
 inline PolicyTargets policy_targets(const std::vector<Completion>& completions, const PolicyData& data,
                                     const PolicyPassConfig& c, int first = 0, int last = -1) {
     const int N = (int)completions.size();
-    PolicyTargets x{completions, data, first, last < 0 ? N : last, {}, {}, 0.0};
-    for (const Completion& done : completions)
-        x.lengths.push_back(c.mask_truncated && !done.finished ? 0 : (int)done.tokens.size());
+    PolicyTargets x{completions, data, first, last < 0 ? N : last, counted_lengths(completions, c), {}, 0.0};
     const std::vector<int> here(x.lengths.begin() + x.first, x.lengths.begin() + x.last);
     const std::vector<double> w =
         completion_weights(here, c.aggregation, c.accumulation_steps, c.max_completion_length);
@@ -297,15 +303,20 @@ inline PolicyPass policy_pass(Trainer& t, const std::vector<std::vector<int>>& p
     return out;
 }
 
-// Of several updates, as TRL logs them: each number's mean
+// Of several updates, as TRL logs them: each number's mean, of the entropy over those that have tokens
 inline PolicyPass policy_pass_mean(const std::vector<PolicyPass>& passes) {
     PolicyPass mean = passes.back();
     using Number = double PolicyPass::*;
-    for (Number x : {&PolicyPass::loss, &PolicyPass::bonus, &PolicyPass::kl, &PolicyPass::entropy,
-                     &PolicyPass::clip_low, &PolicyPass::clip_high, &PolicyPass::clip_low_min,
-                     &PolicyPass::clip_high_max, &PolicyPass::coefficient, &PolicyPass::dropped}) {
+    for (Number x :
+         {&PolicyPass::loss, &PolicyPass::bonus, &PolicyPass::kl, &PolicyPass::clip_low, &PolicyPass::clip_high,
+          &PolicyPass::clip_low_min, &PolicyPass::clip_high_max, &PolicyPass::coefficient, &PolicyPass::dropped}) {
         mean.*x = 0.0;
         for (const PolicyPass& p : passes) mean.*x += p.*x / (double)passes.size();
     }
+    mean.entropy = 0.0, mean.tokens = 0;
+    int counted = 0;
+    for (const PolicyPass& p : passes) counted += p.tokens > 0, mean.tokens += p.tokens;
+    for (const PolicyPass& p : passes)
+        if (p.tokens > 0) mean.entropy += p.entropy / counted;
     return mean;
 }

@@ -37,6 +37,7 @@ inline nlohmann::ordered_json state_to_json(const LoopState& s) {
     nlohmann::ordered_json j;
     j["step"] = s.step;
     j["tokens_trained"] = s.tokens_trained;
+    j["num_tokens"] = s.num_tokens;
     j["train_seconds"] = s.train_seconds;
     j["prompt_tokens"] = s.generated.prompt_tokens;
     j["completion_tokens"] = s.generated.completion_tokens;
@@ -65,6 +66,7 @@ inline LoopState state_from_json(const nlohmann::ordered_json& j, const std::str
     LoopState s;
     s.step = count("step");
     s.tokens_trained = count("tokens_trained");
+    if (j.contains("num_tokens")) s.num_tokens = count("num_tokens");
     s.train_seconds = number("train_seconds");
     s.generated.prompt_tokens = count("prompt_tokens");
     s.generated.completion_tokens = count("completion_tokens");

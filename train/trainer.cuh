@@ -77,6 +77,7 @@ inline void trainer_reset(Trainer& t) {
     for (Buffer<float>* b : {&t.grads, &t.scale_grads}) set_zero(b->data, b->bytes(), t.model->dev);
     optimizer_reset(t.optimizer);
     t.step = t.skipped = t.skipped_in_a_row = 0;
+    t.model->noise.step = 0;  // stochastic rounding's draws, as a resumed run has them
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -140,8 +140,8 @@ inline void simt_copy_rows(char* to, size_t to_pitch, const char* from, size_t f
     for (size_t i = 0; i < rows && width; i++) memcpy(to + i * to_pitch, from + i * from_pitch, width);
 }
 
-// Rows of `width` bytes. As with the real one, the source may be reused at once when it is pageable host memory, and
-// the copy is over when this returns when the destination is.
+// Rows of `width` bytes. The source is read when the stream comes to it: of pageable memory, too, the real one promises no
+// more. The copy is over when this returns when the destination is pageable.
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                                      size_t rows, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
     if (width == 0 || rows == 0) return cudaSuccess;
@@ -154,13 +154,7 @@ inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from
         return cudaSuccess;
     }
     bool captures = stream->capture != cudaStreamCaptureStatusNone;
-    if (!captures && simt_place(f) == 'h') {
-        auto staged = std::make_shared<std::vector<char>>(width * rows);
-        simt_copy_rows(staged->data(), width, f, from_pitch, width, rows);
-        simt_later(stream, [=] { simt_copy_rows(t, to_pitch, staged->data(), width, width, rows); });
-    } else {
-        simt_later(stream, [=] { simt_copy_rows(t, to_pitch, f, from_pitch, width, rows); });
-    }
+    simt_later(stream, [=] { simt_copy_rows(t, to_pitch, f, from_pitch, width, rows); });
     if (!captures && simt_place(t) == 'h') simt_drain(stream);
     return cudaSuccess;
 }
