@@ -58,6 +58,13 @@ inline bool quantize_plan(QuantizeRun& q) {
         ExportSummary exported;
         for (const LinearPart* t : quantized_parts(s.m)) {
             check_container(exported, o.format, t->name, t->layer < 0, t->rows, t->cols, t->quantizer);
+            const QuantSpec spec = t->quantizer.spec;
+            if (o.format == "hf" && o.save_dtype == "bfloat16" && quant_is_integer(spec) && spec.bits == 8 &&
+                !spec.symmetric)
+                fail_usage(
+                    "--save_dtype bfloat16: its 8 bits do not hold the levels of int8:asym above 128, and %s would be "
+                    "read back as other codes; take float32",
+                    t->name.c_str());
             codes += t->count();
         }
         if (!s.m.codes.size) s.m.codes.allocate((size_t)codes, "quantization codes", "", s.m.dev);

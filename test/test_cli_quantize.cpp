@@ -218,6 +218,7 @@ TEST(Quantize, WhatAFormatCannotHoldIsSaidBeforeTheWork) {
     for (const char* format : {"gptq", "gptq_v2"})
         refused(1, of(mixture, never, {"--format", format}),
                 {std::string(format) + " cannot hold", "it has int", "others have int"});
+    refused(2, of("int8:channel:asym", never, {"--format", "hf", "--save_dtype", "bfloat16"}), {"take float32"});
     EXPECT_FALSE(fs::exists(never));
     good(of(tables, out, {"--ptq", "rtn"}));
     EXPECT_EQ(read_json(out + "/summary.json")["format"], "hf");
