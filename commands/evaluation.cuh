@@ -144,15 +144,12 @@ inline WatchContext watch_context(const Session& s, int64_t longest, bool strict
     return c;
 }
 
-// the same policy without its quantizers
+// the same policy without its quantizers; state: allocated under a PlainCache, where the model's cache holds codes
 inline EvalResult run_eval_full_precision(Session& s, RolloutState& state, const std::vector<Prompt>& prompts,
                                           const RewardSet& rewards, uint32_t index) {
     const PlainCache plain(s.m);
-    RolloutState own;  // for a cache of codes holds no numbers; beyond the memory plan, as long as this takes
-    const bool codes = state.cache.k_codes[0].size > 0;
-    if (codes) rollout_allocate(own, s.m, eval_shape(s, prompts, state.shape.slots));
     model_refresh(s.m, false);
-    EvalResult r = run_eval(s, codes ? own : state, prompts, rewards, index, full_precision());
+    EvalResult r = run_eval(s, state, prompts, rewards, index, full_precision());
     model_refresh(s.m);
     return r;
 }

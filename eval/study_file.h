@@ -601,6 +601,31 @@ inline void study_keep_claims(Study& s, const std::vector<std::string>& ids) {
     study_drop_lines(s);
 }
 
+inline void study_of_eval(const StudyPlace& at, const StudyJson& flags) {
+    for (const auto& flag : flags.items())
+        if (!(option_rows[option_index(flag.key())].commands & IN_EVAL))
+            fail_usage("%s: eval has no --%s", (at / flag.key()).at.c_str(), flag.key().c_str());
+    if (flags.contains("log_completions"))
+        fail_usage("%s: what is compared are the completions", (at / "log_completions").at.c_str());
+}
+
+// how arms are measured, and with what flags all stages run
+inline void study_evaluations(Study& s, const StudyPlace& place, const StudyJson& j) {
+    if (j.contains("all")) s.all = study_flags(place / "all", j["all"]);
+    for (const auto& [key, flags] :
+         {std::pair("evaluation", &s.evaluation), {"validation", &s.validation}, {"drift", &s.drift}}) {
+        if (!j.contains(key)) continue;
+        *flags = study_flags(place / key, j[key]);
+        study_of_eval(place / key, *flags);
+    }
+    if (!s.drift.is_null() && s.full.empty())
+        fail_usage("%s: the distance from `full` needs it", (place / "drift").at.c_str());
+    auto asks = [](const StudyJson& flags) { return flags.contains("task") || flags.contains("eval_data"); };
+    if (s.evaluation.contains("eval_text") && !asks(s.evaluation) && !asks(s.all))
+        fail_usage("%s: no problems; name some by task or eval_data", (place / "evaluation").at.c_str());
+    if (s.evaluation.contains("task")) study_text(place / "evaluation" / "task", s.evaluation["task"]);
+}
+
 inline Study study_parse(const StudyJson& given, const std::string& file, bool quick = false) {
     const StudyPlace place{printable(file, 400) + ": "};
     study_keys(place, given,
@@ -624,26 +649,7 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
     if (std::find(s.seeds.begin(), s.seeds.end(), s.sweep_seed) != s.seeds.end())
         fail_usage("%s: %llu is one of the seeds; what chooses a value is not used again",
                    (place / "sweep_seed").at.c_str(), (unsigned long long)s.sweep_seed);
-    if (j.contains("all")) s.all = study_flags(place / "all", j["all"]);
-    if (j.contains("evaluation")) s.evaluation = study_flags(place / "evaluation", j["evaluation"]);
-    if (j.contains("validation")) s.validation = study_flags(place / "validation", j["validation"]);
-    if (j.contains("drift")) {
-        s.drift = study_flags(place / "drift", j["drift"]);
-        if (s.full.empty()) fail_usage("%s: the distance from `full` needs it", (place / "drift").at.c_str());
-    }
-    auto of_eval = [](const StudyPlace& at, const StudyJson& flags) {
-        for (const auto& flag : flags.items())
-            if (!(option_rows[option_index(flag.key())].commands & IN_EVAL))
-                fail_usage("%s: eval has no --%s", (at / flag.key()).at.c_str(), flag.key().c_str());
-        if (flags.contains("log_completions"))
-            fail_usage("%s: what is compared are the completions", (at / "log_completions").at.c_str());
-    };
-    of_eval(place / "evaluation", s.evaluation), of_eval(place / "validation", s.validation);
-    auto asks = [](const StudyJson& flags) { return flags.contains("task") || flags.contains("eval_data"); };
-    if (s.evaluation.contains("eval_text") && !asks(s.evaluation) && !asks(s.all))
-        fail_usage("%s: no problems; name some by task or eval_data", (place / "evaluation").at.c_str());
-    if (s.evaluation.contains("task")) study_text(place / "evaluation" / "task", s.evaluation["task"]);
-    if (!s.drift.is_null()) of_eval(place / "drift", s.drift);
+    study_evaluations(s, place, j);
     for (const char* list : {"stages", "arms"})
         if (!j[list].is_object() || j[list].empty()) fail_usage("%s: not an object of them", (place / list).at.c_str());
     for (const auto& item : j["stages"].items())
@@ -673,7 +679,7 @@ inline Study study_parse(const StudyJson& given, const std::string& file, bool q
     study_check_arms(s, place);
     if (quick) study_drop_unknown(s);
     study_check_names(s, place);
-    for (const StudyArm& arm : s.arms) of_eval(place / "arms" / arm.name / "evaluation", arm.evaluation);
+    for (const StudyArm& arm : s.arms) study_of_eval(place / "arms" / arm.name / "evaluation", arm.evaluation);
     for (const StudyStage& stage : s.stages)
         if (!stage.sweep.empty() && s.validation.empty() && s.evaluation.contains("eval_data"))
             fail_usage(
